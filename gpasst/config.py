@@ -1,0 +1,278 @@
+"""What a user can ask for: one frozen record, declared once, from which the command line is made too.
+
+A field's name is the long option's name with ``_`` for ``-``; its metadata is the rest of the option. Values are
+checked here, at the edge, so that no other room has to doubt an address, a port or a number.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+from gpasst import portspec
+from gpasst.errors import ConfigurationError
+
+MTU_DEFAULT = 65520  # bytes; 65535 - 14, rounded down to a multiple of 4 (seed)
+MTU_MAXIMUM = 65535  # bytes
+MTU_MINIMUM = 68  # bytes; RFC 791
+TAP_MTU_MAXIMUM = 65521  # bytes; the tun driver's 65535 less the Ethernet header
+HOST_MAC = "9a:55:9a:55:9a:55"  # constant, so that captures repeat (upstream since 2024-08)
+TIMEOUT_DEFAULT = 180  # seconds; CONN_TIMEOUT of the seed
+LOG_SIZE_DEFAULT = 1 << 20  # bytes
+LOG_SIZE_MINIMUM = 5 * 8192  # bytes; five blocks
+UDP_FILTERS = ("endpoint", "address")
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """How a field of `Config` appears on the command line.
+
+    :ivar help: one line for ``--help``.
+    :ivar metavar: name of the value; empty for a switch.
+    :ivar short: the short form, with its dash, or empty.
+    :ivar group: heading under which ``--help`` lists it.
+    :ivar repeat: whether it may be given more than once, each adding a value.
+    """
+
+    help: str
+    metavar: str = ""
+    short: str = ""
+    group: str = "network"
+    repeat: bool = False
+
+
+def _option(default: Any, help: str, metavar: str = "", short: str = "", group: str = "network") -> Any:  # noqa: A002
+    option = Option(help, metavar, short, group, repeat=isinstance(default, tuple))
+    return field(default=default, metadata={"option": option})
+
+
+def options() -> dict[str, Option]:
+    """Give each option of `Config` by its field's name, in the order of declaration."""
+    return {item.name: item.metadata["option"] for item in fields(Config) if "option" in item.metadata}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything that shapes one connection between a guest and the host.
+
+    Every field is the option of the same name. Fields that take several values accept one string or an iterable of
+    strings. Nothing given means: copy the host's own configuration, track UDP, forward nothing.
+
+    :raises ConfigurationError: for a value that makes no sense, or two that contradict each other.
+    """
+
+    pid: int | None = None
+    netns: str = _option("", "join the network namespace at PATH, or called NAME", "PATH|NAME", group="namespace")
+    userns: str = _option("", "join the user namespace at PATH", "PATH", group="namespace")
+    netns_only: bool = _option(False, "make or join no user namespace", group="namespace")
+    no_netns_quit: bool = _option(False, "go on when the namespace is deleted", group="namespace")
+    config_net: bool = _option(False, "configure the tap with the host's addresses and routes", group="namespace")
+    ns_ifname: str = _option("", "name of the tap in the namespace", "NAME", "-I", group="namespace")
+    ns_mac_addr: str = _option("", "MAC address of the tap", "ADDR", group="namespace")
+
+    interface: str = _option("", "take addresses and routes from this interface", "NAME", "-i")
+    address: tuple[str, ...] = _option((), "address of the guest, once a family", "ADDR[/LEN]", "-a")
+    netmask: str = _option("", "IPv4 netmask or prefix length of the guest", "MASK", "-n")
+    gateway: tuple[str, ...] = _option((), "gateway of the guest, once a family", "ADDR", "-g")
+    mac_addr: str = _option(HOST_MAC, "MAC address of the host as the guest sees it", "ADDR", "-M")
+    mtu: int = _option(MTU_DEFAULT, "MTU of the tap, 0 to leave it alone", "BYTES", "-m")
+    ipv4_only: bool = _option(False, "carry IPv4 only", short="-4")
+    ipv6_only: bool = _option(False, "carry IPv6 only", short="-6")
+    outbound: tuple[str, ...] = _option((), "source address of outgoing traffic, once a family", "ADDR", "-o")
+    outbound_if4: str = _option("", "interface for outgoing IPv4 traffic", "NAME")
+    outbound_if6: str = _option("", "interface for outgoing IPv6 traffic", "NAME")
+    no_map_gw: bool = _option(False, "the gateway's address is not the host")
+    map_host_loopback: tuple[str, ...] = _option(
+        (), "address that leads to the host's loopback, once a family, or none", "ADDR|none"
+    )
+    map_guest_addr: tuple[str, ...] = _option(
+        (), "address that leads to the host's own address, once a family, or none", "ADDR|none"
+    )
+
+    dns: tuple[str, ...] = _option((), "resolvers that the guest is told", "ADDR|none", "-D", group="names")
+    dns_forward: tuple[str, ...] = _option(
+        (), "address that leads to the host's resolver, once a family", "ADDR", group="names"
+    )
+    dns_host: tuple[str, ...] = _option(
+        (), "the host's resolver, once a family [first in resolv.conf]", "ADDR", group="names"
+    )
+    search: tuple[str, ...] = _option((), "search domains that the guest is told", "NAME|none", "-S", group="names")
+    dhcp_dns: bool = _option(False, "tell the guest resolvers", group="names")
+    dhcp_search: bool = _option(False, "tell the guest search domains", group="names")
+
+    udp_ports: tuple[str, ...] = _option((), "UDP ports of the host that lead to the guest", "SPEC", "-u", "ports")
+    freebind: bool = _option(False, "forward on addresses that the host does not have yet", group="ports")
+    udp_timeout: int = _option(TIMEOUT_DEFAULT, "idle seconds after which a UDP mapping ends", "SECONDS", group="ports")
+    udp_filter: str = _option(
+        "endpoint", "who may answer: endpoint (anyone) or address (whom the guest sent to)", "KIND", group="ports"
+    )
+
+    no_tcp: bool = _option(False, "ignore TCP", group="protocols")
+    no_udp: bool = _option(False, "ignore UDP", group="protocols")
+    no_icmp: bool = _option(False, "ignore ICMP and ICMPv6", group="protocols")
+    no_ndp: bool = _option(False, "answer no neighbour discovery", group="protocols")
+    no_ra: bool = _option(False, "send no router advertisements", group="protocols")
+    no_dhcp: bool = _option(False, "serve no DHCP (it is not served yet)", group="protocols")
+    no_dhcpv6: bool = _option(False, "serve no DHCPv6 (it is not served yet)", group="protocols")
+
+    pcap: str = _option("", "capture what crosses the tap", "FILE", "-p", group="operation")
+    no_offload: bool = _option(False, "move every datagram on its own", group="operation")
+
+    def __post_init__(self) -> None:
+        self._normalise()
+        self._check_conflicts()
+        for name in ("address", "gateway", "outbound", "dns_forward", "dns_host"):
+            _check_addresses(name, getattr(self, name), prefix=name == "address")
+        for name in ("map_host_loopback", "map_guest_addr", "dns"):
+            _check_addresses(name, [value for value in getattr(self, name) if value != "none"])
+        for value in self.dns_forward:
+            if ipaddress.ip_address(value).is_loopback:
+                raise ConfigurationError(
+                    f"--dns-forward {value} is a loopback address", "choose one that the guest sends to its gateway"
+                )
+        if self.netmask:
+            parse_netmask(self.netmask)
+        for name in ("mac_addr", "ns_mac_addr"):
+            if getattr(self, name):
+                parse_mac(getattr(self, name), long_option(name))
+        for name in ("ns_ifname", "interface", "outbound_if4", "outbound_if6"):
+            _check_interface_name(getattr(self, name), long_option(name))
+        self._check_numbers()
+        portspec.parse("--udp-ports", self.udp_ports)
+
+    def _normalise(self) -> None:
+        """Accept one string where several are allowed, and check the types."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(item.default, tuple):
+                values = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else None
+                if values is None or not all(isinstance(text, str) for text in values):
+                    raise ConfigurationError(
+                        f"{long_option(item.name)} takes text, not {value!r}", "give a string or several"
+                    )
+                object.__setattr__(self, item.name, values)
+            elif item.default is not MISSING and item.default is not None:
+                if type(value) is not type(item.default):
+                    kind = type(item.default).__name__
+                    raise ConfigurationError(
+                        f"{long_option(item.name)} takes a value of type {kind}, not {value!r}", "convert it"
+                    )
+
+    def _check_conflicts(self) -> None:
+        for one, other in (
+            ("ipv4_only", "ipv6_only"),
+            ("userns", "netns_only"),
+            ("pid", "netns"),
+        ):
+            if getattr(self, one) and getattr(self, other):
+                raise ConfigurationError(
+                    f"{long_option(one)} and {long_option(other)} exclude each other", "give only one of them"
+                )
+
+    def _check_numbers(self) -> None:
+        if self.mtu and not MTU_MINIMUM <= self.mtu <= MTU_MAXIMUM:
+            raise ConfigurationError(f"--mtu {self.mtu} is out of range", f"give {MTU_MINIMUM} to {MTU_MAXIMUM}, or 0")
+        if self.udp_timeout < 1:
+            raise ConfigurationError(f"--udp-timeout {self.udp_timeout} is too short", "give at least 1 second")
+        if self.udp_filter not in UDP_FILTERS:
+            raise ConfigurationError(
+                f"--udp-filter {self.udp_filter} is unknown", f"give {' or '.join(UDP_FILTERS)}"
+            )
+        if self.pid is not None and self.pid < 1:
+            raise ConfigurationError(f"{self.pid} is no process ID", "give the PID of a running process")
+
+    @property
+    def families(self) -> tuple[int, ...]:
+        """The address families asked for: 4, 6 or both."""
+        return (4,) if self.ipv4_only else (6,) if self.ipv6_only else (4, 6)
+
+    @property
+    def creates_namespace(self) -> bool:
+        """Whether a new network namespace is made rather than one joined."""
+        return not self.netns and self.pid is None
+
+    def forward_rules(self) -> tuple[portspec.ForwardRule, ...]:
+        """The rules of ``--udp-ports``."""
+        return portspec.parse("--udp-ports", self.udp_ports)
+
+
+def long_option(name: str) -> str:
+    """Turn a field's name into the option's."""
+    return "PID" if name == "pid" else "--" + name.replace("_", "-")
+
+
+def split_address(text: str) -> tuple[str, int | None]:
+    """Split ``ADDR[/LEN]`` into a checked address and its prefix length, None if absent.
+
+    :raises ConfigurationError: if either part is not what it should be.
+    """
+    host, slash, length = text.partition("/")
+    try:
+        address = ipaddress.ip_address(host)
+        if slash:
+            ipaddress.ip_interface(text)
+    except ValueError:
+        raise ConfigurationError(f"{text} is not an IP address", "write it like 192.0.2.2 or 2001:db8::2") from None
+    if slash and not length.isdecimal():
+        raise ConfigurationError(f"{text}: {length} is not a prefix length", "write it like 192.0.2.2/24")
+    return str(address), int(length) if slash else None
+
+
+def parse_netmask(text: str) -> int:
+    """Turn ``255.255.255.0`` or ``24`` into a prefix length in bits.
+
+    :raises ConfigurationError: if it is neither.
+    """
+    try:
+        return ipaddress.ip_network(f"0.0.0.0/{text}").prefixlen
+    except ValueError:
+        raise ConfigurationError(
+            f"--netmask {text} is neither a mask nor a length", "write it like 255.255.255.0 or 24"
+        ) from None
+
+
+def parse_mac(text: str, option: str) -> bytes:
+    """Turn ``02:00:00:00:00:01`` into 6 bytes.
+
+    :raises ConfigurationError: if it is no unicast MAC address.
+    """
+    if not re.fullmatch(r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}", text):
+        raise ConfigurationError(f"{option} {text} is not a MAC address", "write it like 02:00:00:00:00:01")
+    mac = bytes.fromhex(text.replace(":", "").replace("-", ""))
+    if mac[0] & 1 or not any(mac):
+        raise ConfigurationError(f"{option} {text} is not one machine's address", "clear the lowest bit of byte one")
+    return mac
+
+
+def _check_interface_name(name: str, option: str) -> None:
+    """Refuse what the kernel would refuse as a device name (dev_valid_name)."""
+    if name and (
+        len(name.encode()) > portspec.INTERFACE_NAME_LENGTH
+        or name in (".", "..")
+        or any(char in "/:" or char.isspace() for char in name)
+    ):
+        raise ConfigurationError(
+            f"{option} {name} is no interface name", "use up to 15 characters without blank, slash or colon"
+        )
+
+
+def _check_addresses(name: str, values: Iterable[str], prefix: bool = False) -> None:
+    """Check that the values of an option are addresses, with a prefix length where one is allowed."""
+    for value in values:
+        try:
+            if split_address(value)[1] is not None and not prefix:
+                raise ConfigurationError(f"{value} has a prefix length", "leave it out")
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{long_option(name)} {error.message}", error.remedy) from None
+
+
+def of_family(values: Iterable[str], family: int) -> str | None:
+    """Give the last of `values` that is an address of `family` (4 or 6), or None."""
+    found = None
+    for value in values:
+        if value != "none" and ipaddress.ip_address(value.partition("/")[0]).version == family:
+            found = value
+    return found

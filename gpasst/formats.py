@@ -1,0 +1,878 @@
+"""Every structure that crosses the tap or the qemu socket, declared once.
+
+Theory of operation
+===================
+
+1. **One declaration, two speeds.** Each structure is a construct declaration, named in capitals, that both parses and
+   builds. Where a datagram must not cost 30 us, a `Codec` derives a `struct.Struct`, offsets and bit masks from the same
+   declaration by walking it. Nobody writes an offset by hand.
+2. **Bit fields are flat.** `Bits` cuts one integer into fields, and `Header` (a Struct) presents these beside the others:
+   ``IPV4.parse(data).ihl``, not a nested container. Construct's own BitStruct works bit by bit and costs twice the time.
+3. **Defaults** are given to reserved fields, checksums and whatever has one usual value; the rest must be named. They
+   hold for both speeds.
+4. **Headers tolerate trailing bytes**, since the payload follows. Only `NDP_OPTIONS` is bounded by the end of its data.
+5. **Meaning is not judged here.** A declaration refuses what cannot be taken apart; whether version, lengths and
+   addresses make sense is the business of whoever knows the protocol state.
+6. **Untrusted bytes** go through `parse_untrusted`, which raises `PacketError` and nothing else.
+
+Units: bytes for lengths and offsets, unless a docstring says otherwise; addresses are raw bytes in network order.
+
+NOTE: integers are big-endian, but for `VIRTIO_NET` (little-endian; on a big-endian machine the tap needs TUNSETVNETLE) and
+the capture file (native order, as the magic number tells its readers).
+NOTE: declarations are never compiled by construct: that costs more at import than a short run would gain.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from construct import (
+    Adapter,
+    Array,
+    Bytes,
+    Check,
+    Construct,
+    Container,
+    Default,
+    FixedSized,
+    FocusedSeq,
+    FormatField,
+    GreedyBytes,
+    GreedyRange,
+    Int8ub,
+    Int16ub,
+    Int16ul,
+    Int32sn,
+    Int32ub,
+    Int32un,
+    Peek,
+    Rebuild,
+    Renamed,
+    Struct,
+    Switch,
+    Terminated,
+)
+
+from gpasst.counters import Drop
+from gpasst.errors import PacketError
+
+# --- Numbers of the protocols -----------------------------------------------------------------------------------------
+
+# EtherTypes (IEEE 802 numbers).
+ETHERTYPE_IPV4 = 0x0800
+ETHERTYPE_ARP = 0x0806
+ETHERTYPE_IPV6 = 0x86DD
+
+# IP protocol numbers, which are also IPv6 next headers (IANA).
+PROTOCOL_ICMP = 1
+PROTOCOL_TCP = 6
+PROTOCOL_UDP = 17
+PROTOCOL_ICMPV6 = 58
+
+IPV6_HOP_BY_HOP = 0
+IPV6_ROUTING = 43
+IPV6_FRAGMENT_HEADER = 44
+IPV6_AUTHENTICATION = 51
+IPV6_NO_NEXT_HEADER = 59
+
+IPV6_EXTENSIONS = frozenset(
+    {IPV6_HOP_BY_HOP, IPV6_ROUTING, IPV6_FRAGMENT_HEADER, IPV6_AUTHENTICATION, 60, 135, 139, 140, 253, 254}
+)
+"""Next headers that can be stepped over to find the upper layer (IANA "IPv6 Extension Header Types").
+
+ESP (50) is left out: its next header stands encrypted at the end of the packet, so nothing behind it can be found.
+"""
+
+ARP_ETHERNET = 1
+ARP_REQUEST = 1
+ARP_REPLY = 2
+
+# Flags of IPV4.flags (RFC 791).
+IPV4_DONT_FRAGMENT = 2
+IPV4_MORE_FRAGMENTS = 1
+
+# ICMP types and codes (RFC 792, RFC 1191).
+ICMP_ECHO_REPLY = 0
+ICMP_UNREACHABLE = 3
+ICMP_ECHO_REQUEST = 8
+ICMP_TIME_EXCEEDED = 11
+ICMP_PARAMETER_PROBLEM = 12
+ICMP_NET_UNREACHABLE = 0
+ICMP_HOST_UNREACHABLE = 1
+ICMP_PROTOCOL_UNREACHABLE = 2
+ICMP_PORT_UNREACHABLE = 3
+ICMP_FRAGMENTATION_NEEDED = 4
+ICMP_ADMINISTRATIVELY_PROHIBITED = 13
+
+# ICMPv6 types and codes (RFC 4443).
+ICMPV6_UNREACHABLE = 1
+ICMPV6_PACKET_TOO_BIG = 2
+ICMPV6_TIME_EXCEEDED = 3
+ICMPV6_PARAMETER_PROBLEM = 4
+ICMPV6_ECHO_REQUEST = 128
+ICMPV6_ECHO_REPLY = 129
+ICMPV6_NO_ROUTE = 0
+ICMPV6_ADMINISTRATIVELY_PROHIBITED = 1
+ICMPV6_ADDRESS_UNREACHABLE = 3
+ICMPV6_PORT_UNREACHABLE = 4
+
+# Neighbour discovery: ICMPv6 types, flags of advertisements, options (RFC 4861, RFC 8106).
+NDP_TYPE_ROUTER_SOLICITATION = 133
+NDP_TYPE_ROUTER_ADVERTISEMENT = 134
+NDP_TYPE_SOLICITATION = 135
+NDP_TYPE_ADVERTISEMENT = 136
+NDP_FLAG_ROUTER = 0x80
+NDP_FLAG_SOLICITED = 0x40
+NDP_FLAG_OVERRIDE = 0x20
+NDP_RA_FLAG_MANAGED = 0x80
+NDP_RA_FLAG_OTHER = 0x40
+NDP_PREFIX_FLAG_ON_LINK = 0x80
+NDP_PREFIX_FLAG_AUTONOMOUS = 0x40
+NDP_OPTION_SOURCE_LINK_ADDRESS = 1
+NDP_OPTION_TARGET_LINK_ADDRESS = 2
+NDP_OPTION_PREFIX = 3
+NDP_OPTION_MTU = 5
+NDP_OPTION_RDNSS = 25
+NDP_OPTION_DNSSL = 31
+NDP_INFINITE = 0xFFFFFFFF
+"""Lifetime, in seconds, that means for ever."""
+
+NDP_HOP_LIMIT = 255
+"""Hop limit of every neighbour discovery packet; a lower one came through a router (RFC 4861 section 6.1)."""
+
+# TCP flags (RFC 9293 section 3.1).
+TCP_FIN = 0x01
+TCP_SYN = 0x02
+TCP_RST = 0x04
+TCP_PSH = 0x08
+TCP_ACK = 0x10
+TCP_URG = 0x20
+
+# linux/virtio_net.h
+VIRTIO_NET_HDR_F_NEEDS_CSUM = 1
+VIRTIO_NET_HDR_F_DATA_VALID = 2
+VIRTIO_NET_HDR_GSO_NONE = 0
+VIRTIO_NET_HDR_GSO_TCPV4 = 1
+VIRTIO_NET_HDR_GSO_UDP = 3
+VIRTIO_NET_HDR_GSO_TCPV6 = 4
+VIRTIO_NET_HDR_GSO_UDP_L4 = 5
+VIRTIO_NET_HDR_GSO_ECN = 0x80
+
+PCAP_MAGIC = 0xA1B2C3D4
+PCAP_LINK_ETHERNET = 1
+
+# --- Bit fields -------------------------------------------------------------------------------------------------------
+
+
+class Bits(Adapter):  # type: ignore[misc]  # construct ships no types
+    """One unsigned integer cut into bit fields, the most significant first.
+
+    :param unit: the integer's declaration, for example Int16ub.
+    :param fields: (name, width in bits) or (name, width in bits, default).
+    """
+
+    def __init__(self, unit: Any, *fields: tuple[str, int] | tuple[str, int, int]) -> None:
+        super().__init__(unit)
+        shift = 8 * unit.sizeof()
+        self.layout: dict[str, tuple[int, int]] = {}  # name: (mask in place, shift)
+        self.defaults: dict[str, int] = {}
+        for name, width, *default in fields:
+            shift -= width
+            self.layout[name] = ((1 << width) - 1) << shift, shift
+            self.defaults.update((name, value) for value in default)
+        if shift:
+            raise ValueError(f"bit fields leave {shift} bits of their unit over")
+
+    def split(self, word: int) -> dict[str, int]:
+        """Cut `word` into the values of the fields."""
+        return {name: (word & mask) >> shift for name, (mask, shift) in self.layout.items()}
+
+    def join(self, values: Mapping[str, Any]) -> int:
+        """Put the fields found in `values`, or their defaults, together; too large a value is a ValueError."""
+        word = 0
+        for name, (mask, shift) in self.layout.items():
+            value = values[name] if name in values else self.defaults[name]
+            if not 0 <= value <= mask >> shift:
+                raise ValueError(f"{name}: {value} does not fit its bits")
+            word |= value << shift
+        return word
+
+    def _decode(self, obj: int, context: Any, path: str) -> Any:
+        return Container(self.split(obj))
+
+    def _encode(self, obj: Mapping[str, Any], context: Any, path: str) -> int:
+        return self.join(obj)
+
+
+class Header(Struct):  # type: ignore[misc]  # construct ships no types
+    """A Struct whose `Bits` members need no name: their fields appear among its own, in parsing and building."""
+
+    def __init__(self, *members: Any) -> None:
+        named = [
+            "+".join(member.layout) / member if isinstance(member, Bits) else member for member in members
+        ]
+        super().__init__(*named)
+        self.bit_units = frozenset(member.name for member in named if isinstance(member.subcon, Bits))
+
+    def _parse(self, stream: Any, context: Any, path: str) -> Any:
+        flat = Container()
+        for name, value in super()._parse(stream, context, path).items():
+            if name in self.bit_units:
+                flat.update(value)
+            else:
+                flat[name] = value
+        return flat
+
+    def _build(self, obj: Any, stream: Any, context: Any, path: str) -> Any:
+        values = dict(obj or {})
+        return super()._build({**values, **dict.fromkeys(self.bit_units, values)}, stream, context, path)
+
+
+def _zero(unit: Any) -> Any:
+    """A field that is zero unless told: reserved ones, and checksums filled in later."""
+    return Default(unit, 0)
+
+
+_MAC = Bytes(6)
+_IP4 = Bytes(4)
+_IP6 = Bytes(16)
+
+# --- Link -------------------------------------------------------------------------------------------------------------
+
+ETHERNET = Header(
+    "destination" / _MAC,
+    "source" / _MAC,
+    "ethertype" / Int16ub,
+)
+"""Ethernet II header, 14 bytes (RFC 894, RFC 2464)."""
+
+ARP = Header(
+    "hardware" / Default(Int16ub, ARP_ETHERNET),
+    "protocol" / Default(Int16ub, ETHERTYPE_IPV4),
+    "hardware_length" / Default(Int8ub, 6),
+    "protocol_length" / Default(Int8ub, 4),
+    "operation" / Int16ub,
+    "sender_mac" / _MAC,
+    "sender_ip" / _IP4,
+    "target_mac" / _MAC,
+    "target_ip" / _IP4,
+)
+"""ARP for IPv4 over Ethernet, 28 bytes (RFC 826)."""
+
+VIRTIO_NET = Header(
+    "flags" / _zero(Int8ub),
+    "gso_type" / _zero(Int8ub),
+    "header_length" / _zero(Int16ul),
+    "gso_size" / _zero(Int16ul),
+    "checksum_start" / _zero(Int16ul),
+    "checksum_offset" / _zero(Int16ul),
+)
+"""Header before each frame of a tap opened with IFF_VNET_HDR, 10 bytes, little-endian (linux/virtio_net.h).
+
+`gso_size` is the payload of one segment; `header_length` and `checksum_start` count from the Ethernet header,
+`checksum_offset` from `checksum_start`. All zero says: one complete frame.
+"""
+
+STREAM_LENGTH = Header("length" / Int32ub)
+"""Prefix of each frame on qemu's stream socket: bytes of the frame that follows, itself not counted."""
+
+# --- IP ---------------------------------------------------------------------------------------------------------------
+
+IPV4 = Header(
+    Bits(Int8ub, ("version", 4, 4), ("ihl", 4, 5)),
+    "tos" / _zero(Int8ub),
+    "total_length" / Int16ub,
+    "identification" / _zero(Int16ub),
+    Bits(Int16ub, ("flags", 3, 0), ("fragment_offset", 13, 0)),
+    "ttl" / Int8ub,
+    "protocol" / Int8ub,
+    "checksum" / _zero(Int16ub),
+    "source" / _IP4,
+    "destination" / _IP4,
+)
+"""IPv4 header without options, 20 bytes (RFC 791).
+
+`ihl` counts 4-byte words, `fragment_offset` 8-byte units; `total_length` is header and payload.
+"""
+
+IPV6 = Header(
+    Bits(Int32ub, ("version", 4, 6), ("traffic_class", 8, 0), ("flow_label", 20, 0)),
+    "payload_length" / Int16ub,
+    "next_header" / Int8ub,
+    "hop_limit" / Int8ub,
+    "source" / _IP6,
+    "destination" / _IP6,
+)
+"""IPv6 header, 40 bytes (RFC 8200 section 3); `payload_length` includes extension headers."""
+
+IPV6_EXTENSION = Header(
+    "next_header" / Int8ub,
+    "length" / Int8ub,
+)
+"""First two bytes of every IPv6 extension header (RFC 8200 section 4, RFC 6564).
+
+`length` counts 8-byte units beyond the first 8 bytes; for the authentication header (51) it counts 4-byte units beyond the
+first 8 bytes (RFC 4302 section 2.2), and for the fragment header (44), always 8 bytes, it is reserved.
+"""
+
+IPV6_FRAGMENT = Header(
+    "next_header" / Int8ub,
+    "reserved" / _zero(Int8ub),
+    Bits(Int16ub, ("offset", 13), ("reserved_bits", 2, 0), ("more", 1)),
+    "identification" / Int32ub,
+)
+"""IPv6 fragment header, 8 bytes (RFC 8200 section 4.5); `offset` counts 8-byte units."""
+
+# --- Transport --------------------------------------------------------------------------------------------------------
+
+UDP = Header(
+    "source" / Int16ub,
+    "destination" / Int16ub,
+    "length" / Int16ub,
+    "checksum" / _zero(Int16ub),
+)
+"""UDP header, 8 bytes (RFC 768); `length` is header and payload."""
+
+TCP = Header(
+    "source" / Int16ub,
+    "destination" / Int16ub,
+    "sequence" / Int32ub,
+    "acknowledgement" / Int32ub,
+    Bits(Int8ub, ("data_offset", 4, 5), ("reserved", 4, 0)),
+    "flags" / Int8ub,
+    "window" / Int16ub,
+    "checksum" / _zero(Int16ub),
+    "urgent" / _zero(Int16ub),
+)
+"""TCP header without options, 20 bytes (RFC 9293 section 3.1); `data_offset` counts 4-byte words."""
+
+# --- ICMP -------------------------------------------------------------------------------------------------------------
+
+ICMP = Header(
+    "type" / Int8ub,
+    "code" / _zero(Int8ub),
+    "checksum" / _zero(Int16ub),
+)
+"""First four bytes of every ICMP and ICMPv6 message (RFC 792, RFC 4443 section 2.1)."""
+
+ECHO = Header(
+    *ICMP.subcons,
+    "identifier" / Int16ub,
+    "sequence" / Int16ub,
+)
+"""ICMP and ICMPv6 echo request or reply before its data, 8 bytes (RFC 792, RFC 4443 section 4)."""
+
+ICMP_ERROR = Header(
+    *ICMP.subcons,
+    "unused" / _zero(Int16ub),
+    "mtu" / _zero(Int16ub),
+)
+"""ICMP error before the quoted packet, 8 bytes (RFC 792).
+
+`mtu`, the next hop's in bytes, is meant only with code `ICMP_FRAGMENTATION_NEEDED` (RFC 1191 section 4).
+"""
+
+ICMPV6_ERROR = Header(
+    *ICMP.subcons,
+    "parameter" / _zero(Int32ub),
+)
+"""ICMPv6 error before the quoted packet, 8 bytes (RFC 4443 section 3).
+
+`parameter` is the MTU in bytes of "packet too big", the byte offset of "parameter problem", otherwise unused.
+"""
+
+# --- Neighbour discovery ----------------------------------------------------------------------------------------------
+
+NDP_SOLICITATION = Header(
+    *ICMP.subcons,
+    "reserved" / _zero(Int32ub),
+    "target" / _IP6,
+)
+"""Neighbour solicitation before its options, 24 bytes (RFC 4861 section 4.3)."""
+
+NDP_ADVERTISEMENT = Header(
+    *ICMP.subcons,
+    "flags" / Int8ub,
+    "reserved" / Default(Bytes(3), bytes(3)),
+    "target" / _IP6,
+)
+"""Neighbour advertisement before its options, 24 bytes (RFC 4861 section 4.4)."""
+
+NDP_ROUTER_SOLICITATION = Header(
+    *ICMP.subcons,
+    "reserved" / _zero(Int32ub),
+)
+"""Router solicitation before its options, 8 bytes (RFC 4861 section 4.1)."""
+
+NDP_ROUTER_ADVERTISEMENT = Header(
+    *ICMP.subcons,
+    "hop_limit" / Int8ub,
+    "flags" / Int8ub,
+    "lifetime" / Int16ub,
+    "reachable" / _zero(Int32ub),
+    "retransmit" / _zero(Int32ub),
+)
+"""Router advertisement before its options, 16 bytes (RFC 4861 section 4.2).
+
+`lifetime` in seconds, `reachable` and `retransmit` in milliseconds; 0 is "unspecified" for the latter two.
+"""
+
+NDP_OPTION = Header(
+    "type" / Int8ub,
+    "length" / Int8ub,
+)
+"""First two bytes of every neighbour discovery option (RFC 4861 section 4.6); `length` in units of 8 bytes, these included."""
+
+NDP_LINK_ADDRESS = Header(
+    "type" / Int8ub,
+    "length" / Default(Int8ub, 1),
+    "mac" / _MAC,
+)
+"""Source (1) or target (2) link-layer address of an Ethernet, 8 bytes (RFC 4861 section 4.6.1)."""
+
+NDP_PREFIX = Header(
+    "type" / Default(Int8ub, NDP_OPTION_PREFIX),
+    "length" / Default(Int8ub, 4),
+    "prefix_length" / Int8ub,
+    "flags" / Int8ub,
+    "valid" / Int32ub,
+    "preferred" / Int32ub,
+    "reserved" / _zero(Int32ub),
+    "prefix" / _IP6,
+)
+"""Prefix information, 32 bytes (RFC 4861 section 4.6.2); `prefix_length` in bits, lifetimes in seconds."""
+
+NDP_MTU = Header(
+    "type" / Default(Int8ub, NDP_OPTION_MTU),
+    "length" / Default(Int8ub, 1),
+    "reserved" / _zero(Int16ub),
+    "mtu" / Int32ub,
+)
+"""MTU of the link in bytes, an option of 8 bytes (RFC 4861 section 4.6.4)."""
+
+NDP_RDNSS = Header(
+    "type" / Default(Int8ub, NDP_OPTION_RDNSS),
+    "length" / Rebuild(Int8ub, lambda option: 1 + 2 * len(option.addresses)),
+    # An even number of units would leave half an address.
+    Check(lambda option: option.length % 2 == 1),
+    "reserved" / _zero(Int16ub),
+    "lifetime" / Int32ub,
+    "addresses" / Array(lambda option: (option.length - 1) // 2, _IP6),
+)
+"""Recursive DNS servers, 8 bytes and 16 for each address (RFC 8106 section 5.1); `lifetime` in seconds."""
+
+NDP_DNSSL = Header(
+    "type" / Default(Int8ub, NDP_OPTION_DNSSL),
+    "length" / Rebuild(Int8ub, lambda option: 1 + (len(option.labels) + 7) // 8),
+    "reserved" / _zero(Int16ub),
+    "lifetime" / Int32ub,
+    "labels" / FixedSized(lambda option: 8 * option.length - 8, GreedyBytes),
+)
+"""DNS search list (RFC 8106 section 5.2); `lifetime` in seconds.
+
+`labels` are the names in DNS wire format without compression; building pads them with zeros to 8 bytes, parsing returns them
+padded.
+"""
+
+NDP_UNKNOWN = Header(
+    "type" / Int8ub,
+    "length" / Rebuild(Int8ub, lambda option: (len(option.data) + 9) // 8),
+    "data" / FixedSized(lambda option: 8 * option.length - 2, GreedyBytes),
+)
+"""Any other option, its content as raw bytes, padded with zeros to the unit of 8 bytes when built."""
+
+_FIXED_OPTIONS = {
+    NDP_OPTION_SOURCE_LINK_ADDRESS: NDP_LINK_ADDRESS,
+    NDP_OPTION_TARGET_LINK_ADDRESS: NDP_LINK_ADDRESS,
+    NDP_OPTION_PREFIX: NDP_PREFIX,
+    NDP_OPTION_MTU: NDP_MTU,
+}
+
+
+def _option_kind(context: Any) -> int | None:
+    """Number of the declaration to use for the option at hand, None for `NDP_UNKNOWN`.
+
+    A known type of unusual length is taken as unknown: it may be of another link layer or a later version, which receivers
+    must skip rather than refuse (RFC 4861 section 4.6).
+    """
+    if context._building:
+        option = context.option
+        return None if "data" in option else option["type"]
+    kind: int = context.header.type
+    length = context.header.length
+    if kind in _FIXED_OPTIONS:
+        known = 8 * length == _FIXED_OPTIONS[kind].sizeof()
+    elif kind == NDP_OPTION_RDNSS:
+        known = length >= 3 and length % 2 == 1
+    else:
+        known = kind == NDP_OPTION_DNSSL and length >= 2
+    return kind if known else None
+
+
+NDP_OPTIONS = FocusedSeq(
+    "options",
+    "options"
+    / GreedyRange(
+        FocusedSeq(
+            "option",
+            "header" / Peek(NDP_OPTION),
+            "option"
+            / Switch(
+                _option_kind,
+                {**_FIXED_OPTIONS, NDP_OPTION_RDNSS: NDP_RDNSS, NDP_OPTION_DNSSL: NDP_DNSSL},
+                NDP_UNKNOWN,
+            ),
+        )
+    ),
+    # GreedyRange stops quietly before an option it cannot parse; what is left over then makes the list malformed.
+    Terminated,
+)
+"""All options of a neighbour discovery message, up to the end of the data (RFC 4861 section 4.6).
+
+Parses to a list of `NDP_LINK_ADDRESS`, `NDP_PREFIX`, `NDP_MTU`, `NDP_RDNSS`, `NDP_DNSSL` or `NDP_UNKNOWN`, chosen by `type`,
+which must be given for each when building (lengths need not). An option of length 0 is malformed, and so is everything.
+"""
+
+# --- Capture ----------------------------------------------------------------------------------------------------------
+
+PCAP_FILE = Header(
+    "magic" / Default(Int32un, PCAP_MAGIC),
+    "version_major" / Default(FormatField("=", "H"), 2),
+    "version_minor" / Default(FormatField("=", "H"), 4),
+    "zone" / _zero(Int32sn),
+    "accuracy" / _zero(Int32un),
+    "snap_length" / Default(Int32un, 65535),
+    "link_type" / Default(Int32un, PCAP_LINK_ETHERNET),
+)
+"""Head of a classic capture file, 24 bytes in native byte order (libpcap's pcap-savefile).
+
+`zone` in seconds, `snap_length` in bytes.
+"""
+
+PCAP_RECORD = Header(
+    "seconds" / Int32un,
+    "microseconds" / Int32un,
+    "captured" / Int32un,
+    "length" / Int32un,
+)
+"""Head of one captured frame, 16 bytes in native byte order; wall clock since 1970, bytes kept, bytes on the wire."""
+
+# --- Stacks of the data path ------------------------------------------------------------------------------------------
+
+UDP4_FRAME = Struct("virtio" / VIRTIO_NET, "ethernet" / ETHERNET, "ip" / IPV4, "udp" / UDP)
+"""All that precedes a UDP payload over IPv4 on the tap, 52 bytes."""
+
+UDP6_FRAME = Struct("virtio" / VIRTIO_NET, "ethernet" / ETHERNET, "ip" / IPV6, "udp" / UDP)
+"""All that precedes a UDP payload over IPv6 on the tap, 72 bytes."""
+
+# --- The fast form ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """Where a field of a declaration is, and how to get at it: ``(unit & mask) >> shift``.
+
+    :ivar name: its name, dotted within nested structures ("ip.total_length").
+    :ivar offset: bytes from the start of the declaration to the unit that contains it.
+    :ivar size: bytes of that unit, which is the field itself unless it is a bit field.
+    :ivar mask: its bits, in place; 0 for raw bytes.
+    :ivar shift: bits to the right of it.
+    :ivar format: the unit in the notation of `struct`, without byte order ("H", "6s").
+    :ivar order: byte order of the unit in the notation of `struct`, ">" or "<".
+    """
+
+    name: str
+    offset: int
+    size: int
+    mask: int
+    shift: int
+    format: str
+    order: str
+
+    @property
+    def is_bytes(self) -> bool:
+        """Whether the value is raw bytes rather than an integer."""
+        return self.format.endswith("s")
+
+
+def _fields(declaration: Any, name: str, offset: int) -> Iterator[tuple[Field, Any]]:
+    """Walk a declaration of fixed size; yield each field and its default, None if it has none."""
+    default = None
+    while isinstance(declaration, (Renamed, Default)):
+        if isinstance(declaration, Default):
+            default = declaration.value
+        declaration = declaration.subcon
+    if isinstance(declaration, Struct):
+        for member in declaration.subcons:
+            # The generated name of a bit unit is not part of its fields' names.
+            unnamed = isinstance(member.subcon, Bits)
+            yield from _fields(member, name if unnamed else f"{name}.{member.name}".lstrip("."), offset)
+            offset += member.sizeof()
+    elif isinstance(declaration, Bits):
+        ((unit, _),) = _fields(declaration.subcon, name, offset)
+        for part, (mask, shift) in declaration.layout.items():
+            path = f"{name}.{part}".lstrip(".")
+            yield (
+                Field(path, offset, unit.size, mask, shift, unit.format, unit.order),
+                declaration.defaults.get(part),
+            )
+    elif isinstance(declaration, FormatField):
+        order, form = declaration.fmtstr
+        if order == "=":
+            order = "<" if sys.byteorder == "little" else ">"
+        yield (
+            Field(name, offset, declaration.length, (1 << 8 * declaration.length) - 1, 0, form, order),
+            default,
+        )
+    elif isinstance(declaration, Bytes):
+        yield Field(name, offset, declaration.length, 0, 0, f"{declaration.length}s", ">"), default
+    else:
+        raise TypeError(f"{name}: no fast form of {declaration!r}")
+
+
+class Codec:
+    """The fast form of a declaration of fixed size: same names, same values, same defaults, at the speed of `struct`.
+
+    :ivar declaration: the construct declaration it was derived from.
+    :ivar name: what it is called in messages.
+    :ivar size: bytes.
+    :ivar fields: every `Field` by its dotted name, in order of offset.
+    """
+
+    __slots__ = (
+        "_cuts",
+        "_defaults",
+        "_struct",
+        "_swapped",
+        "_units",
+        "_whole",
+        "declaration",
+        "fields",
+        "name",
+        "size",
+    )
+
+    def __init__(self, declaration: Construct, name: str = "") -> None:
+        self.declaration = declaration
+        self.name = name or declaration.name or "structure"
+        self.size: int = declaration.sizeof()
+        walked = list(_fields(declaration, "", 0))
+        self.fields: dict[str, Field] = {field.name: field for field, _ in walked}
+        self._defaults: dict[str, Any] = {
+            field.name: default for field, default in walked if default is not None
+        }
+
+        by_offset: dict[int, list[Field]] = {}
+        for field, _ in walked:
+            by_offset.setdefault(field.offset, []).append(field)
+        self._units = list(by_offset.values())
+        orders = {field.order for field in self.fields.values() if field.size > 1 and not field.is_bytes}
+        order = orders.pop() if len(orders) == 1 else ">"
+        self._struct = struct.Struct(order + "".join(unit[0].format for unit in self._units))
+        assert self._struct.size == self.size, self.name
+
+        # What zip() over the units gets wrong: bit fields, and integers against the order of the others.
+        self._whole = [unit[0].name for unit in self._units]
+        self._cuts = [
+            (index, field) for index, unit in enumerate(self._units) for field in unit if len(unit) > 1
+        ]
+        self._swapped = [
+            field
+            for field in self.fields.values()
+            if field.size > 1 and not field.is_bytes and field.order != order
+        ]
+
+    def offset(self, name: str) -> int:
+        """Bytes from the start to field `name`; for a bit field, to the integer that contains it."""
+        return self.fields[name].offset
+
+    def unpack_from(self, buffer: bytes | bytearray | memoryview, offset: int = 0) -> dict[str, Any]:
+        """Values (int or bytes) by dotted name, of the structure at `offset`; a short buffer is a `struct.error`."""
+        units = self._struct.unpack_from(buffer, offset)
+        values = dict(zip(self._whole, units, strict=True))
+        for index, field in self._cuts:
+            values[field.name] = (units[index] & field.mask) >> field.shift
+        for field in self._swapped:
+            values[field.name] = _swap(values[field.name], field.size)
+        return values
+
+    def pack(self, **values: int | bytes) -> bytes:
+        """Build the structure; dotted names go in as ``pack(**{"ip.ttl": 64, ...})``. Errors as in `pack_into`."""
+        return self._struct.pack(*self._arguments(values))
+
+    def pack_into(
+        self, buffer: bytearray | memoryview, offset: int, values: Mapping[str, int | bytes]
+    ) -> None:
+        """Build the structure at `offset` of `buffer`.
+
+        A name that is unknown, or missing and without default, is a KeyError; a value that does not fit is a ValueError or
+        a `struct.error`. The buffer is then left as it was.
+        """
+        self._struct.pack_into(buffer, offset, *self._arguments(values))
+
+    def picker(self, *names: str) -> struct.Struct:
+        """A big-endian `struct.Struct` that reads just these fields, from the start of the structure on.
+
+        It skips what lies between them and ends with the last one. Naming a bit field picks the integer that contains it,
+        uncut: the picker of "ip.version" returns version and header length in one byte.
+
+        :param names: in order of offset; anything else, and a little-endian integer, is a ValueError.
+        """
+        parts = [">"]
+        position = 0
+        for name in names:
+            field = self.fields[name]
+            if field.offset < position:
+                raise ValueError(f"{name}: fields must be picked in order, each unit once")
+            if field.order == "<" and field.size > 1:
+                raise ValueError(f"{name}: little-endian fields cannot be picked")
+            parts.append(f"{field.offset - position}x{field.format}")
+            position = field.offset + field.size
+        return struct.Struct("".join(parts))
+
+    def _arguments(self, given: Mapping[str, Any]) -> list[Any]:
+        """One argument for the `struct.Struct` per unit."""
+        if not given.keys() <= self.fields.keys():
+            raise KeyError(f"{self.name} has no field {', '.join(sorted(given.keys() - self.fields.keys()))}")
+        values = {**self._defaults, **given}
+        for field in self._swapped:
+            values[field.name] = _swap(values[field.name], field.size)
+        arguments = []
+        for unit in self._units:
+            if len(unit) == 1:
+                (field,) = unit
+                value = values[field.name]
+                # struct would cut or pad silently.
+                if field.is_bytes and len(value) != field.size:
+                    raise ValueError(f"{field.name}: {len(value)} bytes instead of {field.size}")
+                arguments.append(value)
+                continue
+            word = 0
+            for field in unit:
+                value = values[field.name]
+                if not 0 <= value <= field.mask >> field.shift:
+                    raise ValueError(f"{field.name}: {value} does not fit its bits")
+                word |= value << field.shift
+            arguments.append(word)
+        return arguments
+
+
+def _swap(value: int, size: int) -> int:
+    """The integer that the `size` bytes of `value` make when read backwards; too large a value is a ValueError."""
+    try:
+        return int.from_bytes(value.to_bytes(size, "big"), "little")
+    except OverflowError as error:
+        raise ValueError(f"{value} does not fit {size} bytes") from error
+
+
+ETHERNET_CODEC = Codec(ETHERNET, "ETHERNET")
+ARP_CODEC = Codec(ARP, "ARP")
+VIRTIO_NET_CODEC = Codec(VIRTIO_NET, "VIRTIO_NET")
+STREAM_LENGTH_CODEC = Codec(STREAM_LENGTH, "STREAM_LENGTH")
+IPV4_CODEC = Codec(IPV4, "IPV4")
+IPV6_CODEC = Codec(IPV6, "IPV6")
+IPV6_EXTENSION_CODEC = Codec(IPV6_EXTENSION, "IPV6_EXTENSION")
+IPV6_FRAGMENT_CODEC = Codec(IPV6_FRAGMENT, "IPV6_FRAGMENT")
+UDP_CODEC = Codec(UDP, "UDP")
+TCP_CODEC = Codec(TCP, "TCP")
+ICMP_CODEC = Codec(ICMP, "ICMP")
+ECHO_CODEC = Codec(ECHO, "ECHO")
+ICMP_ERROR_CODEC = Codec(ICMP_ERROR, "ICMP_ERROR")
+ICMPV6_ERROR_CODEC = Codec(ICMPV6_ERROR, "ICMPV6_ERROR")
+NDP_SOLICITATION_CODEC = Codec(NDP_SOLICITATION, "NDP_SOLICITATION")
+NDP_ADVERTISEMENT_CODEC = Codec(NDP_ADVERTISEMENT, "NDP_ADVERTISEMENT")
+NDP_ROUTER_SOLICITATION_CODEC = Codec(NDP_ROUTER_SOLICITATION, "NDP_ROUTER_SOLICITATION")
+NDP_ROUTER_ADVERTISEMENT_CODEC = Codec(NDP_ROUTER_ADVERTISEMENT, "NDP_ROUTER_ADVERTISEMENT")
+NDP_OPTION_CODEC = Codec(NDP_OPTION, "NDP_OPTION")
+NDP_LINK_ADDRESS_CODEC = Codec(NDP_LINK_ADDRESS, "NDP_LINK_ADDRESS")
+NDP_PREFIX_CODEC = Codec(NDP_PREFIX, "NDP_PREFIX")
+NDP_MTU_CODEC = Codec(NDP_MTU, "NDP_MTU")
+PCAP_FILE_CODEC = Codec(PCAP_FILE, "PCAP_FILE")
+PCAP_RECORD_CODEC = Codec(PCAP_RECORD, "PCAP_RECORD")
+UDP4 = Codec(UDP4_FRAME, "UDP4_FRAME")
+UDP6 = Codec(UDP6_FRAME, "UDP6_FRAME")
+
+# --- Templates and untrusted input ------------------------------------------------------------------------------------
+
+
+def udp4_template(
+    destination_mac: bytes,
+    source_mac: bytes,
+    source: bytes,
+    destination: bytes,
+    source_port: int,
+    destination_port: int,
+    ttl: int = 255,
+    tos: int = 0,
+) -> bytes:
+    """Everything before the payload of a UDP datagram over IPv4 (`UDP4_FRAME`, 52 bytes).
+
+    The virtio-net header, both lengths and both checksums are zero, to be patched per frame.
+    """
+    frame: bytes = UDP4_FRAME.build(
+        {
+            "virtio": {},
+            "ethernet": {"destination": destination_mac, "source": source_mac, "ethertype": ETHERTYPE_IPV4},
+            "ip": {
+                "tos": tos,
+                "total_length": 0,
+                "ttl": ttl,
+                "protocol": PROTOCOL_UDP,
+                "source": source,
+                "destination": destination,
+            },
+            "udp": {"source": source_port, "destination": destination_port, "length": 0},
+        }
+    )
+    return frame
+
+
+def udp6_template(
+    destination_mac: bytes,
+    source_mac: bytes,
+    source: bytes,
+    destination: bytes,
+    source_port: int,
+    destination_port: int,
+    hop_limit: int = 255,
+    traffic_class: int = 0,
+) -> bytes:
+    """Everything before the payload of a UDP datagram over IPv6 (`UDP6_FRAME`, 72 bytes).
+
+    The virtio-net header, both lengths and the checksum are zero, to be patched per frame.
+    """
+    frame: bytes = UDP6_FRAME.build(
+        {
+            "virtio": {},
+            "ethernet": {"destination": destination_mac, "source": source_mac, "ethertype": ETHERTYPE_IPV6},
+            "ip": {
+                "traffic_class": traffic_class,
+                "payload_length": 0,
+                "next_header": PROTOCOL_UDP,
+                "hop_limit": hop_limit,
+                "source": source,
+                "destination": destination,
+            },
+            "udp": {"source": source_port, "destination": destination_port, "length": 0},
+        }
+    )
+    return frame
+
+
+def parse_untrusted(declaration: Any, data: bytes | bytearray | memoryview, reason: Drop) -> Any:
+    """Parse what the other end of the wire sent.
+
+    :param declaration: a construct declaration; a header ignores the bytes behind it.
+    :param reason: the drop to report if `data` cannot be parsed.
+    :return: construct's container, with fields as attributes and items.
+    :raises PacketError: and nothing else, whatever the data.
+    """
+    try:
+        return declaration.parse(data)
+    except Exception as error:
+        # Besides its own errors construct lets through those of struct, of lambdas and of byte streams.
+        raise PacketError(reason, f"{reason.value}: {type(error).__name__}") from error
