@@ -3,14 +3,16 @@
 Theory of operation
 ===================
 
-1. All sums are of big-endian 16-bit words; an odd last byte counts as the high half of a word (RFC 1071 section 1).
-2. 65536 is 1 modulo 65535, so a whole buffer read as one big integer leaves the same remainder as its folded words. Two
-   divisions in C replace a loop over 32768 words in Python.
-3. End-around carry never turns a positive sum into zero, whereas the remainder does; `ones_sum` mends that one value.
-   0xFFFF and 0 are both "zero" in one's complement, but UDP gives 0 a meaning of its own.
+1. All sums are of big-endian 16-bit words; an odd last byte counts as the high half of a word (RFC 1071
+   section 1).
+2. 65536 is 1 modulo 65535, so a whole buffer read as one big integer leaves the same remainder as its folded
+   words. Two divisions in C replace a loop over 32768 words in Python.
+3. End-around carry never turns a positive sum into zero, whereas the remainder does; `ones_sum` mends that
+   one value. 0xFFFF and 0 are both "zero" in one's complement, but UDP gives 0 a meaning of its own.
 4. Partial sums may be passed on unfolded: addition commutes with folding, Python integers do not overflow.
 
-NOTE: nothing here verifies. Frames from the guest may leave their checksums to offload and are not to be doubted.
+NOTE: nothing here verifies. Frames from the guest may leave their checksums to offload and are not to be
+doubted.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 def fold(total: int) -> int:
-    """Fold the carries of `total`, a sum of 16-bit words and not negative, into 16 bits (RFC 1071 section 2)."""
+    """Fold the carries of `total`, a sum of 16-bit words, not negative, into 16 bits (RFC 1071 section 2)."""
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)
     return total
@@ -44,7 +46,7 @@ def ones_sum(data: Buffer, start: int = 0) -> int:
 
 
 def internet(data: Buffer, start: int = 0) -> int:
-    """Checksum of `data`, whose checksum field must be zero, as IPv4 headers and ICMP carry it (RFC 791, RFC 792).
+    """Checksum of `data`, its checksum field zero, as in IPv4 headers and ICMP (RFC 791, RFC 792).
 
     :param start: partial sum to include, for example what a template already fixes.
     """
@@ -60,7 +62,7 @@ def pseudo_sum4(source: bytes, destination: bytes, protocol: int) -> int:
 
 
 def pseudo_sum6(source: bytes, destination: bytes, protocol: int) -> int:
-    """Partial sum of the IPv6 pseudo header (RFC 8200 section 8.1): 16-byte addresses and the final next header.
+    """Partial sum of the IPv6 pseudo header (RFC 8200 section 8.1): 16-byte addresses, final next header.
 
     :return: unfolded sum **without** the length, which `transport` and `udp` add.
     """
@@ -71,8 +73,8 @@ def transport(pseudo: int, segment: Buffer) -> int:
     """Checksum of an upper-layer packet (TCP, ICMPv6), from header to end of payload.
 
     :param pseudo: sum of the pseudo header without length (`pseudo_sum4`, `pseudo_sum6`).
-    :param segment: the packet, its checksum field zero. Its length in bytes is summed too; lengths beyond 65535 come out
-        right, since the two halves of the 32-bit IPv6 length sum to the same remainder.
+    :param segment: the packet, its checksum field zero. Its length in bytes is summed too; lengths beyond
+        65535 come out right, since the two halves of the 32-bit IPv6 length sum to the same remainder.
     """
     return 0xFFFF ^ ones_sum(segment, pseudo + len(segment))
 
@@ -80,7 +82,8 @@ def transport(pseudo: int, segment: Buffer) -> int:
 def udp(pseudo: int, segment: Buffer) -> int:
     """Checksum of a UDP datagram: as `transport`, but never 0.
 
-    On the wire 0 says "not computed", which IPv6 forbids, so it is sent as 0xFFFF (RFC 768, RFC 8200 section 8.1).
+    On the wire 0 says "not computed", which IPv6 forbids, so it is sent as 0xFFFF
+    (RFC 768, RFC 8200 section 8.1).
     """
     return transport(pseudo, segment) or 0xFFFF
 

@@ -3,23 +3,26 @@
 Theory of operation
 ===================
 
-1. **One declaration, two speeds.** Each structure is a construct declaration, named in capitals, that both parses and
-   builds. Where a datagram must not cost 30 us, a `Codec` derives a `struct.Struct`, offsets and bit masks from the same
-   declaration by walking it. Nobody writes an offset by hand.
-2. **Bit fields are flat.** `Bits` cuts one integer into fields, and `Header` (a Struct) presents these beside the others:
-   ``IPV4.parse(data).ihl``, not a nested container. Construct's own BitStruct works bit by bit and costs twice the time.
-3. **Defaults** are given to reserved fields, checksums and whatever has one usual value; the rest must be named. They
-   hold for both speeds.
-4. **Headers tolerate trailing bytes**, since the payload follows. Only `NDP_OPTIONS` is bounded by the end of its data.
-5. **Meaning is not judged here.** A declaration refuses what cannot be taken apart; whether version, lengths and
-   addresses make sense is the business of whoever knows the protocol state.
+1. **One declaration, two speeds.** Each structure is a construct declaration, named in capitals, that both
+   parses and builds. Where a datagram must not cost 30 us, a `Codec` derives a `struct.Struct`, offsets and
+   bit masks from the same declaration by walking it. Nobody writes an offset by hand.
+2. **Bit fields are flat.** `Bits` cuts one integer into fields, and `Header` (a Struct) presents these beside
+   the others: ``IPV4.parse(data).ihl``, not a nested container. Construct's own BitStruct works bit by bit
+   and costs twice the time.
+3. **Defaults** are given to reserved fields, checksums and whatever has one usual value; the rest must be
+   named. They hold for both speeds.
+4. **Headers tolerate trailing bytes**, since the payload follows. Only `NDP_OPTIONS` is bounded by the end of
+   its data.
+5. **Meaning is not judged here.** A declaration refuses what cannot be taken apart; whether version, lengths
+   and addresses make sense is the business of whoever knows the protocol state.
 6. **Untrusted bytes** go through `parse_untrusted`, which raises `PacketError` and nothing else.
 
-Units: bytes for lengths and offsets, unless a docstring says otherwise; addresses are raw bytes in network order.
+Units: bytes for lengths and offsets, unless a docstring says otherwise; addresses are raw bytes in network
+order.
 
-NOTE: integers are big-endian, but for `VIRTIO_NET` (little-endian; on a big-endian machine the tap needs TUNSETVNETLE) and
-the capture file (native order, as the magic number tells its readers).
-NOTE: declarations are never compiled by construct: that costs more at import than a short run would gain.
+NOTE: integers are big-endian, but for `VIRTIO_NET` (little-endian; on a big-endian machine the tap needs
+TUNSETVNETLE) and the capture file (native order, as the magic number tells its readers).
+NOTE: construct's compile() is not used: every import would pay for it, and a `Codec` is faster still.
 """
 
 from __future__ import annotations
@@ -60,7 +63,7 @@ from construct import (
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 
-# --- Numbers of the protocols -----------------------------------------------------------------------------------------
+# --- Numbers of the protocols -------------------------------------------------------------------------------
 
 # EtherTypes (IEEE 802 numbers).
 ETHERTYPE_IPV4 = 0x0800
@@ -84,7 +87,8 @@ IPV6_EXTENSIONS = frozenset(
 )
 """Next headers that can be stepped over to find the upper layer (IANA "IPv6 Extension Header Types").
 
-ESP (50) is left out: its next header stands encrypted at the end of the packet, so nothing behind it can be found.
+ESP (50) is left out: its next header stands encrypted at the end of the packet, so nothing behind it can be
+found.
 """
 
 ARP_ETHERNET = 1
@@ -165,7 +169,7 @@ VIRTIO_NET_HDR_GSO_ECN = 0x80
 PCAP_MAGIC = 0xA1B2C3D4
 PCAP_LINK_ETHERNET = 1
 
-# --- Bit fields -------------------------------------------------------------------------------------------------------
+# --- Bit fields ---------------------------------------------------------------------------------------------
 
 
 class Bits(Adapter):  # type: ignore[misc]  # construct ships no types
@@ -192,7 +196,7 @@ class Bits(Adapter):  # type: ignore[misc]  # construct ships no types
         return {name: (word & mask) >> shift for name, (mask, shift) in self.layout.items()}
 
     def join(self, values: Mapping[str, Any]) -> int:
-        """Put the fields found in `values`, or their defaults, together; too large a value is a ValueError."""
+        """Put the values or defaults of the fields together; too large a value is a ValueError."""
         word = 0
         for name, (mask, shift) in self.layout.items():
             value = values[name] if name in values else self.defaults[name]
@@ -208,15 +212,19 @@ class Bits(Adapter):  # type: ignore[misc]  # construct ships no types
         return self.join(obj)
 
 
+def _is_bits(member: Any) -> bool:
+    return isinstance(member, Renamed) and isinstance(member.subcon, Bits)
+
+
 class Header(Struct):  # type: ignore[misc]  # construct ships no types
-    """A Struct whose `Bits` members need no name: their fields appear among its own, in parsing and building."""
+    """A Struct whose `Bits` members need no name: their fields appear among its own, both ways."""
 
     def __init__(self, *members: Any) -> None:
         named = [
             "+".join(member.layout) / member if isinstance(member, Bits) else member for member in members
         ]
         super().__init__(*named)
-        self.bit_units = frozenset(member.name for member in named if isinstance(member.subcon, Bits))
+        self.bit_units = frozenset(member.name for member in named if _is_bits(member))
 
     def _parse(self, stream: Any, context: Any, path: str) -> Any:
         flat = Container()
@@ -241,7 +249,7 @@ _MAC = Bytes(6)
 _IP4 = Bytes(4)
 _IP6 = Bytes(16)
 
-# --- Link -------------------------------------------------------------------------------------------------------------
+# --- Link ---------------------------------------------------------------------------------------------------
 
 ETHERNET = Header(
     "destination" / _MAC,
@@ -280,7 +288,7 @@ VIRTIO_NET = Header(
 STREAM_LENGTH = Header("length" / Int32ub)
 """Prefix of each frame on qemu's stream socket: bytes of the frame that follows, itself not counted."""
 
-# --- IP ---------------------------------------------------------------------------------------------------------------
+# --- IP -----------------------------------------------------------------------------------------------------
 
 IPV4 = Header(
     Bits(Int8ub, ("version", 4, 4), ("ihl", 4, 5)),
@@ -315,8 +323,9 @@ IPV6_EXTENSION = Header(
 )
 """First two bytes of every IPv6 extension header (RFC 8200 section 4, RFC 6564).
 
-`length` counts 8-byte units beyond the first 8 bytes; for the authentication header (51) it counts 4-byte units beyond the
-first 8 bytes (RFC 4302 section 2.2), and for the fragment header (44), always 8 bytes, it is reserved.
+`length` counts 8-byte units beyond the first 8 bytes; for the authentication header (51) it counts 4-byte
+units beyond the first 8 bytes (RFC 4302 section 2.2), and for the fragment header (44), always 8 bytes, it is
+reserved.
 """
 
 IPV6_FRAGMENT = Header(
@@ -327,7 +336,7 @@ IPV6_FRAGMENT = Header(
 )
 """IPv6 fragment header, 8 bytes (RFC 8200 section 4.5); `offset` counts 8-byte units."""
 
-# --- Transport --------------------------------------------------------------------------------------------------------
+# --- Transport ----------------------------------------------------------------------------------------------
 
 UDP = Header(
     "source" / Int16ub,
@@ -350,7 +359,7 @@ TCP = Header(
 )
 """TCP header without options, 20 bytes (RFC 9293 section 3.1); `data_offset` counts 4-byte words."""
 
-# --- ICMP -------------------------------------------------------------------------------------------------------------
+# --- ICMP ---------------------------------------------------------------------------------------------------
 
 ICMP = Header(
     "type" / Int8ub,
@@ -385,7 +394,7 @@ ICMPV6_ERROR = Header(
 `parameter` is the MTU in bytes of "packet too big", the byte offset of "parameter problem", otherwise unused.
 """
 
-# --- Neighbour discovery ----------------------------------------------------------------------------------------------
+# --- Neighbour discovery ------------------------------------------------------------------------------------
 
 NDP_SOLICITATION = Header(
     *ICMP.subcons,
@@ -425,7 +434,10 @@ NDP_OPTION = Header(
     "type" / Int8ub,
     "length" / Int8ub,
 )
-"""First two bytes of every neighbour discovery option (RFC 4861 section 4.6); `length` in units of 8 bytes, these included."""
+"""First two bytes of every neighbour discovery option (RFC 4861 section 4.6).
+
+`length` counts units of 8 bytes, these two bytes included.
+"""
 
 NDP_LINK_ADDRESS = Header(
     "type" / Int8ub,
@@ -474,8 +486,8 @@ NDP_DNSSL = Header(
 )
 """DNS search list (RFC 8106 section 5.2); `lifetime` in seconds.
 
-`labels` are the names in DNS wire format without compression; building pads them with zeros to 8 bytes, parsing returns them
-padded.
+`labels` are the names in DNS wire format without compression; building pads them with zeros to 8 bytes,
+parsing returns them padded.
 """
 
 NDP_UNKNOWN = Header(
@@ -496,8 +508,8 @@ _FIXED_OPTIONS = {
 def _option_kind(context: Any) -> int | None:
     """Number of the declaration to use for the option at hand, None for `NDP_UNKNOWN`.
 
-    A known type of unusual length is taken as unknown: it may be of another link layer or a later version, which receivers
-    must skip rather than refuse (RFC 4861 section 4.6).
+    A known type of unusual length is taken as unknown: it may be of another link layer or a later version,
+    which receivers must skip rather than refuse (RFC 4861 section 4.6).
     """
     if context._building:
         option = context.option
@@ -528,16 +540,18 @@ NDP_OPTIONS = FocusedSeq(
             ),
         )
     ),
-    # GreedyRange stops quietly before an option it cannot parse; what is left over then makes the list malformed.
+    # GreedyRange stops quietly before an option it cannot parse; what is left over then makes the list
+    # malformed.
     Terminated,
 )
 """All options of a neighbour discovery message, up to the end of the data (RFC 4861 section 4.6).
 
-Parses to a list of `NDP_LINK_ADDRESS`, `NDP_PREFIX`, `NDP_MTU`, `NDP_RDNSS`, `NDP_DNSSL` or `NDP_UNKNOWN`, chosen by `type`,
-which must be given for each when building (lengths need not). An option of length 0 is malformed, and so is everything.
+Parses to a list of `NDP_LINK_ADDRESS`, `NDP_PREFIX`, `NDP_MTU`, `NDP_RDNSS`, `NDP_DNSSL` or `NDP_UNKNOWN`,
+chosen by `type`, which must be given for each when building (lengths need not). An option of length 0
+makes the whole list malformed, and so does one that ends beyond the data.
 """
 
-# --- Capture ----------------------------------------------------------------------------------------------------------
+# --- Capture ------------------------------------------------------------------------------------------------
 
 PCAP_FILE = Header(
     "magic" / Default(Int32un, PCAP_MAGIC),
@@ -559,9 +573,12 @@ PCAP_RECORD = Header(
     "captured" / Int32un,
     "length" / Int32un,
 )
-"""Head of one captured frame, 16 bytes in native byte order; wall clock since 1970, bytes kept, bytes on the wire."""
+"""Head of one captured frame, 16 bytes in native byte order (libpcap's pcap-savefile).
 
-# --- Stacks of the data path ------------------------------------------------------------------------------------------
+`seconds` and `microseconds` since 1970; `captured` bytes follow, of `length` on the wire.
+"""
+
+# --- Stacks of the data path --------------------------------------------------------------------------------
 
 UDP4_FRAME = Struct("virtio" / VIRTIO_NET, "ethernet" / ETHERNET, "ip" / IPV4, "udp" / UDP)
 """All that precedes a UDP payload over IPv4 on the tap, 52 bytes."""
@@ -569,7 +586,7 @@ UDP4_FRAME = Struct("virtio" / VIRTIO_NET, "ethernet" / ETHERNET, "ip" / IPV4, "
 UDP6_FRAME = Struct("virtio" / VIRTIO_NET, "ethernet" / ETHERNET, "ip" / IPV6, "udp" / UDP)
 """All that precedes a UDP payload over IPv6 on the tap, 72 bytes."""
 
-# --- The fast form ----------------------------------------------------------------------------------------------------
+# --- The fast form ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -609,8 +626,9 @@ def _fields(declaration: Any, name: str, offset: int) -> Iterator[tuple[Field, A
     if isinstance(declaration, Struct):
         for member in declaration.subcons:
             # The generated name of a bit unit is not part of its fields' names.
-            unnamed = isinstance(member.subcon, Bits)
-            yield from _fields(member, name if unnamed else f"{name}.{member.name}".lstrip("."), offset)
+            yield from _fields(
+                member, name if _is_bits(member) else f"{name}.{member.name}".lstrip("."), offset
+            )
             offset += member.sizeof()
     elif isinstance(declaration, Bits):
         ((unit, _),) = _fields(declaration.subcon, name, offset)
@@ -635,7 +653,7 @@ def _fields(declaration: Any, name: str, offset: int) -> Iterator[tuple[Field, A
 
 
 class Codec:
-    """The fast form of a declaration of fixed size: same names, same values, same defaults, at the speed of `struct`.
+    """The fast form of a declaration of fixed size: same names, values and defaults, but of `struct`'s speed.
 
     :ivar declaration: the construct declaration it was derived from.
     :ivar name: what it is called in messages.
@@ -646,6 +664,7 @@ class Codec:
     __slots__ = (
         "_cuts",
         "_defaults",
+        "_raw",
         "_struct",
         "_swapped",
         "_units",
@@ -673,6 +692,7 @@ class Codec:
         orders = {field.order for field in self.fields.values() if field.size > 1 and not field.is_bytes}
         order = orders.pop() if len(orders) == 1 else ">"
         self._struct = struct.Struct(order + "".join(unit[0].format for unit in self._units))
+        self._raw = struct.Struct(f"{self.size}s")
         assert self._struct.size == self.size, self.name
 
         # What zip() over the units gets wrong: bit fields, and integers against the order of the others.
@@ -691,7 +711,10 @@ class Codec:
         return self.fields[name].offset
 
     def unpack_from(self, buffer: bytes | bytearray | memoryview, offset: int = 0) -> dict[str, Any]:
-        """Values (int or bytes) by dotted name, of the structure at `offset`; a short buffer is a `struct.error`."""
+        """Values (int or bytes) by dotted name of the structure at `offset`.
+
+        A buffer too short is a `struct.error`.
+        """
         units = self._struct.unpack_from(buffer, offset)
         values = dict(zip(self._whole, units, strict=True))
         for index, field in self._cuts:
@@ -701,7 +724,7 @@ class Codec:
         return values
 
     def pack(self, **values: int | bytes) -> bytes:
-        """Build the structure; dotted names go in as ``pack(**{"ip.ttl": 64, ...})``. Errors as in `pack_into`."""
+        """Build the structure; dotted names go in as ``pack(**{"ip.ttl": 64})``. Errors as in `pack_into`."""
         return self._struct.pack(*self._arguments(values))
 
     def pack_into(
@@ -709,16 +732,17 @@ class Codec:
     ) -> None:
         """Build the structure at `offset` of `buffer`.
 
-        A name that is unknown, or missing and without default, is a KeyError; a value that does not fit is a ValueError or
-        a `struct.error`. The buffer is then left as it was.
+        A name that is unknown, or missing and without default, is a KeyError; a value that does not fit is a
+        ValueError or a `struct.error`. The buffer is then left as it was.
         """
-        self._struct.pack_into(buffer, offset, *self._arguments(values))
+        # Two steps, for struct writes field by field and stops half way at one that does not fit.
+        self._raw.pack_into(buffer, offset, self.pack(**values))
 
     def picker(self, *names: str) -> struct.Struct:
         """A big-endian `struct.Struct` that reads just these fields, from the start of the structure on.
 
-        It skips what lies between them and ends with the last one. Naming a bit field picks the integer that contains it,
-        uncut: the picker of "ip.version" returns version and header length in one byte.
+        It skips what lies between them and ends with the last one. Naming a bit field picks the integer that
+        contains it, uncut: the picker of "ip.version" returns version and header length in one byte.
 
         :param names: in order of offset; anything else, and a little-endian integer, is a ValueError.
         """
@@ -730,7 +754,8 @@ class Codec:
                 raise ValueError(f"{name}: fields must be picked in order, each unit once")
             if field.order == "<" and field.size > 1:
                 raise ValueError(f"{name}: little-endian fields cannot be picked")
-            parts.append(f"{field.offset - position}x{field.format}")
+            gap = field.offset - position
+            parts.append(f"{gap}x{field.format}" if gap else field.format)
             position = field.offset + field.size
         return struct.Struct("".join(parts))
 
@@ -762,7 +787,7 @@ class Codec:
 
 
 def _swap(value: int, size: int) -> int:
-    """The integer that the `size` bytes of `value` make when read backwards; too large a value is a ValueError."""
+    """The integer that the `size` bytes of `value` make when read backwards; ValueError if too large."""
     try:
         return int.from_bytes(value.to_bytes(size, "big"), "little")
     except OverflowError as error:
@@ -796,7 +821,7 @@ PCAP_RECORD_CODEC = Codec(PCAP_RECORD, "PCAP_RECORD")
 UDP4 = Codec(UDP4_FRAME, "UDP4_FRAME")
 UDP6 = Codec(UDP6_FRAME, "UDP6_FRAME")
 
-# --- Templates and untrusted input ------------------------------------------------------------------------------------
+# --- Templates and untrusted input --------------------------------------------------------------------------
 
 
 def udp4_template(

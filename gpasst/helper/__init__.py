@@ -1,0 +1,1 @@
+"""The small unpatched process that owns namespaces and speaks netlink, and its client."""

@@ -1,0 +1,244 @@
+"""Many datagrams per system call: what is received becomes runs, and runs are the unit of work everywhere else.
+
+Theory of operation: `recvmmsg` fills slots that lie one behind the other, each as long as the datagram seen last, so
+that a burst of equal datagrams lands as one contiguous block: a superframe that can be passed on in one call without
+touching its datagrams. Behind each slot a second buffer catches what is longer.
+
+1. A *run* is a stretch of datagrams of one sender and one size, of which only the last may be shorter. What the kernel
+   joined already (UDP_GRO, Linux 5.0) is a run by itself.
+2. Runs come in the order of arrival, and every datagram keeps its own length.
+3. The buffers belong to the receiver: a run is valid until the next `receive`.
+
+NOTE: one receiver serves all sockets of a family in one thread. Nothing here waits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+from array import array
+from typing import Final
+
+AF_INET: Final = 2  # Linux
+AF_INET6: Final = 10  # Linux
+SOL_UDP: Final = 17
+UDP_SEGMENT: Final = 103  # Linux 4.18
+UDP_GRO: Final = 104  # Linux 5.0
+IPPROTO_IP: Final = 0
+IPPROTO_IPV6: Final = 41
+IP_PKTINFO: Final = 8
+IPV6_PKTINFO: Final = 50
+MSG_DONTWAIT: Final = 0x40
+
+SLOTS = 64  # datagrams per system call; UDP_MAX_SEGMENTS of Linux before 6.9
+RUN_BYTES = {4: 65507, 6: 65487}  # payload bytes that fit one superframe: 65535 less IP and UDP headers
+DATAGRAM_BYTES = 65535
+FIRST_STRIDE = 1472  # bytes; a full Ethernet frame's payload
+_MMSGHDR = 64  # bytes of struct mmsghdr on 64-bit Linux
+_CONTROL = 96  # bytes of control messages per datagram: UDP_GRO 24 and packet info 40, rounded up
+_NAME = {4: 16, 6: 28}  # bytes of sockaddr_in and sockaddr_in6
+_SENDER = {4: 8, 6: 28}  # bytes of these that tell senders apart
+
+_cmsg = struct.Struct("@Qii").unpack_from  # struct cmsghdr
+_int = struct.Struct("@i").unpack_from
+_sockaddr4 = struct.Struct("@H2s4s")
+_sockaddr6 = struct.Struct("@H2s4x16sI")
+
+# A call through PyDLL keeps the interpreter lock: it never waits, and handing the lock over costs more than it takes.
+_libc = ctypes.PyDLL(None, use_errno=True)
+_recvmmsg = _libc.recvmmsg
+_recvmmsg.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p]
+_recvmmsg.restype = ctypes.c_int
+
+# (raw sender key, payload bytes in all, payload bytes of each datagram, payload)
+Run = tuple[bytes, int, int, list[memoryview]]
+
+
+def sender_key(family: int, address: bytes, port: int, scope: int) -> bytes:
+    """Give the raw key of a sender: the telling part of its socket address.
+
+    :param family: 4 or 6.
+    :param address: 4 or 16 bytes.
+    :param port: 0 to 65535.
+    :param scope: interface index for IPv6 link-local addresses, else 0.
+    """
+    if family == 4:
+        return _sockaddr4.pack(AF_INET, port.to_bytes(2, "big"), address)
+    return _sockaddr6.pack(AF_INET6, port.to_bytes(2, "big"), address, scope)
+
+
+def split_key(family: int, key: bytes) -> tuple[bytes, int, int, bytes]:
+    """Turn a raw sender key into address, port, scope, and the addressed local address (empty if not told)."""
+    size = _SENDER[family]
+    if family == 4:
+        _, port, address = _sockaddr4.unpack(key[:size])
+        return address, int.from_bytes(port, "big"), 0, key[size:]
+    _, port, address, scope = _sockaddr6.unpack(key[:size])
+    return address, int.from_bytes(port, "big"), scope, key[size:]
+
+
+def _address_of(buffer: bytearray) -> int:
+    return ctypes.addressof((ctypes.c_char * len(buffer)).from_buffer(buffer))
+
+
+class Receiver:
+    """Receives from any socket of one family.
+
+    :param family: 4 or 6.
+    """
+
+    def __init__(self, family: int) -> None:
+        self.family = family
+        self._limit = RUN_BYTES[family]
+        self._name = _NAME[family]
+        self._sender = _SENDER[family]
+        self._names = bytearray(self._name * SLOTS)
+        self._controls = bytearray(_CONTROL * SLOTS)
+        self._data = bytearray(2 * DATAGRAM_BYTES)
+        self._overflow = bytearray(DATAGRAM_BYTES * SLOTS)
+        self._vectors = bytearray(32 * SLOTS)
+        self._headers = bytearray(_MMSGHDR * SLOTS)
+        self._view = memoryview(self._data)
+        self._overflow_view = memoryview(self._overflow)
+        iovecs = memoryview(self._vectors).cast("Q")
+        self._iovecs = iovecs
+        self._data_at = _address_of(self._data)
+        self._overflow_at = _address_of(self._overflow)
+        self._headers_at = _address_of(self._headers)
+        for i in range(SLOTS):
+            iovecs[4 * i + 2] = self._overflow_at + DATAGRAM_BYTES * i
+            iovecs[4 * i + 3] = DATAGRAM_BYTES
+        names_at, controls_at = _address_of(self._names), _address_of(self._controls)
+        vectors_at = _address_of(self._vectors)
+        for i in range(SLOTS):
+            struct.pack_into(
+                "@QI4xQQQQi",
+                self._headers,
+                _MMSGHDR * i,
+                names_at + self._name * i,
+                self._name,
+                vectors_at + 32 * i,
+                2,
+                controls_at + _CONTROL * i,
+                _CONTROL,
+                0,
+            )
+        self._lengths = memoryview(self._headers).cast("I")[14::16]
+        self._control_lengths = memoryview(self._headers).cast("Q")[5::8]
+        self._control_reset = memoryview(struct.pack("@Q", _CONTROL) * SLOTS).cast("Q")
+        self._stride = 0
+        self._slots = SLOTS
+        self._set_stride(FIRST_STRIDE)
+
+    def _set_stride(self, stride: int) -> None:
+        """Lay the slots out for datagrams of `stride` bytes."""
+        if stride == self._stride or not stride:
+            return
+        self._stride = stride
+        self._slots = min(SLOTS, max(1, self._limit // stride))
+        slots = self._slots
+        self._iovecs[0 : 4 * slots : 4] = memoryview(
+            array("Q", range(self._data_at, self._data_at + stride * slots, stride))
+        )
+        self._iovecs[1 : 4 * slots : 4] = memoryview(array("Q", [stride]) * slots)
+
+    def receive(self, fd: int) -> tuple[list[Run], bool]:
+        """Take what a socket has, without waiting.
+
+        :param fd: a UDP socket of this receiver's family.
+        :return: the runs in order of arrival, and whether there may be more.
+        :raises OSError: what the socket's error queue held; nothing was received then.
+        """
+        self._control_lengths[:] = self._control_reset
+        count = _recvmmsg(fd, self._headers_at, self._slots, MSG_DONTWAIT, None)
+        if count < 0:
+            number = ctypes.get_errno()
+            if number == errno.EAGAIN:
+                return [], False
+            raise OSError(number, os.strerror(number))
+        stride = self._stride
+        lengths = self._lengths[:count].tolist()
+        more = count == self._slots
+        if lengths.count(stride) == count:
+            key, segment = self._first()
+            if not segment and self._uniform(count):
+                total = count * stride
+                return [(key, total, stride, [self._view[:total]])], more
+        return self._runs(lengths), more
+
+    def _uniform(self, count: int) -> bool:
+        """Tell whether all datagrams have the sender and the control messages of the first."""
+        if count == 1:
+            return True
+        name, names = self._name, self._names
+        if names[: name * count] != names[:name] * count:
+            return False
+        lengths = self._control_lengths[:count].tolist()
+        used = lengths[0]
+        if lengths.count(used) != count:
+            return False
+        controls = self._controls
+        return not used or controls[: _CONTROL * count] == controls[:_CONTROL] * count
+
+    def _first(self) -> tuple[bytes, int]:
+        used = self._control_lengths[0]
+        if not used:
+            return bytes(self._names[: self._sender]), 0
+        return self._describe(0, used)
+
+    def _describe(self, i: int, used: int) -> tuple[bytes, int]:
+        """Give the raw key of datagram `i`, and the segment size if the kernel joined it from several."""
+        key = bytes(self._names[i * self._name : i * self._name + self._sender])
+        segment = 0
+        position = i * _CONTROL
+        end = position + used
+        while position + 16 <= end:
+            size, level, kind = _cmsg(self._controls, position)
+            if level == SOL_UDP and kind == UDP_GRO:
+                (segment,) = _int(self._controls, position + 16)
+            elif level == IPPROTO_IP and kind == IP_PKTINFO:
+                # The middle of in_pktinfo: the local address, also for a broadcast.
+                key += self._controls[position + 20 : position + 24]
+            elif level == IPPROTO_IPV6 and kind == IPV6_PKTINFO:
+                key += self._controls[position + 16 : position + 36]
+            position += (size + 7) & ~7
+        return key, segment
+
+    def _runs(self, lengths: list[int]) -> list[Run]:
+        """Cut a mixed batch into runs."""
+        runs: list[Run] = []
+        stride, view = self._stride, self._view
+        used = self._control_lengths[: len(lengths)].tolist()
+        open_key: bytes | None = None
+        start = total = 0
+        for i, length in enumerate(lengths):
+            key, segment = self._describe(i, used[i])
+            if open_key is not None:
+                if key == open_key and not segment and 0 < length <= stride:
+                    total += length
+                    if length == stride:
+                        continue
+                    runs.append((key, total, stride, [view[start : start + total]]))
+                    open_key = None
+                    continue
+                runs.append((open_key, total, stride, [view[start : start + total]]))
+                open_key = None
+            at = i * stride
+            if length == stride and not segment:
+                open_key, start, total = key, at, length
+            elif length <= stride:
+                runs.append((key, length, segment or length, [view[at : at + length]]))
+            else:
+                over = i * DATAGRAM_BYTES
+                parts = [view[at : at + stride], self._overflow_view[over : over + length - stride]]
+                runs.append((key, length, segment or length, parts))
+        if open_key is not None:
+            runs.append((open_key, total, stride, [view[start : start + total]]))
+        # A lone datagram fits any layout; laying the slots out anew pays when more of its size follow.
+        if len(lengths) == self._slots or lengths[-1] == lengths[-2]:
+            self._set_stride(lengths[-1])
+        # What is left behind control messages would make equal batches look mixed.
+        self._controls[: _CONTROL * SLOTS] = bytes(_CONTROL * SLOTS)
+        return runs

@@ -1,0 +1,350 @@
+"""The data path: superframes from the tap to host sockets (downward), and from host sockets to the tap (upward).
+
+Theory of operation: each direction is one `step` that moves a bounded amount without waiting and returns, so that no
+flow starves another.
+
+* `Downward.step` reads frames. An ordinary UDP frame of a known peer costs one look at its headers, one look-up by
+  their raw bytes and one send. Everything else takes the long way: `packets` takes it apart, `fragments` joins it,
+  services answer it, the guest path sets up its peer.
+* `Upward.step` reads runs (`batch`) from one socket. A known sender costs one look-up and one write per run.
+
+A send that the kernel refuses as a superframe (path MTU below the segment, no segmentation on the way) is repeated
+datagram by datagram; a refused datagram is counted, and the others go on.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Callable
+
+from gpasst.batch import SOL_UDP, UDP_SEGMENT, Receiver, split_key
+from gpasst.counters import Counters, Drop
+from gpasst.errors import PacketError
+from gpasst.formats import (
+    ETHERNET_CODEC,
+    ETHERTYPE_ARP,
+    ETHERTYPE_IPV4,
+    ETHERTYPE_IPV6,
+    PROTOCOL_ICMP,
+    PROTOCOL_ICMPV6,
+    PROTOCOL_TCP,
+    PROTOCOL_UDP,
+    UDP4,
+    UDP6,
+    VIRTIO_NET_CODEC,
+    VIRTIO_NET_HDR_GSO_UDP_L4,
+)
+from gpasst.link.fragments import Reassembly
+from gpasst.link.packets import Packet, parse_ip, parse_udp
+from gpasst.link.tap import FRAME_BYTES, Tap
+from gpasst.services import arp, ndp, tcp
+from gpasst.sockets import Sender
+from gpasst.udp.addresses import is_loopback
+from gpasst.udp.guest import GuestPath
+from gpasst.udp.mappings import Endpoint, Peer
+
+FRAMES_PER_STEP = 128
+BATCHES_PER_STEP = 4
+SEGMENTS_PER_SEND = 64  # UDP_MAX_SEGMENTS before Linux 6.9
+DHCP_SERVER_PORT = 67
+DHCPV6_SERVER_PORT = 547
+
+_VIRTIO = VIRTIO_NET_CODEC.size
+_ETHERTYPE = UDP4.offset("ethernet.ethertype")
+_GSO_SIZE = UDP4.offset("virtio.gso_size")
+_SOURCE_MAC = UDP4.offset("ethernet.source")
+_pick_link = UDP4.picker("virtio.gso_type", "ethernet.ethertype").unpack_from
+_pick4 = UDP4.picker(
+    "ip.version", "ip.total_length", "ip.flags", "ip.protocol", "udp.destination", "udp.length"
+).unpack_from
+_pick6 = UDP6.picker("ip.payload_length", "ip.next_header", "udp.destination", "udp.length").unpack_from
+_IP4 = UDP4.offset("ip.version")
+_KEY4 = slice(UDP4.offset("ip.source"), UDP4.offset("udp.length"))
+_KEY6 = slice(UDP6.offset("ip.source"), UDP6.offset("udp.length"))
+_PAYLOAD4 = UDP4.size
+_PAYLOAD6 = UDP6.size
+_UNFRAGMENTED = 0x3FFF  # more-fragments bit and offset
+_segment = struct.Struct("@H").pack
+_gso_size = struct.Struct("<H").unpack_from
+
+
+class Downward:
+    """From the tap to host sockets.
+
+    :param tap: the tap.
+    :param path: the guest path.
+    :param counters: where traffic and drops are counted.
+    :param router: who answers neighbour discovery, None if nobody does.
+    :param echo: takes the guest's echo requests, None if they are ignored.
+    :param answer_tcp: whether TCP is answered with RST.
+    :param carry_udp: whether UDP is carried.
+    :param now: gives monotonic seconds; asked on the long way only.
+    """
+
+    def __init__(
+        self,
+        tap: Tap,
+        path: GuestPath,
+        counters: Counters,
+        router: ndp.Router | None,
+        echo: Callable[[Packet], None] | None,
+        answer_tcp: bool,
+        carry_udp: bool,
+        now: Callable[[], int],
+    ) -> None:
+        self._tap = tap
+        self._path = path
+        self._counters = counters
+        self._router = router
+        self._echo = echo
+        self._answer_tcp = answer_tcp
+        self._carry_udp = carry_udp
+        self._now = now
+        self.reassembly = Reassembly()
+        self._buffer = bytearray(FRAME_BYTES)
+        self._view = memoryview(self._buffer)
+        nothing: dict[bytes, Peer] = {}
+        tables = path.tables if carry_udp else {}
+        self._down4 = tables[4].down if 4 in tables else nothing
+        self._down6 = tables[6].down if 6 in tables else nothing
+
+    def step(self) -> None:
+        """Move up to `FRAMES_PER_STEP` frames."""
+        buffer, fd, counters, capture = self._buffer, self._tap.fd, self._counters, self._tap.capture
+        vector = [buffer]
+        readv = os.readv
+        for _ in range(FRAMES_PER_STEP):
+            try:
+                size = readv(fd, vector)
+            except BlockingIOError:
+                return
+            counters.frames_down += 1
+            if capture is not None:
+                capture.write(self._view[:size])
+            self._frame(size)
+
+    def _frame(self, size: int) -> None:
+        """Carry the frame in the buffer, `size` bytes with its virtio-net header."""
+        buffer = self._buffer
+        if size >= _PAYLOAD4:
+            gso, ethertype = _pick_link(buffer)
+            if ethertype == ETHERTYPE_IPV4:
+                version, total, fragment, protocol, port, length = _pick4(buffer)
+                if (
+                    version == 0x45
+                    and protocol == PROTOCOL_UDP
+                    and not fragment & _UNFRAGMENTED
+                    and 8 <= length <= total - 20 <= size - _IP4 - 20
+                ):
+                    peer = self._down4.get(bytes(buffer[_KEY4]))
+                    if peer is not None:
+                        self._send(peer, self._view[_PAYLOAD4 : _PAYLOAD4 + length - 8], gso)
+                        return
+            elif ethertype == ETHERTYPE_IPV6 and size >= _PAYLOAD6:
+                total, protocol, port, length = _pick6(buffer)
+                if protocol == PROTOCOL_UDP and 8 <= length <= total <= size - _PAYLOAD6 + 8:
+                    peer = self._down6.get(bytes(buffer[_KEY6]))
+                    if peer is not None:
+                        self._send(peer, self._view[_PAYLOAD6 : _PAYLOAD6 + length - 8], gso)
+                        return
+        try:
+            self._long_way(self._view[_VIRTIO:size])
+        except PacketError as error:
+            self._counters.drop(error.reason)
+
+    def _send(self, peer: Peer, payload: memoryview, gso: int) -> None:
+        """Send a datagram or superframe of the guest to `peer`."""
+        table = self._path.tables[peer.endpoint.family]
+        table.activity[peer.byte] |= peer.bit
+        sender = peer.send or self._sender(peer)
+        total = len(payload)
+        segment = total
+        if gso == VIRTIO_NET_HDR_GSO_UDP_L4:
+            (segment,) = _gso_size(self._buffer, _GSO_SIZE)
+            if not segment:
+                self._counters.drop(Drop.MALFORMED_UDP)
+                return
+        send_run(sender, payload, segment, self._counters)
+
+    def _sender(self, peer: Peer) -> Sender:
+        peer.send = Sender(peer)
+        return peer.send
+
+    def _long_way(self, frame: memoryview) -> None:
+        """Carry any frame, or raise PacketError."""
+        if len(frame) < ETHERNET_CODEC.size:
+            raise PacketError(Drop.FRAME_SHORT)
+        ethernet = ETHERNET_CODEC.unpack_from(frame)
+        ethertype, path = ethernet["ethertype"], self._path
+        family = 6 if ethertype == ETHERTYPE_IPV6 else 4
+        if ethertype not in (ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6):
+            raise PacketError(Drop.ETHERTYPE)
+        if family not in path.addresses:
+            raise PacketError(Drop.FAMILY_DISABLED)
+        path.learn_mac(ethernet["source"])
+        if ethertype == ETHERTYPE_ARP:
+            answer = arp.answer(
+                frame[ETHERNET_CODEC.size :], path.network.host_mac, path.addresses[4].network.address
+            )
+            if answer:
+                self._tap.write_frame(answer)
+            return
+        packet: Packet | None = parse_ip(frame)
+        assert packet is not None
+        if packet.fragment:
+            packet = self.reassembly.add(packet, self._now())
+        if packet:
+            self._packet(packet)
+
+    def _packet(self, packet: Packet) -> None:
+        """Hand a whole packet to whoever is responsible for its protocol."""
+        if packet.protocol == PROTOCOL_UDP:
+            self._udp(packet)
+        elif packet.protocol == PROTOCOL_TCP:
+            self._tcp(packet)
+        elif packet.protocol == (PROTOCOL_ICMP if packet.family == 4 else PROTOCOL_ICMPV6):
+            self._icmp(packet)
+        else:
+            raise PacketError(Drop.PROTOCOL)
+
+    def _udp(self, packet: Packet) -> None:
+        if not self._carry_udp:
+            raise PacketError(Drop.PROTOCOL_DISABLED)
+        guest_port, port, data = parse_udp(packet.payload)
+        if port == (DHCP_SERVER_PORT if packet.family == 4 else DHCPV6_SERVER_PORT):
+            raise PacketError(Drop.SERVICE)
+        key = packet.source + packet.destination + packet.payload[:4]
+        peer = (self._down4 if packet.family == 4 else self._down6).get(key)
+        if peer is None:
+            peer = self._path.outbound(packet.family, packet.source, packet.destination, guest_port, port)
+        self._send(peer, data, self._buffer[1])
+
+    def _tcp(self, packet: Packet) -> None:
+        if not self._answer_tcp:
+            raise PacketError(Drop.PROTOCOL_DISABLED)
+        if is_loopback(packet.source) or is_loopback(packet.destination):
+            raise PacketError(Drop.LOOPBACK_ADDRESS)
+        answer = tcp.reset(packet, self._path.guest_mac, self._path.network.host_mac)
+        if answer:
+            self._tap.write_frame(answer)
+        raise PacketError(Drop.TCP)
+
+    def _icmp(self, packet: Packet) -> None:
+        if packet.family == 6 and packet.payload and packet.payload[0] in ndp.TYPES:
+            addresses = self._path.addresses[6]
+            addresses.learn(packet.source)
+            if self._router:
+                own = (addresses.network.address, addresses.link_local, addresses.seen)
+                answer = ndp.answer(self._router, packet, self._path.guest_mac, own)
+                if answer:
+                    self._tap.write_frame(answer)
+            return
+        if self._echo is None:
+            raise PacketError(Drop.PROTOCOL_DISABLED)
+        self._echo(packet)
+
+
+def send_run(sender: Sender, payload: memoryview, segment: int, counters: Counters) -> None:
+    """Send a run of datagrams to one peer: as superframes if the kernel takes them, else one by one.
+
+    :param sender: where to.
+    :param payload: the datagrams, one behind the other.
+    :param segment: bytes of each datagram but perhaps the last.
+    :param counters: where traffic and drops are counted.
+    """
+    total = len(payload)
+    if segment >= total:
+        _send_one(sender, payload, counters)
+        return
+    step = SEGMENTS_PER_SEND * segment
+    for start in range(0, total, step):
+        piece = payload[start : start + step]
+        if len(piece) <= segment:
+            _send_one(sender, piece, counters)
+            continue
+        control = [*sender.control, (SOL_UDP, UDP_SEGMENT, _segment(segment))]
+        try:
+            sender.socket.sendmsg([piece], control, 0, sender.address)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.ENOPROTOOPT):
+                for at in range(0, len(piece), segment):
+                    _send_one(sender, piece[at : at + segment], counters)
+            else:
+                _refused(error, -(-len(piece) // segment), counters)
+            continue
+        counters.superframes_down += 1
+        counters.datagrams_down += -(-len(piece) // segment)
+        counters.bytes_down += len(piece)
+
+
+def _send_one(sender: Sender, payload: memoryview, counters: Counters) -> None:
+    try:
+        if sender.control:
+            sender.socket.sendmsg([payload], sender.control, 0, sender.address)
+        else:
+            sender.socket.sendto(payload, sender.address)
+    except OSError as error:
+        _refused(error, 1, counters)
+        return
+    counters.datagrams_down += 1
+    counters.bytes_down += len(payload)
+
+
+def _refused(error: OSError, count: int, counters: Counters) -> None:
+    """Count datagrams under the reason for which the kernel refused them."""
+    if error.errno in (errno.EAGAIN, errno.ENOBUFS):
+        reason = Drop.SEND_FULL
+    elif error.errno == errno.EMSGSIZE:
+        reason = Drop.MESSAGE_SIZE
+    else:
+        reason = Drop.SEND_FAILED
+    counters.drop(reason, count)
+
+
+class Upward:
+    """From host sockets to the tap.
+
+    :param tap: the tap.
+    :param path: the guest path.
+    :param counters: where traffic and drops are counted.
+    """
+
+    def __init__(self, tap: Tap, path: GuestPath, counters: Counters) -> None:
+        self._tap = tap
+        self._path = path
+        self._counters = counters
+        self._receivers = {family: Receiver(family) for family in path.tables}
+
+    def step(self, endpoint: Endpoint) -> None:
+        """Move up to `BATCHES_PER_STEP` batches from the socket of `endpoint`."""
+        family = endpoint.family
+        receive = self._receivers[family].receive
+        peers, activity = endpoint.peers, self._path.tables[family].activity
+        write = self._tap.write_datagrams
+        for _ in range(BATCHES_PER_STEP):
+            if endpoint.socket is None:
+                return
+            try:
+                runs, more = receive(endpoint.socket.fileno())
+            except OSError:
+                # An error that an earlier datagram met; reading it has cleared it.
+                self._counters.socket_errors += 1
+                return
+            for key, total, segment, payload in runs:
+                peer = peers.get(key)
+                if peer is None:
+                    try:
+                        peer = self._new(endpoint, key)
+                    except PacketError as error:
+                        self._counters.drop(error.reason, -(-total // segment) if total else 1)
+                        continue
+                activity[peer.byte] |= peer.bit
+                write(peer.header, total, segment, payload)
+            if not more:
+                return
+
+    def _new(self, endpoint: Endpoint, key: bytes) -> Peer:
+        address, port, scope, local = split_key(endpoint.family, key)
+        return self._path.inbound(endpoint, key, address, port, scope, local)

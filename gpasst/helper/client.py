@@ -1,0 +1,262 @@
+"""The caller's side of the helper process.
+
+    helper = Helper.start()                      # returns at once; the process goes on importing
+    facts = helper.facts()
+    namespace = helper.open(OpenRequest(configure=True, addresses=(("192.0.2.2", 24),)))
+    descriptors = namespace.sockets(AF_INET, SOCK_DGRAM, 0, 16)
+    argv, pass_fds = enter_command(namespace, ["ip", "address"])
+    subprocess.run(argv, pass_fds=pass_fds)
+
+Theory of operation: the caller may be monkey-patched by gevent or not, may have threads, and may watch
+children or not. So nothing here depends on what gevent replaces: sockets are those of the C module, the
+process is made with posix_spawn and awaited with waitpid of the `posix` module (gevent replaces the names
+in `os`), and no callback on a child's end is used at all. Where an answer must be awaited, the caller says
+how with `wait`, a function that returns when a descriptor is readable (`gevent.socket.wait_read` in a
+greenlet); without it the thread blocks.
+
+NOTE: a `Helper` or `Namespace` is used by one thread or greenlet at a time; the caller guards it if there
+are several. A call that was interrupted while waiting leaves both usable.
+
+NOTE: a child forked by the caller without exec holds the channels open too, and the helper with them.
+"""
+
+from __future__ import annotations
+
+import _socket
+import fcntl
+import os
+import posix
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import gpasst
+from gpasst.errors import PlatformError
+from gpasst.helper.channel import Channel, Wait, close_all, pair
+from gpasst.helper.request import OpenRequest, Route, to_message
+
+__all__ = ["Helper", "Namespace", "OpenRequest", "Route", "Wait", "enter_command"]
+
+CHANNEL_FD = 3  # the helper's, after standard input, output and error
+ABOVE_CHANNEL = 10  # where our copy goes, so that it never *is* the number it shall get
+END_SECONDS = 2.0  # a helper that is busy with a request takes some milliseconds
+SOCKETS_PER_MESSAGE = 64
+BLOCKED = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+DEFAULTED = (signal.SIGCHLD, signal.SIGTERM, signal.SIGPIPE)
+BOOTSTRAP = "import sys; sys.path += {path!r}; from gpasst.helper.server import main; main({descriptor})"
+
+
+class Helper:
+    """The helper process. Its namespaces live on when it is closed."""
+
+    def __init__(self, channel: Channel, pid: int) -> None:
+        self._channel = channel
+        self.pid = pid
+
+    @classmethod
+    def start(cls) -> Helper:
+        """Start the process and return without waiting for it."""
+        ours, theirs = pair()
+        try:
+            pid = _spawn(theirs.fileno())
+        except OSError as error:
+            ours.close()
+            raise PlatformError(
+                f"cannot start the helper process {sys.executable}: {error.strerror}"
+            ) from None
+        finally:
+            theirs.close()
+        return cls(Channel(ours), pid)
+
+    def facts(self, wait: Wait | None = None) -> dict[str, Any]:
+        """Give links, addresses and routes of the namespace the helper was started in."""
+        reply, received = self._call({"do": "facts"}, wait)
+        close_all(received)
+        facts: dict[str, Any] = reply["facts"]
+        return facts
+
+    def open(self, request: OpenRequest, wait: Wait | None = None) -> Namespace:
+        """Create or join a namespace and make the tap device in it."""
+        if request.netns:
+            request = _absolute(request)
+        reply, received = self._call({"do": "open", "request": to_message(request)}, wait)
+        return Namespace(reply, dict(zip(reply["descriptors"], received, strict=True)))
+
+    def close(self, wait: Wait | None = None) -> None:
+        """End the process and wait until it is gone; more calls do nothing."""
+        if self._channel.fileno() < 0:
+            return
+        ended = self._channel.finish(END_SECONDS, wait)
+        self._channel.close()
+        try:
+            if not ended:
+                os.kill(self.pid, signal.SIGKILL)
+            # Its end of the channel is closed, so it is a matter of microseconds.
+            posix.waitpid(self.pid, 0)
+        except (ChildProcessError, ProcessLookupError):
+            return  # an event loop that watches children has reaped it
+
+    def __enter__(self) -> Helper:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _call(self, message: dict[str, Any], wait: Wait | None) -> tuple[dict[str, Any], list[int]]:
+        if self._channel.fileno() < 0:
+            raise PlatformError("the helper process was closed")
+        return self._channel.call(message, wait)
+
+
+class Namespace:
+    """A namespace held by its pool process, and the descriptors that belong to it.
+
+    :ivar tap: descriptor of the tap device, -1 without one; non-blocking.
+    :ivar netns: descriptor of the network namespace; `userns`, `uts` and `ipc` likewise, None where the
+        namespace is the caller's own.
+    :ivar name: name of the tap device inside; empty without one, like `index` (0), `mac` and `link_local`.
+    :ivar vnet: frames carry a 10-byte virtio-net header.
+    :ivar offloads: what the kernel may leave undone: "csum", "tso4", "tso6", "uso4", "uso6".
+    :ivar pid: the pool process.
+    """
+
+    __slots__ = (
+        "_channel",
+        "index",
+        "ipc",
+        "link_local",
+        "mac",
+        "name",
+        "netns",
+        "offloads",
+        "pid",
+        "tap",
+        "userns",
+        "uts",
+        "vnet",
+    )
+
+    def __init__(self, reply: dict[str, Any], descriptors: dict[str, int]) -> None:
+        self._channel = Channel(
+            _socket.socket(fileno=descriptors["pool"]), "the process that holds the namespace"
+        )
+        self.tap: int = descriptors.get("tap", -1)
+        self.netns: int = descriptors["netns"]
+        self.userns: int | None = descriptors.get("userns")
+        self.uts: int | None = descriptors.get("uts")
+        self.ipc: int | None = descriptors.get("ipc")
+        self.name: str = reply["name"] or ""
+        self.index: int = reply.get("index", 0)
+        self.mac: bytes = bytes.fromhex(reply.get("mac", "").replace(":", ""))
+        self.link_local: str | None = reply.get("link_local")
+        self.vnet: bool = self.tap >= 0
+        self.offloads: frozenset[str] = frozenset(reply["offloads"])
+        self.pid: int = reply["pid"]
+
+    def sockets(
+        self, family: int, type: int, proto: int = 0, count: int = 1, wait: Wait | None = None
+    ) -> list[int]:
+        """Make sockets in the namespace; the descriptors are the caller's to close."""
+        if self._channel.fileno() < 0:
+            raise PlatformError("the namespace was closed")
+        made: list[int] = []
+        try:
+            while len(made) < count:
+                now = min(count - len(made), SOCKETS_PER_MESSAGE)
+                request = {
+                    "do": "sockets",
+                    "family": int(family),
+                    "type": int(type),
+                    "proto": proto,
+                    "count": now,
+                }
+                made += self._channel.call(request, wait)[1]
+        except BaseException:
+            close_all(made)
+            raise
+        return made
+
+    def close(self) -> None:
+        """Close every descriptor, the tap included; the pool process ends by that. More calls do nothing."""
+        if self._channel.fileno() < 0:
+            return
+        self._channel.close()
+        close_all(
+            [
+                fd
+                for fd in (self.tap, self.netns, self.userns, self.uts, self.ipc)
+                if fd is not None and fd >= 0
+            ]
+        )
+        self.tap = self.netns = -1
+        self.userns = self.uts = self.ipc = None
+
+    def __enter__(self) -> Namespace:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def enter_command(
+    namespace: Namespace, argv: Sequence[str], init: bool = False, runas: tuple[int, int] | None = None
+) -> tuple[list[str], tuple[int, ...]]:
+    """Give the command line that runs `argv` in the namespace, and the descriptors to inherit (`pass_fds`).
+
+    :param init: run it as process 1 of new PID and mount namespaces.
+    :param runas: user and group id to take on first; those the namespace was opened with.
+    """
+    command = [*_interpreter(), os.path.join(os.path.dirname(__file__), "enter.py")]
+    inherited: list[int] = []
+    for option in ("userns", "netns", "uts", "ipc"):
+        descriptor: int | None = getattr(namespace, option)
+        if descriptor is not None:
+            command += [f"--{option}", str(descriptor)]
+            inherited.append(descriptor)
+    if runas:
+        command += ["--runas", f"{runas[0]}:{runas[1]}"]
+    if init:
+        command.append("--init")
+    return [*command, "--", *argv], tuple(inherited)
+
+
+def _absolute(request: OpenRequest) -> OpenRequest:
+    # The helper has left the caller's directory.
+    return replace(
+        request,
+        netns=os.path.abspath(request.netns) if request.netns else None,
+        userns=os.path.abspath(request.userns) if request.userns else None,
+    )
+
+
+def _interpreter() -> list[str]:
+    if not sys.executable:
+        raise PlatformError(
+            "the Python interpreter has no name", "run in an ordinary interpreter, not an embedded one"
+        )
+    return [sys.executable, "-I", "-S", *(["-B"] if sys.dont_write_bytecode else [])]
+
+
+def _spawn(channel: int) -> int:
+    package = os.path.dirname(os.path.abspath(gpasst.__file__))
+    # Where the caller found the package, then what it searches itself. Running site would take longer.
+    path = [os.path.dirname(package), *(os.path.abspath(entry) for entry in sys.path)]
+    code = BOOTSTRAP.format(path=path, descriptor=CHANNEL_FD)
+    moved = fcntl.fcntl(channel, fcntl.F_DUPFD_CLOEXEC, ABOVE_CHANNEL)
+    try:
+        return posix.posix_spawn(
+            sys.executable,
+            [*_interpreter(), "-c", code],
+            os.environ,
+            file_actions=[
+                (posix.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
+                (posix.POSIX_SPAWN_DUP2, 0, 1),
+                (posix.POSIX_SPAWN_DUP2, moved, CHANNEL_FD),
+            ],
+            setsigmask=BLOCKED,
+            setsigdef=DEFAULTED,
+        )
+    finally:
+        os.close(moved)

@@ -1,0 +1,242 @@
+"""Run a command in a namespace that is held by descriptor.
+
+    python -I -S PATH [--userns FD] [--netns FD] [--uts FD] [--ipc FD] [--runas UID:GID] [--init] -- COMMAND...
+
+Theory of operation: joining a user namespace is refused to processes with threads, so the program that
+wants to run a command cannot join on its behalf between fork and exec in a safe way. This file is executed
+instead, joins, closes the descriptors and executes the command in the same process: its number, its parent
+and its status are those of the command.
+
+With `--init` the command gets PID and mount namespaces of its own as well, with a fresh /proc, and is
+process 1 there, so that all it started dies with it. A process does not change its own PID namespace, so
+this process stays outside as parent: it passes signals on and repeats the status at the end. Two traits of
+process 1 need care:
+
+1. Signals it has no handler for are discarded, even those from outside. What would have ended an ordinary
+   command ends this one with SIGKILL, reported as the signal that was sent.
+2. It must not outlive this process: PR_SET_PDEATHSIG sees to it (this process has one thread, so the death
+   of the thread and of the process are the same).
+
+Signals from the terminal reach the command without help, since it is in the same process group; they are
+told apart by their origin and not sent twice.
+
+Only the standard library, and little of it: every command run in a namespace pays for the imports.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import signal
+import sys
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_NOEXEC = 0x8
+MS_REC = 0x4000
+MS_PRIVATE = 0x40000
+
+SI_KERNEL = 0x80  # si_code of what the terminal sends
+
+# Statuses as shells and env(1) give them.
+STATUS_FAILED = 125
+STATUS_NOT_EXECUTABLE = 126
+STATUS_NOT_FOUND = 127
+STATUS_SIGNAL = 128
+
+FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+# A user namespace must be joined first: it holds the rights over the others.
+ORDER = (
+    ("--userns", CLONE_NEWUSER),
+    ("--netns", CLONE_NEWNET),
+    ("--uts", CLONE_NEWUTS),
+    ("--ipc", CLONE_NEWIPC),
+)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def unshare(flags: int) -> None:
+    """Move this process into new namespaces."""
+    _check(_libc.unshare(ctypes.c_int(flags)))
+
+
+def setns(descriptor: int, kind: int) -> None:
+    """Move this process into an existing namespace."""
+    _check(_libc.setns(ctypes.c_int(descriptor), ctypes.c_int(kind)))
+
+
+def prctl(option: int, value: int) -> None:
+    """Set an attribute of this process."""
+    _check(_libc.prctl(ctypes.c_int(option), ctypes.c_ulong(value), *[ctypes.c_ulong(0)] * 3))
+
+
+def mount(source: str, target: str, kind: str | None, flags: int) -> None:
+    """Mount a file system, or change the flags of a mount."""
+    texts = [None if text is None else text.encode() for text in (source, target, kind)]
+    _check(_libc.mount(*texts, ctypes.c_ulong(flags), None))
+
+
+def drop_identity(uid: int, gid: int) -> None:
+    """Become another user for good, without supplementary groups."""
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    # Changing identity makes /proc/self root's, and with it the files that map user ids.
+    prctl(PR_SET_DUMPABLE, 1)
+
+
+def _check(result: int) -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _complain(text: str) -> None:
+    os.write(2, f"gpasst: {text}\n".encode(errors="surrogateescape"))
+
+
+def _join(descriptors: dict[str, int], runas: tuple[int, int] | None) -> None:
+    # With a user namespace, joining is the new identity's right; without, it is root's alone.
+    if runas and "--userns" in descriptors:
+        drop_identity(*runas)
+    for option, kind in ORDER:
+        if option in descriptors:
+            setns(descriptors[option], kind)
+            os.close(descriptors[option])
+    if runas and "--userns" not in descriptors:
+        drop_identity(*runas)
+
+
+def _execute(command: list[str]) -> int:
+    # Python ignores these two; a command expects the defaults.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execvp(command[0], command)
+    except FileNotFoundError:
+        _complain(f"{command[0]}: command not found")
+        return STATUS_NOT_FOUND
+    except OSError as error:
+        _complain(f"{command[0]}: {error.strerror}")
+        return STATUS_NOT_FOUND if error.errno == errno.ENOTDIR else STATUS_NOT_EXECUTABLE
+
+
+def _mount_proc() -> None:
+    try:
+        unshare(CLONE_NEWNS)
+        mount("none", "/", None, MS_REC | MS_PRIVATE)
+        mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    except OSError:
+        # Containers that cover parts of /proc forbid it; the command then sees the processes outside.
+        pass
+
+
+def _first_process(command: list[str], alive: int) -> int:
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.set_blocking(alive, False)
+    try:
+        # Nothing is ever written: end of file means that the parent died before the call above.
+        os.read(alive, 1)
+        return STATUS_FAILED
+    except BlockingIOError:
+        os.close(alive)
+    _mount_proc()
+    return _execute(command)
+
+
+def _discards(pid: int, number: int) -> bool:
+    """Tell whether process 1 leaves the signal at its default, which for process 1 means to discard it."""
+    handled = 0
+    with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
+        for line in status:
+            if line.startswith(("SigBlk:", "SigIgn:", "SigCgt:")):
+                handled |= int(line.split()[1], 16)
+    return not handled >> (number - 1) & 1
+
+
+def _attend(pid: int, waited: set[signal.Signals]) -> int:
+    fatal = 0
+    while True:
+        information = signal.sigwaitinfo(waited)
+        number = information.si_signo
+        if number == signal.SIGCHLD:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                code = os.waitstatus_to_exitcode(status)
+                if code == -signal.SIGKILL and fatal:
+                    code = -fatal
+                return code if code >= 0 else STATUS_SIGNAL - code
+            continue
+        try:
+            if _discards(pid, number):
+                fatal = number
+                os.kill(pid, signal.SIGKILL)
+            elif information.si_code != SI_KERNEL:
+                os.kill(pid, number)
+        except (OSError, ValueError):
+            # It has just ended; SIGCHLD is on its way.
+            continue
+
+
+def _run_as_init(command: list[str]) -> int:
+    waited = {signal.SIGCHLD, *FORWARDED}
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, waited)
+    unshare(CLONE_NEWPID)
+    alive, ours = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(ours)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        status = STATUS_FAILED
+        try:
+            status = _first_process(command, alive)
+        finally:
+            os._exit(status)
+    os.close(alive)
+    return _attend(pid, waited)
+
+
+def main(arguments: list[str]) -> int:
+    """Join, then execute; returns when that failed, or with the command's status after `--init`."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # ^C before the command runs should end this process as it would end the command, not as a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    split = arguments.index("--")
+    options, command = arguments[:split], arguments[split + 1 :]
+    descriptors: dict[str, int] = {}
+    runas: tuple[int, int] | None = None
+    init = False
+    rest = iter(options)
+    for option in rest:
+        if option == "--init":
+            init = True
+        elif option == "--runas":
+            uid, gid = next(rest).split(":")
+            runas = int(uid), int(gid)
+        else:
+            descriptors[option] = int(next(rest))
+    try:
+        _join(descriptors, runas)
+        if init:
+            return _run_as_init(command)
+    except OSError as error:
+        _complain(f"cannot enter the namespace: {error.strerror}")
+        return STATUS_FAILED
+    return _execute(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

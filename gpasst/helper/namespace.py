@@ -1,0 +1,257 @@
+"""Creating and joining namespaces.
+
+Everything here moves the calling process itself, so it runs in a child forked for one request. Afterwards
+the process is in the network namespace, with the rights to administer it.
+
+Two things cannot be done from there when the helper was started by root, and fall to an *assistant* forked
+beforehand, which keeps the identity and namespaces of the start:
+
+* map more than one id into a new user namespace (the right to do that is held outside of it);
+* open a /dev/net/tun that only root may open, after this process has become somebody else.
+
+Which ids the new user namespace knows:
+
+* an ordinary user (or `runas`): the user alone, as root; group changes are denied, as the kernel demands;
+* root: every id as itself, so that daemons started inside can still change to their own users.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from gpasst.errors import ConfigurationError, PlatformError
+from gpasst.helper.channel import Channel, Message, close_all, describe, pair
+from gpasst.helper.enter import (
+    CLONE_NEWIPC,
+    CLONE_NEWNET,
+    CLONE_NEWUSER,
+    CLONE_NEWUTS,
+    drop_identity,
+    setns,
+    unshare,
+)
+from gpasst.helper.request import OpenRequest
+from gpasst.helper.tap import open_tun
+
+PING_GROUP_RANGE = "/proc/sys/net/ipv4/ping_group_range"
+ALL_GROUPS = "0 2147483647"  # the largest id the setting accepts
+ROOT_GROUP = "0 0"
+
+NO_USER_NAMESPACE = (
+    "allow them (sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0, "
+    "user.max_user_namespaces above 0), or run as root with --netns-only"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """Where the process has arrived: namespace descriptors by name, and how to open the tun file."""
+
+    descriptors: dict[str, int]
+    open_tun: Callable[[], int]
+    drop_late: bool
+
+
+@contextmanager
+def entered(request: OpenRequest) -> Iterator[Entered]:
+    """Create or join what the request asks for; the assistant, if any, lives as long as the context."""
+    assistant = _Assistant() if os.geteuid() == 0 else None
+    try:
+        yield _join(request, assistant) if request.netns else _create(request, assistant)
+    finally:
+        if assistant:
+            assistant.close()
+
+
+def _create(request: OpenRequest, assistant: _Assistant | None) -> Entered:
+    tun: Callable[[], int] = open_tun
+    groups = ALL_GROUPS
+    if not request.netns_only:
+        if request.runas:
+            _change_identity(request.runas)
+            tun = _tun_opener(assistant)
+        groups = _new_user_namespace(assistant if request.runas is None else None)
+    try:
+        unshare(CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS)
+    except OSError as error:
+        remedy = "run as root, or leave --netns-only out" if request.netns_only else NO_USER_NAMESPACE
+        raise PlatformError(f"cannot create a network namespace: {error.strerror}", remedy) from None
+    _write(PING_GROUP_RANGE, groups)
+    if request.hostname is not None:
+        _set_hostname(request.hostname)
+    names = ("netns", "uts", "ipc") if request.netns_only else ("netns", "uts", "ipc", "userns")
+    descriptors = {name: _open_own(name) for name in names}
+    return Entered(descriptors, tun, drop_late=request.netns_only and request.runas is not None)
+
+
+def _join(request: OpenRequest, assistant: _Assistant | None) -> Entered:
+    netns = request.netns or ""
+    descriptors = {"netns": _open_target(netns)}
+    if request.userns and not request.netns_only:
+        userns = _open_target(request.userns)
+        # Entering the namespace one is in already is an error.
+        if os.path.samestat(os.fstat(userns), os.stat("/proc/self/ns/user")):
+            os.close(userns)
+        else:
+            descriptors["userns"] = userns
+    tun: Callable[[], int] = open_tun
+    if "userns" in descriptors:
+        if request.runas:
+            _change_identity(request.runas)
+            tun = _tun_opener(assistant)
+        _enter(descriptors["userns"], CLONE_NEWUSER, request.userns or "", "user")
+    _enter(descriptors["netns"], CLONE_NEWNET, netns, "network")
+    return Entered(descriptors, tun, drop_late=request.runas is not None and "userns" not in descriptors)
+
+
+def _open_target(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise ConfigurationError(
+            f"no namespace at {path}", "name a running process or a file in /run/netns"
+        ) from None
+    except PermissionError:
+        raise PlatformError(f"not permitted to open {path}", "run as its owner or as root") from None
+    except OSError as error:
+        raise ConfigurationError(f"cannot open {path}: {error.strerror}") from None
+
+
+def _enter(descriptor: int, kind: int, path: str, name: str) -> None:
+    try:
+        setns(descriptor, kind)
+    except PermissionError:
+        raise PlatformError(
+            f"not permitted to join the {name} namespace {path}",
+            "name the user namespace it belongs to with --userns, or run as its owner or as root",
+        ) from None
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise ConfigurationError(f"{path} is not a {name} namespace") from None
+        raise PlatformError(f"cannot join the {name} namespace {path}: {error.strerror}") from None
+
+
+def _change_identity(runas: tuple[int, int]) -> None:
+    try:
+        drop_identity(*runas)
+    except OSError as error:
+        raise PlatformError(
+            f"cannot become user {runas[0]}, group {runas[1]}: {error.strerror}",
+            "run as root, or leave --runas out",
+        ) from None
+
+
+def _new_user_namespace(assistant: _Assistant | None) -> str:
+    """Create a user namespace and map ids into it.
+
+    :return: the groups that may send ICMP echo requests, as the kernel writes them.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    try:
+        unshare(CLONE_NEWUSER)
+    except OSError as error:
+        raise PlatformError(f"cannot create a user namespace: {error.strerror}", NO_USER_NAMESPACE) from None
+    if assistant and assistant.map_all_ids():
+        return ALL_GROUPS
+    try:
+        for path, text in (("uid_map", f"0 {uid} 1"), ("setgroups", "deny"), ("gid_map", f"0 {gid} 1")):
+            with open(f"/proc/self/{path}", "w", encoding="ascii") as file:
+                file.write(text)
+    except OSError as error:
+        raise PlatformError(
+            f"cannot map ids into the new user namespace: {error.strerror}", NO_USER_NAMESPACE
+        ) from None
+    return ROOT_GROUP
+
+
+def _set_hostname(name: str) -> None:
+    try:
+        _socket.sethostname(name)
+    except OSError as error:
+        raise ConfigurationError(f"{name!r} cannot be a host name: {error.strerror}") from None
+
+
+def _open_own(name: str) -> int:
+    file = {"netns": "net", "userns": "user"}.get(name, name)
+    return os.open(f"/proc/self/ns/{file}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _tun_opener(assistant: _Assistant | None) -> Callable[[], int]:
+    return assistant.open_tun if assistant else open_tun
+
+
+def _write(path: str, text: str) -> bool:
+    try:
+        with open(path, "w", encoding="ascii") as file:
+            file.write(text)
+    except OSError:
+        return False
+    return True
+
+
+class _Assistant:
+    """A forked child that keeps the identity and namespaces this process is about to leave."""
+
+    def __init__(self) -> None:
+        ours, theirs = pair()
+        served = os.getpid()
+        self._pid = os.fork()
+        if self._pid == 0:
+            try:
+                ours.close()
+                _assist(Channel(theirs), served)
+            finally:
+                os._exit(0)
+        theirs.close()
+        self._channel = Channel(ours, "the assistant of the helper process")
+
+    def map_all_ids(self) -> bool:
+        """Map every id known here to itself in the new user namespace; False when that is refused."""
+        reply, _ = self._channel.call({"do": "map"})
+        return bool(reply["done"])
+
+    def open_tun(self) -> int:
+        """Open the tun file in the network namespace the calling process is in now."""
+        netns = _open_own("netns")
+        try:
+            _, descriptors = self._channel.call({"do": "tun"}, descriptors=[netns])
+        finally:
+            os.close(netns)
+        return descriptors[0]
+
+    def close(self) -> None:
+        """End the assistant."""
+        self._channel.close()
+        os.waitpid(self._pid, 0)
+
+
+def _assist(channel: Channel, served: int) -> None:
+    while request := channel.receive():
+        message, received = request
+        reply: Message = {"seq": message.get("seq")}
+        made: list[int] = []
+        try:
+            if message["do"] == "map":
+                reply["done"] = all(
+                    _write(f"/proc/{served}/{kind}_map", _identity_map(kind)) for kind in ("uid", "gid")
+                )
+            else:
+                setns(received[0], CLONE_NEWNET)
+                made = [open_tun()]
+        except Exception as error:
+            reply |= describe(error)
+        finally:
+            close_all(received)
+        channel.send(reply, made)
+
+
+def _identity_map(kind: str) -> str:
+    # In a container only some ids exist, and others cannot be mapped.
+    with open(f"/proc/self/{kind}_map", encoding="ascii") as file:
+        ranges = [line.split() for line in file]
+    return "".join(f"{inside} {inside} {count}\n" for inside, _, count in ranges)

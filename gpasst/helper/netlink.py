@@ -1,0 +1,253 @@
+"""Reading and writing network configuration with pyroute2.
+
+Everything here acts on the network namespace of the calling process, and opens a netlink session of its
+own: the process is a child forked for one request, which has just entered its namespace.
+
+Addresses are added without duplicate address detection: a tentative address cannot be used for a second or
+more, and the link has exactly one guest. For the same reason the kernel is told not to make its own
+link-local address; the one it would make (from the MAC address) is added by hand.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+from collections.abc import Callable
+from typing import Any
+
+from pyroute2.iproute import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from gpasst.errors import ConfigurationError, PlatformError
+from gpasst.helper.request import OpenRequest, Route
+
+AF_INET = 2
+AF_INET6 = 10
+FAMILIES = {AF_INET: 4, AF_INET6: 6}
+NUMBERS = {4: AF_INET, 6: AF_INET6}
+
+IFF_UP = 0x1
+IFF_LOOPBACK = 0x8
+IFA_F_NODAD = 0x02
+IN6_ADDR_GEN_MODE_NONE = 1
+RTNH_F_ONLINK = 4
+RTN_UNICAST = 1
+RT_TABLE_MAIN = 254
+RT_SCOPE_LINK = 253
+
+TX_QUEUE_LENGTH = 10_000  # frames; the default of 1000 loses bursts while the proxy serves other sockets
+LINK_LOCAL_PREFIX = 64
+
+# Whoever chose the address, prefix, MAC or route can mend these; the rest is the machine's doing.
+CALLERS_FAULT = frozenset(
+    {errno.EINVAL, errno.EADDRNOTAVAIL, errno.EEXIST, errno.ERANGE, errno.ENETUNREACH, errno.EHOSTUNREACH}
+)
+IPV6_REMEDY = "IPv6 may be switched off: see net.ipv6.conf.all.disable_ipv6, or leave its addresses out"
+REMEDIES = {
+    errno.EPERM: "name the user namespace the network namespace belongs to with --userns, or run as root",
+    errno.EACCES: IPV6_REMEDY,
+    errno.EOPNOTSUPP: IPV6_REMEDY,
+    errno.EAFNOSUPPORT: IPV6_REMEDY,
+}
+# What the kernel answers when a link has no IPv6.
+NO_IPV6 = frozenset({errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EACCES, errno.ENODEV, errno.EINVAL})
+
+Facts = dict[str, Any]
+
+
+def facts() -> Facts:
+    """Give links, addresses and main-table unicast routes of the present namespace.
+
+    For each family the default route of the lowest metric comes first.
+    """
+    with IPRoute() as ipr:
+        links = [_link(message) for message in ipr.get_links()]
+        addresses = [_address(message) for message in ipr.get_addr() if message["family"] in FAMILIES]
+        dumped = [
+            message for family in FAMILIES for message in ipr.get_routes(family=family, table=RT_TABLE_MAIN)
+        ]
+    routes = [_route(message) for message in dumped if _wanted(message)]
+    routes.sort(key=lambda route: (route["family"], route["destination"] is not None, route["metric"]))
+    return {"links": links, "addresses": addresses, "routes": routes}
+
+
+def configure(request: OpenRequest, name: str | None) -> Facts:
+    """Bring `lo` up and, when a tap device was made, set it up as asked.
+
+    :return: index, MAC address and link-local address of the device, empty without one.
+    """
+    with IPRoute() as ipr:
+        loopback = ipr.link_lookup(ifname="lo")[0]
+        _try("bring the loopback device up", lambda: ipr.link("set", index=loopback, state="up"))
+        if name is None:
+            return {}
+        index = ipr.link_lookup(ifname=name)[0]
+        _set_link(ipr, index, request)
+        mac = str(ipr.get_links(index)[0].get_attr("IFLA_ADDRESS"))
+        if request.configure:
+            for text, prefix in request.addresses:
+                _add_address(ipr, index, text, prefix)
+            _add_link_local(ipr, index, request.link_local or link_local_address(mac))
+            for route in request.routes:
+                _add_route(ipr, index, route, request)
+        return {"index": index, "mac": mac, "link_local": _read_link_local(ipr, index)}
+
+
+def link_local_address(mac: str) -> str:
+    """Derive the link-local address from a MAC address (RFC 4291 appendix A)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    identifier = bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]
+    return str(ipaddress.IPv6Address(b"\xfe\x80" + bytes(6) + identifier))
+
+
+def _set_link(ipr: Any, index: int, request: OpenRequest) -> None:
+    changes: Facts = {}
+    if request.mac:
+        changes["address"] = request.mac
+    if request.mtu and request.configure:
+        changes["mtu"] = request.mtu
+    what = f"set up {request.ifname} with {_listed(changes) or 'its queue'}"
+    _try(what, lambda: ipr.link("set", index=index, txqlen=TX_QUEUE_LENGTH, **changes))
+    if request.configure and os.path.exists("/proc/self/net/if_inet6"):
+        mode = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", IN6_ADDR_GEN_MODE_NONE)]}
+        try:
+            ipr.link("set", index=index, IFLA_AF_SPEC={"attrs": [("AF_INET6", mode)]})
+        except NetlinkError as error:
+            # Without IPv6 on the link there will be no such address anyway.
+            if error.code not in NO_IPV6:
+                raise PlatformError(f"cannot {what}: {os.strerror(error.code)}") from None
+    if request.configure or request.up:
+        _try(f"bring {request.ifname} up", lambda: ipr.link("set", index=index, state="up"))
+
+
+def _add_address(ipr: Any, index: int, text: str, prefix: int) -> None:
+    flags = {"flags": IFA_F_NODAD} if ":" in text else {}
+    family = AF_INET6 if ":" in text else AF_INET
+    _try(
+        f"add the address {text}/{prefix}",
+        lambda: ipr.addr("add", index=index, address=text, prefixlen=prefix, family=family, **flags),
+    )
+
+
+def _add_link_local(ipr: Any, index: int, text: str) -> None:
+    try:
+        ipr.addr(
+            "add", index=index, address=text, prefixlen=LINK_LOCAL_PREFIX, family=AF_INET6, flags=IFA_F_NODAD
+        )
+    except NetlinkError as error:
+        # Without IPv6 there is nothing to add it to; a namespace for IPv4 alone is still of use.
+        if error.code not in NO_IPV6 | {errno.EEXIST}:
+            raise PlatformError(f"cannot add the address {text}: {os.strerror(error.code)}") from None
+
+
+def _add_route(ipr: Any, index: int, route: Route, request: OpenRequest) -> None:
+    destination = "default" if route.destination is None else f"{route.destination}/{route.prefix}"
+    family = NUMBERS[route.family]
+    fields: Facts = {"family": family, "dst": destination, "oif": index}
+    if route.metric is not None:
+        fields["priority"] = route.metric
+    if route.gateway is None:
+        fields["scope"] = RT_SCOPE_LINK if family == AF_INET else 0
+    else:
+        fields["gateway"] = route.gateway
+        if route.onlink:
+            fields["flags"] = RTNH_F_ONLINK
+        elif not _covered(route.gateway, request.addresses):
+            _add_host_route(ipr, index, family, route.gateway)
+    via = f" via {route.gateway}" if route.gateway else ""
+    _try(f"add the route {destination}{via}", lambda: ipr.route("add", **fields))
+
+
+def _add_host_route(ipr: Any, index: int, family: int, gateway: str) -> None:
+    length, scope = (32, RT_SCOPE_LINK) if family == AF_INET else (128, 0)
+    # "replace", since several routes may share the gateway.
+    _try(
+        f"add the route to the gateway {gateway}",
+        lambda: ipr.route("replace", family=family, dst=f"{gateway}/{length}", oif=index, scope=scope),
+    )
+
+
+def _covered(gateway: str, addresses: tuple[tuple[str, int], ...]) -> bool:
+    address = ipaddress.ip_address(gateway)
+    if address.version == 6 and address.is_link_local:
+        return True
+    return any(
+        address in ipaddress.ip_network(f"{text}/{prefix}", strict=False) for text, prefix in addresses
+    )
+
+
+def _read_link_local(ipr: Any, index: int) -> str | None:
+    for message in ipr.get_addr(family=AF_INET6, index=index):
+        if message["index"] == index and message["scope"] == RT_SCOPE_LINK:
+            return str(message.get_attr("IFA_ADDRESS"))
+    return None
+
+
+def _try(what: str, action: Callable[[], object]) -> None:
+    try:
+        action()
+    except NetlinkError as error:
+        message = f"cannot {what}: {os.strerror(error.code)}"
+        if error.code in CALLERS_FAULT:
+            raise ConfigurationError(message) from None
+        raise PlatformError(message, REMEDIES.get(error.code, "")) from None
+    except (ValueError, TypeError, OSError) as error:
+        # pyroute2 found an address or a number that cannot be encoded.
+        raise ConfigurationError(f"cannot {what}: {error}") from None
+
+
+def _listed(changes: Facts) -> str:
+    return ", ".join(f"{key} {value}" for key, value in changes.items())
+
+
+def _link(message: Any) -> Facts:
+    return {
+        "index": message["index"],
+        "name": message.get_attr("IFLA_IFNAME"),
+        "mac": message.get_attr("IFLA_ADDRESS"),
+        "up": bool(message["flags"] & IFF_UP),
+        "mtu": message.get_attr("IFLA_MTU"),
+        "loopback": bool(message["flags"] & IFF_LOOPBACK),
+    }
+
+
+def _address(message: Any) -> Facts:
+    flags = message.get_attr("IFA_FLAGS")
+    return {
+        "index": message["index"],
+        "family": FAMILIES[message["family"]],
+        # On a point-to-point link IFA_ADDRESS is the peer.
+        "address": message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"),
+        "prefix": message["prefixlen"],
+        "scope": message["scope"],
+        "flags": message["flags"] if flags is None else flags,
+    }
+
+
+def _wanted(message: Any) -> bool:
+    return message["type"] == RTN_UNICAST and _table(message) == RT_TABLE_MAIN
+
+
+def _table(message: Any) -> int:
+    table = message.get_attr("RTA_TABLE")
+    return int(message["table"] if table is None else table)
+
+
+def _route(message: Any) -> Facts:
+    hops = message.get_attr("RTA_MULTIPATH")
+    hop = hops[0] if hops else message
+    via = hop.get_attr("RTA_VIA")
+    return {
+        "family": FAMILIES[message["family"]],
+        "destination": message.get_attr("RTA_DST") if message["dst_len"] else None,
+        "prefix": message["dst_len"],
+        "gateway": hop.get_attr("RTA_GATEWAY") or (via["addr"] if via else None),
+        "oif": hop["oif"] if hops else message.get_attr("RTA_OIF"),
+        "metric": message.get_attr("RTA_PRIORITY") or 0,
+        "table": _table(message),
+        "scope": message["scope"],
+        "protocol": message["proto"],
+        "type": message["type"],
+        "source": message.get_attr("RTA_PREFSRC"),
+    }

@@ -1,0 +1,93 @@
+"""The tap device: superframes in and out, one system call each.
+
+Theory of operation: every frame is preceded by a virtio-net header (10 bytes). Where the kernel allows it (USO, Linux
+6.2), that header lets one read or write carry a superframe: many UDP datagrams of one flow, cut apart or joined by the
+kernel. Where it does not, a superframe is written datagram by datagram, in the same order.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from gpasst.counters import Counters, Drop
+from gpasst.formats import VIRTIO_NET_CODEC
+from gpasst.link.capture import Capture
+from gpasst.udp.headers import Header
+
+VIRTIO_BLANK = bytes(VIRTIO_NET_CODEC.size)
+# The tap driver takes any frame whose IP packet is legal; the largest has 65535 bytes of IPv6 payload.
+FRAME_BYTES = 65536 + 128
+
+
+class Tap:
+    """The tap of one guest.
+
+    :param fd: the device, opened with IFF_VNET_HDR, not blocking.
+    :param counters: where traffic and drops are counted.
+    :param superframes: families whose superframes the device takes.
+    :param capture: where to record what crosses, or None.
+    """
+
+    def __init__(
+        self, fd: int, counters: Counters, superframes: frozenset[int], capture: Capture | None = None
+    ) -> None:
+        self.fd = fd
+        self.capture = capture
+        self._counters = counters
+        self._superframes = superframes
+
+    def write_datagrams(self, header: Header, total: int, segment: int, payload: list[memoryview]) -> None:
+        """Write one run of UDP datagrams; what cannot be written is counted.
+
+        :param header: the peer's headers.
+        :param total: payload bytes in all.
+        :param segment: payload bytes of each datagram but perhaps the last.
+        :param payload: the datagrams, one behind the other.
+        """
+        counters = self._counters
+        single = segment >= total
+        if single or header.family in self._superframes:
+            filled = header.fill(total, segment)
+            failure = self._write([filled, *payload])
+            if not failure:
+                counters.bytes_up += total
+                if single:
+                    counters.datagrams_up += 1
+                else:
+                    counters.superframes_up += 1
+                    counters.datagrams_up += -(-total // segment)
+                return
+            if single or failure != errno.EINVAL:
+                self._lost(failure, 1 if single else -(-total // segment))
+                return
+        data = memoryview(b"".join(payload))
+        for start in range(0, total, segment):
+            piece = data[start : start + segment]
+            failure = self._write([header.fill_complete(piece), piece])
+            if failure:
+                self._lost(failure, 1)
+            else:
+                counters.datagrams_up += 1
+                counters.bytes_up += len(piece)
+
+    def write_frame(self, frame: bytes) -> None:
+        """Write one complete Ethernet frame."""
+        failure = self._write([VIRTIO_BLANK, frame])
+        if failure:
+            self._lost(failure, 1)
+        else:
+            self._counters.frames_up += 1
+
+    def _write(self, parts: list[bytes | bytearray | memoryview]) -> int:
+        """Write a frame given in parts; give the errno, 0 for success."""
+        try:
+            os.writev(self.fd, parts)
+        except OSError as error:
+            return error.errno or errno.EIO
+        if self.capture is not None:
+            self.capture.write(*parts)
+        return 0
+
+    def _lost(self, failure: int, count: int) -> None:
+        self._counters.drop(Drop.TAP_FULL if failure == errno.EAGAIN else Drop.TAP_FAILED, count)

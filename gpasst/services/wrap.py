@@ -1,0 +1,61 @@
+"""IP and Ethernet around what a service answers."""
+
+from __future__ import annotations
+
+from gpasst import checksum
+from gpasst.formats import (
+    ETHERNET_CODEC,
+    ETHERTYPE_IPV4,
+    ETHERTYPE_IPV6,
+    IPV4_CODEC,
+    IPV6_CODEC,
+)
+
+HOP_LIMIT = 255  # seed; neighbour discovery demands it (RFC 4861, section 7.1)
+
+
+def wrap(
+    destination_mac: bytes, source_mac: bytes, source: bytes, destination: bytes, protocol: int, payload: bytes
+) -> bytes:
+    """Put `payload` into an IP packet of the addresses' family, and that into an Ethernet frame.
+
+    :param destination_mac: the guest's, 6 bytes.
+    :param source_mac: the host's as the guest sees it, 6 bytes.
+    :param source: 4 or 16 bytes.
+    :param destination: as long as `source`.
+    :param protocol: IP protocol number of `payload`.
+    :param payload: transport header and data, checksum complete.
+    """
+    if len(source) == 4:
+        ethertype = ETHERTYPE_IPV4
+        fields = {
+            "total_length": IPV4_CODEC.size + len(payload),
+            "ttl": HOP_LIMIT,
+            "protocol": protocol,
+            "source": source,
+            "destination": destination,
+        }
+        blank = IPV4_CODEC.pack(checksum=0, **fields)
+        header = IPV4_CODEC.pack(checksum=checksum.internet(blank), **fields)
+    else:
+        ethertype = ETHERTYPE_IPV6
+        header = IPV6_CODEC.pack(
+            payload_length=len(payload),
+            next_header=protocol,
+            hop_limit=HOP_LIMIT,
+            source=source,
+            destination=destination,
+        )
+    ethernet = ETHERNET_CODEC.pack(destination=destination_mac, source=source_mac, ethertype=ethertype)
+    return ethernet + header + payload
+
+
+def with_checksum(packet: bytes, field: int, source: bytes, destination: bytes, protocol: int) -> bytes:
+    """Complete the checksum of a transport packet that has a pseudo header (RFC 9293, section 3.1; RFC 8200, 8.1).
+
+    :param packet: header and data, the checksum zero.
+    :param field: offset of the checksum in bytes.
+    """
+    pseudo_sum = checksum.pseudo_sum4 if len(source) == 4 else checksum.pseudo_sum6
+    value = checksum.transport(pseudo_sum(source, destination, protocol), packet)
+    return packet[:field] + value.to_bytes(2, "big") + packet[field + 2 :]

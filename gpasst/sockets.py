@@ -1,0 +1,229 @@
+"""The host's own sockets: how they are made, bound and told apart.
+
+Everything here uses the interpreter's C socket class directly: it is never monkey-patched, and its calls are the
+shortest way to the kernel.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from _socket import socket as RawSocket  # noqa: N812  # a class
+from typing import Any, Final
+
+from gpasst.batch import (
+    AF_INET,
+    AF_INET6,
+    IP_PKTINFO,
+    IPPROTO_IP,
+    IPPROTO_IPV6,
+    IPV6_PKTINFO,
+    SOL_UDP,
+    UDP_GRO,
+)
+from gpasst.counters import Drop
+from gpasst.errors import ConfigurationError, PacketError, PlatformError
+from gpasst.network import FamilyNetwork
+from gpasst.portspec import ForwardRule
+from gpasst.udp.mappings import Endpoint, Peer
+
+SOCK_DGRAM: Final = 2
+SOL_SOCKET: Final = 1
+SO_SNDBUF: Final = 7
+SO_RCVBUF: Final = 8
+SO_BINDTODEVICE: Final = 25
+SO_SNDBUFFORCE: Final = 32
+SO_RCVBUFFORCE: Final = 33
+IP_FREEBIND: Final = 15
+IPV6_V6ONLY: Final = 26
+IPV6_RECVPKTINFO: Final = 49
+IPV6_FREEBIND: Final = 78
+IPPROTO_ICMP: Final = 1
+IPPROTO_ICMPV6: Final = 58
+BUFFER_BYTES = 8 << 20  # asked for; the kernel grants net.core.rmem_max unless privileged
+
+ANY: Final = {4: "0.0.0.0", 6: "::"}
+
+_in_pktinfo = struct.Struct("@i4s4x")
+_in6_pktinfo = struct.Struct("@16sI")
+
+
+def text(address: bytes) -> str:
+    """Turn 4 or 16 bytes into an address's text."""
+    from _socket import inet_ntop
+
+    return inet_ntop(AF_INET if len(address) == 4 else AF_INET6, address)
+
+
+def socket_address(address: bytes, port: int, scope: int = 0) -> tuple[Any, ...]:
+    """Give the address tuple that socket calls take."""
+    return (text(address), port) if len(address) == 4 else (text(address), port, 0, scope)
+
+
+def family_constant(family: int) -> int:
+    """Give AF_INET or AF_INET6 for 4 or 6."""
+    return AF_INET if family == 4 else AF_INET6
+
+
+def new_udp_socket(family: int, gro: bool, packet_info: bool) -> RawSocket:
+    """Make an unbound UDP socket of `family`, 4 or 6, that never waits.
+
+    :param gro: let the kernel join datagrams of one sender; ignored where it cannot.
+    :param packet_info: report the local address of every datagram.
+    :raises OSError: as the kernel says.
+    """
+    sock = RawSocket(family_constant(family), SOCK_DGRAM, 0)
+    try:
+        sock.setblocking(False)
+        for forced, plain in ((SO_RCVBUFFORCE, SO_RCVBUF), (SO_SNDBUFFORCE, SO_SNDBUF)):
+            try:
+                sock.setsockopt(SOL_SOCKET, forced, BUFFER_BYTES)
+            except OSError:
+                sock.setsockopt(SOL_SOCKET, plain, BUFFER_BYTES)
+        if family == 6:
+            sock.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, 1)
+        if packet_info:
+            level, option = (IPPROTO_IP, IP_PKTINFO) if family == 4 else (IPPROTO_IPV6, IPV6_RECVPKTINFO)
+            sock.setsockopt(level, option, 1)
+        if gro:
+            try:
+                sock.setsockopt(SOL_UDP, UDP_GRO, 1)
+            except OSError as error:
+                if error.errno != errno.ENOPROTOOPT:
+                    raise
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def open_own(network: FamilyNetwork, port: int, gro: bool) -> Endpoint:
+    """Open a mapping's own socket.
+
+    :param network: the family's network, for the outbound address and interface.
+    :param port: the port wanted; another is taken if it is not free, or if it is 0.
+    :param gro: as in `new_udp_socket`.
+    :raises PacketError: if no socket can be had.
+    """
+    family = network.family
+    sock = None
+    try:
+        sock = new_udp_socket(family, gro, packet_info=False)
+        if network.outbound_interface:
+            sock.setsockopt(SOL_SOCKET, SO_BINDTODEVICE, network.outbound_interface.encode())
+        host = text(network.outbound) if network.outbound else ANY[family]
+        try:
+            sock.bind((host, port))
+        except OSError:
+            if not port:
+                raise
+            sock.bind((host, 0))
+    except OSError as error:
+        if sock is not None:
+            sock.close()
+        raise PacketError(Drop.NO_SOCKET, f"no host socket: {error.strerror}") from error
+    return Endpoint(family, sock.getsockname()[1], sock)
+
+
+def open_listener(rule: ForwardRule, family: int, port: int, target: int, gro: bool, freebind: bool) -> Endpoint:
+    """Open the listener of one forwarded port.
+
+    :param rule: the rule that asks for it.
+    :param family: 4 or 6.
+    :param port: the host's port.
+    :param target: the guest's port.
+    :param gro: as in `new_udp_socket`.
+    :param freebind: allow an address that the host does not have yet.
+    :raises ConfigurationError: if the interface or the address does not exist.
+    :raises PlatformError: if the port is taken or not permitted.
+    """
+    host = rule.address or ANY[family]
+    place = f"{rule.protocol} port {port} on {host}" + (f"%{rule.interface}" if rule.interface else "")
+    sock = None
+    try:
+        sock = new_udp_socket(family, gro, packet_info=True)
+        if rule.interface:
+            sock.setsockopt(SOL_SOCKET, SO_BINDTODEVICE, rule.interface.encode())
+        if freebind:
+            level, option = (IPPROTO_IP, IP_FREEBIND) if family == 4 else (IPPROTO_IPV6, IPV6_FREEBIND)
+            sock.setsockopt(level, option, 1)
+        scope = 0
+        if rule.interface and family == 6:
+            from _socket import if_nametoindex
+
+            scope = if_nametoindex(rule.interface)
+        sock.bind((host, port) if family == 4 else (host, port, 0, scope))
+    except OSError as error:
+        if sock is not None:
+            sock.close()
+        raise _bind_error(error, place, rule, port) from error
+    general = rule.address is None and rule.interface is None
+    return Endpoint(family, port, sock, target, general)
+
+
+def _bind_error(error: OSError, place: str, rule: ForwardRule, port: int) -> ConfigurationError | PlatformError:
+    if error.errno == errno.ENODEV:
+        return ConfigurationError(f"cannot forward {place}: no such interface", "list them with: ip link")
+    if error.errno == errno.EADDRINUSE:
+        return PlatformError(f"cannot forward {place}: the port is in use", "choose another, or end its user")
+    if error.errno == errno.EADDRNOTAVAIL:
+        return ConfigurationError(
+            f"cannot forward {place}: the host does not have that address", "list them with: ip address; or add --freebind"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        what = f"SO_BINDTODEVICE for {rule.interface}" if rule.interface and port >= 1024 else f"port {port}"
+        return PlatformError(
+            f"cannot forward {place}: {what} is not permitted",
+            f"lower the limit: sysctl net.ipv4.ip_unprivileged_port_start={port}",
+        )
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return PlatformError(f"cannot forward {place}: too many open files", "raise ulimit -n or forward fewer ports")
+    return PlatformError(f"cannot forward {place}: {error.strerror}", "see the errno above")
+
+
+class Sender:
+    """What it takes to send to one peer: address and control messages, in the form that socket calls take.
+
+    :ivar socket: the host socket.
+    :ivar address: the peer's address tuple.
+    :ivar control: control messages that choose the local address; empty for the kernel's choice.
+    """
+
+    __slots__ = ("address", "control", "socket")
+
+    def __init__(self, peer: Peer) -> None:
+        address, port, scope = peer.remote
+        self.socket: RawSocket = peer.endpoint.socket
+        self.address = socket_address(address, port, scope)
+        self.control: list[tuple[int, int, bytes]] = []
+        if len(peer.local) == 4:
+            self.control = [(IPPROTO_IP, IP_PKTINFO, _in_pktinfo.pack(0, peer.local))]
+        elif peer.local:
+            # The interface matters for link-local addresses only; elsewhere routing decides.
+            self.control = [(IPPROTO_IPV6, IPV6_PKTINFO, _in6_pktinfo.pack(peer.local[:16], scope))]
+
+
+def ping_socket(family: int, identifier: int) -> RawSocket:
+    """Open an unprivileged echo socket (Linux 3.0, 3.11 for IPv6).
+
+    :param family: 4 or 6.
+    :param identifier: the guest's echo identifier, kept if it is free.
+    :raises OSError: if net.ipv4.ping_group_range does not admit the process.
+    """
+    sock = RawSocket(family_constant(family), SOCK_DGRAM, IPPROTO_ICMP if family == 4 else IPPROTO_ICMPV6)
+    try:
+        sock.setblocking(False)
+        try:
+            sock.bind((ANY[family], identifier))
+        except OSError:
+            sock.bind((ANY[family], 0))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def error_name(number: int | None) -> str:
+    """Give the text of an errno."""
+    return os.strerror(number or 0)

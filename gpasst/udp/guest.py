@@ -1,0 +1,213 @@
+"""The guest path: what the first datagram between a guest's port and a peer sets up.
+
+Theory of operation: the data path looks peers up by raw header bytes and never comes here for one it knows. For one it
+does not know it asks `GuestPath`:
+
+1. `outbound`, for a datagram from the guest: choose the target (`addresses`), find or open the mapping's host socket
+   and store the peer. If the guest's port is the target of a general forward, its listener is the mapping's socket, so
+   that what the guest sends from a forwarded port leaves from the forwarding one (seed rule 7.1.2).
+2. `inbound`, for a datagram to a host socket: choose what the guest sees (`addresses`) and store the peer. A sender that
+   would look like another one is shown under another port (E-39).
+3. A peer uses another host socket of its mapping than the first where that one would hear itself (E-41), or already
+   has a peer with the same remote end that the guest knows by another name.
+
+Sockets are opened and closed by whoever drives this, through the two functions it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from gpasst.counters import Drop
+from gpasst.errors import PacketError
+from gpasst.network import GuestNetwork
+from gpasst.udp.addresses import UNSPECIFIED, Addresses, Target, is_loopback, is_multicast
+from gpasst.udp.headers import Header
+from gpasst.udp.mappings import Endpoint, Mapping, Peer, Table, down_key, free_port
+
+BROADCAST_MAC = b"\xff" * 6
+
+# Opens a host socket of a family, at the wanted port if it is free; raises PacketError.
+OpenEndpoint = Callable[[int, int], Endpoint]
+CloseEndpoint = Callable[[Endpoint], None]
+# Gives the raw sender key under which datagrams of (address, port, scope) arrive.
+SenderKey = Callable[[int, bytes, int, int], bytes]
+
+
+class GuestPath:
+    """All UDP state between one guest and the host.
+
+    :param network: the guest's network.
+    :param open_endpoint: opens host sockets.
+    :param close_endpoint: closes them.
+    :param sender_key: gives raw sender keys.
+    :param guest_mac: the guest's MAC address, None while unknown.
+    :param guest_link_local: the guest's IPv6 link-local address, None while unknown.
+    :param filtered: admit only senders whose address the guest has sent to (RFC 4787, address-dependent filtering).
+    :param now: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        network: GuestNetwork,
+        open_endpoint: OpenEndpoint,
+        close_endpoint: CloseEndpoint,
+        sender_key: SenderKey,
+        guest_mac: bytes | None = None,
+        guest_link_local: bytes | None = None,
+        filtered: bool = False,
+        now: int = 0,
+    ) -> None:
+        self.network = network
+        self.addresses: dict[int, Addresses] = {}
+        self.tables: dict[int, Table] = {}
+        for family_network in (network.ip4, network.ip6):
+            if family_network:
+                family = family_network.family
+                self.addresses[family] = Addresses(family_network, guest_link_local if family == 6 else None)
+                self.tables[family] = Table(now)
+        self.listeners: list[Endpoint] = []
+        self.guest_mac = guest_mac or BROADCAST_MAC
+        self._open = open_endpoint
+        self._close = close_endpoint
+        self._sender_key = sender_key
+        self._filtered = filtered
+
+    def learn_mac(self, mac: bytes) -> None:
+        """Send upward frames to `mac` from now on."""
+        if mac != self.guest_mac:
+            self.guest_mac = mac
+            for table in self.tables.values():
+                for peer in table:
+                    peer.header.readdress(mac)
+
+    def outbound(self, family: int, guest: bytes, destination: bytes, guest_port: int, port: int) -> Peer:
+        """Set up the peer of a datagram from the guest.
+
+        :param family: 4 or 6.
+        :param guest: source address of the packet.
+        :param destination: destination address of the packet.
+        :param guest_port: source port.
+        :param port: destination port.
+        :raises PacketError: if the datagram must be dropped.
+        """
+        if is_loopback(guest):
+            raise PacketError(Drop.LOOPBACK_ADDRESS)
+        if guest == UNSPECIFIED[family] or is_multicast(guest):
+            raise PacketError(Drop.UNSPECIFIED_ADDRESS)
+        if not guest_port:
+            raise PacketError(Drop.SOURCE_PORT_ZERO)
+        if not port:
+            raise PacketError(Drop.DESTINATION_PORT_ZERO)
+        addresses, table = self.addresses[family], self.tables[family]
+        addresses.learn(guest)
+        target = addresses.to_host(destination, port)
+        key = self._sender_key(family, target.address, port, target.scope)
+        mapping = table.mappings.get((guest, guest_port)) or self._mapping(guest, guest_port)
+        try:
+            endpoint = self._endpoint(family, mapping, target, port, key)
+        except PacketError:
+            if not mapping.peers:
+                self._close_all(table.forget(mapping))
+            raise
+        if mapping.admitted is not None:
+            mapping.admitted.add(target.address)
+        header = self._header(family, destination, guest, port, guest_port)
+        peer = Peer(mapping, endpoint, (destination, port), (target.address, port, target.scope), b"", header)
+        self._close_all(table.add(peer, key))
+        return peer
+
+    def inbound(
+        self, endpoint: Endpoint, key: bytes, source: bytes, port: int, scope: int, local: bytes
+    ) -> Peer:
+        """Set up the peer of a datagram that reached a host socket.
+
+        :param endpoint: the socket.
+        :param key: the sender's raw key, as it arrived.
+        :param source: the sender's address.
+        :param port: the sender's port.
+        :param scope: interface index of a link-local sender, else 0.
+        :param local: the host's address that was addressed; empty where the socket does not tell.
+        :raises PacketError: if the datagram must be dropped.
+        """
+        family = endpoint.family
+        addresses, table = self.addresses[family], self.tables[family]
+        answering = endpoint.peers.get(self._sender_key(family, source, port, scope))
+        if answering is not None and answering.local in (b"", local):
+            # The guest spoke first, and only now is it known which address of the host it speaks from.
+            answering.local = local
+            answering.send = None
+            table.alias(answering, key)
+            return answering
+        if source == UNSPECIFIED[family]:
+            raise PacketError(Drop.UNSPECIFIED_ADDRESS)
+        mapping = endpoint.mapping
+        if mapping is not None and mapping.admitted is not None and source not in mapping.admitted:
+            raise PacketError(Drop.FILTERED)
+        shown = addresses.to_guest(source)
+        if mapping is None:
+            guest, guest_port = shown.destination, endpoint.target
+            mapping = table.mappings.get((guest, guest_port)) or self._mapping(guest, guest_port)
+            if not mapping.endpoints and endpoint.general:
+                mapping.endpoints.append(endpoint)
+        guest, guest_port = mapping.guest, mapping.port
+        shown_port = port
+        if down_key(guest, shown.source, guest_port, port) in table.down:
+            shown_port = free_port(table, guest, shown.source, guest_port, port)
+        header = self._header(family, shown.source, guest, shown_port, guest_port)
+        peer = Peer(mapping, endpoint, (shown.source, shown_port), (source, port, scope), local, header)
+        self._close_all(table.add(peer, key))
+        return peer
+
+    def scan(self, now: int, timeout: int) -> int:
+        """Let go of what has been idle for more than `timeout` seconds at `now`; give how many mappings ended."""
+        ended = 0
+        for table in self.tables.values():
+            expired = table.scan(now, timeout)
+            self._close_all(expired.endpoints)
+            ended += expired.mappings
+        return ended
+
+    def close(self) -> None:
+        """Forget everything and close every host socket."""
+        for table in self.tables.values():
+            for peer in list(table):
+                self._close_all(table.remove(peer))
+        self._close_all(self.listeners)
+        self.listeners.clear()
+
+    def _mapping(self, guest: bytes, port: int) -> Mapping:
+        mapping = Mapping(guest, port)
+        if self._filtered:
+            mapping.admitted = set()
+        return mapping
+
+    def _endpoint(self, family: int, mapping: Mapping, target: Target, port: int, key: bytes) -> Endpoint:
+        """Choose the host socket for a new peer of `mapping`; open one if none will do."""
+        if not mapping.endpoints:
+            listener = next(
+                (e for e in self.listeners if e.family == family and e.target == mapping.port and e.general), None
+            )
+            if listener is not None:
+                mapping.endpoints.append(listener)
+            else:
+                mapping.endpoints.append(self._own(family, mapping, mapping.port))
+        for endpoint in mapping.endpoints:
+            hears_itself = target.own and port == endpoint.port
+            if not hears_itself and key not in endpoint.peers:
+                return endpoint
+        spare = self._own(family, mapping, 0)
+        mapping.endpoints.append(spare)
+        return spare
+
+    def _own(self, family: int, mapping: Mapping, port: int) -> Endpoint:
+        endpoint = self._open(family, port)
+        endpoint.mapping = mapping
+        return endpoint
+
+    def _close_all(self, endpoints: Iterable[Endpoint]) -> None:
+        for endpoint in endpoints:
+            self._close(endpoint)
+
+    def _header(self, family: int, source: bytes, guest: bytes, port: int, guest_port: int) -> Header:
+        return Header(family, self.guest_mac, self.network.host_mac, source, guest, port, guest_port)

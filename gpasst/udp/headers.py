@@ -1,0 +1,136 @@
+"""The headers of upward frames: built once a peer, patched once a superframe.
+
+Theory of operation: all datagrams of one peer share every header byte but the lengths and checksums. `Header` keeps
+those bytes, from virtio-net to UDP, with the sums of what does not change, and patches the rest only when a superframe
+differs in size from the one before.
+
+A UDP checksum over IPv4 is left out (0, "not computed": RFC 768) unless the kernel computes it for a superframe; over
+IPv6 it is always there (RFC 8200, section 8.1), computed by the kernel where the link offloads it.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from gpasst import checksum
+from gpasst.formats import (
+    PROTOCOL_UDP,
+    UDP4,
+    UDP6,
+    UDP_CODEC,
+    VIRTIO_NET_CODEC,
+    VIRTIO_NET_HDR_F_NEEDS_CSUM,
+    VIRTIO_NET_HDR_GSO_NONE,
+    VIRTIO_NET_HDR_GSO_UDP_L4,
+    udp4_template,
+    udp6_template,
+)
+
+VIRTIO_SIZE = VIRTIO_NET_CODEC.size
+UDP_SIZE = UDP_CODEC.size
+IP4_SIZE = 20  # bytes, without options
+IP6_SIZE = 40  # bytes
+
+_MAC = UDP4.offset("ethernet.destination")
+_IP = UDP4.offset("ip.version")
+_LENGTH4 = UDP4.offset("ip.total_length")
+_CHECKSUM4 = UDP4.offset("ip.checksum")
+_LENGTH6 = UDP6.offset("ip.payload_length")
+_UDP4 = UDP4.offset("udp.source")
+_UDP6 = UDP6.offset("udp.source")
+_UDP_LENGTH = UDP_CODEC.offset("length")
+_UDP_CHECKSUM = UDP_CODEC.offset("checksum")
+
+_put_word = struct.Struct(">H").pack_into
+_put_words = struct.Struct(">HH").pack_into
+
+
+class Header:
+    """Virtio-net, Ethernet, IP and UDP header of one peer's upward frames.
+
+    :param family: 4 or 6.
+    :param destination_mac: the guest's, 6 bytes.
+    :param source_mac: the host's as the guest sees it, 6 bytes.
+    :param source: address that the guest sees as sender.
+    :param destination: the guest's address.
+    :param source_port: port that the guest sees as sender.
+    :param destination_port: the guest's port.
+    """
+
+    __slots__ = ("buffer", "family", "ip_sum", "pseudo", "segment", "total")
+
+    def __init__(
+        self,
+        family: int,
+        destination_mac: bytes,
+        source_mac: bytes,
+        source: bytes,
+        destination: bytes,
+        source_port: int,
+        destination_port: int,
+    ) -> None:
+        template, pseudo_sum = (
+            (udp4_template, checksum.pseudo_sum4) if family == 4 else (udp6_template, checksum.pseudo_sum6)
+        )
+        self.family = family
+        self.buffer = bytearray(
+            template(destination_mac, source_mac, source, destination, source_port, destination_port)
+        )
+        start = _UDP4 if family == 4 else _UDP6
+        self.pseudo = pseudo_sum(source, destination, PROTOCOL_UDP)
+        self.ip_sum = checksum.ones_sum(self.buffer[_IP:start])
+        self.total = self.segment = -1
+
+    def readdress(self, destination_mac: bytes) -> None:
+        """Send to another MAC address from now on."""
+        self.buffer[_MAC : _MAC + 6] = destination_mac
+
+    def fill(self, total: int, segment: int) -> bytearray:
+        """Give the header of a superframe for a link that offloads.
+
+        :param total: payload bytes, all datagrams together.
+        :param segment: payload bytes of each datagram but perhaps the last; `total` or more for a single one.
+        """
+        if total == self.total and segment == self.segment:
+            return self.buffer
+        self.total, self.segment = total, segment
+        single = segment >= total
+        length = total + UDP_SIZE
+        offloaded = not single or self.family == 6
+        start = self._lengths(length)
+        VIRTIO_NET_CODEC.pack_into(
+            self.buffer,
+            0,
+            {
+                "flags": VIRTIO_NET_HDR_F_NEEDS_CSUM if offloaded else 0,
+                "gso_type": VIRTIO_NET_HDR_GSO_NONE if single else VIRTIO_NET_HDR_GSO_UDP_L4,
+                "header_length": 0 if single else start + UDP_SIZE - VIRTIO_SIZE,
+                "gso_size": 0 if single else segment,
+                "checksum_start": start - VIRTIO_SIZE if offloaded else 0,
+                "checksum_offset": _UDP_CHECKSUM if offloaded else 0,
+            },
+        )
+        partial = checksum.fold(self.pseudo + length) if offloaded else 0
+        _put_words(self.buffer, start + _UDP_LENGTH, length, partial)
+        return self.buffer
+
+    def fill_complete(self, payload: bytes | bytearray | memoryview) -> bytearray:
+        """Give the header of one datagram for a link that offloads nothing: its checksums are final."""
+        length = len(payload) + UDP_SIZE
+        self.total = self.segment = -1
+        start = self._lengths(length)
+        self.buffer[:VIRTIO_SIZE] = bytes(VIRTIO_SIZE)
+        _put_words(self.buffer, start + _UDP_LENGTH, length, 0)
+        if self.family == 6:
+            segment = bytes(self.buffer[start:]) + payload
+            _put_word(self.buffer, start + _UDP_CHECKSUM, checksum.udp(self.pseudo, segment))
+        return self.buffer
+
+    def _lengths(self, length: int) -> int:
+        """Patch the IP header for `length` bytes of UDP; give the offset of the UDP header."""
+        if self.family == 6:
+            _put_word(self.buffer, _LENGTH6, length)
+            return _UDP6
+        _put_word(self.buffer, _LENGTH4, length + IP4_SIZE)
+        _put_word(self.buffer, _CHECKSUM4, 0xFFFF ^ checksum.fold(self.ip_sum + length + IP4_SIZE))
+        return _UDP4

@@ -1,0 +1,272 @@
+"""What UDP tracks: endpoints, mappings and peers, and their activity.
+
+Theory of operation:
+
+1. An *endpoint* is a UDP socket of the host: a mapping's own, or a forward's listener.
+2. A *mapping* is one guest endpoint (address and port) and the host socket that stands for it, whoever it talks to
+   (endpoint-independent mapping, RFC 4787 REQ-1).
+3. A *peer* is one remote address and port within a mapping, as the guest sees it and as the host sees it. Downward
+   superframes find it by the raw addresses and ports of their headers, upward ones by the raw sender (and, where the
+   socket reports it, the addressed local address). Both ways lead to the same record, so an answer is translated by
+   the pair that was stored, never by running rules again (errata D2).
+4. The data path marks a peer active by setting its bit in the activity bitmap, and needs no clock for that. A periodic
+   `scan` turns bits into ages and lets go of what has been idle for more than the timeout (seed rule 10.2); a mapping
+   ends with its last peer. Listeners never end this way.
+5. A peer's bit says "since the last scan", so an age is late by up to one scan interval, never early.
+
+NOTE: the table holds at most `limit` peers. At the limit the longest idle one goes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from gpasst.counters import Drop
+from gpasst.errors import PacketError
+from gpasst.udp.headers import Header
+
+PEERS_LIMIT = 131072  # per family; what upstream's flow table holds
+
+
+class Endpoint:
+    """A UDP socket of the host, as the pure rooms see it.
+
+    :ivar family: 4 or 6.
+    :ivar port: the local port.
+    :ivar socket: what the adapter needs to use it; nothing here looks inside.
+    :ivar mapping: the mapping whose own socket it is, None for a listener.
+    :ivar target: for a listener the guest's port, else 0.
+    :ivar general: for a listener whether it is bound to every address and interface.
+    :ivar peers: peers by raw sender key.
+    """
+
+    __slots__ = ("__weakref__", "family", "general", "mapping", "peers", "port", "socket", "target")
+
+    def __init__(
+        self, family: int, port: int, socket: Any = None, target: int = 0, general: bool = True
+    ) -> None:
+        self.family = family
+        self.port = port
+        self.socket = socket
+        self.mapping: Mapping | None = None
+        self.target = target
+        self.general = general
+        self.peers: dict[bytes, Peer] = {}
+
+
+class Mapping:
+    """One guest endpoint and what stands for it on the host.
+
+    :ivar guest: the guest's address, 4 or 16 bytes.
+    :ivar port: the guest's port.
+    :ivar endpoints: host sockets for new peers in order of preference: its own or a listener, then spare ones.
+    :ivar peers: its peers.
+    :ivar admitted: host-side addresses that the guest has sent to; kept only where senders are filtered.
+    """
+
+    __slots__ = ("admitted", "endpoints", "guest", "peers", "port")
+
+    def __init__(self, guest: bytes, port: int) -> None:
+        self.guest = guest
+        self.port = port
+        self.endpoints: list[Endpoint] = []
+        self.peers: set[Peer] = set()
+        self.admitted: set[bytes] | None = None
+
+
+class Peer:
+    """One remote end of a mapping, in both views.
+
+    :ivar mapping: the guest's end.
+    :ivar endpoint: the host socket that its datagrams pass.
+    :ivar shown: (address, port) as the guest sees it.
+    :ivar remote: (address, port, scope) as the host sees it.
+    :ivar local: the host's address that it addressed, empty if that is the kernel's choice.
+    :ivar header: headers of upward frames.
+    :ivar send: what the adapter needs to send to it; made by the adapter.
+    :ivar down_key: its key in `Table.down`.
+    :ivar up_keys: its keys in `Endpoint.peers`.
+    :ivar byte: index of its byte in the activity bitmap.
+    :ivar bit: its bit within that byte.
+    """
+
+    __slots__ = (
+        "bit",
+        "byte",
+        "down_key",
+        "endpoint",
+        "header",
+        "local",
+        "mapping",
+        "remote",
+        "send",
+        "shown",
+        "up_keys",
+    )
+
+    def __init__(
+        self,
+        mapping: Mapping,
+        endpoint: Endpoint,
+        shown: tuple[bytes, int],
+        remote: tuple[bytes, int, int],
+        local: bytes,
+        header: Header,
+    ) -> None:
+        self.mapping = mapping
+        self.endpoint = endpoint
+        self.shown = shown
+        self.remote = remote
+        self.local = local
+        self.header = header
+        self.send: Any = None
+        self.down_key = b""
+        self.up_keys: tuple[bytes, ...] = ()
+        self.byte = 0
+        self.bit = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """What a scan let go of.
+
+    :ivar mappings: how many mappings ended.
+    :ivar endpoints: host sockets to close.
+    """
+
+    mappings: int
+    endpoints: list[Endpoint]
+
+
+def down_key(guest: bytes, shown: bytes, guest_port: int, shown_port: int) -> bytes:
+    """Give the key of a downward datagram: addresses and ports exactly as they stand in its headers."""
+    return guest + shown + guest_port.to_bytes(2, "big") + shown_port.to_bytes(2, "big")
+
+
+class Table:
+    """All mappings and peers of one family.
+
+    :ivar down: peers by `down_key`.
+    :ivar mappings: mappings by guest address and port.
+    :ivar activity: the activity bitmap, a bit a peer.
+    """
+
+    __slots__ = ("_ages", "_free", "_slots", "activity", "down", "limit", "mappings", "now")
+
+    def __init__(self, now: int = 0, limit: int = PEERS_LIMIT) -> None:
+        self.down: dict[bytes, Peer] = {}
+        self.mappings: dict[tuple[bytes, int], Mapping] = {}
+        self.activity = bytearray()
+        self.limit = limit
+        self.now = now
+        self._slots: list[Peer | None] = []
+        self._free: list[int] = []
+        # In order of last activity, the longest idle first: re-inserted by each scan that sees activity.
+        self._ages: dict[Peer, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.down)
+
+    def __iter__(self) -> Iterator[Peer]:
+        return iter(self._ages)
+
+    def idle_seconds(self, peer: Peer) -> int:
+        """Give how long ago `peer` was last found active."""
+        return self.now - self._ages[peer]
+
+    def add(self, peer: Peer, up_key: bytes) -> list[Endpoint]:
+        """Enter a new peer under its keys.
+
+        :param up_key: its raw sender key on its endpoint.
+        :return: host sockets to close, of mappings that had to make room.
+        """
+        closing: list[Endpoint] = []
+        while len(self.down) >= self.limit:
+            closing += self.remove(next(iter(self._ages)))
+        mapping = peer.mapping
+        self.mappings[mapping.guest, mapping.port] = mapping
+        mapping.peers.add(peer)
+        peer.down_key = down_key(mapping.guest, peer.shown[0], mapping.port, peer.shown[1])
+        self.down[peer.down_key] = peer
+        self.alias(peer, up_key)
+        slot = self._free.pop() if self._free else len(self._slots)
+        if slot == len(self._slots):
+            self._slots.append(peer)
+            if slot % 8 == 0:
+                self.activity.append(0)
+        else:
+            self._slots[slot] = peer
+        peer.byte, peer.bit = slot >> 3, 1 << (slot & 7)
+        self._ages[peer] = self.now
+        return closing
+
+    def alias(self, peer: Peer, up_key: bytes) -> None:
+        """Let upward datagrams of another raw sender key find `peer`."""
+        peer.up_keys += (up_key,)
+        peer.endpoint.peers[up_key] = peer
+
+    def remove(self, peer: Peer) -> list[Endpoint]:
+        """Forget `peer`, and its mapping if it was the last; give the host sockets to close then."""
+        del self._ages[peer]
+        del self.down[peer.down_key]
+        for key in peer.up_keys:
+            del peer.endpoint.peers[key]
+        slot = (peer.byte << 3) + peer.bit.bit_length() - 1
+        self.activity[peer.byte] &= ~peer.bit
+        self._slots[slot] = None
+        self._free.append(slot)
+        mapping = peer.mapping
+        mapping.peers.discard(peer)
+        if mapping.peers:
+            return []
+        return self.forget(mapping)
+
+    def forget(self, mapping: Mapping) -> list[Endpoint]:
+        """Forget a mapping that has no peers; give its own host sockets, to be closed."""
+        self.mappings.pop((mapping.guest, mapping.port), None)
+        own = [endpoint for endpoint in mapping.endpoints if endpoint.mapping is mapping]
+        for endpoint in own:
+            endpoint.mapping = None
+        mapping.endpoints.clear()
+        return own
+
+    def scan(self, now: int, timeout: int) -> Expired:
+        """Turn activity since the last scan into ages, and let go of peers that were idle for more than `timeout`.
+
+        :param now: monotonic seconds.
+        :param timeout: seconds; a peer last active at t is kept at t + timeout and gone after that.
+        """
+        self.now = now
+        activity, ages, slots = self.activity, self._ages, self._slots
+        if any(activity):
+            for index, bits in enumerate(activity):
+                while bits:
+                    low = bits & -bits
+                    bits ^= low
+                    peer = slots[(index << 3) + low.bit_length() - 1]
+                    if peer is not None:
+                        del ages[peer]
+                        ages[peer] = now
+                activity[index] = 0
+        before = len(self.mappings)
+        closing: list[Endpoint] = []
+        while ages:
+            peer = next(iter(ages))
+            if now - ages[peer] <= timeout:
+                break
+            closing += self.remove(peer)
+        return Expired(before - len(self.mappings), closing)
+
+
+def free_port(table: Table, guest: bytes, shown: bytes, guest_port: int, wanted: int) -> int:
+    """Choose a port to show a sender under when another sender already has its own (E-39).
+
+    :raises PacketError: if all are taken.
+    """
+    # Above the usual ephemeral range, where guests expect senders least, then all others.
+    for port in (*range(61000, 65536), *range(1024, 61000)):
+        if port != wanted and down_key(guest, shown, guest_port, port) not in table.down:
+            return port
+    raise PacketError(Drop.PORTS_EXHAUSTED)
