@@ -1,3 +1,51 @@
-"""User-mode networking for namespaces and virtual machines, as a gevent proxy."""
+"""User-mode networking for namespaces and virtual machines, as a gevent proxy.
+
+Importing this starts nothing, patches nothing and loads no event loop; the names below do so when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from gpasst.api import Pasta
+    from gpasst.config import Config
+    from gpasst.counters import Drop, Statistics
+    from gpasst.errors import ConfigurationError, GpasstError, PacketError, PlatformError
+    from gpasst.proxy import Flow, Forward
+
+__all__ = [
+    "Config",
+    "ConfigurationError",
+    "Drop",
+    "Flow",
+    "Forward",
+    "GpasstError",
+    "PacketError",
+    "Pasta",
+    "PlatformError",
+    "Statistics",
+    "__version__",
+]
+
+_HOMES = {
+    "Config": "gpasst.config",
+    "ConfigurationError": "gpasst.errors",
+    "Drop": "gpasst.counters",
+    "Flow": "gpasst.proxy",
+    "Forward": "gpasst.proxy",
+    "GpasstError": "gpasst.errors",
+    "PacketError": "gpasst.errors",
+    "Pasta": "gpasst.api",
+    "PlatformError": "gpasst.errors",
+    "Statistics": "gpasst.counters",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -237,7 +237,7 @@ class Receiver:
         if open_key is not None:
             runs.append((open_key, total, stride, [view[start : start + total]]))
         # A lone datagram fits any layout; laying the slots out anew pays when more of its size follow.
-        if len(lengths) == self._slots or lengths[-1] == lengths[-2]:
+        if len(lengths) == self._slots or (len(lengths) > 1 and lengths[-1] == lengths[-2]):
             self._set_stride(lengths[-1])
         # What is left behind control messages would make equal batches look mixed.
         self._controls[: _CONTROL * SLOTS] = bytes(_CONTROL * SLOTS)

@@ -17,7 +17,7 @@ from typing import Any
 
 from gpasst.config import Config, of_family, parse_mac, parse_netmask, split_address
 from gpasst.errors import ConfigurationError, PlatformError
-from gpasst.helper.client import Route
+from gpasst.helper.request import Route
 
 # Local mode (upstream since 2024-11): RFC 3927 link-local addresses, and a fixed IPv6 link-local gateway.
 LOCAL_ADDRESS4 = "169.254.2.1"
@@ -287,12 +287,12 @@ class _Family:
         copied = []
         if not self.explicit and not self.gateway_given and not self.local:
             copied = [
-                Route(self.family, route["destination"], route["prefix"], route["gateway"], route["metric"])
+                Route(route["destination"], route["prefix"], route["gateway"], route["metric"], self.family)
                 for route in self.routes
                 # The kernel makes the routes of the addresses themselves.
                 if route["protocol"] != RTPROT_KERNEL
             ]
-        return [*copied, Route(self.family, None, 0, self.gateway, None)]
+        return [*copied, Route(None, 0, self.gateway, family=self.family)]
 
 
 RTPROT_KERNEL = 2

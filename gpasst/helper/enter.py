@@ -1,6 +1,6 @@
 """Run a command in a namespace that is held by descriptor.
 
-    python -I -S PATH [--userns FD] [--netns FD] [--uts FD] [--ipc FD] [--runas UID:GID] [--init] -- COMMAND...
+    python -I -S PATH [--userns FD] [--netns FD] [--uts FD] [--ipc FD] [--runas UID:GID] [--init] -- ARGV
 
 Theory of operation: joining a user namespace is refused to processes with threads, so the program that
 wants to run a command cannot join on its behalf between fork and exec in a safe way. This file is executed
@@ -26,7 +26,6 @@ Only the standard library, and little of it: every command run in a namespace pa
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import signal
 import sys
@@ -123,14 +122,23 @@ def _execute(command: list[str]) -> int:
     # Python ignores these two; a command expects the defaults.
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
-    try:
-        os.execvp(command[0], command)
-    except FileNotFoundError:
-        _complain(f"{command[0]}: command not found")
-        return STATUS_NOT_FOUND
-    except OSError as error:
-        _complain(f"{command[0]}: {error.strerror}")
-        return STATUS_NOT_FOUND if error.errno == errno.ENOTDIR else STATUS_NOT_EXECUTABLE
+    refusal = ""
+    for path in _candidates(command[0]):
+        try:
+            os.execv(path, command)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            refusal = refusal or str(error.strerror)
+    _complain(f"{command[0]}: {refusal or 'command not found'}")
+    return STATUS_NOT_EXECUTABLE if refusal else STATUS_NOT_FOUND
+
+
+def _candidates(name: str) -> list[str]:
+    # os.execvp would import a module here, which the new identity may not be able to read.
+    if "/" in name:
+        return [name]
+    return [os.path.join(folder, name) for folder in os.environ.get("PATH", os.defpath).split(os.pathsep)]
 
 
 def _mount_proc() -> None:
@@ -159,7 +167,7 @@ def _first_process(command: list[str], alive: int) -> int:
 def _discards(pid: int, number: int) -> bool:
     """Tell whether process 1 leaves the signal at its default, which for process 1 means to discard it."""
     handled = 0
-    with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as status:
+    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:
         for line in status:
             if line.startswith(("SigBlk:", "SigIgn:", "SigCgt:")):
                 handled |= int(line.split()[1], 16)

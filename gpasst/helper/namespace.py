@@ -13,6 +13,9 @@ Which ids the new user namespace knows:
 
 * an ordinary user (or `runas`): the user alone, as root; group changes are denied, as the kernel demands;
 * root: every id as itself, so that daemons started inside can still change to their own users.
+
+NOTE: after the identity has changed, the interpreter's own library may be unreadable, so nothing here may be
+imported late; that includes any text encoding but UTF-8, which is always loaded.
 """
 
 from __future__ import annotations
@@ -160,7 +163,7 @@ def _new_user_namespace(assistant: _Assistant | None) -> str:
         return ALL_GROUPS
     try:
         for path, text in (("uid_map", f"0 {uid} 1"), ("setgroups", "deny"), ("gid_map", f"0 {gid} 1")):
-            with open(f"/proc/self/{path}", "w", encoding="ascii") as file:
+            with open(f"/proc/self/{path}", "w", encoding="utf-8") as file:
                 file.write(text)
     except OSError as error:
         raise PlatformError(
@@ -187,7 +190,7 @@ def _tun_opener(assistant: _Assistant | None) -> Callable[[], int]:
 
 def _write(path: str, text: str) -> bool:
     try:
-        with open(path, "w", encoding="ascii") as file:
+        with open(path, "w", encoding="utf-8") as file:
             file.write(text)
     except OSError:
         return False
@@ -252,6 +255,6 @@ def _assist(channel: Channel, served: int) -> None:
 
 def _identity_map(kind: str) -> str:
     # In a container only some ids exist, and others cannot be mapped.
-    with open(f"/proc/self/{kind}_map", encoding="ascii") as file:
+    with open(f"/proc/self/{kind}_map", encoding="utf-8") as file:
         ranges = [line.split() for line in file]
     return "".join(f"{inside} {inside} {count}\n" for inside, _, count in ranges)

@@ -1,0 +1,150 @@
+"""The host's ping sockets: one for each exchange of echo requests that the guest has under way.
+
+Theory of operation: an exchange is a guest address, an identifier and the address asked, as the guest sees it. Its
+socket is bound to the guest's identifier if that is free; the identifier is restored in answers, which come from the
+address that was asked. An exchange ends after `IDLE_SECONDS` without a request (context 5).
+
+NOTE: ping sockets need net.ipv4.ping_group_range to include a group of the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from _socket import socket as RawSocket  # noqa: N812  # a class
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gpasst.counters import Counters, Drop
+from gpasst.errors import PacketError
+from gpasst.link.packets import Packet
+from gpasst.link.tap import Tap
+from gpasst.services import echo
+from gpasst.sockets import ping_socket, socket_address
+from gpasst.udp.guest import GuestPath
+
+IDLE_SECONDS = 60  # seed
+EXCHANGES_LIMIT = 1024
+MESSAGE_BYTES = 65535
+
+log = logging.getLogger(__name__)
+
+Key = tuple[bytes, bytes, int]
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One exchange of echo messages.
+
+    :ivar key: guest address, address asked, identifier.
+    :ivar socket: the ping socket.
+    :ivar last: when the guest last asked, in monotonic seconds.
+    :ivar answered: sequence number of the last answer.
+    """
+
+    key: Key
+    socket: RawSocket
+    last: int
+    answered: int | None = None
+
+
+class Pings:
+    """All echo exchanges of one guest.
+
+    :param tap: where answers go.
+    :param path: knows the addresses.
+    :param counters: where drops are counted.
+    :param watch: begins to call back when a socket is readable.
+    :param unwatch: stops that; called before the socket is closed.
+    :param now: gives monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        tap: Tap,
+        path: GuestPath,
+        counters: Counters,
+        watch: Callable[[Exchange], None],
+        unwatch: Callable[[Exchange], None],
+        now: Callable[[], int],
+    ) -> None:
+        self._tap = tap
+        self._path = path
+        self._counters = counters
+        self._watch = watch
+        self._unwatch = unwatch
+        self._now = now
+        self._exchanges: dict[Key, Exchange] = {}
+        self._warned = False
+
+    def request(self, packet: Packet) -> None:
+        """Pass on an echo request of the guest.
+
+        :raises PacketError: if it is no echo request, or cannot be passed on.
+        """
+        request = echo.parse_request(packet)
+        addresses = self._path.addresses[packet.family]
+        addresses.learn(packet.source)
+        target = addresses.to_host(packet.destination, 0)
+        key = (packet.source, packet.destination, request.identifier)
+        exchange = self._exchanges.get(key) or self._open(packet.family, key)
+        exchange.last = self._now()
+        try:
+            exchange.socket.sendto(request.message, socket_address(target.address, 0, target.scope))
+        except OSError as error:
+            raise PacketError(Drop.SEND_FAILED) from error
+
+    def step(self, exchange: Exchange) -> None:
+        """Pass on what has been answered."""
+        source, identifier = exchange.key[1], exchange.key[2]
+        while True:
+            try:
+                message = exchange.socket.recv(MESSAGE_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                self._counters.socket_errors += 1
+                return
+            sequence = echo.sequence_of(message)
+            if sequence == exchange.answered:
+                self._counters.drop(Drop.ECHO_DUPLICATE)
+                continue
+            exchange.answered = sequence
+            path = self._path
+            self._tap.write_frame(
+                echo.reply(message, identifier, source, exchange.key[0], path.guest_mac, path.network.host_mac)
+            )
+
+    def scan(self, now: int) -> None:
+        """End exchanges that have been idle for too long."""
+        for exchange in [e for e in self._exchanges.values() if now - e.last > IDLE_SECONDS]:
+            self._close(exchange)
+
+    def close(self) -> None:
+        """End all exchanges."""
+        for exchange in list(self._exchanges.values()):
+            self._close(exchange)
+
+    def _open(self, family: int, key: Key) -> Exchange:
+        if len(self._exchanges) >= EXCHANGES_LIMIT:
+            self._close(next(iter(self._exchanges.values())))
+        try:
+            sock = ping_socket(family, key[2])
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                log.warning(
+                    "the guest cannot ping: %s; allow it with: sysctl net.ipv4.ping_group_range='%d %d'",
+                    error.strerror,
+                    os.getegid(),
+                    os.getegid(),
+                )
+            raise PacketError(Drop.ECHO_FAILED) from error
+        exchange = self._exchanges[key] = Exchange(key, sock, self._now())
+        self._watch(exchange)
+        return exchange
+
+    def _close(self, exchange: Exchange) -> None:
+        del self._exchanges[exchange.key]
+        self._unwatch(exchange)
+        exchange.socket.close()

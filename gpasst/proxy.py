@@ -1,0 +1,367 @@
+"""The wiring: rules, sockets and tap of one guest, and the greenlets that drive them.
+
+Theory of operation:
+
+1. Every descriptor has one persistent, level-triggered watcher. Its callback switches to a greenlet, which moves a
+   bounded batch and switches back to the hub; nothing on the data path waits, sleeps or makes an object per datagram.
+2. There is one greenlet for the tap, one for each listening port (made when it first has something to do, since an
+   unused greenlet costs forty times its watcher), one for all sockets of mappings, and one that scans once a second.
+3. What goes wrong in one step is logged and counted, and the greenlet goes on.
+
+NOTE: a proxy lives on one hub; only its owner's thread may call it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gevent
+import gevent.event
+from greenlet import greenlet
+
+from gpasst.batch import sender_key
+from gpasst.config import Config
+from gpasst.counters import Counters, Drop, Statistics
+from gpasst.datapath import Downward, Upward
+from gpasst.errors import ConfigurationError, GpasstError, PlatformError
+from gpasst.helper.client import Namespace
+from gpasst.link.capture import Capture
+from gpasst.link.tap import Tap
+from gpasst.network import GuestNetwork, pack
+from gpasst.pings import Exchange, Pings
+from gpasst.services.ndp import Router
+from gpasst.sockets import open_listener, open_own, text
+from gpasst.udp.guest import GuestPath
+from gpasst.udp.mappings import Endpoint
+
+SCAN_SECONDS = 1  # TIMER_INTERVAL of the seed
+DROP_LOG_SECONDS = 10  # at most one log line a reason in this time
+SPARE_DESCRIPTORS = 64  # kept free of listeners, for the tap, the helper and mappings
+READ = 1  # event mask of the loop
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """One open listener.
+
+    :ivar protocol: ``"udp"``.
+    :ivar address: address that it is bound to.
+    :ivar port: the host's port.
+    :ivar interface: interface that it is bound to, None for every one.
+    :ivar target: the guest's port.
+    """
+
+    protocol: str
+    address: str
+    port: int
+    interface: str | None
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """One tracked peer, in both views.
+
+    :ivar protocol: ``"udp"``.
+    :ivar guest: (address, port) of the guest.
+    :ivar shown: (address, port) of the peer as the guest sees it.
+    :ivar remote: (address, port) of the peer as the host sees it.
+    :ivar port: the host's port that stands for the guest's.
+    :ivar idle: seconds since it was last found active, to the second.
+    """
+
+    protocol: str
+    guest: tuple[str, int]
+    shown: tuple[str, int]
+    remote: tuple[str, int]
+    port: int
+    idle: int
+
+
+class Worker:
+    """A greenlet that works whenever a watcher calls, made at the first call.
+
+    :param hub: the hub it belongs to.
+    :param step: what it does, with the arguments that the watcher was given.
+    :param counters: where failures are counted.
+    """
+
+    __slots__ = ("_counters", "_greenlet", "_hub", "_step")
+
+    def __init__(self, hub: Any, step: Callable[..., None], counters: Counters) -> None:
+        self._hub = hub
+        self._step = step
+        self._counters = counters
+        self._greenlet: greenlet | None = None
+
+    def wake(self, *args: Any) -> None:
+        """Do one step; called by a watcher, in the hub."""
+        if self._greenlet is None:
+            self._greenlet = greenlet(self._run, self._hub)
+        self._greenlet.switch(*args)
+
+    def _run(self, *args: Any) -> None:
+        step, switch = self._step, self._hub.switch
+        while True:
+            try:
+                step(*args)
+            except Exception:
+                self._counters.drop(Drop.INTERNAL)
+                log.exception("internal error; the frame or batch is lost")
+            # One argument comes back bare, none and several as a tuple.
+            back = switch()
+            args = back if isinstance(back, tuple) else (back,)
+
+
+class Proxy:
+    """Everything between one namespace's tap and the host's sockets.
+
+    :param config: what the user asked for.
+    :param network: what the guest will see.
+    :param namespace: the namespace, its tap ready.
+    :param clock: gives monotonic seconds.
+    :raises GpasstError: if a forward or the capture file cannot be opened; nothing stays open then.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        network: GuestNetwork,
+        namespace: Namespace,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.network = network
+        self.counters = Counters()
+        self.forwards: tuple[Forward, ...] = ()
+        self.finished = gevent.event.Event()
+        self._clock = clock
+        self._hub = gevent.get_hub()
+        self._watchers: dict[Any, Any] = {}
+        self._logged: Counter[Drop] = Counter()
+        self._logged_at: dict[Drop, float] = {}
+        self._offload = not config.no_offload
+        self._capture = Capture(config.pcap, time.time_ns) if config.pcap else None
+        superframes = frozenset(family for family in (4, 6) if f"uso{family}" in namespace.offloads)
+        self._tap = Tap(
+            namespace.tap, self.counters, superframes if self._offload else frozenset(), self._capture
+        )
+        link_local = pack(namespace.link_local) if namespace.link_local else None
+        self.path = GuestPath(
+            network,
+            self._open_endpoint,
+            self._close_endpoint,
+            sender_key,
+            namespace.mac or None,
+            link_local,
+            filtered=config.udp_filter == "address",
+            now=self._now(),
+        )
+        self._pings = Pings(
+            self._tap, self.path, self.counters, self._watch_exchange, self._unwatch_exchange, self._now
+        )
+        router = Router(network, not (config.no_ra or config.config_net), config.mtu)
+        self._downward = Downward(
+            self._tap,
+            self.path,
+            self.counters,
+            None if config.no_ndp or config.no_icmp else router,
+            None if config.no_icmp else self._pings.request,
+            not config.no_tcp,
+            not config.no_udp,
+            self._now,
+        )
+        self._upward = Upward(self._tap, self.path, self.counters)
+        self._mappings = Worker(self._hub, self._upward.step, self.counters)
+        self._echoes = Worker(self._hub, self._pings.step, self.counters)
+        try:
+            if not config.no_udp:
+                self._open_forwards()
+        except GpasstError:
+            self.close()
+            raise
+        self._watch(self._tap, self._tap.fd, Worker(self._hub, self._step_tap, self.counters).wake)
+        self._periodic = gevent.spawn(self._scan_forever)
+
+    def statistics(self) -> Statistics:
+        """Freeze the counters."""
+        tables = self.path.tables.values()
+        return self.counters.snapshot(sum(len(table.mappings) for table in tables), sum(map(len, tables)))
+
+    def flows(self) -> tuple[Flow, ...]:
+        """List every tracked peer."""
+        return tuple(
+            Flow(
+                "udp",
+                (text(peer.mapping.guest), peer.mapping.port),
+                (text(peer.shown[0]), peer.shown[1]),
+                (text(peer.remote[0]), peer.remote[1]),
+                peer.endpoint.port,
+                table.idle_seconds(peer),
+            )
+            for table in self.path.tables.values()
+            for peer in table
+        )
+
+    def scan(self) -> None:
+        """Let go of what is idle, and log what was dropped; called once a second."""
+        now = self._now()
+        ended = self.path.scan(now, self.config.udp_timeout)
+        self.counters.expired += ended
+        if ended:
+            log.debug("%d mappings expired", ended)
+        lost = self._downward.reassembly.scan(now)
+        if lost:
+            self.counters.drop(Drop.FRAGMENT_TIMEOUT, lost)
+        self._pings.scan(now)
+        self._log_drops(now)
+
+    def close(self) -> None:
+        """Stop, and close every socket and the capture file. The namespace stays its owner's."""
+        periodic = getattr(self, "_periodic", None)
+        if periodic is not None:
+            periodic.kill()
+        for watcher in self._watchers.values():
+            watcher.stop()
+            watcher.close()
+        self._watchers.clear()
+        self._pings.close()
+        self.path.close()
+        self._log_drops(None)
+        if self._capture is not None:
+            self._capture.close()
+            self._tap.capture = self._capture = None
+        self.finished.set()
+
+    def _now(self) -> int:
+        return int(self._clock())
+
+    def _scan_forever(self) -> None:
+        while True:
+            gevent.sleep(SCAN_SECONDS)
+            try:
+                self.scan()
+            except Exception:
+                self.counters.drop(Drop.INTERNAL)
+                log.exception("internal error while scanning")
+
+    def _step_tap(self) -> None:
+        try:
+            self._downward.step()
+        except OSError as error:
+            # The device went away, with its namespace or by somebody's hand.
+            log.info("the tap ended: %s", error.strerror)
+            self._unwatch(self._tap)
+            self.finished.set()
+
+    def _open_forwards(self) -> None:
+        wanted = [
+            (rule, family, port, target)
+            for rule in self.config.forward_rules()
+            for family in rule.families
+            if family in self.path.tables
+            for port, target in rule.ports()
+        ]
+        raise_descriptor_limit(len(wanted))
+        opened, failures = [], []
+        for rule, family, port, target in wanted:
+            try:
+                endpoint = open_listener(rule, family, port, target, self._offload, self.config.freebind)
+            except (ConfigurationError, PlatformError) as error:
+                if rule.strict:
+                    raise
+                failures.append(error)
+                continue
+            self.path.listeners.append(endpoint)
+            worker = Worker(self._hub, self._upward.step, self.counters)
+            self._watch(endpoint, endpoint.socket.fileno(), worker.wake, endpoint)
+            address = rule.address or ("0.0.0.0" if family == 4 else "::")
+            opened.append(Forward(rule.protocol, address, port, rule.interface, target))
+        if wanted and not opened:
+            raise failures[0]
+        for error in failures:
+            log.info("%s", error)
+        self.forwards = tuple(opened)
+
+    def _open_endpoint(self, family: int, port: int) -> Endpoint:
+        network = self.network.ip4 if family == 4 else self.network.ip6
+        assert network is not None
+        endpoint = open_own(network, port, self._offload)
+        if port and endpoint.port != port:
+            log.info("IPv%d source port %d is taken on the host; port changed to %d", family, port, endpoint.port)
+        self._watch(endpoint, endpoint.socket.fileno(), self._mappings.wake, endpoint)
+        return endpoint
+
+    def _close_endpoint(self, endpoint: Endpoint) -> None:
+        self._unwatch(endpoint)
+        endpoint.socket.close()
+        endpoint.socket = None
+
+    def _watch_exchange(self, exchange: Exchange) -> None:
+        self._watch(id(exchange), exchange.socket.fileno(), self._echoes.wake, exchange)
+
+    def _unwatch_exchange(self, exchange: Exchange) -> None:
+        self._unwatch(id(exchange))
+
+    def _watch(self, owner: Any, fd: int, callback: Callable[..., None], *args: Any) -> None:
+        watcher = self._hub.loop.io(fd, READ)
+        watcher.start(callback, *args)
+        self._watchers[owner] = watcher
+
+    def _unwatch(self, owner: Any) -> None:
+        watcher = self._watchers.pop(owner, None)
+        if watcher is not None:
+            watcher.stop()
+            watcher.close()
+
+    def _log_drops(self, now: int | None) -> None:
+        """Log new drops, each reason at most once in `DROP_LOG_SECONDS`; all of them if `now` is None."""
+        for reason, count in self.counters.drops.items():
+            fresh = count - self._logged[reason]
+            if fresh and (now is None or now - self._logged_at.get(reason, -DROP_LOG_SECONDS) >= DROP_LOG_SECONDS):
+                log.log(QUIET_DROPS.get(reason, logging.WARNING), "dropped %d: %s", fresh, reason.value)
+                self._logged[reason] = count
+                if now is not None:
+                    self._logged_at[reason] = now
+
+
+# What every guest sends by itself is no cause for alarm.
+QUIET_DROPS = dict.fromkeys(
+    (
+        Drop.ETHERTYPE,
+        Drop.ICMP_TYPE,
+        Drop.PROTOCOL,
+        Drop.PROTOCOL_DISABLED,
+        Drop.FAMILY_DISABLED,
+        Drop.SERVICE,
+        Drop.SEND_FAILED,
+        Drop.TCP,
+        Drop.FILTERED,
+    ),
+    logging.DEBUG,
+)
+
+
+def raise_descriptor_limit(listeners: int = 0) -> None:
+    """Raise the soft limit of open files to the hard one.
+
+    :raises PlatformError: if `listeners` sockets do not fit under it.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    room = hard - len(os.listdir("/proc/self/fd")) - SPARE_DESCRIPTORS
+    if hard != resource.RLIM_INFINITY and listeners > room:
+        raise PlatformError(
+            f"forwarding needs {listeners} sockets, but only {max(room, 0)} fit the limit of {hard} open files",
+            "raise ulimit -n, forward fewer ports, or one family only",
+        )
