@@ -158,7 +158,7 @@ class Pasta:
         self, family: int = socket.AF_INET, type: int = socket.SOCK_DGRAM, proto: int = 0  # noqa: A002
     ) -> socket.socket:
         """Make a socket that lives in the namespace, of the class that `socket.socket` is to the caller."""
-        proxy, namespace = self._opened()
+        namespace = self._opened()[1]
         assert self._runtime is not None
         lock = self._runtime.lock
 
@@ -166,7 +166,6 @@ class Pasta:
             with lock:
                 return namespace.sockets(family, type, proto, 1, wait_read)[0]
 
-        del proxy
         return socket.socket(family, type, proto, self._runtime.call(make))
 
     @property
@@ -195,6 +194,11 @@ class Pasta:
         proxy = self._opened()[0]
         assert self._runtime is not None
         return bool(self._runtime.call(lambda: proxy.finished.wait(timeout)))
+
+    @property
+    def namespace_path(self) -> str:
+        """File of the namespace that was joined, empty if one was made."""
+        return _netns_path(self.config) or ""
 
     @property
     def network(self) -> GuestNetwork:
@@ -229,13 +233,9 @@ class Pasta:
 
 def _request(config: Config, network: GuestNetwork, runas: tuple[int, int] | None) -> OpenRequest:
     """Say what the helper has to make."""
-    netns, userns = config.netns or None, config.userns or None
-    if config.pid is not None:
-        netns = f"/proc/{config.pid}/ns/net"
-        if not userns and not config.netns_only:
-            userns = f"/proc/{config.pid}/ns/user"
-    elif netns and os.sep not in netns:
-        netns = os.path.join(NETNS_FOLDER, netns)
+    netns, userns = _netns_path(config), config.userns or None
+    if config.pid is not None and not userns and not config.netns_only:
+        userns = f"/proc/{config.pid}/ns/user"
     return OpenRequest(
         netns=netns,
         userns=userns,
@@ -249,6 +249,15 @@ def _request(config: Config, network: GuestNetwork, runas: tuple[int, int] | Non
         addresses=network.addresses,
         routes=network.routes,
     )
+
+
+def _netns_path(config: Config) -> str | None:
+    """Give the file of the network namespace to join, None to make one."""
+    if config.pid is not None:
+        return f"/proc/{config.pid}/ns/net"
+    if config.netns and os.sep not in config.netns:
+        return os.path.join(NETNS_FOLDER, config.netns)
+    return config.netns or None
 
 
 def _read(path: str) -> str:
