@@ -1,0 +1,155 @@
+"""``gpasst demo``: a namespace, a service on either side, and datagrams both ways on every path there is.
+
+Everything that it prints was measured while it ran; a datagram that was lost or changed makes the exit status 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+
+from gpasst.api import Pasta
+from gpasst.errors import PlatformError
+
+PEER = os.path.join(os.path.dirname(__file__), "demo_peer.py")
+INSIDE_PORT = 7000
+ANY = {4: "0.0.0.0", 6: "::"}
+LOOPBACK = {4: "127.0.0.1", 6: "::1"}
+START_SECONDS = 5  # for a service to say that it is ready
+ROW_SECONDS = 10  # for one path; it takes a fraction of one
+
+COLUMNS = f"{'path':<46} {'sent':>7} {'received':>9}  {'payload':<8} {'round trip':>10} {'datagrams/s':>12} {'Mbit/s':>8}"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one path showed.
+
+    :ivar path: who sends to whom, and how.
+    :ivar sent: datagrams sent.
+    :ivar received: echoes received.
+    :ivar wrong: echoes that differ from what was sent.
+    :ivar round_trip_us: median of single round trips, in microseconds.
+    :ivar datagrams_per_second: datagrams echoed per second with a window under way.
+    :ivar megabits_per_second: their payload.
+    """
+
+    path: str
+    sent: int
+    received: int
+    wrong: int
+    round_trip_us: float
+    datagrams_per_second: int
+    megabits_per_second: float
+
+    @property
+    def good(self) -> bool:
+        """Whether all came back, unchanged."""
+        return self.sent == self.received > 0 and not self.wrong
+
+
+def run(as_json: bool = False) -> int:
+    """Run the demo; give the exit status."""
+    began = time.perf_counter()
+    forwarded, remapped = free_ports(2)
+    say: Callable[[str], None] = (lambda line: None) if as_json else (lambda line: print(line, flush=True))
+    rows: list[Row] = []
+    with Pasta(config_net=True, udp_ports=f"{forwarded}:{INSIDE_PORT},{remapped}:{INSIDE_PORT + 1}") as net:
+        opened = time.perf_counter() - began
+        families = [network.family for network in (net.network.ip4, net.network.ip6) if network]
+        say(f"A namespace with the network of this machine, ready in {opened * 1000:.0f} ms.\n")
+        say(COLUMNS)
+        say("-" * len(COLUMNS))
+        for row in _rows(net, families, forwarded, remapped):
+            rows.append(row)
+            verdict = "intact" if row.good else "WRONG" if row.wrong else "LOST"
+            say(
+                f"{row.path:<46} {row.sent:>7} {row.received:>9}  {verdict:<8} {row.round_trip_us:>7.0f} us "
+                f"{row.datagrams_per_second:>12,} {row.megabits_per_second:>8,.0f}"
+            )
+        statistics = net.statistics()
+    good = bool(rows) and all(row.good for row in rows)
+    seconds = time.perf_counter() - began
+    if as_json:
+        print(json.dumps({"good": good, "seconds": round(seconds, 3), "rows": [asdict(row) for row in rows]}))
+        return 0 if good else 1
+    say(
+        f"\nThe proxy moved {statistics.datagrams_up + statistics.datagrams_down:,} datagrams, "
+        f"{statistics.superframes_up + statistics.superframes_down:,} times several in one system call."
+    )
+    say(f"{'All arrived, unchanged.' if good else 'Something was lost or changed.'} It took {seconds:.1f} s.")
+    return 0 if good else 1
+
+
+def _rows(net: Pasta, families: list[int], forwarded: int, remapped: int) -> Iterator[Row]:
+    """Try every path."""
+    gateways = {4: net.gateway4, 6: net.gateway6}
+    with ExitStack() as stack:
+        for family in families:
+            outside = stack.enter_context(_service(LOOPBACK[family], 0, None))
+            stack.enter_context(_service(ANY[family], INSIDE_PORT, net))
+            moved = stack.enter_context(_service(ANY[family], INSIDE_PORT + 1, net))
+            for mode, words in (("single", "one by one"), ("gso", "GSO, 31 a call")):
+                path = f"IPv{family}  namespace -> host     {words}"
+                yield _row(path, gateways[family], outside, mode, net)
+            for mode, words in (("single", "one by one"), ("gso", "GSO, 31 a call")):
+                path = f"IPv{family}  host -> namespace     {words}"
+                yield _row(path, LOOPBACK[family], forwarded, mode, None)
+            path = f"IPv{family}  host -> port {remapped}:{moved}  one by one"
+            yield _row(path, LOOPBACK[family], remapped, "single", None)
+
+
+def _row(path: str, address: str, port: int, mode: str, net: Pasta | None) -> Row:
+    """Exchange datagrams with a service, from the host or from within `net`."""
+    command = [sys.executable, "-I", "-S", PEER, "exchange", address, str(port), mode]
+    run_program = subprocess.run if net is None else net.run
+    done = run_program(command, capture_output=True, text=True, timeout=ROW_SECONDS, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise PlatformError(f"the demo's client failed: {last}", "please report this with the line above")
+    return Row(path, **json.loads(done.stdout))
+
+
+@contextmanager
+def _service(address: str, port: int, net: Pasta | None) -> Iterator[int]:
+    """Run the echo service on the host or within `net`; give its port."""
+    command = [sys.executable, "-I", "-S", PEER, "serve", address, str(port)]
+    start = subprocess.Popen if net is None else net.popen
+    service = start(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert service.stdout is not None
+        line = service.stdout.readline()
+        if not line:
+            raise PlatformError("the demo's service did not start", "see the message above")
+        yield int(line)
+    finally:
+        service.kill()
+        service.wait()
+        if service.stdout is not None:
+            service.stdout.close()
+
+
+def free_ports(count: int) -> list[int]:
+    """Find UDP ports that are free in both families, as the kernel gives them out."""
+    held = []
+    try:
+        for _ in range(count):
+            try:
+                sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+                held.append(sock)
+                sock.bind(("::", 0))
+            except OSError:  # a kernel without IPv6
+                sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                held.append(sock)
+                sock.bind(("0.0.0.0", 0))
+        return [int(sock.getsockname()[1]) for sock in held[-count:]]
+    finally:
+        for sock in held:
+            sock.close()

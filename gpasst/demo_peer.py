@@ -1,0 +1,132 @@
+"""The two ends of the demo's traffic; a program of its own, so that neither end shares a processor with the proxy's lock.
+
+    demo_peer.py serve ADDRESS PORT            echo everything, as it came; prints its port when it is ready
+    demo_peer.py exchange ADDRESS PORT MODE    send, await the echo, compare; prints the figures as JSON
+
+Theory of operation: the client keeps a small window of datagrams under way, so that nothing is lost for want of buffers
+and every loss is a defect. With GSO a send is one call of 30 x 1000 + 500 bytes that the kernel cuts into 31 datagrams;
+the service receives them joined (GRO) where the kernel joins them, and answers alike.
+
+Standard library only: it is run by an interpreter without site packages.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import sys
+import time
+
+UDP_SEGMENT = 103
+UDP_GRO = 104
+SIZE = 1000  # payload bytes of a datagram
+LAST_SIZE = 500  # payload bytes of the last of a superframe
+SEGMENTS = 31
+ROUND_TRIPS = 200
+DATAGRAMS = 3000
+SUPERFRAMES = 300
+WINDOW = 32  # datagrams under way
+SUPERFRAME_WINDOW = 2
+TIMEOUT = 2.0  # seconds to wait for an echo
+
+
+def make_socket(address: str) -> socket.socket:
+    """Make a socket of the family of `address`, with room for a window."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    return sock
+
+
+def serve(address: str, port: int) -> None:
+    """Echo until killed."""
+    sock = make_socket(address)
+    sock.bind((address, port))
+    sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+    print(sock.getsockname()[1], flush=True)
+    while True:
+        data, control, _, sender = sock.recvmsg(65535, 64)
+        answer = [
+            (level, UDP_SEGMENT, struct.pack("@H", struct.unpack("@i", value)[0]))
+            for level, kind, value in control
+            if (level, kind) == (socket.IPPROTO_UDP, UDP_GRO)
+        ]
+        sock.sendmsg([data], answer, 0, sender)
+
+
+def payload(number: int, size: int) -> bytes:
+    """Give the content of datagram `number`: its number, then bytes that depend on it."""
+    head = struct.pack(">Q", number)
+    return (head + bytes((number + i) & 0xFF for i in range(251)) * (size // 251 + 1))[:size]
+
+
+def exchange(address: str, port: int, mode: str) -> dict[str, float]:
+    """Send datagrams, await and compare their echoes; give the figures."""
+    sock = make_socket(address)
+    sock.connect((address, port))
+    sock.settimeout(TIMEOUT)
+    trips = []
+    sent = received = wrong = 0
+    for number in range(ROUND_TRIPS):
+        data = payload(number, SIZE)
+        start = time.perf_counter()
+        sock.send(data)
+        sent += 1
+        try:
+            answer = sock.recv(65535)
+        except TimeoutError:
+            continue
+        trips.append(time.perf_counter() - start)
+        received += 1
+        wrong += answer != data
+    segments = 1 if mode == "single" else SEGMENTS
+    rounds = DATAGRAMS if mode == "single" else SUPERFRAMES
+    window = WINDOW if mode == "single" else SUPERFRAME_WINDOW
+    if segments > 1:
+        sock.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, SIZE)
+    sizes = [SIZE] * segments if segments == 1 else [SIZE] * (segments - 1) + [LAST_SIZE]
+    # Made before the clock starts; one superframe's datagrams differ, superframes are alike in turns of eight.
+    blocks = [[payload(8 * turn + i, size) for i, size in enumerate(sizes)] for turn in range(8)]
+    whole = [b"".join(block) for block in blocks]
+    start = time.perf_counter()
+    next_round = done = 0
+    pending = 0
+    position = 0
+    while done < rounds:
+        while next_round < rounds and pending < window:
+            sock.send(whole[next_round % 8])
+            next_round += 1
+            pending += 1
+            sent += segments
+        try:
+            answer = sock.recv(65535)
+        except TimeoutError:
+            break
+        received += 1
+        wrong += answer != blocks[done % 8][position]
+        position += 1
+        if position == segments:
+            position = 0
+            done += 1
+            pending -= 1
+    elapsed = time.perf_counter() - start
+    moved = done * segments
+    trips.sort()
+    return {
+        "sent": sent,
+        "received": received,
+        "wrong": wrong,
+        "round_trip_us": round(trips[len(trips) // 2] * 1e6, 1) if trips else 0.0,
+        "datagrams_per_second": round(moved / elapsed),
+        "megabits_per_second": round(done * sum(sizes) * 8 / elapsed / 1e6, 1),
+    }
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "serve":
+        serve(sys.argv[2], int(sys.argv[3]))
+    else:
+        print(json.dumps(exchange(sys.argv[2], int(sys.argv[3]), sys.argv[4])))
