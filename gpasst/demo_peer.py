@@ -66,7 +66,8 @@ def payload(number: int, size: int) -> bytes:
 def exchange(address: str, port: int, mode: str) -> dict[str, float]:
     """Send datagrams, await and compare their echoes; give the figures."""
     sock = make_socket(address)
-    sock.connect((address, port))
+    # Resolved rather than given as it is, since only that keeps the scope of a link-local address.
+    sock.connect(socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0][4])
     sock.settimeout(TIMEOUT)
     trips = []
     sent = received = wrong = 0

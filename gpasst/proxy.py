@@ -212,9 +212,8 @@ class Proxy:
             for peer in table
         )
 
-    def scan(self) -> None:
-        """Let go of what is idle, and log what was dropped; called once a second."""
-        now = self._now()
+    def scan(self, now: int) -> None:
+        """Let go of what is idle at `now`, in monotonic seconds, and log what was dropped; called once a second."""
         ended = self.path.scan(now, self.config.udp_timeout)
         self.counters.expired += ended
         if ended:
@@ -249,7 +248,7 @@ class Proxy:
         while True:
             gevent.sleep(SCAN_SECONDS)
             try:
-                self.scan()
+                self.scan(self._now())
             except Exception:
                 self.counters.drop(Drop.INTERNAL)
                 log.exception("internal error while scanning")

@@ -8,8 +8,10 @@ does not know it asks `GuestPath`:
    that what the guest sends from a forwarded port leaves from the forwarding one (seed rule 7.1.2).
 2. `inbound`, for a datagram to a host socket: choose what the guest sees (`addresses`) and store the peer. A sender that
    would look like another one is shown under another port (E-39).
-3. A peer uses another host socket of its mapping than the first where that one would hear itself (E-41), or already
-   has a peer with the same remote end that the guest knows by another name.
+3. A peer uses another host socket of its mapping than the first where that one already has a peer with the same remote
+   end that the guest knows by another name.
+4. No mapping hears itself (E-41): one that begins with the host's port of the same number gets another port, and what
+   would reach a port that the mapping already holds is dropped, since nobody else can be there.
 
 Sockets are opened and closed by whoever drives this, through the two functions it is given.
 """
@@ -191,10 +193,13 @@ class GuestPath:
             if listener is not None:
                 mapping.endpoints.append(listener)
             else:
-                mapping.endpoints.append(self._own(family, mapping, mapping.port))
+                # A socket at the guest's port would hear what is sent to that port of the host.
+                symmetric = target.own and port == mapping.port
+                mapping.endpoints.append(self._own(family, mapping, 0 if symmetric else mapping.port))
+        if target.own and any(endpoint.port == port for endpoint in mapping.endpoints):
+            raise PacketError(Drop.REFLECTION)
         for endpoint in mapping.endpoints:
-            hears_itself = target.own and port == endpoint.port
-            if not hears_itself and key not in endpoint.peers:
+            if key not in endpoint.peers:
                 return endpoint
         spare = self._own(family, mapping, 0)
         mapping.endpoints.append(spare)
