@@ -1,0 +1,31 @@
+"""Waiting for the events that tests depend on."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+PATIENCE = 10.0  # seconds until something that takes milliseconds counts as failed
+STEP = 0.005  # seconds between two looks where there is no event to wait for
+
+
+def udp_port_bound(port: int, program: subprocess.Popen[Any]) -> None:
+    """Return when some socket of this network namespace is bound to UDP port `port`."""
+    wanted = f":{port:04X} "
+
+    def bound() -> bool:
+        assert program.poll() is None, f"{program.args!r} ended with {program.returncode}"
+        tables = (Path(f"/proc/thread-self/net/{name}").read_text(encoding="ascii") for name in ("udp", "udp6"))
+        return any(wanted in table for table in tables)
+
+    until(bound, f"UDP port {port} bound")
+
+
+def until(condition: Any, what: str) -> None:
+    """Return when `condition()` is true; fail naming `what` if that takes too long."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"still not: {what}"
+        time.sleep(STEP)
