@@ -127,20 +127,23 @@ class Pasta:
         command, options = self._command(args, options)
         return subprocess.run(command, **options)  # noqa: PLW1510  # check is the caller's
 
-    def popen(self, args: Sequence[str] | str, *, init: bool = False, **options: Any) -> subprocess.Popen[Any]:
+    def popen(
+        self, args: Sequence[str] | str, *, init: bool = False, tied: bool = False, **options: Any
+    ) -> subprocess.Popen[Any]:
         """Start a program in the namespace, as `subprocess.Popen` does; closing the namespace ends it.
 
         :param args: the program and its arguments; or a shell's command line, with ``shell=True``.
         :param init: make it process 1 of a PID namespace of its own, so that whatever it starts ends with it.
+        :param tied: with `init`, kill it when the thread that calls this ends, even by SIGKILL.
         """
-        command, options = self._command(args, options, init)
+        command, options = self._command(args, options, init, tied)
         program = subprocess.Popen(command, **options)
         self._programs = [other for other in self._programs if other.poll() is None]
         self._programs.append(program)
         return program
 
     def _command(
-        self, args: Sequence[str] | str, options: dict[str, Any], init: bool = False
+        self, args: Sequence[str] | str, options: dict[str, Any], init: bool = False, tied: bool = False
     ) -> tuple[list[str], dict[str, Any]]:
         namespace = self._opened()[1]
         options = dict(options)
@@ -150,7 +153,7 @@ class Pasta:
         path = (options.get("env") or os.environ).get("PATH", os.defpath)
         if os.sep not in argv[0] and shutil.which(argv[0], path=path) is None:
             raise FileNotFoundError(2, "No such file or directory", argv[0])
-        command, descriptors = enter_command(namespace, argv, init, self._runas)
+        command, descriptors = enter_command(namespace, argv, init, self._runas, tied)
         options["pass_fds"] = (*options.get("pass_fds", ()), *descriptors)
         return command, options
 

@@ -257,7 +257,7 @@ def _wait(
     if pasta.config.creates_namespace:
         shell = os.environ.get("SHELL") or "/bin/sh"
         try:
-            program = pasta.popen(command or [shell, "-l"], init=True)
+            program = pasta.popen(command or [shell, "-l"], init=True, tied=True)
         except FileNotFoundError:
             raise ConfigurationError(f"{command[0]}: command not found", "check its name and PATH") from None
         gevent.spawn(lambda: stop.set(program.wait()))

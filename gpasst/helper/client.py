@@ -201,12 +201,17 @@ class Namespace:
 
 
 def enter_command(
-    namespace: Namespace, argv: Sequence[str], init: bool = False, runas: tuple[int, int] | None = None
+    namespace: Namespace,
+    argv: Sequence[str],
+    init: bool = False,
+    runas: tuple[int, int] | None = None,
+    tied: bool = False,
 ) -> tuple[list[str], tuple[int, ...]]:
     """Give the command line that runs `argv` in the namespace, and the descriptors to inherit (`pass_fds`).
 
     :param init: run it as process 1 of new PID and mount namespaces.
     :param runas: user and group id to take on first; those the namespace was opened with.
+    :param tied: with `init`, kill it when the thread that starts it ends, however that happens.
     """
     command = [*_interpreter(), os.path.join(os.path.dirname(__file__), "enter.py")]
     inherited: list[int] = []
@@ -219,6 +224,8 @@ def enter_command(
         command += ["--runas", f"{runas[0]}:{runas[1]}"]
     if init:
         command.append("--init")
+    if tied:
+        command.append("--tied")
     return [*command, "--", *argv], tuple(inherited)
 
 

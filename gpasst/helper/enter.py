@@ -198,7 +198,9 @@ def _attend(pid: int, waited: set[signal.Signals]) -> int:
             continue
 
 
-def _run_as_init(command: list[str]) -> int:
+def _run_as_init(command: list[str], tied: bool) -> int:
+    if tied:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     waited = {signal.SIGCHLD, *FORWARDED}
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, waited)
@@ -226,11 +228,13 @@ def main(arguments: list[str]) -> int:
     options, command = arguments[:split], arguments[split + 1 :]
     descriptors: dict[str, int] = {}
     runas: tuple[int, int] | None = None
-    init = False
+    init = tied = False
     rest = iter(options)
     for option in rest:
         if option == "--init":
             init = True
+        elif option == "--tied":
+            tied = True
         elif option == "--runas":
             uid, gid = next(rest).split(":")
             runas = int(uid), int(gid)
@@ -239,7 +243,7 @@ def main(arguments: list[str]) -> int:
     try:
         _join(descriptors, runas)
         if init:
-            return _run_as_init(command)
+            return _run_as_init(command, tied)
     except OSError as error:
         _complain(f"cannot enter the namespace: {error.strerror}")
         return STATUS_FAILED

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -54,8 +54,31 @@ def family(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 
 
-def guest_socket(net: gpasst.Pasta, family: int, port: int = 0) -> Any:
-    return bound(net.socket(FAMILY[family], socket.SOCK_DGRAM), ANY[family], port)
+@contextmanager
+def guest_socket(net: gpasst.Pasta, family: int, port: int = 0) -> Iterator[socket.socket]:
+    """A socket of the guest; without `port`, at one that the kernel chose and that is free on the host too."""
+    rejected = []
+    try:
+        while True:
+            guest = bound(net.socket(FAMILY[family], socket.SOCK_DGRAM), ANY[family], port)
+            sock = guest.__enter__()
+            if port or free_on_host(family, sock.getsockname()[1]):
+                break
+            rejected.append(guest)
+        with sock:
+            yield sock
+    finally:
+        for guest in rejected:
+            guest.__exit__(None, None, None)
+
+
+def free_on_host(family: int, port: int) -> bool:
+    """Whether a host port can be had; mappings of earlier tests may still hold it."""
+    try:
+        with bound(host_socket(FAMILY[family]), ANY[family], port):
+            return True
+    except OSError:
+        return False
 
 
 def gateway(net: gpasst.Pasta, family: int) -> str:

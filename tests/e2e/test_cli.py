@@ -1,0 +1,231 @@
+"""The console script: exit statuses, one-line errors, signals, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gpasst
+from tests.e2e.ready import until
+from tests.lab import bound, host_socket
+
+pytestmark = pytest.mark.usefixtures("tun", "remote")
+
+GPASST = [sys.executable, "-m", "gpasst"]
+# Nobody, whom root's commands become otherwise, may not be able to read this interpreter.
+AS_ROOT = ["--runas", "root"] if os.geteuid() == 0 else []
+ECHO_ONCE = (
+    "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('0.0.0.0', 5000)); "
+    "print('bound', flush=True); d, a = s.recvfrom(99); s.sendto(d.upper(), a)"
+)
+
+
+def cli(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*GPASST, *arguments], capture_output=True, text=True, timeout=30, **options)
+
+
+def members(session: int) -> list[int]:
+    """The process IDs in a session, whatever became of their parents."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                fields = (entry / "stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == session and fields[0] != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.parametrize(("command", "status"), [("true", 0), ("false", 1), ("exit 42", 42), ("kill -KILL $$", None)])
+def test_the_exit_status_is_passed_on(command: str, status: int | None) -> None:
+    # Process 1 of a PID namespace is immune to its own signals, so the last one kills a child.
+    text = command if status is not None else "sh -c 'kill -KILL $$'"
+    done = cli("pasta", "--config-net", "--", "sh", "-c", text)
+    assert done.returncode == (128 + signal.SIGKILL if status is None else status), done.stderr
+    assert done.stderr == ("" if status is not None else done.stderr)
+
+
+def test_a_signal_that_ends_the_command_is_passed_on() -> None:
+    done = cli("pasta", *AS_ROOT, "--", sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
+    # Unhandled, process 1 ignores it and ends well; this is Linux, not us.
+    assert done.returncode == 0
+
+
+def test_the_command_sees_a_world_of_its_own() -> None:
+    script = "echo $$; cat /proc/sys/kernel/hostname; ls -d /proc/[0-9]* | wc -l; cat /proc/net/dev | tail -n +3 | cut -d: -f1"
+    done = cli("pasta", "--config-net", "sh", "-c", script)
+    pid, _, count, *devices = done.stdout.split()
+    assert pid == "1"
+    assert int(count) < 10
+    assert sorted(devices) == ["lo", "up0"]
+
+
+def test_the_tap_is_ready_when_the_command_starts() -> None:
+    with bound(host_socket(socket.AF_INET), "127.0.0.1") as server:
+        script = (
+            "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.settimeout(5); "
+            f"s.sendto(b'x', ('192.0.2.1', {server.getsockname()[1]})); print(s.recv(9).decode())"
+        )
+        program = subprocess.Popen([*GPASST, "pasta", *AS_ROOT, "--config-net", "--", sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+        with program:
+            server.settimeout(20)
+            data, sender = server.recvfrom(9)
+            server.sendto(b"good", sender)
+            assert program.stdout is not None
+            assert program.stdout.read() == "good\n"
+        assert program.returncode == 0
+
+
+def test_a_forward_reaches_the_command() -> None:
+    command = [*GPASST, "pasta", *AS_ROOT, "--config-net", "-u", "5055:5000", "--", sys.executable, "-c", ECHO_ONCE]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None and program.stdout.readline() == "bound\n"
+        with bound(host_socket(socket.AF_INET), "127.0.0.1") as client:
+            client.sendto(b"hello", ("127.0.0.1", 5055))
+            assert client.recvfrom(9) == (b"HELLO", ("127.0.0.1", 5055))
+    assert program.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_everything_within_a_second(number: signal.Signals) -> None:
+    command = [*GPASST, "pasta", "--config-net", "--", "sh", "-c", "echo up; exec sleep 1000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as program:
+        assert program.stdout is not None and program.stdout.readline() == "up\n"
+        assert len(members(program.pid)) >= 3
+        began = time.monotonic()
+        program.send_signal(number)
+        status = program.wait(10)
+        until(lambda: not members(program.pid), "all processes gone")
+        assert time.monotonic() - began < 1
+        assert status == 128 + number
+
+
+def test_killing_the_proxy_leaves_nothing_behind() -> None:
+    command = [*GPASST, "pasta", "--", "sh", "-c", "echo up; exec sleep 1000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as program:
+        assert program.stdout is not None and program.stdout.readline() == "up\n"
+        program.kill()
+        program.wait(10)
+        until(lambda: not members(program.pid), "all processes gone")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("pasta", "--nosuch"), 2, "unrecognized arguments: --nosuch"),
+        (("pasta", "-u", "70000"), 2, "70000 is not a port"),
+        (("pasta", "-4", "-6"), 2, "exclude each other"),
+        (("pasta", "--mtu", "12"), 2, "--mtu 12 is out of range"),
+        (("pasta", "-m", "x"), 2, "invalid int value"),
+        (("pasta", "-t", "80"), 2, "-t is not available yet: TCP forwarding"),
+        (("pasta", "-U", "53"), 2, "-U is not available yet: splicing"),
+        (("pasta", "--splice-only"), 2, "--splice-only is not available yet"),
+        (("pasta", "-s", "/x"), 2, "-s is not available yet: passt mode"),
+        (("pasta", "-u", "auto"), 2, "auto is not available yet"),
+        (("pasta", "--runas", "no such user"), 2, "no such user"),
+        (("pasta", "--netns", "x", "--", "true"), 2, "cannot be run in a namespace that is joined"),
+        (("passt",), 2, "passt is not available yet"),
+        (("nosuch",), 2, "unknown command nosuch"),
+        (("pasta", "-i", "nosuch0"), 1, "--interface nosuch0 does not exist"),
+        (("pasta", "--", "nosuchprogram"), 1, "nosuchprogram: command not found"),
+        (("pasta", "-f", "--netns", "/nosuch"), 1, "/nosuch"),
+        (("pasta", "--netns", "/nosuch"), 1, "/nosuch"),
+        (("pasta", "-l", "/nosuch/log", "--", "true"), 1, "--log-file /nosuch/log"),
+        (("pasta", "-P", "/nosuch/pid", "--", "true"), 1, "--pid /nosuch/pid"),
+    ],
+)
+def test_errors_are_one_line(arguments: tuple[str, ...], status: int, message: str) -> None:
+    if "--runas" in arguments and os.geteuid() != 0:
+        message = "--runas needs root"
+    done = cli(*arguments)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("gpasst")
+
+
+def test_a_busy_port_is_one_line() -> None:
+    with bound(host_socket(socket.AF_INET), "0.0.0.0") as taken:
+        done = cli("pasta", "-u", str(taken.getsockname()[1]), "--", "true")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "the port is in use" in done.stderr
+
+
+def test_options_that_switch_off_what_is_not_there_are_accepted() -> None:
+    off = ("-t", "none", "-T", "none", "-U", "none", "-u", "none", "--no-dhcp", "--no-dhcpv6", "--no-splice")
+    assert cli("pasta", *off, "--", "true").returncode == 0
+
+
+def test_help_and_version() -> None:
+    for arguments in (("--help",), ("pasta", "--help"), ("demo", "--help")):
+        done = cli(*arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "usage" in done.stdout
+    for arguments in (("--version",), ("pasta", "--version")):
+        assert cli(*arguments).stdout == f"gpasst {gpasst.__version__}\n"
+
+
+def test_called_as_pasta(tmp_path: Path) -> None:
+    link = tmp_path / "pasta"
+    link.write_text(f"#!{sys.executable}\nimport sys\nfrom gpasst.cli import main\nsys.exit(main())\n", encoding="utf-8")
+    link.chmod(0o755)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run([str(link), "--config-net", "--", "sh", "-c", "exit 9"], timeout=30, env=environment)
+    assert done.returncode == 9
+
+
+@pytest.mark.parametrize("foreground", [False, True])
+def test_serving_a_joined_namespace(foreground: bool, tmp_path: Path) -> None:
+    pid_file, log_file = tmp_path / "pid", tmp_path / "log"
+    options = [*AS_ROOT, "-P", str(pid_file), "-l", str(log_file), "--config-net", "-I", "served"]
+    with gpasst.Pasta() as owner:
+        sleeper = owner.popen(["sleep", "1000"])
+        command = [*GPASST, "pasta", *options, *(["-f"] if foreground else []), str(sleeper.pid)]
+        program = subprocess.Popen(command)
+        if not foreground:
+            assert program.wait(20) == 0, "the parent returns when the tap is ready"
+        until(lambda: pid_file.exists() and pid_file.read_text(encoding="ascii").endswith("\n"), "PID file")
+        served = int(pid_file.read_text(encoding="ascii"))
+        assert pid_file.stat().st_mode & 0o777 == log_file.stat().st_mode & 0o777 == 0o600
+        assert (served == program.pid) == foreground
+        addresses = owner.run(["cat", "/proc/net/if_inet6"], capture_output=True, text=True).stdout
+        assert "served" in addresses
+        handle = os.pidfd_open(served)
+        sleeper.kill()
+        sleeper.wait()
+    # The process whose namespace it was is gone, so the proxy goes too.
+    until(lambda: ended(handle), "proxy ended")
+    os.close(handle)
+    if foreground:
+        assert program.wait(10) == 0
+    text = log_file.read_text(encoding="utf-8")
+    assert f"gpasst {gpasst.__version__}" in text and f"process {served}" in text
+
+
+def ended(handle: int) -> bool:
+    import select
+
+    return bool(select.select([handle], [], [], 0)[0])
+
+
+def test_statistics_on_demand() -> None:
+    done = cli("pasta", "--config-net", "--stats", "1", "--", "sleep", "1.5")
+    assert "up 0 datagrams 0 bytes, down 0 datagrams 0 bytes, 0 mappings" in done.stderr
+
+
+def test_the_demo() -> None:
+    done = cli("demo")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("intact") == 10
+    assert "All arrived, unchanged." in done.stdout

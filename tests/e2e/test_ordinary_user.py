@@ -1,0 +1,56 @@
+"""The end-to-end tests again, as an ordinary user of the same host."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import need
+from tests.lab import INHERITED, Remote
+
+USER = "gpasst-test"
+SUITES = ("test_udp.py", "test_programs.py", "test_modes.py", "test_cli.py")
+SUITE_SECONDS = 300
+
+
+@pytest.fixture
+def user() -> Iterator[str]:
+    """An ordinary user, made for the test."""
+    if os.geteuid() != 0 or Path("/proc/self/uid_map").read_text(encoding="ascii").split()[2] == "1":
+        pytest.skip("runs as an ordinary user already")
+    subprocess.run([need("useradd"), "--system", "--no-create-home", "--user-group", USER], check=True)
+    yield USER
+    subprocess.run([need("userdel"), USER], check=True)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_as_an_ordinary_user(suite: str, user: str, tun: None, remote: Remote) -> None:
+    del tun
+    become = [need("setpriv"), "--reuid", user, "--regid", user, "--clear-groups", "--inh-caps=-all"]
+    descriptor = remote.channel.fileno()
+    folder = subprocess.run(["mktemp", "-d"], capture_output=True, text=True, check=True).stdout.strip()
+    subprocess.run(["chown", f"{user}:{user}", folder], check=True)
+    environment = {**os.environ, INHERITED: str(descriptor), "HOME": folder, "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        readable = subprocess.run([*become, sys.executable, "-c", "import gpasst.api, pytest, tests.lab"], env=environment)
+        if readable.returncode:
+            pytest.skip("needs an interpreter and a checkout that every user can read")
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--basetemp", f"{folder}/tests", "-q"]
+        done = subprocess.run(
+            [*become, *command, str(Path(__file__).with_name(suite))],
+            env=environment,
+            pass_fds=[descriptor],
+            capture_output=True,
+            text=True,
+            timeout=SUITE_SECONDS,
+        )
+    finally:
+        subprocess.run(["rm", "-r", folder], check=True)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr
+    assert "skipped" not in done.stdout.splitlines()[-1]
