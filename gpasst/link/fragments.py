@@ -61,6 +61,7 @@ class Reassembly:
         )
         if not fragment.more:
             broken = broken or partial.total is not None
+            broken = broken or any(other + len(piece) > end for other, piece in partial.pieces.items())
             partial.total = end
         if broken or (partial.total is not None and end > partial.total):
             del self._partial[key]

@@ -102,7 +102,7 @@ def _parse6(data: memoryview) -> Packet:
         raise PacketError(Drop.MALFORMED_IP)
     payload = payload[: header["payload_length"]]
     protocol, fragment = header["next_header"], None
-    for _ in range(MAX_EXTENSIONS):
+    for _ in range(MAX_EXTENSIONS + 1):
         if protocol == IPV6_FRAGMENT_HEADER:
             if len(payload) < IPV6_FRAGMENT_CODEC.size:
                 raise PacketError(Drop.MALFORMED_IP)

@@ -87,9 +87,11 @@ class Addresses:
 
     def learn(self, source: bytes) -> None:
         """Take note of a source address that the guest uses (context 1.3; E-19 of upstream: `-a` is authoritative)."""
+        if source == UNSPECIFIED[self.network.family] or is_loopback(source) or is_multicast(source):
+            return
         if is_link_local(source):
             self.link_local = source
-        elif not self.network.explicit and source != UNSPECIFIED[self.network.family]:
+        elif not self.network.explicit:
             self.seen = source
 
     def to_host(self, destination: bytes, port: int) -> Target:

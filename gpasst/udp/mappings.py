@@ -182,12 +182,13 @@ class Table:
         :param up_key: its raw sender key on its endpoint.
         :return: host sockets to close, of mappings that had to make room.
         """
+        mapping = peer.mapping
+        # First of all, lest making room should end this mapping and close its socket.
+        mapping.peers.add(peer)
         closing: list[Endpoint] = []
         while len(self.down) >= self.limit:
             closing += self.remove(next(iter(self._ages)))
-        mapping = peer.mapping
         self.mappings[mapping.guest, mapping.port] = mapping
-        mapping.peers.add(peer)
         peer.down_key = down_key(mapping.guest, peer.shown[0], mapping.port, peer.shown[1])
         self.down[peer.down_key] = peer
         self.alias(peer, up_key)

@@ -81,6 +81,21 @@ def free_on_host(family: int, port: int) -> bool:
         return False
 
 
+@pytest.fixture(autouse=True)
+def _forget(net: gpasst.Pasta) -> Iterator[None]:
+    """End all mappings after a test, so that the ports of the next mean nothing yet."""
+    yield
+    expire(net)
+
+
+def expire(net: gpasst.Pasta) -> None:
+    """Scan at a later hour: time is an argument."""
+    proxy = net._proxy
+    assert proxy is not None and net._runtime is not None
+    for later in (proxy._now(), proxy._now() + 181):
+        net._runtime.call(lambda now=later: proxy.scan(now))
+
+
 def gateway(net: gpasst.Pasta, family: int) -> str:
     return net.gateway4 if family == 4 else net.gateway6
 
@@ -343,8 +358,6 @@ def test_a_source_port_that_the_host_uses_is_changed(net: gpasst.Pasta, remote: 
 
 
 def test_a_mapping_expires_and_the_port_works_again(net: gpasst.Pasta, remote: Remote, family: int) -> None:
-    proxy = net._proxy
-    assert proxy is not None and net._runtime is not None
     with bound(remote.socket(FAMILY[family]), FAR[family]) as server, guest_socket(net, family) as guest:
         for turn in (b"first", b"second"):
             guest.sendto(turn, (FAR[family], server.getsockname()[1]))
@@ -354,9 +367,7 @@ def test_a_mapping_expires_and_the_port_works_again(net: gpasst.Pasta, remote: R
             assert guest.recv(99) == turn
             before = net.statistics()
             assert before.mappings > 0
-            # Time is an argument: this is a scan at a later hour.
-            for later in (proxy._now(), proxy._now() + 181):
-                net._runtime.call(lambda now=later: proxy.scan(now))
+            expire(net)
             after = net.statistics()
             assert (after.mappings, after.peers) == (0, 0)
             assert after.expired == before.expired + before.mappings
