@@ -125,7 +125,7 @@ class Pasta:
     def run(self, args: Sequence[str] | str, **options: Any) -> subprocess.CompletedProcess[Any]:
         """Run a program in the namespace and wait for it, as `subprocess.run` does."""
         command, options = self._command(args, options)
-        return subprocess.run(command, **options)  # noqa: PLW1510  # check is the caller's
+        return subprocess.run(command, **options)  # check is the caller's
 
     def popen(
         self, args: Sequence[str] | str, *, init: bool = False, tied: bool = False, **options: Any
@@ -158,7 +158,10 @@ class Pasta:
         return command, options
 
     def socket(
-        self, family: int = socket.AF_INET, type: int = socket.SOCK_DGRAM, proto: int = 0  # noqa: A002
+        self,
+        family: int = socket.AF_INET,
+        type: int = socket.SOCK_DGRAM,
+        proto: int = 0,
     ) -> socket.socket:
         """Make a socket that lives in the namespace, of the class that `socket.socket` is to the caller."""
         namespace = self._opened()[1]
@@ -269,5 +272,3 @@ def _read(path: str) -> str:
             return file.read()
     except OSError:
         return ""
-
-

@@ -140,7 +140,9 @@ def pasta_parser() -> Parser:
             group.add_argument(*names, type=kind, default=default, metavar=option.metavar, help=shown)
     process = parser.add_argument_group("process")
     process.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground")
-    process.add_argument("-P", "--pid", dest="pid_file", default="", metavar="FILE", help="write the process ID to FILE")
+    process.add_argument(
+        "-P", "--pid", dest="pid_file", default="", metavar="FILE", help="write the process ID to FILE"
+    )
     process.add_argument("--runas", default="", metavar="UID[:GID]", help="identity to take on as root [nobody]")
     process.add_argument("-d", "--debug", action="store_true", help="log everything but single packets")
     process.add_argument("--trace", action="store_true", help="log everything")
@@ -148,7 +150,11 @@ def pasta_parser() -> Parser:
     process.add_argument("-e", "--stderr", action="store_true", help="log to standard error too")
     process.add_argument("-l", "--log-file", default="", metavar="FILE", help="log to FILE only")
     process.add_argument(
-        "--log-size", type=int, default=config.LOG_SIZE_DEFAULT, metavar="BYTES", help="rotate the log file at BYTES"
+        "--log-size",
+        type=int,
+        default=config.LOG_SIZE_DEFAULT,
+        metavar="BYTES",
+        help="rotate the log file at BYTES",
     )
     process.add_argument("--stats", type=int, default=0, metavar="SECONDS", help="print counters every SECONDS")
     process.add_argument("--no-splice", action="store_true", help="move all traffic through the tap (it does anyway)")
@@ -180,7 +186,8 @@ def run_pasta(argv: list[str]) -> int:
         config = Config(**fields)
         if not config.creates_namespace and command:
             raise ConfigurationError(
-                f"{command[0]} cannot be run in a namespace that is joined", "use nsenter for that, or leave out --netns"
+                f"{command[0]} cannot be run in a namespace that is joined",
+                "use nsenter for that, or leave out --netns",
             )
         if given.quiet and (given.debug or given.trace):
             raise ConfigurationError("--quiet and --debug exclude each other", "give only one of them")
@@ -416,9 +423,7 @@ def _set_up_logging(given: argparse.Namespace, background: bool, spawning: bool)
             raise ConfigurationError(f"--log-size {given.log_size} is too small", f"give at least {LOG_SIZE_MINIMUM}")
         previous = os.umask(0o177)
         try:
-            handlers.append(
-                logging.handlers.RotatingFileHandler(given.log_file, "w", given.log_size, backupCount=1)
-            )
+            handlers.append(logging.handlers.RotatingFileHandler(given.log_file, "w", given.log_size, backupCount=1))
         except OSError as error:
             raise PlatformError(
                 f"--log-file {given.log_file}: {error.strerror}", "name a file that can be written"
@@ -431,7 +436,11 @@ def _set_up_logging(given: argparse.Namespace, background: bool, spawning: bool)
             handlers.append(logging.StreamHandler())
         if background and os.path.exists("/dev/log"):
             handlers.append(logging.handlers.SysLogHandler("/dev/log", logging.handlers.SysLogHandler.LOG_DAEMON))
-    form = "%(relativeCreated)10.1f ms %(message)s" if given.debug or given.trace or given.log_file else "gpasst: %(message)s"
+    form = (
+        "%(relativeCreated)10.1f ms %(message)s"
+        if given.debug or given.trace or given.log_file
+        else "gpasst: %(message)s"
+    )
     for handler in handlers:
         handler.setFormatter(logging.Formatter(form))
     logging.basicConfig(level=level, handlers=handlers or [logging.NullHandler()])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from gpasst import portspec
@@ -44,7 +44,7 @@ class Option:
     repeat: bool = False
 
 
-def _option(default: Any, help: str, metavar: str = "", short: str = "", group: str = "network") -> Any:  # noqa: A002
+def _option(default: Any, help: str, metavar: str = "", short: str = "", group: str = "network") -> Any:
     option = Option(help, metavar, short, group, repeat=isinstance(default, tuple))
     return field(default=default, metadata={"option": option})
 
@@ -107,7 +107,10 @@ class Config:
     freebind: bool = _option(False, "forward on addresses that the host does not have yet", group="ports")
     udp_timeout: int = _option(TIMEOUT_DEFAULT, "idle seconds after which a UDP mapping ends", "SECONDS", group="ports")
     udp_filter: str = _option(
-        "endpoint", "who may answer: endpoint (anyone) or address (whom the guest sent to)", "KIND", group="ports"
+        "endpoint",
+        "who may answer: endpoint (anyone) or address (whom the guest sent to)",
+        "KIND",
+        group="ports",
     )
 
     no_tcp: bool = _option(False, "ignore TCP", group="protocols")
@@ -131,7 +134,8 @@ class Config:
         for value in self.dns_forward:
             if ipaddress.ip_address(value).is_loopback:
                 raise ConfigurationError(
-                    f"--dns-forward {value} is a loopback address", "choose one that the guest sends to its gateway"
+                    f"--dns-forward {value} is a loopback address",
+                    "choose one that the guest sends to its gateway",
                 )
         if self.netmask:
             parse_netmask(self.netmask)
@@ -154,12 +158,11 @@ class Config:
                         f"{long_option(item.name)} takes text, not {value!r}", "give a string or several"
                     )
                 object.__setattr__(self, item.name, values)
-            elif item.default is not MISSING and item.default is not None:
-                if type(value) is not type(item.default):
-                    kind = type(item.default).__name__
-                    raise ConfigurationError(
-                        f"{long_option(item.name)} takes a value of type {kind}, not {value!r}", "convert it"
-                    )
+            elif item.default is not None and type(value) is not type(item.default):
+                kind = type(item.default).__name__
+                raise ConfigurationError(
+                    f"{long_option(item.name)} takes a value of type {kind}, not {value!r}", "convert it"
+                )
 
     def _check_conflicts(self) -> None:
         for one, other in (
@@ -178,9 +181,7 @@ class Config:
         if self.udp_timeout < 1:
             raise ConfigurationError(f"--udp-timeout {self.udp_timeout} is too short", "give at least 1 second")
         if self.udp_filter not in UDP_FILTERS:
-            raise ConfigurationError(
-                f"--udp-filter {self.udp_filter} is unknown", f"give {' or '.join(UDP_FILTERS)}"
-            )
+            raise ConfigurationError(f"--udp-filter {self.udp_filter} is unknown", f"give {' or '.join(UDP_FILTERS)}")
         if self.pid is not None and self.pid < 1:
             raise ConfigurationError(f"{self.pid} is no process ID", "give the PID of a running process")
 

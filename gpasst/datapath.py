@@ -56,10 +56,8 @@ _ETHERTYPE = UDP4.offset("ethernet.ethertype")
 _GSO_SIZE = UDP4.offset("virtio.gso_size")
 _SOURCE_MAC = UDP4.offset("ethernet.source")
 _pick_link = UDP4.picker("virtio.gso_type", "ethernet.ethertype").unpack_from
-_pick4 = UDP4.picker(
-    "ip.version", "ip.total_length", "ip.flags", "ip.protocol", "udp.destination", "udp.length"
-).unpack_from
-_pick6 = UDP6.picker("ip.payload_length", "ip.next_header", "udp.destination", "udp.length").unpack_from
+_pick4 = UDP4.picker("ip.version", "ip.total_length", "ip.flags", "ip.protocol", "udp.length").unpack_from
+_pick6 = UDP6.picker("ip.payload_length", "ip.next_header", "udp.length").unpack_from
 _IP4 = UDP4.offset("ip.version")
 _KEY4 = slice(UDP4.offset("ip.source"), UDP4.offset("udp.length"))
 _KEY6 = slice(UDP6.offset("ip.source"), UDP6.offset("udp.length"))
@@ -131,7 +129,7 @@ class Downward:
         if size >= _PAYLOAD4:
             gso, ethertype = _pick_link(buffer)
             if ethertype == ETHERTYPE_IPV4:
-                version, total, fragment, protocol, port, length = _pick4(buffer)
+                version, total, fragment, protocol, length = _pick4(buffer)
                 if (
                     version == 0x45
                     and protocol == PROTOCOL_UDP
@@ -143,7 +141,7 @@ class Downward:
                         self._send(peer, self._view[_PAYLOAD4 : _PAYLOAD4 + length - 8], gso)
                         return
             elif ethertype == ETHERTYPE_IPV6 and size >= _PAYLOAD6:
-                total, protocol, port, length = _pick6(buffer)
+                total, protocol, length = _pick6(buffer)
                 if protocol == PROTOCOL_UDP and 8 <= length <= total <= size - _PAYLOAD6 + 8:
                     peer = self._down6.get(bytes(buffer[_KEY6]))
                     if peer is not None:
@@ -169,8 +167,8 @@ class Downward:
         send_run(sender, payload, segment, self._counters)
 
     def _sender(self, peer: Peer) -> Sender:
-        peer.send = Sender(peer)
-        return peer.send
+        sender = peer.send = Sender(peer)
+        return sender
 
     def _long_way(self, frame: memoryview) -> None:
         """Carry any frame, or raise PacketError."""
@@ -185,9 +183,7 @@ class Downward:
             raise PacketError(Drop.FAMILY_DISABLED)
         path.learn_mac(ethernet["source"])
         if ethertype == ETHERTYPE_ARP:
-            answer = arp.answer(
-                frame[ETHERNET_CODEC.size :], path.network.host_mac, path.addresses[4].network.address
-            )
+            answer = arp.answer(frame[ETHERNET_CODEC.size :], path.network.host_mac, path.addresses[4].network.address)
             if answer:
                 self._tap.write_frame(answer)
             return

@@ -25,7 +25,9 @@ LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 START_SECONDS = 5  # for a service to say that it is ready
 ROW_SECONDS = 10  # for one path; it takes a fraction of one
 
-COLUMNS = f"{'path':<46} {'sent':>7} {'received':>9}  {'payload':<8} {'round trip':>10} {'datagrams/s':>12} {'Mbit/s':>8}"
+COLUMNS = (
+    f"{'path':<46} {'sent':>7} {'received':>9}  {'payload':<8} {'round trip':>10} {'datagrams/s':>12} {'Mbit/s':>8}"
+)
 
 
 @dataclass(frozen=True, slots=True)

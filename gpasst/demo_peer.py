@@ -1,4 +1,4 @@
-"""The two ends of the demo's traffic; a program of its own, so that neither end shares a processor with the proxy's lock.
+"""The two ends of the demo's traffic; a program of its own, so that neither end waits for the proxy's interpreter.
 
     demo_peer.py serve ADDRESS PORT            echo everything, as it came; prints its port when it is ready
     demo_peer.py exchange ADDRESS PORT MODE    send, await the echo, compare; prints the figures as JSON

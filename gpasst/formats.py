@@ -220,9 +220,7 @@ class Header(Struct):  # type: ignore[misc]  # construct ships no types
     """A Struct whose `Bits` members need no name: their fields appear among its own, both ways."""
 
     def __init__(self, *members: Any) -> None:
-        named = [
-            "+".join(member.layout) / member if isinstance(member, Bits) else member for member in members
-        ]
+        named = ["+".join(member.layout) / member if isinstance(member, Bits) else member for member in members]
         super().__init__(*named)
         self.bit_units = frozenset(member.name for member in named if _is_bits(member))
 
@@ -626,9 +624,7 @@ def _fields(declaration: Any, name: str, offset: int) -> Iterator[tuple[Field, A
     if isinstance(declaration, Struct):
         for member in declaration.subcons:
             # The generated name of a bit unit is not part of its fields' names.
-            yield from _fields(
-                member, name if _is_bits(member) else f"{name}.{member.name}".lstrip("."), offset
-            )
+            yield from _fields(member, name if _is_bits(member) else f"{name}.{member.name}".lstrip("."), offset)
             offset += member.sizeof()
     elif isinstance(declaration, Bits):
         ((unit, _),) = _fields(declaration.subcon, name, offset)
@@ -681,9 +677,7 @@ class Codec:
         self.size: int = declaration.sizeof()
         walked = list(_fields(declaration, "", 0))
         self.fields: dict[str, Field] = {field.name: field for field, _ in walked}
-        self._defaults: dict[str, Any] = {
-            field.name: default for field, default in walked if default is not None
-        }
+        self._defaults: dict[str, Any] = {field.name: default for field, default in walked if default is not None}
 
         by_offset: dict[int, list[Field]] = {}
         for field, _ in walked:
@@ -697,13 +691,9 @@ class Codec:
 
         # What zip() over the units gets wrong: bit fields, and integers against the order of the others.
         self._whole = [unit[0].name for unit in self._units]
-        self._cuts = [
-            (index, field) for index, unit in enumerate(self._units) for field in unit if len(unit) > 1
-        ]
+        self._cuts = [(index, field) for index, unit in enumerate(self._units) for field in unit if len(unit) > 1]
         self._swapped = [
-            field
-            for field in self.fields.values()
-            if field.size > 1 and not field.is_bytes and field.order != order
+            field for field in self.fields.values() if field.size > 1 and not field.is_bytes and field.order != order
         ]
 
     def offset(self, name: str) -> int:
@@ -727,9 +717,7 @@ class Codec:
         """Build the structure; dotted names go in as ``pack(**{"ip.ttl": 64})``. Errors as in `pack_into`."""
         return self._struct.pack(*self._arguments(values))
 
-    def pack_into(
-        self, buffer: bytearray | memoryview, offset: int, values: Mapping[str, int | bytes]
-    ) -> None:
+    def pack_into(self, buffer: bytearray | memoryview, offset: int, values: Mapping[str, int | bytes]) -> None:
         """Build the structure at `offset` of `buffer`.
 
         A name that is unknown, or missing and without default, is a KeyError; a value that does not fit is a

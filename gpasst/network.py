@@ -3,7 +3,7 @@
 Theory of operation: the helper reports facts (links, addresses, routes of the host); `settle` chooses, for each address
 family, a template interface, the guest's address, its gateway and the addresses with a special meaning. A family
 without default route is settled in *local mode*: the guest gets a link-local network whose gateway is the host, and
-nothing beyond it. The rules are those of passt's host configuration discovery, with local mode applied family by family.
+nothing beyond it. The rules are those of passt's host configuration discovery; local mode is applied by family.
 
 Pure: facts and text in, a frozen record out.
 """
@@ -46,7 +46,7 @@ class FamilyNetwork:
     :ivar index: index of the host's template interface, the scope of link-local destinations; 0 in local mode.
     :ivar host_loopback: what the guest addresses to reach the host's loopback, None if nothing does.
     :ivar gateway_resolves: whether port 53 of `host_loopback` leads to `resolver`: so unless the user chose the address.
-    :ivar guest_alias: what the guest addresses to reach the host's own address that equals its own, or None.
+    :ivar guest_alias: what the guest addresses to reach the host's address that equals its own, or None.
     :ivar resolver: the host's resolver, or None.
     :ivar dns_forward: what the guest addresses to reach `resolver`, or None.
     :ivar resolvers: the resolvers that the guest is told.
@@ -268,9 +268,7 @@ class _Family:
         given = [value for value in self.config.dns if ipaddress.ip_address(value).version == self.family]
         if given:
             return tuple(pack(value) for value in given)
-        shown = [
-            loopback if ipaddress.ip_address(server).is_loopback else pack(server) for server in self.nameservers
-        ]
+        shown = [loopback if ipaddress.ip_address(server).is_loopback else pack(server) for server in self.nameservers]
         # A loopback resolver can only be told as the address that leads to it.
         return tuple(dict.fromkeys(address for address in shown[:MAX_RESOLVERS] if address is not None))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-from _socket import socket as RawSocket  # noqa: N812  # a class
+from _socket import socket as RawSocket  # a class
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -114,7 +114,8 @@ def _parse_list(option: str, text: str, protocol: str) -> list[ForwardRule]:
         target, target_last = _parse_range(option, text, target_text) if colon else (first, last)
         if target_last - target != last - first:
             raise ConfigurationError(
-                f"{option} {text}: {source} and {target_text} differ in width", "make both ranges equally long"
+                f"{option} {text}: {source} and {target_text} differ in width",
+                "make both ranges equally long",
             )
         ranges.append((first, last, target))
     strict = bool(ranges)

@@ -152,9 +152,7 @@ class Proxy:
         self._offload = not config.no_offload
         self._capture = Capture(config.pcap, time.time_ns) if config.pcap else None
         superframes = frozenset(family for family in (4, 6) if f"uso{family}" in namespace.offloads)
-        self._tap = Tap(
-            namespace.tap, self.counters, superframes if self._offload else frozenset(), self._capture
-        )
+        self._tap = Tap(namespace.tap, self.counters, superframes if self._offload else frozenset(), self._capture)
         link_local = pack(namespace.link_local) if namespace.link_local else None
         self.path = GuestPath(
             network,
@@ -287,8 +285,8 @@ class Proxy:
             opened.append(Forward(rule.protocol, address, port, rule.interface, target))
         if wanted and not opened:
             raise failures[0]
-        for error in failures:
-            log.info("%s", error)
+        for failure in failures:
+            log.info("%s", failure)
         self.forwards = tuple(opened)
 
     def _open_endpoint(self, family: int, port: int) -> Endpoint:

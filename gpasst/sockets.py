@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from _socket import socket as RawSocket  # noqa: N812  # a class
+from _socket import socket as RawSocket  # a class
 from typing import Any, Final
 
 from gpasst.batch import (
@@ -169,7 +169,8 @@ def _bind_error(error: OSError, place: str, rule: ForwardRule, port: int) -> Con
         return PlatformError(f"cannot forward {place}: the port is in use", "choose another, or end its user")
     if error.errno == errno.EADDRNOTAVAIL:
         return ConfigurationError(
-            f"cannot forward {place}: the host does not have that address", "list them with: ip address; or add --freebind"
+            f"cannot forward {place}: the host does not have that address",
+            "list them with: ip address; or add --freebind",
         )
     if error.errno in (errno.EACCES, errno.EPERM):
         what = f"SO_BINDTODEVICE for {rule.interface}" if rule.interface and port >= 1024 else f"port {port}"

@@ -11,7 +11,15 @@ import pytest
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.network import FamilyNetwork
-from gpasst.udp.addresses import Addresses, Shown, Target, is_link_local, is_loopback, is_multicast, is_v4_mapped
+from gpasst.udp.addresses import (
+    Addresses,
+    Shown,
+    Target,
+    is_link_local,
+    is_loopback,
+    is_multicast,
+    is_v4_mapped,
+)
 
 
 def ip(text: str) -> bytes:
@@ -125,9 +133,7 @@ CHOSEN6 = {"host_loopback": "2001:db8::99", "gateway_resolves": False}
         (6, {"gateway": "2001:db8::1", "host_loopback": "2001:db8::1"}, "2001:db8::1", 7, "::1", True),
     ],
 )
-def test_to_host(
-    family: int, changes: dict[str, Any], destination: str, port: int, address: str, own: bool
-) -> None:
+def test_to_host(family: int, changes: dict[str, Any], destination: str, port: int, address: str, own: bool) -> None:
     target = rules(family, **changes).to_host(ip(destination), port)
     assert (target.address, target.own) == (ip(address), own)
     assert target.scope == (INDEX if address == GATEWAY6 else 0)
@@ -271,9 +277,7 @@ def test_the_link_local_address_is_learned_even_then() -> None:
         ("::fffe:192.0.2.1", False, False, False, False),
     ],
 )
-def test_kinds_of_addresses(
-    address: str, loopback: bool, link_local: bool, multicast: bool, mapped: bool
-) -> None:
+def test_kinds_of_addresses(address: str, loopback: bool, link_local: bool, multicast: bool, mapped: bool) -> None:
     packed = ip(address)
     assert is_loopback(packed) is loopback
     assert is_link_local(packed) is link_local

@@ -106,9 +106,7 @@ def test_sum_agrees_with_the_naive_one(data: bytes, start: int) -> None:
 
 
 @given(DATA, st.binary(min_size=16, max_size=16), st.binary(min_size=16, max_size=16), st.integers(0, 255))
-def test_transport_agrees_with_the_naive_one(
-    data: bytes, source: bytes, destination: bytes, protocol: int
-) -> None:
+def test_transport_agrees_with_the_naive_one(data: bytes, source: bytes, destination: bytes, protocol: int) -> None:
     whole = source + destination + struct.pack(">II", len(data), protocol) + data
     expected = 0xFFFF ^ naive_sum(whole)
     assert checksum.transport(checksum.pseudo_sum6(source, destination, protocol), data) == expected

@@ -405,13 +405,9 @@ def test_template_makes_frames_b_and_d(frame: bytes, payload: bytes) -> None:
 
 
 def test_templates_take_lifetime_and_class() -> None:
-    four = formats.UDP4.unpack_from(
-        formats.udp4_template(GUEST_MAC, HOST_MAC, GATEWAY4, GUEST4, 1, 2, 7, 0xB8)
-    )
+    four = formats.UDP4.unpack_from(formats.udp4_template(GUEST_MAC, HOST_MAC, GATEWAY4, GUEST4, 1, 2, 7, 0xB8))
     assert (four["ip.ttl"], four["ip.tos"]) == (7, 0xB8)
-    six = formats.UDP6.unpack_from(
-        formats.udp6_template(GUEST_MAC, HOST_MAC, GATEWAY6, GUEST6, 1, 2, 7, 0xB8)
-    )
+    six = formats.UDP6.unpack_from(formats.udp6_template(GUEST_MAC, HOST_MAC, GATEWAY6, GUEST6, 1, 2, 7, 0xB8))
     assert (six["ip.hop_limit"], six["ip.traffic_class"], six["ip.flow_label"]) == (7, 0xB8, 0)
 
 
@@ -449,9 +445,7 @@ def limits(field: formats.Field) -> tuple[int, int]:
 def test_both_speeds_build_alike(codec: formats.Codec, data: st.DataObject) -> None:
     values: dict[str, Any] = {
         name: data.draw(
-            st.binary(min_size=field.size, max_size=field.size)
-            if field.is_bytes
-            else st.integers(*limits(field)),
+            st.binary(min_size=field.size, max_size=field.size) if field.is_bytes else st.integers(*limits(field)),
             label=name,
         )
         for name, field in codec.fields.items()
@@ -518,9 +512,7 @@ def test_fields(name: str, offset: int, size: int, mask: int, shift: int) -> Non
 
 
 def test_picker() -> None:
-    picker = formats.UDP4.picker(
-        "virtio.gso_type", "ethernet.ethertype", "ip.version", "ip.source", "udp.source"
-    )
+    picker = formats.UDP4.picker("virtio.gso_type", "ethernet.ethertype", "ip.version", "ip.source", "udp.source")
     assert picker.format == ">1xB20xHB11x4s4xH"
     assert picker.unpack_from(bytes(10) + FRAME_A) == (0, 0x0800, 0x45, GATEWAY4, 40000)
     assert picker.size == formats.UDP4.offset("udp.destination")
@@ -547,13 +539,9 @@ def test_bits_fill_their_unit() -> None:
 
 # --- Neighbour discovery options ----------------------------------------------------------------------------
 
-OPTIONS = [
-    (name, wire, values) for name, wire, values in CASES if name.startswith("NDP_") and "data" in values
-]
+OPTIONS = [(name, wire, values) for name, wire, values in CASES if name.startswith("NDP_") and "data" in values]
 OPTIONS += [
-    case
-    for case in CASES
-    if case[0] in {"NDP_LINK_ADDRESS", "NDP_PREFIX", "NDP_MTU", "NDP_RDNSS", "NDP_DNSSL"}
+    case for case in CASES if case[0] in {"NDP_LINK_ADDRESS", "NDP_PREFIX", "NDP_MTU", "NDP_RDNSS", "NDP_DNSSL"}
 ]
 ALL_OPTIONS = bytes.fromhex("".join(wire for _, wire, _ in OPTIONS))
 

@@ -36,9 +36,7 @@ EPHEMERAL = 40000
 VIRTIO_SIZE = VIRTIO_NET.sizeof()
 
 FRAME_A = bytes.fromhex(
-    "525400123456 9a559a559a55 0800"
-    "4500002100000000ff1137c8 c0000201 c0000202"
-    "9c401b58000d0000 68656c6c6f"
+    "525400123456 9a559a559a55 08004500002100000000ff1137c8 c0000201 c00002029c401b58000d0000 68656c6c6f"
 )
 FRAME_B = bytes.fromhex(
     "525400123456 9a559a559a55 86dd"
@@ -362,9 +360,7 @@ def test_two_names_of_one_remote_have_sockets_of_their_own() -> None:
         (GUEST6, "::ffff:127.0.0.1", 9, 9, Drop.LOOPBACK_ADDRESS),
     ],
 )
-def test_what_is_refused_opens_nothing(
-    guest: str, destination: str, port: int, to: int, reason: Drop
-) -> None:
+def test_what_is_refused_opens_nothing(guest: str, destination: str, port: int, to: int, reason: Drop) -> None:
     host = Host()
     with refused(reason):
         host.down(port, destination, to, guest=guest)

@@ -96,9 +96,7 @@ def inside(
     namespace: Namespace, *argv: str, init: bool = False, runas: tuple[int, int] | None = None
 ) -> subprocess.CompletedProcess[str]:
     command, inherited = enter_command(namespace, argv, init=init, runas=runas)
-    return subprocess.run(
-        command, pass_fds=inherited, capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
+    return subprocess.run(command, pass_fds=inherited, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def script(body: str) -> list[str]:
@@ -107,9 +105,7 @@ def script(body: str) -> list[str]:
 
 def run_script(body: str, **options: Any) -> Any:
     """Run a script that prints one JSON value."""
-    done = subprocess.run(
-        script(body), capture_output=True, text=True, timeout=PATIENCE, check=False, **options
-    )
+    done = subprocess.run(script(body), capture_output=True, text=True, timeout=PATIENCE, check=False, **options)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -128,9 +124,7 @@ def as_nobody() -> Callable[[str], Any]:
             return [interpreter, "-B", "-c", f"import sys; sys.path += {path!r}\n{body}"]
 
         try:
-            if not subprocess.run(
-                command(probe), stderr=subprocess.DEVNULL, check=False, **options
-            ).returncode:
+            if not subprocess.run(command(probe), stderr=subprocess.DEVNULL, check=False, **options).returncode:
                 break
         except OSError:
             continue
@@ -138,9 +132,7 @@ def as_nobody() -> Callable[[str], Any]:
         pytest.skip(f"needs a Python and {path} to be readable by user {NOBODY}")
 
     def run(body: str) -> Any:
-        done = subprocess.run(
-            command(body), capture_output=True, text=True, timeout=PATIENCE, check=False, **options
-        )
+        done = subprocess.run(command(body), capture_output=True, text=True, timeout=PATIENCE, check=False, **options)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
@@ -240,9 +232,7 @@ def test_configured_link(configured: Namespace) -> None:
     assert found == {(4, "10.1.2.3", 24), (6, "fd11::3", 64), (6, "fe80::ff:fe00:7", 64)}
     assert not any(entry["flags"] & IFA_F_TENTATIVE for entry in facts["addresses"])
     defaults = [
-        (route["family"], route["gateway"], route["metric"])
-        for route in facts["routes"]
-        if not route["prefix"]
+        (route["family"], route["gateway"], route["metric"]) for route in facts["routes"] if not route["prefix"]
     ]
     assert defaults == [(4, "10.1.2.1", 50), (6, "fd11::1", 1024)]
 
@@ -300,8 +290,7 @@ def test_gateway_outside_of_the_network_gets_a_host_route(helper: Helper, tun: N
     with helper.open(request) as namespace:
         assert namespace.link_local == "fe80::77"
         routes = {
-            (route["destination"], route["prefix"], route["gateway"])
-            for route in facts_inside(namespace)["routes"]
+            (route["destination"], route["prefix"], route["gateway"]) for route in facts_inside(namespace)["routes"]
         }
     assert routes >= {
         (None, 0, "172.16.0.1"),
@@ -373,9 +362,7 @@ def test_ordinary_user(as_nobody: Callable[[str], Any], tun_mode: Callable[[int]
     assert as_nobody(ORDINARY) == [NOBODY, "0", ["0", "0"], 3, True]
 
 
-def test_ordinary_user_without_access_to_tun(
-    as_nobody: Callable[[str], Any], tun_mode: Callable[[int], None]
-) -> None:
+def test_ordinary_user_without_access_to_tun(as_nobody: Callable[[str], Any], tun_mode: Callable[[int], None]) -> None:
     tun_mode(0o600)
     message = as_nobody(
         """
@@ -389,10 +376,7 @@ with Helper.start() as helper:
         print(json.dumps(str(error)))
 """
     )
-    assert (
-        message
-        == "/dev/net/tun cannot be opened: Permission denied; make it accessible: chmod 0666 /dev/net/tun"
-    )
+    assert message == "/dev/net/tun cannot be opened: Permission denied; make it accessible: chmod 0666 /dev/net/tun"
 
 
 def test_root_can_run_as_somebody_else(helper: Helper, tun_mode: Callable[[int], None]) -> None:
@@ -498,8 +482,7 @@ def test_error_lines(helper: Helper, request_: OpenRequest, kind: type[GpasstErr
         ({"mtu": 70_000}, "cannot set up gpasst0 with mtu 70000: Invalid argument"),
         (
             {"mac": "ff:ff:ff:ff:ff:ff"},
-            "cannot set up gpasst0 with address ff:ff:ff:ff:ff:ff, mtu 65520: "
-            "Cannot assign requested address",
+            "cannot set up gpasst0 with address ff:ff:ff:ff:ff:ff, mtu 65520: Cannot assign requested address",
         ),
         ({"addresses": (("10.0.0.1", 33),)}, "cannot add the address 10.0.0.1/33: Invalid argument"),
         ({"addresses": (("10.0.0.1", 8), ("10.0.0.1", 8))}, "cannot add the address 10.0.0.1/8: File exists"),
@@ -625,9 +608,7 @@ def test_more_sockets_than_fit_in_a_message(bare: Namespace) -> None:
 def test_socket_errors(bare: Namespace) -> None:
     with pytest.raises(PlatformError) as caught:
         bare.sockets(99, socket.SOCK_DGRAM)
-    assert str(caught.value) == (
-        "cannot make a socket in the namespace: Address family not supported by protocol"
-    )
+    assert str(caught.value) == ("cannot make a socket in the namespace: Address family not supported by protocol")
 
 
 def test_two_namespaces_of_one_helper(helper: Helper) -> None:
@@ -742,12 +723,7 @@ def test_init_forwards_signals(bare: Namespace, number: signal.Signals) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_init_ends_commands_without_handler(bare: Namespace, number: signal.Signals) -> None:
-    body = (
-        "import os, signal\n"
-        "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
-        "os.write(1, b'ready\\n')\n"
-        "signal.pause()"
-    )
+    body = "import os, signal\nsignal.signal(signal.SIGINT, signal.SIG_DFL)\nos.write(1, b'ready\\n')\nsignal.pause()"
     with Running(bare, sys.executable, "-I", "-c", body) as running:
         running.process.send_signal(number)
         assert running.process.wait(PATIENCE) == 128 + number

@@ -119,9 +119,7 @@ class Channel:
         except (BrokenPipeError, ConnectionResetError):
             answer = None
         if answer is None:
-            raise PlatformError(
-                f"{self._peer} ended unexpectedly", "look for its last words on standard error"
-            )
+            raise PlatformError(f"{self._peer} ended unexpectedly", "look for its last words on standard error")
         reply, received = answer
         if "error" in reply:
             close_all(received)

@@ -63,9 +63,7 @@ class Helper:
             pid = _spawn(theirs.fileno())
         except OSError as error:
             ours.close()
-            raise PlatformError(
-                f"cannot start the helper process {sys.executable}: {error.strerror}"
-            ) from None
+            raise PlatformError(f"cannot start the helper process {sys.executable}: {error.strerror}") from None
         finally:
             theirs.close()
         return cls(Channel(ours), pid)
@@ -139,9 +137,7 @@ class Namespace:
     )
 
     def __init__(self, reply: dict[str, Any], descriptors: dict[str, int]) -> None:
-        self._channel = Channel(
-            _socket.socket(fileno=descriptors["pool"]), "the process that holds the namespace"
-        )
+        self._channel = Channel(_socket.socket(fileno=descriptors["pool"]), "the process that holds the namespace")
         self.tap: int = descriptors.get("tap", -1)
         self.netns: int = descriptors["netns"]
         self.userns: int | None = descriptors.get("userns")
@@ -155,9 +151,7 @@ class Namespace:
         self.offloads: frozenset[str] = frozenset(reply["offloads"])
         self.pid: int = reply["pid"]
 
-    def sockets(
-        self, family: int, type: int, proto: int = 0, count: int = 1, wait: Wait | None = None
-    ) -> list[int]:
+    def sockets(self, family: int, type: int, proto: int = 0, count: int = 1, wait: Wait | None = None) -> list[int]:
         """Make sockets in the namespace; the descriptors are the caller's to close."""
         if self._channel.fileno() < 0:
             raise PlatformError("the namespace was closed")
@@ -183,13 +177,7 @@ class Namespace:
         if self._channel.fileno() < 0:
             return
         self._channel.close()
-        close_all(
-            [
-                fd
-                for fd in (self.tap, self.netns, self.userns, self.uts, self.ipc)
-                if fd is not None and fd >= 0
-            ]
-        )
+        close_all([fd for fd in (self.tap, self.netns, self.userns, self.uts, self.ipc) if fd is not None and fd >= 0])
         self.tap = self.netns = -1
         self.userns = self.uts = self.ipc = None
 
@@ -240,9 +228,7 @@ def _absolute(request: OpenRequest) -> OpenRequest:
 
 def _interpreter() -> list[str]:
     if not sys.executable:
-        raise PlatformError(
-            "the Python interpreter has no name", "run in an ordinary interpreter, not an embedded one"
-        )
+        raise PlatformError("the Python interpreter has no name", "run in an ordinary interpreter, not an embedded one")
     return [sys.executable, "-I", "-S", *(["-B"] if sys.dont_write_bytecode else [])]
 
 

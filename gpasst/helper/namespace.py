@@ -116,9 +116,7 @@ def _open_target(path: str) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise ConfigurationError(
-            f"no namespace at {path}", "name a running process or a file in /run/netns"
-        ) from None
+        raise ConfigurationError(f"no namespace at {path}", "name a running process or a file in /run/netns") from None
     except PermissionError:
         raise PlatformError(f"not permitted to open {path}", "run as its owner or as root") from None
     except OSError as error:

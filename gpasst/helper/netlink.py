@@ -64,9 +64,7 @@ def facts() -> Facts:
     with IPRoute() as ipr:
         links = [_link(message) for message in ipr.get_links()]
         addresses = [_address(message) for message in ipr.get_addr() if message["family"] in FAMILIES]
-        dumped = [
-            message for family in FAMILIES for message in ipr.get_routes(family=family, table=RT_TABLE_MAIN)
-        ]
+        dumped = [message for family in FAMILIES for message in ipr.get_routes(family=family, table=RT_TABLE_MAIN)]
     routes = [_route(message) for message in dumped if _wanted(message)]
     routes.sort(key=lambda route: (route["family"], route["destination"] is not None, route["metric"]))
     return {"links": links, "addresses": addresses, "routes": routes}
@@ -132,9 +130,7 @@ def _add_address(ipr: Any, index: int, text: str, prefix: int) -> None:
 
 def _add_link_local(ipr: Any, index: int, text: str) -> None:
     try:
-        ipr.addr(
-            "add", index=index, address=text, prefixlen=LINK_LOCAL_PREFIX, family=AF_INET6, flags=IFA_F_NODAD
-        )
+        ipr.addr("add", index=index, address=text, prefixlen=LINK_LOCAL_PREFIX, family=AF_INET6, flags=IFA_F_NODAD)
     except NetlinkError as error:
         # Without IPv6 there is nothing to add it to; a namespace for IPv4 alone is still of use.
         if error.code not in NO_IPV6 | {errno.EEXIST}:
@@ -172,9 +168,7 @@ def _covered(gateway: str, addresses: tuple[tuple[str, int], ...]) -> bool:
     address = ipaddress.ip_address(gateway)
     if address.version == 6 and address.is_link_local:
         return True
-    return any(
-        address in ipaddress.ip_network(f"{text}/{prefix}", strict=False) for text, prefix in addresses
-    )
+    return any(address in ipaddress.ip_network(f"{text}/{prefix}", strict=False) for text, prefix in addresses)
 
 
 def _read_link_local(ipr: Any, index: int) -> str | None:

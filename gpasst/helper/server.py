@@ -57,9 +57,7 @@ def main(descriptor: int) -> NoReturn:
     try:
         from gpasst.helper import netlink  # noqa: F401
     except ImportError as error:
-        missing = describe(
-            PlatformError(f"pyroute2 cannot be imported: {error}", "install it: pip install pyroute2")
-        )
+        missing = describe(PlatformError(f"pyroute2 cannot be imported: {error}", "install it: pip install pyroute2"))
     gc.freeze()
     _leave_surroundings()
     while request := channel.receive():
@@ -107,9 +105,7 @@ def _fork_for(channel: Channel, message: Message) -> None:
     answered = os.read(reading, len(ANSWERED))
     os.close(reading)
     if not answered:
-        error = PlatformError(
-            "a process of the helper was killed", "see whether memory or process limits are reached"
-        )
+        error = PlatformError("a process of the helper was killed", "see whether memory or process limits are reached")
         channel.send({"seq": message.get("seq"), **describe(error)})
 
 
@@ -155,9 +151,7 @@ def _open(request: OpenRequest) -> tuple[Message, dict[str, int], bool]:
 
 def _become_pool(descriptor: int) -> None:
     program = pool.__file__
-    if all(os.access(path, os.R_OK) for path in (program, os.__file__)) and os.access(
-        sys.executable, os.X_OK
-    ):
+    if all(os.access(path, os.R_OK) for path in (program, os.__file__)) and os.access(sys.executable, os.X_OK):
         os.dup2(descriptor, POOL_FD)
         try:
             os.execv(sys.executable, [sys.executable, "-I", "-S", program, str(POOL_FD)])

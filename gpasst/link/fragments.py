@@ -56,9 +56,7 @@ class Reassembly:
             partial = self._partial[key] = _Partial(now)
         start, end = fragment.offset, fragment.offset + len(packet.payload)
         broken = end > PAYLOAD_LIMIT or start == end or (fragment.more and end % 8 != 0)
-        broken = broken or any(
-            start < other + len(piece) and other < end for other, piece in partial.pieces.items()
-        )
+        broken = broken or any(start < other + len(piece) and other < end for other, piece in partial.pieces.items())
         if not fragment.more:
             broken = broken or partial.total is not None
             broken = broken or any(other + len(piece) > end for other, piece in partial.pieces.items())

@@ -116,7 +116,11 @@ def _parse6(data: memoryview) -> Packet:
                 raise PacketError(Drop.MALFORMED_IP)
             extension = IPV6_EXTENSION_CODEC.unpack_from(payload)
             # RFC 4302, section 2.2: this one counts in 4-byte units, less 2.
-            unit = 4 * (extension["length"] + 2) if protocol == IPV6_AUTHENTICATION_HEADER else 8 * (extension["length"] + 1)
+            unit = (
+                4 * (extension["length"] + 2)
+                if protocol == IPV6_AUTHENTICATION_HEADER
+                else 8 * (extension["length"] + 1)
+            )
             if unit > len(payload):
                 raise PacketError(Drop.MALFORMED_IP)
             protocol, payload = extension["next_header"], payload[unit:]

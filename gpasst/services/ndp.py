@@ -130,9 +130,7 @@ def router_advertisement(router: Router) -> bytes:
     if router.mtu:
         options.append({"type": NDP_OPTION_MTU, "mtu": router.mtu})
     if network.resolvers:
-        options.append(
-            {"type": NDP_OPTION_RDNSS, "lifetime": NDP_INFINITE, "addresses": list(network.resolvers)}
-        )
+        options.append({"type": NDP_OPTION_RDNSS, "lifetime": NDP_INFINITE, "addresses": list(network.resolvers)})
         if router.network.search:
             labels = b"".join(encode_name(name) for name in router.network.search)
             options.append({"type": NDP_OPTION_DNSSL, "lifetime": NDP_INFINITE, "labels": labels})

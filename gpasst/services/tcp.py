@@ -1,4 +1,4 @@
-"""TCP is not carried yet: every segment that is no RST is answered with one, so that nobody waits (RFC 9293, 3.10.7.1)."""
+"""TCP is not carried yet: what is no RST is answered with one, so that nobody waits (RFC 9293, 3.10.7.1)."""
 
 from __future__ import annotations
 

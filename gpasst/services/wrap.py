@@ -15,7 +15,12 @@ HOP_LIMIT = 255  # seed; neighbour discovery demands it (RFC 4861, section 7.1)
 
 
 def wrap(
-    destination_mac: bytes, source_mac: bytes, source: bytes, destination: bytes, protocol: int, payload: bytes
+    destination_mac: bytes,
+    source_mac: bytes,
+    source: bytes,
+    destination: bytes,
+    protocol: int,
+    payload: bytes,
 ) -> bytes:
     """Put `payload` into an IP packet of the addresses' family, and that into an Ethernet frame.
 
@@ -28,7 +33,7 @@ def wrap(
     """
     if len(source) == 4:
         ethertype = ETHERTYPE_IPV4
-        fields = {
+        fields: dict[str, int | bytes] = {
             "total_length": IPV4_CODEC.size + len(payload),
             "ttl": HOP_LIMIT,
             "protocol": protocol,

@@ -128,10 +128,7 @@ class Addresses:
             shown = self._stand_in()
         elif source in (self.seen, network.address):
             shown = network.guest_alias or self._stand_in()
-        if is_link_local(shown):
-            destination = self.link_local
-        else:
-            destination = self.seen or self.link_local
+        destination = self.link_local if is_link_local(shown) else self.seen or self.link_local
         if destination is None:
             raise PacketError(Drop.NO_GUEST_ADDRESS)
         return Shown(shown, destination)

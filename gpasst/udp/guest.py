@@ -6,8 +6,8 @@ does not know it asks `GuestPath`:
 1. `outbound`, for a datagram from the guest: choose the target (`addresses`), find or open the mapping's host socket
    and store the peer. If the guest's port is the target of a general forward, its listener is the mapping's socket, so
    that what the guest sends from a forwarded port leaves from the forwarding one (seed rule 7.1.2).
-2. `inbound`, for a datagram to a host socket: choose what the guest sees (`addresses`) and store the peer. A sender that
-   would look like another one is shown under another port (E-39).
+2. `inbound`, for a datagram to a host socket: choose what the guest sees (`addresses`), and store the peer. A sender
+   that would look like another one is shown under another port (E-39).
 3. A peer uses another host socket of its mapping than the first where that one already has a peer with the same remote
    end that the guest knows by another name.
 4. No mapping hears itself (E-41): one that begins with the host's port of the same number gets another port, and what
@@ -119,9 +119,7 @@ class GuestPath:
         self._close_all(table.add(peer, key))
         return peer
 
-    def inbound(
-        self, endpoint: Endpoint, key: bytes, source: bytes, port: int, scope: int, local: bytes
-    ) -> Peer:
+    def inbound(self, endpoint: Endpoint, key: bytes, source: bytes, port: int, scope: int, local: bytes) -> Peer:
         """Set up the peer of a datagram that reached a host socket.
 
         :param endpoint: the socket.
@@ -188,7 +186,8 @@ class GuestPath:
         """Choose the host socket for a new peer of `mapping`; open one if none will do."""
         if not mapping.endpoints:
             listener = next(
-                (e for e in self.listeners if e.family == family and e.target == mapping.port and e.general), None
+                (e for e in self.listeners if e.family == family and e.target == mapping.port and e.general),
+                None,
             )
             if listener is not None:
                 mapping.endpoints.append(listener)

@@ -19,6 +19,7 @@ NOTE: the table holds at most `limit` peers. At the limit the longest idle one g
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -44,9 +45,7 @@ class Endpoint:
 
     __slots__ = ("__weakref__", "family", "general", "mapping", "peers", "port", "socket", "target")
 
-    def __init__(
-        self, family: int, port: int, socket: Any = None, target: int = 0, general: bool = True
-    ) -> None:
+    def __init__(self, family: int, port: int, socket: Any = None, target: int = 0, general: bool = True) -> None:
         self.family = family
         self.port = port
         self.socket = socket
@@ -242,7 +241,8 @@ class Table:
         self.now = now
         activity, ages, slots = self.activity, self._ages, self._slots
         if any(activity):
-            for index, bits in enumerate(activity):
+            for index, byte in enumerate(activity):
+                bits = byte
                 while bits:
                     low = bits & -bits
                     bits ^= low
@@ -267,7 +267,7 @@ def free_port(table: Table, guest: bytes, shown: bytes, guest_port: int, wanted:
     :raises PacketError: if all are taken.
     """
     # Above the usual ephemeral range, where guests expect senders least, then all others.
-    for port in (*range(61000, 65536), *range(1024, 61000)):
+    for port in itertools.chain(range(61000, 65536), range(1024, 61000)):
         if port != wanted and down_key(guest, shown, guest_port, port) not in table.down:
             return port
     raise PacketError(Drop.PORTS_EXHAUSTED)

@@ -56,15 +56,22 @@ def test_the_exit_status_is_passed_on(command: str, status: int | None) -> None:
 
 
 def test_a_signal_that_ends_the_command_is_passed_on() -> None:
-    done = cli("pasta", *AS_ROOT, "--", sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGTERM)")
+    done = cli(
+        "pasta",
+        *AS_ROOT,
+        "--",
+        sys.executable,
+        "-c",
+        "import os, signal; os.kill(os.getpid(), signal.SIGTERM)",
+    )
     # Unhandled, process 1 ignores it and ends well; this is Linux, not us.
     assert done.returncode == 0
 
 
 def test_the_command_sees_a_world_of_its_own() -> None:
-    script = "echo $$; cat /proc/sys/kernel/hostname; ls -d /proc/[0-9]* | wc -l; cat /proc/net/dev | tail -n +3 | cut -d: -f1"
+    script = "echo $$; ls -d /proc/[0-9]* | wc -l; cat /proc/net/dev | tail -n +3 | cut -d: -f1"
     done = cli("pasta", "--config-net", "sh", "-c", script)
-    pid, _, count, *devices = done.stdout.split()
+    pid, count, *devices = done.stdout.split()
     assert pid == "1"
     assert int(count) < 10
     assert sorted(devices) == ["lo", "up0"]
@@ -76,10 +83,14 @@ def test_the_tap_is_ready_when_the_command_starts() -> None:
             "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.settimeout(5); "
             f"s.sendto(b'x', ('192.0.2.1', {server.getsockname()[1]})); print(s.recv(9).decode())"
         )
-        program = subprocess.Popen([*GPASST, "pasta", *AS_ROOT, "--config-net", "--", sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+        program = subprocess.Popen(
+            [*GPASST, "pasta", *AS_ROOT, "--config-net", "--", sys.executable, "-c", script],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         with program:
             server.settimeout(20)
-            data, sender = server.recvfrom(9)
+            _, sender = server.recvfrom(9)
             server.sendto(b"good", sender)
             assert program.stdout is not None
             assert program.stdout.read() == "good\n"
@@ -87,7 +98,18 @@ def test_the_tap_is_ready_when_the_command_starts() -> None:
 
 
 def test_a_forward_reaches_the_command() -> None:
-    command = [*GPASST, "pasta", *AS_ROOT, "--config-net", "-u", "5055:5000", "--", sys.executable, "-c", ECHO_ONCE]
+    command = [
+        *GPASST,
+        "pasta",
+        *AS_ROOT,
+        "--config-net",
+        "-u",
+        "5055:5000",
+        "--",
+        sys.executable,
+        "-c",
+        ECHO_ONCE,
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout is not None and program.stdout.readline() == "bound\n"
         with bound(host_socket(socket.AF_INET), "127.0.0.1") as client:
@@ -178,7 +200,9 @@ def test_help_and_version() -> None:
 
 def test_called_as_pasta(tmp_path: Path) -> None:
     link = tmp_path / "pasta"
-    link.write_text(f"#!{sys.executable}\nimport sys\nfrom gpasst.cli import main\nsys.exit(main())\n", encoding="utf-8")
+    link.write_text(
+        f"#!{sys.executable}\nimport sys\nfrom gpasst.cli import main\nsys.exit(main())\n", encoding="utf-8"
+    )
     link.chmod(0o755)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run([str(link), "--config-net", "--", "sh", "-c", "exit 9"], timeout=30, env=environment)

@@ -141,7 +141,7 @@ def test_without_gateway_mapping(server: socket.socket, remote: Remote) -> None:
         guest.bind(("0.0.0.0", 5000))
         guest.settimeout(2)
         server.sendto(b"in", ("127.0.0.1", 5000))
-        data, sender = guest.recvfrom(9)
+        _, sender = guest.recvfrom(9)
         assert sender[0] == net.gateway4, "a stand-in for local senders"
         guest.sendto(b"out", sender)
         server.settimeout(2)
@@ -174,7 +174,10 @@ def test_one_family_only(only: int) -> None:
 
 def test_senders_can_be_filtered(remote: Remote) -> None:
     with gpasst.Pasta(config_net=True, udp_filter="address") as net, net.socket() as guest:
-        with bound(remote.socket(socket.AF_INET), FAR4) as friend, bound(remote.socket(socket.AF_INET), REMOTE4) as alien:
+        with (
+            bound(remote.socket(socket.AF_INET), FAR4) as friend,
+            bound(remote.socket(socket.AF_INET), REMOTE4) as alien,
+        ):
             guest.settimeout(2)
             guest.sendto(b"?", friend.getsockname())
             hole = friend.recvfrom(9)[1]
@@ -233,7 +236,16 @@ def test_busy_ports_are_named_and_nothing_stays_behind() -> None:
 def test_exclusions_pass_over_busy_ports() -> None:
     with bound(host_socket(socket.AF_INET), "0.0.0.0", 1005):
         with gpasst.Pasta(udp_ports="~1-1000,~1010-65535", ipv4_only=True) as net:
-            assert [forward.port for forward in net.forwards] == [1001, 1002, 1003, 1004, 1006, 1007, 1008, 1009]
+            assert [forward.port for forward in net.forwards] == [
+                1001,
+                1002,
+                1003,
+                1004,
+                1006,
+                1007,
+                1008,
+                1009,
+            ]
 
 
 @pytest.mark.parametrize(

@@ -37,10 +37,21 @@ def test_as_an_ordinary_user(suite: str, user: str, tun: None, remote: Remote) -
     subprocess.run(["chown", f"{user}:{user}", folder], check=True)
     environment = {**os.environ, INHERITED: str(descriptor), "HOME": folder, "PYTHONDONTWRITEBYTECODE": "1"}
     try:
-        readable = subprocess.run([*become, sys.executable, "-c", "import gpasst.api, pytest, tests.lab"], env=environment)
+        readable = subprocess.run(
+            [*become, sys.executable, "-c", "import gpasst.api, pytest, tests.lab"], env=environment
+        )
         if readable.returncode:
             pytest.skip("needs an interpreter and a checkout that every user can read")
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--basetemp", f"{folder}/tests", "-q"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            "--basetemp",
+            f"{folder}/tests",
+            "-q",
+        ]
         done = subprocess.run(
             [*become, *command, str(Path(__file__).with_name(suite))],
             env=environment,

@@ -53,7 +53,9 @@ def dnsmasq(address: str, port: int = 53) -> list[str]:
 
 def dig(net: gpasst.Pasta, *arguments: str) -> str:
     done = net.run(
-        [need("dig"), "+tries=1", "+time=2", "+short", *arguments, "t.example"], capture_output=True, text=True
+        [need("dig"), "+tries=1", "+time=2", "+short", *arguments, "t.example"],
+        capture_output=True,
+        text=True,
     )
     return str(done.stdout).strip()
 
@@ -77,7 +79,11 @@ def test_dig_over_ipv6(tun: None, remote: Remote) -> None:
 
 
 def test_a_chosen_loopback_address_is_no_resolver(tun: None, remote: Remote) -> None:
-    options: dict[str, Any] = {"config_net": True, "dns_host": "127.0.0.53", "map_host_loopback": "192.0.2.99"}
+    options: dict[str, Any] = {
+        "config_net": True,
+        "dns_host": "127.0.0.53",
+        "map_host_loopback": "192.0.2.99",
+    }
     with service(dnsmasq("127.0.0.1"), 53), gpasst.Pasta(**options) as net:
         assert dig(net, "@192.0.2.99") == "198.51.100.7"
 
@@ -103,7 +109,20 @@ def test_ping(tun: None, remote: Remote, family: int) -> None:
     with gpasst.Pasta(config_net=True) as net:
         gateway = net.gateway4 if family == 4 else net.gateway6
         for target in (gateway, FAR4 if family == 4 else FAR6):
-            command = [need("ping"), f"-{family}", "-n", "-c", "2", "-i", "0.01", "-W", "2", "-s", "1000", target]
+            command = [
+                need("ping"),
+                f"-{family}",
+                "-n",
+                "-c",
+                "2",
+                "-i",
+                "0.01",
+                "-W",
+                "2",
+                "-s",
+                "1000",
+                target,
+            ]
             done = net.run(command, capture_output=True, text=True)
             assert "2 packets transmitted, 2 received, 0% packet loss" in done.stdout, done.stdout + done.stderr
 
@@ -146,7 +165,10 @@ def test_tcp_is_refused_at_once(tun: None, remote: Remote) -> None:
 
 
 def test_tcp_is_ignored_on_demand(tun: None, remote: Remote) -> None:
-    with gpasst.Pasta(config_net=True, no_tcp=True) as net, net.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+    with (
+        gpasst.Pasta(config_net=True, no_tcp=True) as net,
+        net.socket(socket.AF_INET, socket.SOCK_STREAM) as sock,
+    ):
         sock.settimeout(0.2)
         with pytest.raises(TimeoutError):
             sock.connect((FAR4, 80))

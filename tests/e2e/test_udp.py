@@ -162,10 +162,11 @@ def test_forwards_are_listed(net: gpasst.Pasta) -> None:
 
 
 @pytest.mark.parametrize(("port", "target"), [(5000, 5000), (8053, 53), (6053, 53), (7100, 7100)])
-def test_forwards_from_a_remote_machine(
-    net: gpasst.Pasta, remote: Remote, family: int, port: int, target: int
-) -> None:
-    with bound(remote.socket(FAMILY[family]), REMOTE[family]) as client, guest_socket(net, family, target) as guest:
+def test_forwards_from_a_remote_machine(net: gpasst.Pasta, remote: Remote, family: int, port: int, target: int) -> None:
+    with (
+        bound(remote.socket(FAMILY[family]), REMOTE[family]) as client,
+        guest_socket(net, family, target) as guest,
+    ):
         client.sendto(b"in", (HOST[family], port))
         data, sender = guest.recvfrom(9)
         assert (data, sender[:2]) == (b"in", client.getsockname()[:2])
@@ -175,9 +176,7 @@ def test_forwards_from_a_remote_machine(
 
 
 @pytest.mark.parametrize("address", [HOST4, HOST4_SECOND])
-def test_answers_leave_from_the_address_that_was_addressed(
-    net: gpasst.Pasta, remote: Remote, address: str
-) -> None:
+def test_answers_leave_from_the_address_that_was_addressed(net: gpasst.Pasta, remote: Remote, address: str) -> None:
     with bound(remote.socket(socket.AF_INET), REMOTE4) as client, guest_socket(net, 4, 5002) as guest:
         client.sendto(b"in", (address, 5002))
         guest.sendto(b"out", guest.recvfrom(9)[1])
@@ -215,7 +214,10 @@ def test_a_forward_bound_to_one_address_is_not_reached_by_another(net: gpasst.Pa
 def test_what_the_guest_sends_from_a_forwarded_port_leaves_from_the_forwarding_one(
     net: gpasst.Pasta, remote: Remote, family: int
 ) -> None:
-    with bound(remote.socket(FAMILY[family]), FAR[family]) as server, guest_socket(net, family, 5003) as guest:
+    with (
+        bound(remote.socket(FAMILY[family]), FAR[family]) as server,
+        guest_socket(net, family, 5003) as guest,
+    ):
         guest.sendto(b"?", (FAR[family], server.getsockname()[1]))
         data, sender = server.recvfrom(9)
         assert sender[:2] == (HOST[family], 5003)
@@ -351,7 +353,7 @@ def test_a_source_port_that_the_host_uses_is_changed(net: gpasst.Pasta, remote: 
         server = stack.enter_context(bound(remote.socket(FAMILY[family]), FAR[family]))
         guest = stack.enter_context(guest_socket(net, family, taken.getsockname()[1]))
         guest.sendto(b"?", (FAR[family], server.getsockname()[1]))
-        data, sender = server.recvfrom(9)
+        _, sender = server.recvfrom(9)
         assert sender[1] != taken.getsockname()[1]
         server.sendto(b"!", sender)
         assert guest.recv(9) == b"!"
