@@ -45,7 +45,7 @@ class FamilyNetwork:
     :ivar link_local: IPv6 link-local address that stands for the host; None for IPv4.
     :ivar index: index of the host's template interface, the scope of link-local destinations; 0 in local mode.
     :ivar host_loopback: what the guest addresses to reach the host's loopback, None if nothing does.
-    :ivar gateway_resolves: whether port 53 of `host_loopback` leads to `resolver`: so unless the user chose the address.
+    :ivar gateway_resolves: whether port 53 of `host_loopback` leads to `resolver`; so unless the user chose it.
     :ivar guest_alias: what the guest addresses to reach the host's address that equals its own, or None.
     :ivar resolver: the host's resolver, or None.
     :ivar dns_forward: what the guest addresses to reach `resolver`, or None.

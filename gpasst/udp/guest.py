@@ -192,20 +192,27 @@ class GuestPath:
             if listener is not None:
                 mapping.endpoints.append(listener)
             else:
-                # A socket at the guest's port would hear what is sent to that port of the host.
-                symmetric = target.own and port == mapping.port
-                mapping.endpoints.append(self._own(family, mapping, 0 if symmetric else mapping.port))
+                avoid = port if target.own else 0
+                mapping.endpoints.append(self._own(family, mapping, mapping.port, avoid))
         if target.own and any(endpoint.port == port for endpoint in mapping.endpoints):
             raise PacketError(Drop.REFLECTION)
         for endpoint in mapping.endpoints:
             if key not in endpoint.peers:
                 return endpoint
-        spare = self._own(family, mapping, 0)
+        spare = self._own(family, mapping, 0, port if target.own else 0)
         mapping.endpoints.append(spare)
         return spare
 
-    def _own(self, family: int, mapping: Mapping, port: int) -> Endpoint:
-        endpoint = self._open(family, port)
+    def _own(self, family: int, mapping: Mapping, port: int, avoid: int) -> Endpoint:
+        """Open a host socket for `mapping` at `port`, or at another one if it must `avoid` that."""
+        endpoint = self._open(family, 0 if port == avoid else port)
+        if endpoint.port == avoid:
+            # By chance; while this one is held, the kernel gives another.
+            unlucky = endpoint
+            try:
+                endpoint = self._open(family, 0)
+            finally:
+                self._close(unlucky)
         endpoint.mapping = mapping
         return endpoint
 
