@@ -137,6 +137,13 @@ class Config:
                     f"--dns-forward {value} is a loopback address",
                     "choose one that the guest sends to its gateway",
                 )
+        for name in ("address", "gateway", "map_host_loopback", "map_guest_addr"):
+            _check_unicast(name, getattr(self, name))
+        for value in self.search:
+            if value != "none" and not is_domain(value):
+                raise ConfigurationError(
+                    f"--search {value} is not a domain name", "write it like example.org, labels up to 63 bytes"
+                )
         if self.netmask:
             parse_netmask(self.netmask)
         for name in ("mac_addr", "ns_mac_addr"):
@@ -182,7 +189,7 @@ class Config:
             raise ConfigurationError(f"--udp-timeout {self.udp_timeout} is too short", "give at least 1 second")
         if self.udp_filter not in UDP_FILTERS:
             raise ConfigurationError(f"--udp-filter {self.udp_filter} is unknown", f"give {' or '.join(UDP_FILTERS)}")
-        if self.pid is not None and self.pid < 1:
+        if self.pid is not None and (type(self.pid) is not int or self.pid < 1):
             raise ConfigurationError(f"{self.pid} is no process ID", "give the PID of a running process")
 
     @property
@@ -212,6 +219,8 @@ def split_address(text: str) -> tuple[str, int | None]:
     """
     host, slash, length = text.partition("/")
     try:
+        if "%" in host:
+            raise ValueError("a scope means nothing in the guest's network")
         address = ipaddress.ip_address(host)
         if slash:
             ipaddress.ip_interface(text)
@@ -228,7 +237,11 @@ def parse_netmask(text: str) -> int:
     :raises ConfigurationError: if it is neither.
     """
     try:
-        return ipaddress.ip_network(f"0.0.0.0/{text}").prefixlen
+        network = ipaddress.IPv4Network(f"0.0.0.0/{text}")
+        # The module takes inverted masks, too, but says what it made of them.
+        if text not in (str(network.netmask), str(network.prefixlen)):
+            raise ValueError
+        return network.prefixlen
     except ValueError:
         raise ConfigurationError(
             f"--netmask {text} is neither a mask nor a length", "write it like 255.255.255.0 or 24"
@@ -268,6 +281,32 @@ def _check_addresses(name: str, values: Iterable[str], prefix: bool = False) -> 
                 raise ConfigurationError(f"{value} has a prefix length", "leave it out")
         except ConfigurationError as error:
             raise ConfigurationError(f"{long_option(name)} {error.message}", error.remedy) from None
+
+
+def _check_unicast(name: str, values: Iterable[str]) -> None:
+    """Refuse what is no address of one machine on the guest's network."""
+    for value in values:
+        if value == "none":
+            continue
+        address = ipaddress.ip_address(split_address(value)[0])
+        if (
+            address.is_unspecified
+            or address.is_loopback
+            or address.is_multicast
+            or address == ipaddress.IPv4Address("255.255.255.255")
+            or (isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped)
+        ):
+            raise ConfigurationError(
+                f"{long_option(name)} {value} is not one machine's address", "write it like 192.0.2.2 or 2001:db8::2"
+            )
+
+
+def is_domain(name: str) -> bool:
+    """Tell whether `name` has a wire format: labels of 1 to 63 bytes (RFC 1035, section 3.1)."""
+    try:
+        return all(0 < len(label.encode("idna")) <= 63 for label in name.removesuffix(".").split("."))
+    except UnicodeError:
+        return False
 
 
 def of_family(values: Iterable[str], family: int) -> str | None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpasst.config import Config, of_family, parse_mac, parse_netmask, split_address
+from gpasst.config import Config, is_domain, of_family, parse_mac, parse_netmask, split_address
 from gpasst.errors import ConfigurationError, PlatformError
 from gpasst.helper.request import Route
 
@@ -127,7 +127,7 @@ def parse_resolver_file(text: str) -> ResolverFile:
             except ValueError:
                 continue
         elif words[0] == "search":
-            search = tuple(words[1:])
+            search = tuple(word for word in words[1:] if is_domain(word))
     return ResolverFile(tuple(nameservers), search)
 
 
@@ -241,7 +241,7 @@ class _Family:
             link_local=pack(self.link_local) if family == 6 else None,
             index=self.index,
             host_loopback=loopback,
-            gateway_resolves=not config.map_host_loopback,
+            gateway_resolves=of_family(config.map_host_loopback, family) is None,
             guest_alias=self._alias(config.map_guest_addr, None),
             resolver=pack(resolver) if resolver else None,
             dns_forward=pack(dns_forward) if dns_forward else None,

@@ -1,0 +1,230 @@
+"""Options: what they accept, and the one line that refuses the rest."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpasst.config import (
+    Config,
+    is_domain,
+    of_family,
+    options,
+    parse_mac,
+    parse_netmask,
+    split_address,
+)
+from gpasst.errors import ConfigurationError
+
+NOBODY = "is not one machine's address"
+
+
+@pytest.mark.parametrize(
+    ("values", "option", "fault"),
+    [
+        ({"address": "192.0.2"}, "--address", "192.0.2 is not an IP address"),
+        ({"address": "192.0.2.2/33"}, "--address", "192.0.2.2/33 is not an IP address"),
+        ({"address": "192.0.2.2/"}, "--address", "192.0.2.2/ is not an IP address"),
+        ({"address": "192.0.2.2/255.255.255.0"}, "--address", "255.255.255.0 is not a prefix length"),
+        ({"address": ""}, "--address", "is not an IP address"),
+        ({"address": ["192.0.2.2", "guest"]}, "--address", "guest is not an IP address"),
+        ({"address": "0.0.0.0"}, "--address", NOBODY),
+        ({"address": "127.0.0.1/8"}, "--address", NOBODY),
+        ({"address": "::1"}, "--address", NOBODY),
+        ({"address": "::ffff:192.0.2.2"}, "--address", NOBODY),
+        ({"gateway": "192.0.2.1/24"}, "--gateway", "192.0.2.1/24 has a prefix length"),
+        ({"gateway": "fe80::1%eth0"}, "--gateway", "fe80::1%eth0 is not an IP address"),
+        ({"gateway": "224.0.0.1"}, "--gateway", NOBODY),
+        ({"gateway": "255.255.255.255"}, "--gateway", NOBODY),
+        ({"gateway": "none"}, "--gateway", "none is not an IP address"),
+        ({"outbound": "eth0"}, "--outbound", "eth0 is not an IP address"),
+        ({"dns": "resolver"}, "--dns", "resolver is not an IP address"),
+        ({"dns_host": "none"}, "--dns-host", "none is not an IP address"),
+        ({"dns_forward": "127.0.0.53"}, "--dns-forward", "127.0.0.53 is a loopback address"),
+        ({"dns_forward": "::1"}, "--dns-forward", "::1 is a loopback address"),
+        ({"map_host_loopback": "lo"}, "--map-host-loopback", "lo is not an IP address"),
+        ({"map_host_loopback": "::"}, "--map-host-loopback", NOBODY),
+        ({"map_guest_addr": "192.0.2.2/24"}, "--map-guest-addr", "has a prefix length"),
+        ({"map_guest_addr": "ff02::1"}, "--map-guest-addr", NOBODY),
+        ({"netmask": "255.0.255.0"}, "--netmask", "255.0.255.0 is neither a mask nor a length"),
+        ({"netmask": "0.0.0.255"}, "--netmask", "0.0.0.255 is neither a mask nor a length"),
+        ({"netmask": "33"}, "--netmask", "33 is neither a mask nor a length"),
+        ({"mac_addr": "9a:55:9a:55:9a"}, "--mac-addr", "9a:55:9a:55:9a is not a MAC address"),
+        ({"mac_addr": "01:00:5e:00:00:01"}, "--mac-addr", NOBODY),
+        ({"mac_addr": "00:00:00:00:00:00"}, "--mac-addr", NOBODY),
+        ({"ns_mac_addr": "9a559a559a55"}, "--ns-mac-addr", "9a559a559a55 is not a MAC address"),
+        ({"mtu": 67}, "--mtu", "67 is out of range"),
+        ({"mtu": 65536}, "--mtu", "65536 is out of range"),
+        ({"mtu": -1}, "--mtu", "-1 is out of range"),
+        ({"mtu": "1500"}, "--mtu", "takes a value of type int, not '1500'"),
+        ({"mtu": True}, "--mtu", "takes a value of type int, not True"),
+        ({"interface": "a234567890123456"}, "--interface", "a234567890123456 is no interface name"),
+        ({"interface": "eth 0"}, "--interface", "eth 0 is no interface name"),
+        ({"ns_ifname": ".."}, "--ns-ifname", ".. is no interface name"),
+        ({"outbound_if4": "a/b"}, "--outbound-if4", "a/b is no interface name"),
+        ({"outbound_if6": "a:b"}, "--outbound-if6", "a:b is no interface name"),
+        ({"udp_timeout": 0}, "--udp-timeout", "0 is too short"),
+        ({"udp_filter": "port"}, "--udp-filter", "port is unknown"),
+        ({"udp_ports": "5000:"}, "--udp-ports", "nothing is not a port"),
+        ({"udp_ports": ["5000", "4999-5001"]}, "--udp-ports", "5000 is forwarded twice"),
+        ({"udp_ports": 5000}, "--udp-ports", "takes text, not 5000"),
+        ({"udp_ports": [5000]}, "--udp-ports", "takes text, not [5000]"),
+        ({"address": None}, "--address", "takes text, not None"),
+        ({"address": b"192.0.2.2"}, "--address", "takes text, not b'192.0.2.2'"),
+        ({"search": "x" * 64}, "--search", "is not a domain name"),
+        ({"search": "a..b"}, "--search", "a..b is not a domain name"),
+        ({"netns": 5}, "--netns", "takes a value of type str, not 5"),
+        ({"config_net": "yes"}, "--config-net", "takes a value of type bool, not 'yes'"),
+        ({"pid": 0}, "process ID", "0 is no process ID"),
+        ({"pid": "12"}, "process ID", "12 is no process ID"),
+        ({"pid": True}, "process ID", "True is no process ID"),
+        ({"ipv4_only": True, "ipv6_only": True}, "--ipv4-only", "--ipv6-only exclude each other"),
+        ({"userns": "/proc/1/ns/user", "netns_only": True}, "--userns", "--netns-only exclude each other"),
+        ({"pid": 1, "netns": "name"}, "PID", "--netns exclude each other"),
+    ],
+)
+def test_refusals_name_the_option_the_fault_and_the_remedy(
+    values: dict[str, Any], option: str, fault: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Config(**values)
+    assert option in caught.value.message
+    assert fault in caught.value.message
+    assert caught.value.remedy
+    assert str(caught.value) == f"{caught.value.message}; {caught.value.remedy}"
+    assert "\n" not in str(caught.value)
+    assert not caught.value.message.endswith(".")
+
+
+def test_nothing_given() -> None:
+    config = Config()
+    assert config.families == (4, 6)
+    assert config.creates_namespace
+    assert (config.mtu, config.udp_timeout, config.udp_filter) == (65520, 180, "endpoint")
+    assert config.mac_addr == "9a:55:9a:55:9a:55"
+    assert config.forward_rules() == ()
+    assert not any(value for name, value in vars_of(config).items() if name not in KEPT)
+
+
+KEPT = ("mtu", "udp_timeout", "udp_filter", "mac_addr")
+
+
+def vars_of(config: Config) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in options()}
+
+
+@pytest.mark.parametrize(
+    "given_values",
+    ["192.0.2.2", ("192.0.2.2",), ["192.0.2.2"], {"192.0.2.2": 1}, iter(["192.0.2.2"])],
+)
+def test_one_value_or_several(given_values: Any) -> None:
+    assert Config(address=given_values).address == ("192.0.2.2",)
+
+
+@pytest.mark.parametrize("mtu", [0, 68, 1500, 65520, 65535])
+def test_mtus(mtu: int) -> None:
+    assert Config(mtu=mtu).mtu == mtu
+
+
+def test_families() -> None:
+    assert Config(ipv4_only=True).families == (4,)
+    assert Config(ipv6_only=True).families == (6,)
+
+
+def test_only_a_new_namespace_is_created() -> None:
+    assert not Config(pid=1).creates_namespace
+    assert not Config(netns="name").creates_namespace
+    assert Config(netns_only=True).creates_namespace
+
+
+def test_forward_rules_are_those_of_the_ports() -> None:
+    (one, two) = Config(udp_ports=["5000:7000", "127.0.0.1/53"]).forward_rules()
+    assert (one.first, one.target, one.address) == (5000, 7000, None)
+    assert (two.first, two.target, two.address) == (53, 53, "127.0.0.1")
+
+
+def test_a_config_does_not_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        Config().mtu = 1500  # type: ignore[misc]
+    assert Config(mtu=1500, address="192.0.2.2") == Config(mtu=1500, address=["192.0.2.2"])
+
+
+def test_addresses_that_are_allowed() -> None:
+    config = Config(
+        address=["192.0.2.2/24", "2001:db8::2/64"],
+        gateway=["192.0.2.1", "fe80::1"],
+        map_host_loopback=["none", "192.0.2.9"],
+        map_guest_addr="none",
+        dns=["none"],
+        dns_host="127.0.0.53",
+        outbound="127.0.0.1",
+        search=["none", "example.org."],
+    )
+    assert config.address == ("192.0.2.2/24", "2001:db8::2/64")
+
+
+def test_every_option_says_what_it_is() -> None:
+    described = options()
+    assert "pid" not in described
+    assert all(option.help and not option.help.endswith(".") for option in described.values())
+    shorts = [option.short for option in described.values() if option.short]
+    assert len(shorts) == len(set(shorts))
+    defaults = vars_of(Config())
+    assert all(bool(option.metavar) == (type(defaults[name]) is not bool) for name, option in described.items())
+    assert all(option.repeat == (type(defaults[name]) is tuple) for name, option in described.items())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("192.0.2.2", ("192.0.2.2", None)),
+        ("192.0.2.2/24", ("192.0.2.2", 24)),
+        ("2001:DB8:0::2/64", ("2001:db8::2", 64)),
+    ],
+)
+def test_split_address(text: str, expected: tuple[str, int | None]) -> None:
+    assert split_address(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "prefix"), [("24", 24), ("255.255.255.0", 24), ("255.255.255.255", 32), ("32", 32), ("255.0.0.0", 8)]
+)
+def test_netmasks(text: str, prefix: int) -> None:
+    assert parse_netmask(text) == prefix
+
+
+@pytest.mark.parametrize("text", ["02:00:00:00:00:0A", "02-00-00-00-00-0a"])
+def test_mac_addresses(text: str) -> None:
+    assert parse_mac(text, "--mac-addr") == b"\x02\0\0\0\0\x0a"
+
+
+def test_the_last_of_a_family_wins() -> None:
+    values = ["192.0.2.1", "fe80::1", "none", "192.0.2.2/24", "none"]
+    assert of_family(values, 4) == "192.0.2.2/24"
+    assert of_family(values, 6) == "fe80::1"
+    assert of_family([], 4) is None
+
+
+@pytest.mark.parametrize("name", ["example.org", "example.org.", "local", "_tcp.a", "bücher.example", "x" * 63])
+def test_domains(name: str) -> None:
+    assert is_domain(name)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a..b", ".a", "x" * 64, "ü" * 60])
+def test_no_domains(name: str) -> None:
+    assert not is_domain(name)
+
+
+@given(st.sampled_from(sorted(options())), st.one_of(st.text(max_size=20), st.integers(), st.lists(st.text())))
+def test_any_value_is_accepted_or_refused_in_words(name: str, value: Any) -> None:
+    try:
+        config = Config(**{name: value})
+    except ConfigurationError as error:
+        assert error.message
+        assert error.remedy
+        return
+    assert getattr(config, name) in (value, (value,), tuple(value) if isinstance(value, list) else value)
