@@ -19,7 +19,7 @@ import os
 import struct
 from collections.abc import Callable
 
-from gpasst.batch import SOL_UDP, UDP_SEGMENT, Receiver, split_key
+from gpasst.batch import RUN_BYTES, SOL_UDP, UDP_SEGMENT, Receiver, split_key
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PacketError
 from gpasst.formats import (
@@ -63,6 +63,13 @@ _KEY4 = slice(UDP4.offset("ip.source"), UDP4.offset("udp.length"))
 _KEY6 = slice(UDP6.offset("ip.source"), UDP6.offset("udp.length"))
 _PAYLOAD4 = UDP4.size
 _PAYLOAD6 = UDP6.size
+Repeating = Callable[[bytearray], tuple[bytes, ...]]
+# All of the headers but what differs between datagrams of one flow and size: identification and checksums.
+_repeating4 = struct.Struct(
+    f"{UDP4.offset('ip.identification')}s2x{UDP4.offset('ip.checksum') - UDP4.offset('ip.flags')}s2x"
+    f"{UDP4.offset('udp.checksum') - UDP4.offset('ip.source')}s"
+).unpack_from
+_repeating6 = struct.Struct(f"{UDP6.offset('udp.checksum')}s").unpack_from
 _UNFRAGMENTED = 0x3FFF  # more-fragments bit and offset
 _segment = struct.Struct("@H").pack
 _gso_size = struct.Struct("<H").unpack_from
@@ -79,6 +86,7 @@ class Downward:
     :param answer_tcp: whether TCP is answered with RST.
     :param carry_udp: whether UDP is carried.
     :param now: gives monotonic seconds; asked on the long way only.
+    :param joins: whether equal datagrams of one flow are joined to superframes.
     """
 
     def __init__(
@@ -91,6 +99,7 @@ class Downward:
         answer_tcp: bool,
         carry_udp: bool,
         now: Callable[[], int],
+        joins: bool = True,
     ) -> None:
         self._tap = tap
         self._path = path
@@ -101,8 +110,12 @@ class Downward:
         self._carry_udp = carry_udp
         self._now = now
         self.reassembly = Reassembly()
-        self._buffer = bytearray(FRAME_BYTES)
+        self._buffer = bytearray(2 * FRAME_BYTES)
         self._view = memoryview(self._buffer)
+        self._head = bytearray(_PAYLOAD6)
+        # Without the kernel's help in splitting there is no use in joining; captured frames are read one by one.
+        self._joins = joins and tap.capture is None
+        self._last: Peer | None = None
         nothing: dict[bytes, Peer] = {}
         tables = path.tables if carry_udp else {}
         self._down4 = tables[4].down if 4 in tables else nothing
@@ -113,18 +126,27 @@ class Downward:
         buffer, fd, counters, capture = self._buffer, self._tap.fd, self._counters, self._tap.capture
         vector = [buffer]
         readv = os.readv
-        for _ in range(FRAMES_PER_STEP):
+        budget = FRAMES_PER_STEP
+        while budget > 0:
             try:
                 size = readv(fd, vector)
             except BlockingIOError:
                 return
-            counters.frames_down += 1
-            if capture is not None:
-                capture.write(self._view[:size])
-            self._frame(size)
+            while size:
+                # What interrupted a run is in the buffer already, and may begin the next one.
+                budget -= 1
+                counters.frames_down += 1
+                if capture is not None:
+                    capture.write(self._view[:size])
+                size, taken = self._frame(size)
+                budget -= taken
+                counters.frames_down += taken
 
-    def _frame(self, size: int) -> None:
-        """Carry the frame in the buffer, `size` bytes with its virtio-net header."""
+    def _frame(self, size: int) -> tuple[int, int]:
+        """Carry the frame in the buffer, `size` bytes with its virtio-net header, and what repeats it.
+
+        :return: size of a frame that has been read but not carried, 0 for none; and how many frames were joined.
+        """
         buffer = self._buffer
         if size >= _PAYLOAD4:
             gso, ethertype = _pick_link(buffer)
@@ -138,19 +160,68 @@ class Downward:
                 ):
                     peer = self._down4.get(bytes(buffer[_KEY4]))
                     if peer is not None:
+                        if peer is self._last and not gso and size == length + _PAYLOAD4 - 8:
+                            return self._join(peer, size, _PAYLOAD4, _repeating4)
+                        self._last = peer if self._joins else None
                         self._send(peer, self._view[_PAYLOAD4 : _PAYLOAD4 + length - 8], gso)
-                        return
+                        return 0, 0
             elif ethertype == ETHERTYPE_IPV6 and size >= _PAYLOAD6:
                 total, protocol, length = _pick6(buffer)
                 if protocol == PROTOCOL_UDP and 8 <= length <= total <= size - _PAYLOAD6 + 8:
                     peer = self._down6.get(bytes(buffer[_KEY6]))
                     if peer is not None:
+                        if peer is self._last and not gso and size == length + _PAYLOAD6 - 8:
+                            return self._join(peer, size, _PAYLOAD6, _repeating6)
+                        self._last = peer if self._joins else None
                         self._send(peer, self._view[_PAYLOAD6 : _PAYLOAD6 + length - 8], gso)
-                        return
+                        return 0, 0
         try:
             self._long_way(self._view[_VIRTIO:size])
         except PacketError as error:
             self._counters.drop(error.reason)
+        return 0, 0
+
+    def _join(self, peer: Peer, size: int, start: int, repeating: Repeating) -> tuple[int, int]:
+        """Carry the frame in the buffer, and join those that follow it as long as they repeat it.
+
+        Each is read with its headers apart and its payload behind the one before. What does not repeat it ends the run
+        and is put at the start of the buffer for the caller.
+
+        :param peer: where to.
+        :param size: bytes of the frame.
+        :param start: bytes of its headers.
+        :param repeating: reads from headers what must repeat.
+        :return: as `_frame`.
+        """
+        view, head, fd, readv = self._view, self._head, self._tap.fd, os.readv
+        segment = size - start
+        end = size
+        most = min(SEGMENTS_PER_SEND - 1, (RUN_BYTES[6] - segment) // segment if segment else 0)
+        pattern = repeating(self._buffer)
+        vector = [memoryview(head)[:start], view[end:]]
+        taken = left = 0
+        while taken < most:
+            try:
+                left = readv(fd, vector)
+            except BlockingIOError:
+                break
+            if left != size or repeating(head) != pattern:
+                break
+            taken += 1
+            end += segment
+            left = 0
+            vector[1] = view[end:]
+        self._send_joined(peer, view[start:end], segment)
+        if left > start:
+            view[:start] = vector[0]
+            view[start:left] = view[end : end + left - start]
+        elif left:
+            view[:left] = vector[0][:left]
+        return left, taken
+
+    def _send_joined(self, peer: Peer, payload: memoryview, segment: int) -> None:
+        self._path.tables[peer.endpoint.family].activity[peer.byte] |= peer.bit
+        send_run(peer.send or self._sender(peer), payload, segment, self._counters)
 
     def _send(self, peer: Peer, payload: memoryview, gso: int) -> None:
         """Send a datagram or superframe of the guest to `peer`."""

@@ -177,6 +177,7 @@ class Proxy:
             not config.no_tcp,
             not config.no_udp,
             self._now,
+            self._offload,
         )
         self._upward = Upward(self._tap, self.path, self.counters)
         self._mappings = Worker(self._hub, self._upward.step, self.counters)
