@@ -87,10 +87,12 @@ class Receiver:
     """Receives from any socket of one family.
 
     :param family: 4 or 6.
+    :param slots: datagrams per system call.
     """
 
-    def __init__(self, family: int) -> None:
+    def __init__(self, family: int, slots: int = SLOTS) -> None:
         self.family = family
+        self._most = slots
         self._limit = RUN_BYTES[family]
         self._name = _NAME[family]
         self._sender = _SENDER[family]
@@ -129,7 +131,7 @@ class Receiver:
         self._control_lengths = memoryview(self._headers).cast("Q")[5::8]
         self._control_reset = memoryview(struct.pack("@Q", _CONTROL) * SLOTS).cast("Q")
         self._stride = 0
-        self._slots = SLOTS
+        self._slots = slots
         self._set_stride(FIRST_STRIDE)
 
     def _set_stride(self, stride: int) -> None:
@@ -137,7 +139,7 @@ class Receiver:
         if stride == self._stride or not stride:
             return
         self._stride = stride
-        self._slots = min(SLOTS, max(1, self._limit // stride))
+        self._slots = min(self._most, max(1, self._limit // stride))
         slots = self._slots
         self._iovecs[0 : 4 * slots : 4] = memoryview(
             array("Q", range(self._data_at, self._data_at + stride * slots, stride))

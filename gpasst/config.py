@@ -14,6 +14,7 @@ from typing import Any
 
 from gpasst import portspec
 from gpasst.errors import ConfigurationError
+from gpasst.features import ALL, NAMES, Feature
 
 MTU_DEFAULT = 65520  # bytes; 65535 - 14, rounded down to a multiple of 4 (seed)
 MTU_MAXIMUM = 65535  # bytes
@@ -122,6 +123,9 @@ class Config:
     no_dhcpv6: bool = _option(False, "serve no DHCPv6 (it is not served yet)", group="protocols")
 
     pcap: str = _option("", "capture what crosses the tap", "FILE", "-p", group="operation")
+    without: tuple[str, ...] = _option(
+        (), f"do without a way to move many datagrams at once: {', '.join(NAMES)}", "FEATURE", group="operation"
+    )
     no_offload: bool = _option(False, "move every datagram on its own", group="operation")
 
     def __post_init__(self) -> None:
@@ -189,6 +193,9 @@ class Config:
             raise ConfigurationError(f"--udp-timeout {self.udp_timeout} is too short", "give at least 1 second")
         if self.udp_filter not in UDP_FILTERS:
             raise ConfigurationError(f"--udp-filter {self.udp_filter} is unknown", f"give {' or '.join(UDP_FILTERS)}")
+        for name in self.without:
+            if name not in NAMES:
+                raise ConfigurationError(f"--without {name} is unknown", f"give one of {', '.join(NAMES)}")
         if self.pid is not None and (type(self.pid) is not int or self.pid < 1):
             raise ConfigurationError(f"{self.pid} is no process ID", "give the PID of a running process")
 
@@ -196,6 +203,11 @@ class Config:
     def families(self) -> tuple[int, ...]:
         """The address families asked for: 4, 6 or both."""
         return (4,) if self.ipv4_only else (6,) if self.ipv6_only else (4, 6)
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """The ways to move many datagrams at once that are wanted."""
+        return frozenset() if self.no_offload else ALL - {Feature(name) for name in self.without}
 
     @property
     def creates_namespace(self) -> bool:

@@ -19,9 +19,10 @@ import os
 import struct
 from collections.abc import Callable
 
-from gpasst.batch import RUN_BYTES, SOL_UDP, UDP_SEGMENT, Receiver, split_key
+from gpasst.batch import RUN_BYTES, SLOTS, SOL_UDP, UDP_SEGMENT, Receiver, split_key
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PacketError
+from gpasst.features import ALL, Feature
 from gpasst.formats import (
     ETHERNET_CODEC,
     ETHERTYPE_ARP,
@@ -86,7 +87,7 @@ class Downward:
     :param answer_tcp: whether TCP is answered with RST.
     :param carry_udp: whether UDP is carried.
     :param now: gives monotonic seconds; asked on the long way only.
-    :param joins: whether equal datagrams of one flow are joined to superframes.
+    :param features: what may move more than one datagram at once.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class Downward:
         answer_tcp: bool,
         carry_udp: bool,
         now: Callable[[], int],
-        joins: bool = True,
+        features: frozenset[Feature] = ALL,
     ) -> None:
         self._tap = tap
         self._path = path
@@ -114,7 +115,8 @@ class Downward:
         self._view = memoryview(self._buffer)
         self._head = bytearray(_PAYLOAD6)
         # Without the kernel's help in splitting there is no use in joining; captured frames are read one by one.
-        self._joins = joins and tap.capture is None
+        self._joins = features >= {Feature.JOIN, Feature.GSO} and tap.capture is None
+        self._most = SEGMENTS_PER_SEND if Feature.GSO in features else 1
         self._last: Peer | None = None
         nothing: dict[bytes, Peer] = {}
         tables = path.tables if carry_udp else {}
@@ -221,7 +223,7 @@ class Downward:
 
     def _send_joined(self, peer: Peer, payload: memoryview, segment: int) -> None:
         self._path.tables[peer.endpoint.family].activity[peer.byte] |= peer.bit
-        send_run(peer.send or self._sender(peer), payload, segment, self._counters)
+        send_run(peer.send or self._sender(peer), payload, segment, self._most, self._counters)
 
     def _send(self, peer: Peer, payload: memoryview, gso: int) -> None:
         """Send a datagram or superframe of the guest to `peer`."""
@@ -235,7 +237,7 @@ class Downward:
             if not segment:
                 self._counters.drop(Drop.MALFORMED_UDP)
                 return
-        send_run(sender, payload, segment, self._counters)
+        send_run(sender, payload, segment, self._most, self._counters)
 
     def _sender(self, peer: Peer) -> Sender:
         sender = peer.send = Sender(peer)
@@ -313,19 +315,20 @@ class Downward:
         self._echo(packet)
 
 
-def send_run(sender: Sender, payload: memoryview, segment: int, counters: Counters) -> None:
+def send_run(sender: Sender, payload: memoryview, segment: int, most: int, counters: Counters) -> None:
     """Send a run of datagrams to one peer: as superframes if the kernel takes them, else one by one.
 
     :param sender: where to.
     :param payload: the datagrams, one behind the other.
     :param segment: bytes of each datagram but perhaps the last.
+    :param most: how many datagrams one call may carry.
     :param counters: where traffic and drops are counted.
     """
     total = len(payload)
     if segment >= total:
         _send_one(sender, payload, counters)
         return
-    step = SEGMENTS_PER_SEND * segment
+    step = most * segment
     for start in range(0, total, step):
         piece = payload[start : start + step]
         if len(piece) <= segment:
@@ -376,13 +379,18 @@ class Upward:
     :param tap: the tap.
     :param path: the guest path.
     :param counters: where traffic and drops are counted.
+    :param features: what may move more than one datagram at once.
     """
 
-    def __init__(self, tap: Tap, path: GuestPath, counters: Counters) -> None:
+    def __init__(
+        self, tap: Tap, path: GuestPath, counters: Counters, features: frozenset[Feature] = ALL
+    ) -> None:
         self._tap = tap
         self._path = path
         self._counters = counters
-        self._receivers = {family: Receiver(family) for family in path.tables}
+        self._receivers = {
+            family: Receiver(family, SLOTS if Feature.BATCH in features else 1) for family in path.tables
+        }
 
     def step(self, endpoint: Endpoint) -> None:
         """Move up to `BATCHES_PER_STEP` batches from the socket of `endpoint`."""
