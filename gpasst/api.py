@@ -21,6 +21,7 @@ from gpasst import runtime
 from gpasst.config import TAP_MTU_MAXIMUM, Config
 from gpasst.counters import Statistics
 from gpasst.errors import ConfigurationError, GpasstError
+from gpasst.features import Feature
 from gpasst.helper.client import Namespace, OpenRequest, enter_command
 from gpasst.network import GuestNetwork, parse_resolver_file, settle
 from gpasst.proxy import Flow, Forward, Proxy
@@ -250,7 +251,7 @@ def _request(config: Config, network: GuestNetwork, runas: tuple[int, int] | Non
         ifname=network.interface,
         mac=config.ns_mac_addr or None,
         mtu=min(network.mtu, TAP_MTU_MAXIMUM),
-        offload=not config.no_offload,
+        offload=Feature.USO in config.features,
         configure=config.config_net,
         addresses=network.addresses,
         routes=network.routes,

@@ -382,9 +382,7 @@ class Upward:
     :param features: what may move more than one datagram at once.
     """
 
-    def __init__(
-        self, tap: Tap, path: GuestPath, counters: Counters, features: frozenset[Feature] = ALL
-    ) -> None:
+    def __init__(self, tap: Tap, path: GuestPath, counters: Counters, features: frozenset[Feature] = ALL) -> None:
         self._tap = tap
         self._path = path
         self._counters = counters

@@ -31,13 +31,14 @@ from gpasst.config import Config
 from gpasst.counters import Counters, Drop, Statistics
 from gpasst.datapath import Downward, Upward
 from gpasst.errors import ConfigurationError, GpasstError, PlatformError
+from gpasst.features import Feature
 from gpasst.helper.client import Namespace
 from gpasst.link.capture import Capture
 from gpasst.link.tap import Tap
 from gpasst.network import GuestNetwork, pack
 from gpasst.pings import Exchange, Pings
 from gpasst.services.ndp import Router
-from gpasst.sockets import open_listener, open_own, text
+from gpasst.sockets import open_listener, open_own, supported, text
 from gpasst.udp.guest import GuestPath
 from gpasst.udp.mappings import Endpoint
 
@@ -149,10 +150,18 @@ class Proxy:
         self._watchers: dict[Any, Any] = {}
         self._logged: Counter[Drop] = Counter()
         self._logged_at: dict[Drop, float] = {}
-        self._offload = not config.no_offload
+        features = config.features & supported()
+        if "uso4" not in namespace.offloads:
+            features -= {Feature.USO}
+        missing = config.features - features
+        if missing:
+            log.info("not supported by this kernel: %s", ", ".join(sorted(feature.value for feature in missing)))
+        self.features = features
         self._capture = Capture(config.pcap, time.time_ns) if config.pcap else None
         superframes = frozenset(family for family in (4, 6) if f"uso{family}" in namespace.offloads)
-        self._tap = Tap(namespace.tap, self.counters, superframes if self._offload else frozenset(), self._capture)
+        self._tap = Tap(
+            namespace.tap, self.counters, superframes if Feature.USO in features else frozenset(), self._capture
+        )
         link_local = pack(namespace.link_local) if namespace.link_local else None
         self.path = GuestPath(
             network,
@@ -177,9 +186,9 @@ class Proxy:
             not config.no_tcp,
             not config.no_udp,
             self._now,
-            self._offload,
+            features,
         )
-        self._upward = Upward(self._tap, self.path, self.counters)
+        self._upward = Upward(self._tap, self.path, self.counters, features)
         self._mappings = Worker(self._hub, self._upward.step, self.counters)
         self._echoes = Worker(self._hub, self._pings.step, self.counters)
         try:
@@ -273,7 +282,7 @@ class Proxy:
         opened, failures = [], []
         for rule, family, port, target in wanted:
             try:
-                endpoint = open_listener(rule, family, port, target, self._offload, self.config.freebind)
+                endpoint = open_listener(rule, family, port, target, Feature.GRO in self.features, self.config.freebind)
             except (ConfigurationError, PlatformError) as error:
                 if rule.strict:
                     raise
@@ -293,7 +302,7 @@ class Proxy:
     def _open_endpoint(self, family: int, port: int) -> Endpoint:
         network = self.network.ip4 if family == 4 else self.network.ip6
         assert network is not None
-        endpoint = open_own(network, port, self._offload)
+        endpoint = open_own(network, port, Feature.GRO in self.features)
         if port and endpoint.port != port:
             log.info("IPv%d source port %d is taken on the host; port changed to %d", family, port, endpoint.port)
         self._watch(endpoint, endpoint.socket.fileno(), self._mappings.wake, endpoint)

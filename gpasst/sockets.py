@@ -21,9 +21,11 @@ from gpasst.batch import (
     IPV6_PKTINFO,
     SOL_UDP,
     UDP_GRO,
+    UDP_SEGMENT,
 )
 from gpasst.counters import Drop
 from gpasst.errors import ConfigurationError, PacketError, PlatformError
+from gpasst.features import ALL, Feature
 from gpasst.network import FamilyNetwork
 from gpasst.portspec import ForwardRule
 from gpasst.udp.mappings import Endpoint, Peer
@@ -69,7 +71,7 @@ def family_constant(family: int) -> int:
 def new_udp_socket(family: int, gro: bool, packet_info: bool) -> RawSocket:
     """Make an unbound UDP socket of `family`, 4 or 6, that never waits.
 
-    :param gro: let the kernel join datagrams of one sender; ignored where it cannot.
+    :param gro: let the kernel join datagrams of one sender.
     :param packet_info: report the local address of every datagram.
     :raises OSError: as the kernel says.
     """
@@ -87,15 +89,24 @@ def new_udp_socket(family: int, gro: bool, packet_info: bool) -> RawSocket:
             level, option = (IPPROTO_IP, IP_PKTINFO) if family == 4 else (IPPROTO_IPV6, IPV6_RECVPKTINFO)
             sock.setsockopt(level, option, 1)
         if gro:
-            try:
-                sock.setsockopt(SOL_UDP, UDP_GRO, 1)
-            except OSError as error:
-                if error.errno != errno.ENOPROTOOPT:
-                    raise
+            sock.setsockopt(SOL_UDP, UDP_GRO, 1)
     except OSError:
         sock.close()
         raise
     return sock
+
+
+def supported() -> frozenset[Feature]:
+    """Find out which features of sockets the kernel has, by trying them."""
+    features = set(ALL)
+    sock = RawSocket(AF_INET, SOCK_DGRAM, 0)
+    for feature, option, value in ((Feature.GRO, UDP_GRO, 1), (Feature.GSO, UDP_SEGMENT, 0)):
+        try:
+            sock.setsockopt(SOL_UDP, option, value)
+        except OSError:
+            features.discard(feature)
+    sock.close()
+    return frozenset(features)
 
 
 def open_own(network: FamilyNetwork, port: int, gro: bool) -> Endpoint:

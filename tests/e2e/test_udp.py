@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import gpasst
+from gpasst.features import NAMES
 from tests.lab import (
     FAR4,
     FAR6,
@@ -40,12 +41,19 @@ FAR = {4: FAR4, 6: FAR6}
 SIZES = (0, 1, 2, 63, 1472, 1473, 8000, 65479, 65480, 65487, 65488, 65507)
 
 
-@pytest.fixture(params=[False, True], ids=["superframes", "one-by-one"], scope="module")
+ENGINES: dict[str, dict[str, Any]] = {
+    "superframes": {},
+    "one-by-one": {"no_offload": True},
+    **{f"without-{name}": {"without": name} for name in NAMES},
+}
+
+
+@pytest.fixture(params=ENGINES, scope="module")
 def net(request: pytest.FixtureRequest, tun: None, remote: Remote) -> Iterator[gpasst.Pasta]:
     """A guest with the host's configuration; port 5000 leads to it, 8053 to its port 53, 6000 to 53 too."""
     del tun, remote
     ports = ("5000-5004", "8053:53", "6053:53", f"{HOST4}/7001:7000", f"%{UPSTREAM}/7100:7100")
-    with gpasst.Pasta(config_net=True, udp_ports=ports, no_offload=request.param) as opened:
+    with gpasst.Pasta(config_net=True, udp_ports=ports, **ENGINES[request.param]) as opened:
         yield opened
 
 
