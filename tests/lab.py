@@ -2,7 +2,7 @@
 
 The test process itself becomes the *host*: it moves into a fresh network namespace with an upstream interface `up0`
 (192.0.2.2 and 192.0.2.3, 2001:db8::2) whose other end is in the *remote* machine's namespace (192.0.2.1, 2001:db8::1,
-the default gateway; 198.51.100.9 and 2001:db8:1::9 behind it). *Guests* are what the tests open with `gpasst.Pasta`.
+the default gateway; 198.51.100.9 and 2001:db8:1::9 behind it, and .10 and ::10 behind a path of MTU 1280). *Guests* are what the tests open with `gpasst.Pasta`.
 Nothing can leave these namespaces.
 
 Tests run as an ordinary user inherit the host, and reach the remote machine through sockets made there for them.
@@ -25,6 +25,7 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
 HOST4, HOST4_SECOND, HOST6 = "192.0.2.2", "192.0.2.3", "2001:db8::2"
 REMOTE4, REMOTE6 = "192.0.2.1", "2001:db8::1"
+NARROW4, NARROW6, NARROW_MTU = "198.51.100.10", "2001:db8:1::10", 1280
 FAR4, FAR6 = "198.51.100.9", "2001:db8:1::9"
 HOST_LINK_LOCAL, REMOTE_LINK_LOCAL = "fe80::2", "fe80::1:1"
 UPSTREAM = "up0"
@@ -93,9 +94,9 @@ def _configure_remote(host: int) -> None:
         (index,) = route.link_lookup(ifname="dn0")
         _no_generated_addresses(route, index)
         route.link("set", index=index, state="up", mtu=65520)
-        for address, prefix in ((REMOTE4, 24), (FAR4, 32)):
+        for address, prefix in ((REMOTE4, 24), (FAR4, 32), (NARROW4, 32)):
             route.addr("add", index=index, address=address, prefixlen=prefix)
-        for address, prefix in ((REMOTE6, 64), (FAR6, 128), (REMOTE_LINK_LOCAL, 64)):
+        for address, prefix in ((REMOTE6, 64), (FAR6, 128), (NARROW6, 128), (REMOTE_LINK_LOCAL, 64)):
             route.addr("add", index=index, address=address, prefixlen=prefix, flags=0x02)
 
 
@@ -113,6 +114,9 @@ def _configure_host() -> None:
             route.addr("add", index=index, address=address, prefixlen=64, flags=0x02)
         route.route("add", dst="default", gateway=REMOTE4)
         route.route("add", dst="default", gateway=REMOTE6, family=socket.AF_INET6)
+        narrow = {"attrs": [("RTAX_MTU", NARROW_MTU)]}
+        route.route("add", dst=f"{NARROW4}/32", gateway=REMOTE4, metrics=narrow)
+        route.route("add", dst=f"{NARROW6}/128", gateway=REMOTE6, family=socket.AF_INET6, metrics=narrow)
     for name, value in (("ping_group_range", "0 65535"), ("ip_unprivileged_port_start", "0")):
         try:
             Path(f"/proc/sys/net/ipv4/{name}").write_text(value, encoding="ascii")

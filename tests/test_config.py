@@ -19,6 +19,7 @@ from gpasst.config import (
     split_address,
 )
 from gpasst.errors import ConfigurationError
+from gpasst.features import ALL, Feature
 
 NOBODY = "is not one machine's address"
 
@@ -69,6 +70,7 @@ NOBODY = "is not one machine's address"
         ({"outbound_if6": "a:b"}, "--outbound-if6", "a:b is no interface name"),
         ({"udp_timeout": 0}, "--udp-timeout", "0 is too short"),
         ({"udp_filter": "port"}, "--udp-filter", "port is unknown"),
+        ({"without": ["gro", "speed"]}, "--without", "speed is unknown"),
         ({"udp_ports": "5000:"}, "--udp-ports", "nothing is not a port"),
         ({"udp_ports": ["5000", "4999-5001"]}, "--udp-ports", "5000 is forwarded twice"),
         ({"udp_ports": 5000}, "--udp-ports", "takes text, not 5000"),
@@ -87,9 +89,7 @@ NOBODY = "is not one machine's address"
         ({"pid": 1, "netns": "name"}, "PID", "--netns exclude each other"),
     ],
 )
-def test_refusals_name_the_option_the_fault_and_the_remedy(
-    values: dict[str, Any], option: str, fault: str
-) -> None:
+def test_refusals_name_the_option_the_fault_and_the_remedy(values: dict[str, Any], option: str, fault: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         Config(**values)
     assert option in caught.value.message
@@ -133,6 +133,13 @@ def test_mtus(mtu: int) -> None:
 def test_families() -> None:
     assert Config(ipv4_only=True).families == (4,)
     assert Config(ipv6_only=True).families == (6,)
+
+
+def test_features_can_be_done_without() -> None:
+    assert Config().features == ALL
+    assert Config(without="gro").features == ALL - {Feature.GRO}
+    assert Config(without=["gro", "join"]).features == ALL - {Feature.GRO, Feature.JOIN}
+    assert Config(no_offload=True).features == frozenset()
 
 
 def test_only_a_new_namespace_is_created() -> None:

@@ -323,9 +323,7 @@ def test_equal_ports_do_not_make_a_socket_hear_itself(gateway: str, server: str,
 
 
 @SIDES
-def test_a_port_that_already_stands_for_the_sender_is_refused_to_it(
-    gateway: str, server: str, guest: str
-) -> None:
+def test_a_port_that_already_stands_for_the_sender_is_refused_to_it(gateway: str, server: str, guest: str) -> None:
     host = Host()
     peer = host.down(5353, server, 9, guest=guest)
     assert peer.endpoint.port == 5353
@@ -470,6 +468,24 @@ def test_link_local_peers_keep_their_interface() -> None:
 
 
 # Failure and end.
+
+
+def test_a_port_by_chance_that_of_the_peer_is_given_back() -> None:
+    host = Host(taken=(33000,))
+    peer = host.down(33000, GATEWAY4, EPHEMERAL)
+    assert peer.endpoint.port == EPHEMERAL + 1
+    assert host.open == [peer.endpoint]
+    assert peer.mapping.endpoints == [peer.endpoint]
+
+
+def test_a_port_by_chance_that_of_the_peer_is_given_back_even_if_there_is_no_other() -> None:
+    host = Host(taken=(33000,))
+    host.failing = 2
+    with refused(Drop.NO_SOCKET):
+        host.down(33000, GATEWAY4, EPHEMERAL)
+    assert host.opened == 2
+    assert not host.open
+    assert not host.path.tables[4].mappings
 
 
 def test_a_mapping_without_socket_is_no_mapping() -> None:

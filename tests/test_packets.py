@@ -107,16 +107,16 @@ def extension(following: int, kind: int, units: int) -> bytes:
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from([HOP_BY_HOP, ROUTING, AUTHENTICATION, OPTIONS, 135, 139, 140, 253, 254]), st.integers(1, 5)),
+        st.tuples(
+            st.sampled_from([HOP_BY_HOP, ROUTING, AUTHENTICATION, OPTIONS, 135, 139, 140, 253, 254]), st.integers(1, 5)
+        ),
         max_size=MAX_EXTENSIONS,
     )
 )
 @example([(OPTIONS, 1)] * MAX_EXTENSIONS)
 def test_extension_headers_are_stepped_over(chain: list[tuple[int, int]]) -> None:
     kinds = [kind for kind, _ in chain] + [UDP]
-    extensions = [
-        extension(following, kind, units) for (kind, units), following in zip(chain, kinds[1:], strict=True)
-    ]
+    extensions = [extension(following, kind, units) for (kind, units), following in zip(chain, kinds[1:], strict=True)]
     packet = parse_ip(frame(6, b"".join(extensions) + b"payload", kinds[0]))
     assert (packet.protocol, bytes(packet.payload)) == (UDP, b"payload")
 
@@ -192,9 +192,7 @@ def test_arbitrary_extensions_raise_nothing_else(data: bytes, kind: int) -> None
 def part(payload: bytes, start: int, end: int, identification: int = 1, family: int = 4) -> Packet:
     """Give the fragment of `payload` from `start` to `end`."""
     fragment = Fragment(identification, start, more=end < len(payload))
-    return Packet(
-        family, SOURCE[family], DESTINATION[family], UDP, memoryview(payload[start:end]), 64, fragment
-    )
+    return Packet(family, SOURCE[family], DESTINATION[family], UDP, memoryview(payload[start:end]), 64, fragment)
 
 
 @FAMILIES

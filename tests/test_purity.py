@@ -17,6 +17,7 @@ PURE = [
     "gpasst.network",
     "gpasst.counters",
     "gpasst.errors",
+    "gpasst.features",
     "gpasst.udp",
     "gpasst.udp.addresses",
     "gpasst.udp.guest",

@@ -87,9 +87,7 @@ def refused(reason: Drop) -> pytest.RaisesExc[PacketError]:
 def request(target: str, sender: str = GUEST4, **fields: int) -> memoryview:
     values = {"operation": 1, **fields}
     return memoryview(
-        ARP_CODEC.pack(
-            sender_mac=GUEST_MAC, sender_ip=ip(sender), target_mac=bytes(6), target_ip=ip(target), **values
-        )
+        ARP_CODEC.pack(sender_mac=GUEST_MAC, sender_ip=ip(sender), target_mac=bytes(6), target_ip=ip(target), **values)
     )
 
 
@@ -255,7 +253,10 @@ def test_options_are_left_out_where_there_is_nothing_to_say(described: ndp.Route
 def test_aligned_search_lists_get_no_padding() -> None:
     answer = opened(
         ndp.answer(
-            router(search=("example",), mtu=0, resolvers=(ip("2001:db8::53"),)), router_solicitation("::"), GUEST_MAC, OWN
+            router(search=("example",), mtu=0, resolvers=(ip("2001:db8::53"),)),
+            router_solicitation("::"),
+            GUEST_MAC,
+            OWN,
         )
     )
     assert answer.destination == ip("ff02::1")

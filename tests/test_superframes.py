@@ -55,9 +55,7 @@ def verified(frame: bytes, family: int, identification: int = 0, options: int = 
     short=st.integers(0, 1499),
     seed=st.binary(min_size=1, max_size=7),
 )
-def test_every_segment_is_a_frame_of_its_own(
-    family: int, segment: int, count: int, short: int, seed: bytes
-) -> None:
+def test_every_segment_is_a_frame_of_its_own(family: int, segment: int, count: int, short: int, seed: bytes) -> None:
     total = min(count * segment - short % segment, 65487)
     payload = (seed * total)[:total]
     frames = list(split(superframe(family, payload, segment)))

@@ -35,6 +35,7 @@ class Reassembly:
 
     def __init__(self) -> None:
         self._partial: dict[tuple[int, bytes, bytes, int, int], _Partial] = {}
+        self._pushed_out = 0
 
     def __len__(self) -> int:
         return len(self._partial)
@@ -53,6 +54,7 @@ class Reassembly:
         if partial is None:
             if len(self._partial) >= DATAGRAMS_LIMIT:
                 del self._partial[next(iter(self._partial))]
+                self._pushed_out += 1
             partial = self._partial[key] = _Partial(now)
         start, end = fragment.offset, fragment.offset + len(packet.payload)
         broken = end > PAYLOAD_LIMIT or start == end or (fragment.more and end % 8 != 0)
@@ -72,8 +74,12 @@ class Reassembly:
         return replace(packet, payload=memoryview(whole), fragment=None)
 
     def scan(self, now: int) -> int:
-        """Forget datagrams that stayed incomplete for `LIFETIME` at `now`; give how many."""
+        """Forget datagrams that stayed incomplete for `LIFETIME` at `now`.
+
+        :return: how many, and with them those that had to make room since the last scan.
+        """
         stale = [key for key, partial in self._partial.items() if now - partial.born > LIFETIME]
         for key in stale:
             del self._partial[key]
-        return len(stale)
+        lost, self._pushed_out = len(stale) + self._pushed_out, 0
+        return lost

@@ -35,7 +35,7 @@ def split(data: bytes | bytearray | memoryview) -> Iterator[bytes]:
         yield frame
         return
     start, field = virtio["checksum_start"], virtio["checksum_start"] + virtio["checksum_offset"]
-    if virtio["gso_type"] != VIRTIO_NET_HDR_GSO_UDP_L4:
+    if virtio["gso_type"] != VIRTIO_NET_HDR_GSO_UDP_L4 or not virtio["gso_size"]:
         yield _complete(frame, start, field)
         return
     # The field holds the pseudo header's sum for the whole; each segment has a length of its own.

@@ -106,12 +106,7 @@ class GuestPath:
         target = addresses.to_host(destination, port)
         key = self._sender_key(family, target.address, port, target.scope)
         mapping = table.mappings.get((guest, guest_port)) or self._mapping(guest, guest_port)
-        try:
-            endpoint = self._endpoint(family, mapping, target, port, key)
-        except PacketError:
-            if not mapping.peers:
-                self._close_all(table.forget(mapping))
-            raise
+        endpoint = self._endpoint(family, mapping, target, port, key)
         if mapping.admitted is not None:
             mapping.admitted.add(target.address)
         header = self._header(family, destination, guest, port, guest_port)
