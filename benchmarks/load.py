@@ -76,7 +76,7 @@ def send(address: str, port: int, size: int, seconds: float, segments: int, sock
 
 
 def rotate(address: str, port: int, size: int, seconds: float, count: int) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     sockets = []
     for _ in range(count):

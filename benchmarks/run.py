@@ -130,8 +130,7 @@ class Contender:
         self.netns = lab.names[name]
         self.program: subprocess.Popen[bytes] | None = None
         self.extra: list[int] = []
-        out, into = str(PORT_OUT), str(PORT_IN)
-        del out
+        into = str(PORT_IN)
         command = {
             "gpasst": [sys.executable, "-m", "gpasst", "pasta", "-q", "-f", "--runas", "root", "-u", into],
             "pasta": ["pasta", "-q", "-f", "--runas", "0", "-t", "none", "-T", "none", "-U", "none", "-u", into],
@@ -324,8 +323,9 @@ def chart(rows: list[dict[str, Any]]) -> str:
         return left + width * (math.log2(min(32, max(0.25, value))) + 2) / 7
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 90}" height="{height}" font-family="sans-serif">',
-        f'<rect width="100%" height="100%" fill="white"/><text x="16" y="26" font-size="16">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 90}" height="{height}"'
+        ' font-family="sans-serif">',
+        '<rect width="100%" height="100%" fill="white"/><text x="16" y="26" font-size="16">'
         "Datagrams delivered per second, as a multiple of pasta's</text>",
     ]
     for mark in (0.25, 0.5, 1, 2, 4, 8, 16, 32):
@@ -368,7 +368,9 @@ def main() -> int:
                 try:
                     memory.setdefault(name, contender.memory_kb())
                     for load in loads:
-                        print(f"round {turn + 1} of {given.rounds}: {name}, {load.label}", end="\r\x1b[K", file=sys.stderr)
+                        print(
+                            f"round {turn + 1} of {given.rounds}: {name}, {load.label}", end="\r\x1b[K", file=sys.stderr
+                        )
                         measure(contender, load, given.seconds, results[load.label][name])
                 finally:
                     contender.close()
@@ -390,7 +392,11 @@ def main() -> int:
     if given.output:
         folder = Path(given.output)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in (("results.json", document + "\n"), ("results.txt", text + "\n"), ("results.svg", chart(rows))):
+        for name, content in (
+            ("results.json", document + "\n"),
+            ("results.txt", text + "\n"),
+            ("results.svg", chart(rows)),
+        ):
             with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as file:
                 file.write(content)
             os.chmod(file.name, 0o644)

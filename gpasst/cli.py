@@ -11,6 +11,7 @@ off is accepted, since it asks for nothing.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -232,6 +233,9 @@ def _serve(
             if pid_file is not None:
                 with pid_file:
                     pid_file.write(f"{os.getpid()}\n")
+            # What lives now lives to the end; looking through it again and again for garbage is time lost.
+            gc.collect()
+            gc.freeze()
             # Root's own command in --netns-only must stay within reach of signals.
             keeps_identity = config.creates_namespace and config.netns_only
             return _wait(pasta, command, ready, given.stats, None if keeps_identity else identity)

@@ -56,8 +56,16 @@ _VIRTIO = VIRTIO_NET_CODEC.size
 _ETHERTYPE = UDP4.offset("ethernet.ethertype")
 _GSO_SIZE = UDP4.offset("virtio.gso_size")
 _SOURCE_MAC = UDP4.offset("ethernet.source")
-_pick_link = UDP4.picker("virtio.gso_type", "ethernet.ethertype").unpack_from
-_pick4 = UDP4.picker("ip.version", "ip.total_length", "ip.flags", "ip.protocol", "udp.length").unpack_from
+_pick4 = UDP4.picker(
+    "virtio.gso_type",
+    "ethernet.ethertype",
+    "ip.version",
+    "ip.total_length",
+    "ip.flags",
+    "ip.protocol",
+    "udp.length",
+).unpack_from
+_DONE = (0, 0)
 _pick6 = UDP6.picker("ip.payload_length", "ip.next_header", "udp.length").unpack_from
 _IP4 = UDP4.offset("ip.version")
 _KEY4 = slice(UDP4.offset("ip.source"), UDP4.offset("udp.length"))
@@ -120,6 +128,8 @@ class Downward:
         self._last: Peer | None = None
         nothing: dict[bytes, Peer] = {}
         tables = path.tables if carry_udp else {}
+        self._activity4 = tables[4].activity if 4 in tables else bytearray()
+        self._activity6 = tables[6].activity if 6 in tables else bytearray()
         self._down4 = tables[4].down if 4 in tables else nothing
         self._down6 = tables[6].down if 6 in tables else nothing
 
@@ -151,9 +161,8 @@ class Downward:
         """
         buffer = self._buffer
         if size >= _PAYLOAD4:
-            gso, ethertype = _pick_link(buffer)
+            gso, ethertype, version, total, fragment, protocol, length = _pick4(buffer)
             if ethertype == ETHERTYPE_IPV4:
-                version, total, fragment, protocol, length = _pick4(buffer)
                 if (
                     version == 0x45
                     and protocol == PROTOCOL_UDP
@@ -162,26 +171,38 @@ class Downward:
                 ):
                     peer = self._down4.get(bytes(buffer[_KEY4]))
                     if peer is not None:
-                        if peer is self._last and not gso and size == length + _PAYLOAD4 - 8:
-                            return self._join(peer, size, _PAYLOAD4, _repeating4)
-                        self._last = peer if self._joins else None
-                        self._send(peer, self._view[_PAYLOAD4 : _PAYLOAD4 + length - 8], gso)
-                        return 0, 0
+                        if not gso:
+                            if peer is self._last and size == length + _PAYLOAD4 - 8:
+                                return self._join(peer, size, _PAYLOAD4, _repeating4)
+                            self._activity4[peer.byte] |= peer.bit
+                            self._single(peer, self._view[_PAYLOAD4 : _PAYLOAD4 + length - 8])
+                        else:
+                            self._send(peer, self._view[_PAYLOAD4 : _PAYLOAD4 + length - 8], gso)
+                        return _DONE
             elif ethertype == ETHERTYPE_IPV6 and size >= _PAYLOAD6:
                 total, protocol, length = _pick6(buffer)
                 if protocol == PROTOCOL_UDP and 8 <= length <= total <= size - _PAYLOAD6 + 8:
                     peer = self._down6.get(bytes(buffer[_KEY6]))
                     if peer is not None:
-                        if peer is self._last and not gso and size == length + _PAYLOAD6 - 8:
-                            return self._join(peer, size, _PAYLOAD6, _repeating6)
-                        self._last = peer if self._joins else None
-                        self._send(peer, self._view[_PAYLOAD6 : _PAYLOAD6 + length - 8], gso)
-                        return 0, 0
+                        if not gso:
+                            if peer is self._last and size == length + _PAYLOAD6 - 8:
+                                return self._join(peer, size, _PAYLOAD6, _repeating6)
+                            self._activity6[peer.byte] |= peer.bit
+                            self._single(peer, self._view[_PAYLOAD6 : _PAYLOAD6 + length - 8])
+                        else:
+                            self._send(peer, self._view[_PAYLOAD6 : _PAYLOAD6 + length - 8], gso)
+                        return _DONE
         try:
             self._long_way(self._view[_VIRTIO:size])
         except PacketError as error:
             self._counters.drop(error.reason)
-        return 0, 0
+        return _DONE
+
+    def _single(self, peer: Peer, payload: memoryview) -> None:
+        """Send one datagram of the guest to `peer`, and expect that others follow."""
+        if self._joins:
+            self._last = peer
+        _send_one(peer.send or self._sender(peer), payload, self._counters)
 
     def _join(self, peer: Peer, size: int, start: int, repeating: Repeating) -> tuple[int, int]:
         """Carry the frame in the buffer, and join those that follow it as long as they repeat it.

@@ -2,7 +2,8 @@
 
 The test process itself becomes the *host*: it moves into a fresh network namespace with an upstream interface `up0`
 (192.0.2.2 and 192.0.2.3, 2001:db8::2) whose other end is in the *remote* machine's namespace (192.0.2.1, 2001:db8::1,
-the default gateway; 198.51.100.9 and 2001:db8:1::9 behind it, and .10 and ::10 behind a path of MTU 1280). *Guests* are what the tests open with `gpasst.Pasta`.
+the default gateway; 198.51.100.9 and 2001:db8:1::9 behind it, and .10 and ::10 behind a path of MTU 1280). *Guests* are
+what the tests open with `gpasst.Pasta`.
 Nothing can leave these namespaces.
 
 Tests run as an ordinary user inherit the host, and reach the remote machine through sockets made there for them.

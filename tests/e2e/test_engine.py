@@ -88,9 +88,7 @@ def check(senders: list[socket.socket], receiver: socket.socket, burst: Any, to:
     """Send a burst, and compare what arrived: by sender, in order, nothing else."""
     sent = send_all(senders, burst, to)
     got = receive_all(receiver, sum(map(len, sent)))
-    assert got == {
-        (host, sender.getsockname()[1]): data for sender, data in zip(senders, sent, strict=True) if data
-    }
+    assert got == {(host, sender.getsockname()[1]): data for sender, data in zip(senders, sent, strict=True) if data}
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -143,7 +141,7 @@ def test_what_is_counted(tun: None, remote: Remote) -> None:
         with bound(remote.socket(socket.AF_INET), FAR4) as far, bound(net.socket(), HOST4) as guest:
             control = [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("@H", 1000))]
             guest.sendmsg([bytes(10_500)], control, 0, far.getsockname())
-            sender = [far.recvfrom(65535) for _ in range(11)][0][1]
+            (sender,) = {far.recvfrom(65535)[1] for _ in range(11)}
             far.sendmsg([bytes(10_500)], control, 0, sender)
             assert sum(len(guest.recv(65535)) for _ in range(11)) == 10_500
         now = net.statistics()
