@@ -202,10 +202,15 @@ class Pasta:
         assert self._runtime is not None
         return bool(self._runtime.call(lambda: proxy.finished.wait(timeout)))
 
-    @property
-    def namespace_path(self) -> str:
-        """File of the namespace that was joined, empty if one was made."""
-        return _netns_path(self.config) or ""
+    def exists(self) -> bool:
+        """Tell whether the file that named a joined namespace still does; always true of one that was made."""
+        namespace, path = self._opened()[1], _netns_path(self.config)
+        if path is None:
+            return True
+        try:
+            return os.path.samestat(os.stat(path), os.fstat(namespace.netns))
+        except OSError:
+            return False
 
     @property
     def network(self) -> GuestNetwork:

@@ -298,17 +298,9 @@ def _watch_namespace(pasta: Pasta, stop: Any) -> None:
     """Stop when the file of the joined namespace is gone or has become another's."""
     import gevent
 
-    path = pasta.namespace_path
-    first = os.stat(path).st_ino
-    while True:
+    while pasta.exists():
         gevent.sleep(1)
-        try:
-            same = os.stat(path).st_ino == first
-        except OSError:
-            same = False
-        if not same:
-            stop.set(0)
-            return
+    stop.set(0)
 
 
 def _print_statistics(pasta: Pasta, seconds: int) -> None:
