@@ -36,6 +36,7 @@ CLONE_NEWNET = 0x40000000
 HOST, GATEWAY = "192.0.2.2", "192.0.2.1"
 VETH_HOST, VETH_GUEST = "198.51.100.1", "198.51.100.2"
 PORT_OUT, PORT_IN = 7001, 5001
+IDLE_SECONDS = 3.0
 SETTLE_SECONDS = 0.15  # for the last datagrams to arrive
 CONTENDERS = ("gpasst", "pasta", "veth")
 
@@ -258,6 +259,21 @@ def measure(contender: Contender, load: Load, seconds: float, figures: Figures) 
     figures.processor_us.append(spent / max(1, received) * 1e6)
 
 
+def footprint(contender: Contender) -> dict[str, float]:
+    """Measure resident memory, its growth by mappings and their peers, and the processor time spent on nothing."""
+    before = contender.memory_kb()
+    spent = contender.processor_seconds()
+    time.sleep(IDLE_SECONDS)
+    idle = contender.processor_seconds() - spent
+    figures = Figures()
+    measure(contender, Load("footprint", True, 64, sockets=10000), 0.1, figures)
+    return {
+        "memory_mb": round(before / 1024, 1),
+        "memory_kb_per_mapping": round((contender.memory_kb() - before) / 10000, 3),
+        "idle_processor_percent": round(100 * idle / IDLE_SECONDS, 3),
+    }
+
+
 def table(results: dict[str, dict[str, Figures]]) -> list[dict[str, Any]]:
     """Turn figures into rows of medians and ratios."""
     rows = []
@@ -359,14 +375,15 @@ def main() -> int:
             raise SystemExit(f"the benchmark needs {program}; install Debian's iproute2, procps and passt")
     loads = [load for load in LOADS if given.only in load.label]
     results: dict[str, dict[str, Figures]] = {load.label: {name: Figures() for name in names} for load in loads}
-    memory: dict[str, int] = {}
+    footprints: dict[str, dict[str, float]] = {}
     lab = Lab()
     try:
         for turn in range(given.rounds):
             for name in names:
                 contender = Contender(lab, name)
                 try:
-                    memory.setdefault(name, contender.memory_kb())
+                    if name != "veth" and name not in footprints and not given.only:
+                        footprints[name] = footprint(contender)
                     for load in loads:
                         print(
                             f"round {turn + 1} of {given.rounds}: {name}, {load.label}", end="\r\x1b[K", file=sys.stderr
@@ -377,7 +394,7 @@ def main() -> int:
     finally:
         lab.close()
     rows = table(results)
-    text = print_table(rows)
+    text = "\n".join([print_table(rows), "", *(f"{name}: {figures}" for name, figures in footprints.items())])
     about = {
         "date": datetime.date.today().isoformat(),
         "kernel": platform.release(),
@@ -386,7 +403,7 @@ def main() -> int:
         "pasta": pasta_version() if "pasta" in names else None,
         "rounds": given.rounds,
         "seconds": given.seconds,
-        "memory_kb": memory,
+        "footprint": footprints,
     }
     document = json.dumps({"about": about, "rows": rows}, indent=1)
     if given.output:

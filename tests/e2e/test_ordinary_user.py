@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import need
 from tests.lab import INHERITED, Remote
 
-USER = "gpasst-test"
+USER = f"gpasst-{os.getpid()}"  # what an earlier run may have left behind does not matter
 SUITES = ("test_udp.py", "test_programs.py", "test_modes.py", "test_cli.py")
 SUITE_SECONDS = 300
 
@@ -25,7 +25,7 @@ def user() -> Iterator[str]:
         pytest.skip("runs as an ordinary user already")
     subprocess.run([need("useradd"), "--system", "--no-create-home", "--user-group", USER], check=True)
     yield USER
-    subprocess.run([need("userdel"), USER], check=True)
+    subprocess.run([need("userdel"), "--force", USER], check=True)
 
 
 @pytest.mark.parametrize("suite", SUITES)
