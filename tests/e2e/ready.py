@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import gpasst
 
 PATIENCE = 10.0  # seconds until something that takes milliseconds counts as failed
 STEP = 0.005  # seconds between two looks where there is no event to wait for
@@ -21,6 +25,18 @@ def udp_port_bound(port: int, program: subprocess.Popen[Any]) -> None:
         return any(wanted in table for table in tables)
 
     until(bound, f"UDP port {port} bound")
+
+
+@contextmanager
+def sleeper(net: gpasst.Pasta) -> Iterator[subprocess.Popen[str]]:
+    """A process that sleeps in a namespace, once it has arrived there."""
+    with net.popen(["sh", "-c", "echo up; exec sleep 1000"], stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "up\n"
+        try:
+            yield program
+        finally:
+            program.kill()
 
 
 def until(condition: Any, what: str) -> None:

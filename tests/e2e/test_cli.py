@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import gpasst
-from tests.e2e.ready import until
+from tests.e2e.ready import sleeper, until
 from tests.lab import bound, host_socket
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
@@ -213,9 +213,8 @@ def test_called_as_pasta(tmp_path: Path) -> None:
 def test_serving_a_joined_namespace(foreground: bool, tmp_path: Path) -> None:
     pid_file, log_file = tmp_path / "pid", tmp_path / "log"
     options = [*AS_ROOT, "-P", str(pid_file), "-l", str(log_file), "--config-net", "-I", "served"]
-    with gpasst.Pasta() as owner:
-        sleeper = owner.popen(["sleep", "1000"])
-        command = [*GPASST, "pasta", *options, *(["-f"] if foreground else []), str(sleeper.pid)]
+    with gpasst.Pasta() as owner, sleeper(owner) as process:
+        command = [*GPASST, "pasta", *options, *(["-f"] if foreground else []), str(process.pid)]
         program = subprocess.Popen(command)
         if not foreground:
             assert program.wait(20) == 0, "the parent returns when the tap is ready"
@@ -226,8 +225,8 @@ def test_serving_a_joined_namespace(foreground: bool, tmp_path: Path) -> None:
         addresses = owner.run(["cat", "/proc/net/if_inet6"], capture_output=True, text=True).stdout
         assert "served" in addresses
         handle = os.pidfd_open(served)
-        sleeper.kill()
-        sleeper.wait()
+        process.kill()
+        process.wait()
     # The process whose namespace it was is gone, so the proxy goes too.
     until(lambda: ended(handle), "proxy ended")
     os.close(handle)

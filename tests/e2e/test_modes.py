@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import gpasst
+from tests.e2e.ready import sleeper
 from tests.lab import FAR4, HOST4, HOST6, REMOTE4, UPSTREAM, Remote, bound, host_socket
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
@@ -292,12 +293,12 @@ def test_programs_that_do_not_exist_and_uses_out_of_order() -> None:
 
 
 def test_joining_a_namespace_of_another(server: socket.socket) -> None:
-    with gpasst.Pasta(ns_ifname="first") as owner:
-        sleeper = owner.popen(["sleep", "1000"])
-        with gpasst.Pasta(pid=sleeper.pid, ns_ifname="second", config_net=True) as net:
+    with gpasst.Pasta(ns_ifname="first") as owner, sleeper(owner) as process:
+        with gpasst.Pasta(pid=process.pid, ns_ifname="second", config_net=True) as net:
             assert net.interface == "second"
             assert ask(net, net.gateway4, server) == ("127.0.0.1", net.gateway4)
-        path = f"/proc/{sleeper.pid}/ns"
+            assert net.exists()
+        path = f"/proc/{process.pid}/ns"
         with gpasst.Pasta(netns=f"{path}/net", userns=f"{path}/user", ns_ifname="third", config_net=True) as net:
             assert ask(net, net.gateway4, server) == ("127.0.0.1", net.gateway4)
 
