@@ -655,18 +655,19 @@ class Codec:
     :ivar name: what it is called in messages.
     :ivar size: bytes.
     :ivar fields: every `Field` by its dotted name, in order of offset.
+    :ivar layout: the `struct.Struct` of all units in order; bit fields are one unit.
     """
 
     __slots__ = (
         "_cuts",
         "_defaults",
         "_raw",
-        "_struct",
         "_swapped",
         "_units",
         "_whole",
         "declaration",
         "fields",
+        "layout",
         "name",
         "size",
     )
@@ -685,9 +686,9 @@ class Codec:
         self._units = list(by_offset.values())
         orders = {field.order for field in self.fields.values() if field.size > 1 and not field.is_bytes}
         order = orders.pop() if len(orders) == 1 else ">"
-        self._struct = struct.Struct(order + "".join(unit[0].format for unit in self._units))
+        self.layout = struct.Struct(order + "".join(unit[0].format for unit in self._units))
         self._raw = struct.Struct(f"{self.size}s")
-        assert self._struct.size == self.size, self.name
+        assert self.layout.size == self.size, self.name
 
         # What zip() over the units gets wrong: bit fields, and integers against the order of the others.
         self._whole = [unit[0].name for unit in self._units]
@@ -705,7 +706,7 @@ class Codec:
 
         A buffer too short is a `struct.error`.
         """
-        units = self._struct.unpack_from(buffer, offset)
+        units = self.layout.unpack_from(buffer, offset)
         values = dict(zip(self._whole, units, strict=True))
         for index, field in self._cuts:
             values[field.name] = (units[index] & field.mask) >> field.shift
@@ -715,7 +716,7 @@ class Codec:
 
     def pack(self, **values: int | bytes) -> bytes:
         """Build the structure; dotted names go in as ``pack(**{"ip.ttl": 64})``. Errors as in `pack_into`."""
-        return self._struct.pack(*self._arguments(values))
+        return self.layout.pack(*self._arguments(values))
 
     def pack_into(self, buffer: bytearray | memoryview, offset: int, values: Mapping[str, int | bytes]) -> None:
         """Build the structure at `offset` of `buffer`.
