@@ -47,6 +47,8 @@ from gpasst.udp.guest import GuestPath
 from gpasst.udp.mappings import Endpoint, Peer
 
 FRAMES_PER_STEP = 128
+LONE_STEPS = 2  # steps with one frame each after which the next is expected to be like that
+LONE_CHECK = 8  # every so many steps it is found out whether that still holds
 BATCHES_PER_STEP = 4
 SEGMENTS_PER_SEND = 64  # UDP_MAX_SEGMENTS before Linux 6.9
 DHCP_SERVER_PORT = 67
@@ -66,6 +68,7 @@ _pick4 = UDP4.picker(
     "udp.length",
 ).unpack_from
 _DONE = (0, 0)
+_DRAINED = -1
 _pick6 = UDP6.picker("ip.payload_length", "ip.next_header", "udp.length").unpack_from
 _IP4 = UDP4.offset("ip.version")
 _KEY4 = slice(UDP4.offset("ip.source"), UDP4.offset("udp.length"))
@@ -126,6 +129,7 @@ class Downward:
         self._joins = features >= {Feature.JOIN, Feature.GSO} and tap.capture is None
         self._most = SEGMENTS_PER_SEND if Feature.GSO in features else 1
         self._last: Peer | None = None
+        self._lone = 0
         nothing: dict[bytes, Peer] = {}
         tables = path.tables if carry_udp else {}
         self._activity4 = tables[4].activity if 4 in tables else bytearray()
@@ -135,29 +139,38 @@ class Downward:
 
     def step(self) -> None:
         """Move up to `FRAMES_PER_STEP` frames."""
-        buffer, fd, counters, capture = self._buffer, self._tap.fd, self._counters, self._tap.capture
-        vector = [buffer]
+        fd, counters, capture = self._tap.fd, self._counters, self._tap.capture
+        vector = [self._buffer]
         readv = os.readv
-        budget = FRAMES_PER_STEP
-        while budget > 0:
+        # Looking for a second frame costs a system call. Where there was none for a while it is left to the watcher,
+        # which calls again at once if there is one, but for now and then.
+        lone = self._lone
+        budget = 1 if lone > LONE_STEPS and lone % LONE_CHECK else FRAMES_PER_STEP
+        if budget == 1:
+            self._last = None
+        read = size = 0
+        while read < budget:
             try:
                 size = readv(fd, vector)
             except BlockingIOError:
-                return
-            while size:
+                break
+            while size > 0:
                 # What interrupted a run is in the buffer already, and may begin the next one.
-                budget -= 1
                 counters.frames_down += 1
                 if capture is not None:
                     capture.write(self._view[:size])
-                size, taken = self._frame(size)
-                budget -= taken
-                counters.frames_down += taken
+                size, joined = self._frame(size)
+                counters.frames_down += joined
+                read += 1 + joined
+            if size == _DRAINED:
+                break
+        self._lone = lone + 1 if read <= 1 else 0
 
     def _frame(self, size: int) -> tuple[int, int]:
         """Carry the frame in the buffer, `size` bytes with its virtio-net header, and what repeats it.
 
-        :return: size of a frame that has been read but not carried, 0 for none; and how many frames were joined.
+        :return: size of a frame that has been read but not carried, 0 for none and `_DRAINED` if there is none to be
+            read either; and how many frames were joined.
         """
         buffer = self._buffer
         if size >= _PAYLOAD4:
@@ -227,6 +240,7 @@ class Downward:
             try:
                 left = readv(fd, vector)
             except BlockingIOError:
+                left = _DRAINED
                 break
             if left != size or repeating(head) != pattern:
                 break
@@ -238,7 +252,7 @@ class Downward:
         if left > start:
             view[:start] = vector[0]
             view[start:left] = view[end : end + left - start]
-        elif left:
+        elif left > 0:
             view[:left] = vector[0][:left]
         return left, taken
 
