@@ -36,9 +36,10 @@ CLONE_NEWNET = 0x40000000
 HOST, GATEWAY = "192.0.2.2", "192.0.2.1"
 VETH_HOST, VETH_GUEST = "198.51.100.1", "198.51.100.2"
 PORT_OUT, PORT_IN = 7001, 5001
+START_SECONDS = 1.5  # for what follows the start, as duplicate address detection
 IDLE_SECONDS = 3.0
 SETTLE_SECONDS = 0.15  # for the last datagrams to arrive
-CONTENDERS = ("gpasst", "pasta", "veth")
+CONTENDERS = ("gpasst", "pasta", "veth", "plain")  # plain: gpasst moving one datagram at a time
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -132,8 +133,10 @@ class Contender:
         self.program: subprocess.Popen[bytes] | None = None
         self.extra: list[int] = []
         into = str(PORT_IN)
+        gpasst = [sys.executable, "-m", "gpasst", "pasta", "-q", "-f", "--runas", "root", "-u", into]
         command = {
-            "gpasst": [sys.executable, "-m", "gpasst", "pasta", "-q", "-f", "--runas", "root", "-u", into],
+            "gpasst": gpasst,
+            "plain": [*gpasst, "--no-offload"],
             "pasta": ["pasta", "-q", "-f", "--runas", "0", "-t", "none", "-T", "none", "-U", "none", "-u", into],
         }.get(name)
         if command:
@@ -261,6 +264,7 @@ def measure(contender: Contender, load: Load, seconds: float, figures: Figures) 
 
 def footprint(contender: Contender) -> dict[str, float]:
     """Measure resident memory, its growth by mappings and their peers, and the processor time spent on nothing."""
+    time.sleep(START_SECONDS)
     before = contender.memory_kb()
     spent = contender.processor_seconds()
     time.sleep(IDLE_SECONDS)
@@ -278,7 +282,7 @@ def table(results: dict[str, dict[str, Figures]]) -> list[dict[str, Any]]:
     """Turn figures into rows of medians and ratios."""
     rows = []
     for label, figures in results.items():
-        medians = {name: entry.medians() for name, entry in figures.items()}
+        medians = {name: entry.medians() for name, entry in figures.items() if entry.delivered}
         row: dict[str, Any] = {"load": label, **medians}
         if "gpasst" in medians and "pasta" in medians:
             row["delivered_ratio"] = ratio(medians, "pasta", "delivered")
@@ -382,19 +386,31 @@ def main() -> int:
             for name in names:
                 contender = Contender(lab, name)
                 try:
-                    if name != "veth" and name not in footprints and not given.only:
-                        footprints[name] = footprint(contender)
                     for load in loads:
+                        if name == "plain" and load.name != "64 B":
+                            continue
                         print(
                             f"round {turn + 1} of {given.rounds}: {name}, {load.label}", end="\r\x1b[K", file=sys.stderr
                         )
                         measure(contender, load, given.seconds, results[load.label][name])
                 finally:
                     contender.close()
+        for name in names if not given.only else ():
+            if name in ("gpasst", "pasta"):
+                contender = Contender(lab, name)
+                try:
+                    footprints[name] = footprint(contender)
+                finally:
+                    contender.close()
     finally:
         lab.close()
     rows = table(results)
-    text = "\n".join([print_table(rows), "", *(f"{name}: {figures}" for name, figures in footprints.items())])
+    plain = [
+        f"{row['load']}, one datagram at a time: {row['plain']['delivered']:,.0f} delivered/s"
+        for row in rows
+        if "plain" in row
+    ]
+    text = "\n".join([print_table(rows), "", *plain, *(f"{name}: {figures}" for name, figures in footprints.items())])
     about = {
         "date": datetime.date.today().isoformat(),
         "kernel": platform.release(),

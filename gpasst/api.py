@@ -94,7 +94,7 @@ class Pasta:
                 self._runtime.close_helper()
                 raise
         try:
-            self._proxy = Proxy(config, network, namespace)
+            self._proxy = Proxy(config, network, namespace, polls=self._runtime.polls)
         except BaseException:
             namespace.close()
             raise

@@ -24,6 +24,8 @@ HOST_MAC = "9a:55:9a:55:9a:55"  # constant, so that captures repeat (upstream si
 TIMEOUT_DEFAULT = 180  # seconds; CONN_TIMEOUT of the seed
 LOG_SIZE_DEFAULT = 1 << 20  # bytes
 LOG_SIZE_MINIMUM = 5 * 8192  # bytes; five blocks
+BUSY_POLL_DEFAULT = 100  # microseconds; about what waking a process costs both ways, see docs/performance.md
+BUSY_POLL_MAXIMUM = 1_000_000  # microseconds
 UDP_FILTERS = ("endpoint", "address")
 
 
@@ -126,6 +128,12 @@ class Config:
     without: tuple[str, ...] = _option(
         (), f"do without a way to move many datagrams at once: {', '.join(NAMES)}", "FEATURE", group="operation"
     )
+    busy_poll: int = _option(
+        BUSY_POLL_DEFAULT,
+        "look this long for more after traffic before sleeping, 0 to sleep at once",
+        "MICROSECONDS",
+        group="operation",
+    )
     no_offload: bool = _option(False, "move every datagram on its own", group="operation")
 
     def __post_init__(self) -> None:
@@ -191,6 +199,10 @@ class Config:
             raise ConfigurationError(f"--mtu {self.mtu} is out of range", f"give {MTU_MINIMUM} to {MTU_MAXIMUM}, or 0")
         if self.udp_timeout < 1:
             raise ConfigurationError(f"--udp-timeout {self.udp_timeout} is too short", "give at least 1 second")
+        if not 0 <= self.busy_poll <= BUSY_POLL_MAXIMUM:
+            raise ConfigurationError(
+                f"--busy-poll {self.busy_poll} is out of range", f"give 0 to {BUSY_POLL_MAXIMUM} microseconds"
+            )
         if self.udp_filter not in UDP_FILTERS:
             raise ConfigurationError(f"--udp-filter {self.udp_filter} is unknown", f"give {' or '.join(UDP_FILTERS)}")
         for name in self.without:

@@ -137,8 +137,8 @@ class Downward:
         self._down4 = tables[4].down if 4 in tables else nothing
         self._down6 = tables[6].down if 6 in tables else nothing
 
-    def step(self) -> None:
-        """Move up to `FRAMES_PER_STEP` frames."""
+    def step(self) -> int:
+        """Move up to `FRAMES_PER_STEP` frames; give how many it was."""
         fd, counters, capture = self._tap.fd, self._counters, self._tap.capture
         vector = [self._buffer]
         readv = os.readv
@@ -165,6 +165,7 @@ class Downward:
             if size == _DRAINED:
                 break
         self._lone = lone + 1 if read <= 1 else 0
+        return read
 
     def _frame(self, size: int) -> tuple[int, int]:
         """Carry the frame in the buffer, `size` bytes with its virtio-net header, and what repeats it.
@@ -425,21 +426,25 @@ class Upward:
             family: Receiver(family, SLOTS if Feature.BATCH in features else 1) for family in path.tables
         }
 
-    def step(self, endpoint: Endpoint) -> None:
-        """Move up to `BATCHES_PER_STEP` batches from the socket of `endpoint`."""
+    def step(self, endpoint: Endpoint) -> int:
+        """Move up to `BATCHES_PER_STEP` batches from the socket of `endpoint`; give how many runs it was.
+
+        A run of several datagrams counts as two.
+        """
         family = endpoint.family
         receive = self._receivers[family].receive
         peers, activity = endpoint.peers, self._path.tables[family].activity
         write = self._tap.write_datagrams
+        moved = 0
         for _ in range(BATCHES_PER_STEP):
             if endpoint.socket is None:
-                return
+                break
             try:
                 runs, more = receive(endpoint.socket.fileno())
             except OSError:
                 # An error that an earlier datagram met; reading it has cleared it.
                 self._counters.socket_errors += 1
-                return
+                break
             for key, total, segment, payload in runs:
                 peer = peers.get(key)
                 if peer is None:
@@ -450,8 +455,10 @@ class Upward:
                         continue
                 activity[peer.byte] |= peer.bit
                 write(peer.header, total, segment, payload)
+                moved += 1 if segment >= total else 2
             if not more:
-                return
+                break
+        return moved
 
     def _new(self, endpoint: Endpoint, key: bytes) -> Peer:
         address, port, scope, local = split_key(endpoint.family, key)

@@ -94,11 +94,15 @@ class Worker:
     :param hub: the hub it belongs to.
     :param step: what it does, with the arguments that the watcher was given.
     :param counters: where failures are counted.
+    :param after: what to do after a step that moved just one frame or datagram.
     """
 
-    __slots__ = ("_counters", "_greenlet", "_hub", "_step")
+    __slots__ = ("_after", "_counters", "_greenlet", "_hub", "_step")
 
-    def __init__(self, hub: Any, step: Callable[..., None], counters: Counters) -> None:
+    def __init__(
+        self, hub: Any, step: Callable[..., int | None], counters: Counters, after: Callable[[], None] | None = None
+    ) -> None:
+        self._after = after
         self._hub = hub
         self._step = step
         self._counters = counters
@@ -111,16 +115,51 @@ class Worker:
         self._greenlet.switch(*args)
 
     def _run(self, *args: Any) -> None:
-        step, switch = self._step, self._hub.switch
+        step, switch, after = self._step, self._hub.switch, self._after
         while True:
             try:
-                step(*args)
+                if step(*args) == 1 and after is not None:
+                    after()
             except Exception:
                 self._counters.drop(Drop.INTERNAL)
                 log.exception("internal error; the frame or batch is lost")
             # One argument comes back bare, none and several as a tuple.
             back = switch()
             args = back if isinstance(back, tuple) else (back,)
+
+
+class Poller:
+    """Keeps the hub looking for more for a moment after a lone frame, so that an answer need not wake the process.
+
+    Where frames come in numbers there is always one, and no time to be won.
+
+    :param hub: the hub.
+    :param seconds: how long to look after the last traffic.
+    """
+
+    def __init__(self, hub: Any, seconds: float) -> None:
+        self._seconds = seconds
+        self._until = 0.0
+        self._active = False
+        # While an idle watcher is active the loop does not wait; it runs when there is nothing else to do.
+        self._watcher = hub.loop.idle()
+
+    def traffic(self) -> None:
+        """Take note of traffic."""
+        self._until = time.perf_counter() + self._seconds
+        if not self._active:
+            self._active = True
+            self._watcher.start(self._look)
+
+    def close(self) -> None:
+        """Stop looking."""
+        self._watcher.stop()
+        self._watcher.close()
+
+    def _look(self) -> None:
+        if time.perf_counter() >= self._until:
+            self._active = False
+            self._watcher.stop()
 
 
 class Proxy:
@@ -130,6 +169,7 @@ class Proxy:
     :param network: what the guest will see.
     :param namespace: the namespace, its tap ready.
     :param clock: gives monotonic seconds.
+    :param polls: whether ``--busy-poll`` counts: not where other threads want the interpreter.
     :raises GpasstError: if a forward or the capture file cannot be opened; nothing stays open then.
     """
 
@@ -139,6 +179,7 @@ class Proxy:
         network: GuestNetwork,
         namespace: Namespace,
         clock: Callable[[], float] = time.monotonic,
+        polls: bool = True,
     ) -> None:
         self.config = config
         self.network = network
@@ -189,7 +230,9 @@ class Proxy:
             features,
         )
         self._upward = Upward(self._tap, self.path, self.counters, features)
-        self._mappings = Worker(self._hub, self._upward.step, self.counters)
+        self._poller = Poller(self._hub, config.busy_poll / 1_000_000) if config.busy_poll and polls else None
+        after = self._after = self._poller.traffic if self._poller else None
+        self._mappings = Worker(self._hub, self._upward.step, self.counters, after)
         self._echoes = Worker(self._hub, self._pings.step, self.counters)
         try:
             if not config.no_udp:
@@ -197,7 +240,7 @@ class Proxy:
         except GpasstError:
             self.close()
             raise
-        self._watch(self._tap, self._tap.fd, Worker(self._hub, self._step_tap, self.counters).wake)
+        self._watch(self._tap, self._tap.fd, Worker(self._hub, self._step_tap, self.counters, after).wake)
         self._periodic = gevent.spawn(self._scan_forever)
 
     def statistics(self) -> Statistics:
@@ -241,6 +284,8 @@ class Proxy:
             watcher.stop()
             watcher.close()
         self._watchers.clear()
+        if self._poller:
+            self._poller.close()
         self._pings.close()
         self.path.close()
         self._log_drops(None)
@@ -261,14 +306,15 @@ class Proxy:
                 self.counters.drop(Drop.INTERNAL)
                 log.exception("internal error while scanning")
 
-    def _step_tap(self) -> None:
+    def _step_tap(self) -> int:
         try:
-            self._downward.step()
+            return self._downward.step()
         except OSError as error:
             # The device went away, with its namespace or by somebody's hand.
             log.info("the tap ended: %s", error.strerror)
             self._unwatch(self._tap)
             self.finished.set()
+            return 0
 
     def _open_forwards(self) -> None:
         wanted = [
@@ -289,7 +335,7 @@ class Proxy:
                 failures.append(error)
                 continue
             self.path.listeners.append(endpoint)
-            worker = Worker(self._hub, self._upward.step, self.counters)
+            worker = Worker(self._hub, self._upward.step, self.counters, self._after)
             self._watch(endpoint, endpoint.socket.fileno(), worker.wake, endpoint)
             address = rule.address or ("0.0.0.0" if family == 4 else "::")
             opened.append(Forward(rule.protocol, address, port, rule.interface, target))

@@ -36,6 +36,8 @@ class Runtime:
     :param hub: the hub.
     """
 
+    polls = True  # whether the hub may be kept busy for a moment
+
     def __init__(self, hub: Any) -> None:
         self.hub = hub
         self.lock = RLock()
@@ -70,7 +72,9 @@ class Runtime:
 
 
 class BackgroundRuntime(Runtime):
-    """A hub in a thread of its own."""
+    """A hub in a thread of its own, which leaves the interpreter to the program's threads whenever it can."""
+
+    polls = False
 
     def __init__(self) -> None:
         ready = _allocate_lock()

@@ -208,12 +208,12 @@ class Sender:
         address, port, scope = peer.remote
         self.socket: RawSocket = peer.endpoint.socket
         self.address = socket_address(address, port, scope)
-        self.control: list[tuple[int, int, bytes]] = []
+        self.control: tuple[tuple[int, int, bytes], ...] = ()
         if len(peer.local) == 4:
-            self.control = [(IPPROTO_IP, IP_PKTINFO, _in_pktinfo.pack(0, peer.local))]
+            self.control = ((IPPROTO_IP, IP_PKTINFO, _in_pktinfo.pack(0, peer.local)),)
         elif peer.local:
             # The interface matters for link-local addresses only; elsewhere routing decides.
-            self.control = [(IPPROTO_IPV6, IPV6_PKTINFO, _in6_pktinfo.pack(peer.local[:16], scope))]
+            self.control = ((IPPROTO_IPV6, IPV6_PKTINFO, _in6_pktinfo.pack(peer.local[:16], scope)),)
 
 
 def ping_socket(family: int, identifier: int) -> RawSocket:

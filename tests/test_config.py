@@ -104,13 +104,13 @@ def test_nothing_given() -> None:
     config = Config()
     assert config.families == (4, 6)
     assert config.creates_namespace
-    assert (config.mtu, config.udp_timeout, config.udp_filter) == (65520, 180, "endpoint")
+    assert (config.mtu, config.udp_timeout, config.udp_filter, config.busy_poll) == (65520, 180, "endpoint", 100)
     assert config.mac_addr == "9a:55:9a:55:9a:55"
     assert config.forward_rules() == ()
     assert not any(value for name, value in vars_of(config).items() if name not in KEPT)
 
 
-KEPT = ("mtu", "udp_timeout", "udp_filter", "mac_addr")
+KEPT = ("mtu", "udp_timeout", "udp_filter", "mac_addr", "busy_poll")
 
 
 def vars_of(config: Config) -> dict[str, Any]:

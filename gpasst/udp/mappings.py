@@ -61,7 +61,7 @@ class Mapping:
     :ivar guest: the guest's address, 4 or 16 bytes.
     :ivar port: the guest's port.
     :ivar endpoints: host sockets for new peers in order of preference: its own or a listener, then spare ones.
-    :ivar peers: its peers.
+    :ivar peers: how many peers it has.
     :ivar admitted: host-side addresses that the guest has sent to; kept only where senders are filtered.
     """
 
@@ -71,7 +71,7 @@ class Mapping:
         self.guest = guest
         self.port = port
         self.endpoints: list[Endpoint] = []
-        self.peers: set[Peer] = set()
+        self.peers = 0
         self.admitted: set[bytes] | None = None
 
 
@@ -183,7 +183,7 @@ class Table:
         """
         mapping = peer.mapping
         # First of all, lest making room should end this mapping and close its socket.
-        mapping.peers.add(peer)
+        mapping.peers += 1
         closing: list[Endpoint] = []
         while len(self.down) >= self.limit:
             closing += self.remove(next(iter(self._ages)))
@@ -218,7 +218,7 @@ class Table:
         self._slots[slot] = None
         self._free.append(slot)
         mapping = peer.mapping
-        mapping.peers.discard(peer)
+        mapping.peers -= 1
         if mapping.peers:
             return []
         return self.forget(mapping)
