@@ -130,6 +130,8 @@ class Receiver:
         self._lengths = memoryview(self._headers).cast("I")[14::16]
         self._control_lengths = memoryview(self._headers).cast("Q")[5::8]
         self._control_reset = memoryview(struct.pack("@Q", _CONTROL) * SLOTS).cast("Q")
+        # How many slots the last call filled: their control lengths say what arrived, no longer what fits.
+        self._dirty = SLOTS
         self._stride = 0
         self._slots = slots
         self._set_stride(FIRST_STRIDE)
@@ -153,16 +155,22 @@ class Receiver:
         :return: the runs in order of arrival, and whether there may be more.
         :raises OSError: what the socket's error queue held; nothing was received then.
         """
-        self._control_lengths[:] = self._control_reset
+        if self._dirty == 1:
+            self._control_lengths[0] = _CONTROL
+        else:
+            self._control_lengths[:] = self._control_reset
         count = _recvmmsg(fd, self._headers_at, self._slots, MSG_DONTWAIT, None)
         if count < 0:
             number = ctypes.get_errno()
             if number == errno.EAGAIN:
                 return [], False
             raise OSError(number, os.strerror(number))
+        self._dirty = count
+        more = count == self._slots
+        if count == 1:
+            return [self._lone()], more
         stride = self._stride
         lengths = self._lengths[:count].tolist()
-        more = count == self._slots
         if lengths.count(stride) == count:
             key, segment = self._first()
             if not segment and self._uniform(count):
@@ -170,10 +178,20 @@ class Receiver:
                 return [(key, total, stride, [self._view[:total]])], more
         return self._runs(lengths), more
 
+    def _lone(self) -> Run:
+        """Give the run that is the first datagram received."""
+        key, segment = self._first()
+        length, stride = self._lengths[0], self._stride
+        if length <= stride:
+            parts = [self._view[:length]]
+        else:
+            parts = [self._view[:stride], self._overflow_view[: length - stride]]
+        if length > stride or self._slots == 1:
+            self._set_stride(length)
+        return key, length, segment or length, parts
+
     def _uniform(self, count: int) -> bool:
         """Tell whether all datagrams have the sender and the control messages of the first."""
-        if count == 1:
-            return True
         name, names = self._name, self._names
         if names[: name * count] != names[:name] * count:
             return False

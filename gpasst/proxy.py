@@ -100,7 +100,11 @@ class Worker:
     __slots__ = ("_after", "_counters", "_greenlet", "_hub", "_step")
 
     def __init__(
-        self, hub: Any, step: Callable[..., int | None], counters: Counters, after: Callable[[], None] | None = None
+        self,
+        hub: Any,
+        step: Callable[..., int | None],
+        counters: Counters,
+        after: Callable[[Worker], None] | None = None,
     ) -> None:
         self._after = after
         self._hub = hub
@@ -119,7 +123,7 @@ class Worker:
         while True:
             try:
                 if step(*args) == 1 and after is not None:
-                    after()
+                    after(self)
             except Exception:
                 self._counters.drop(Drop.INTERNAL)
                 log.exception("internal error; the frame or batch is lost")
@@ -131,7 +135,8 @@ class Worker:
 class Poller:
     """Keeps the hub looking for more for a moment after a lone frame, so that an answer need not wake the process.
 
-    Where frames come in numbers there is always one, and no time to be won.
+    It does so in conversations, where both directions take turns. Where frames come in numbers there is always one
+    waiting, and no time to be won.
 
     :param hub: the hub.
     :param seconds: how long to look after the last traffic.
@@ -141,11 +146,16 @@ class Poller:
         self._seconds = seconds
         self._until = 0.0
         self._active = False
+        self._last: Worker | None = None
         # While an idle watcher is active the loop does not wait; it runs when there is nothing else to do.
         self._watcher = hub.loop.idle()
 
-    def traffic(self) -> None:
-        """Take note of traffic."""
+    def lone(self, worker: Worker) -> None:
+        """Take note that a worker moved one frame or datagram."""
+        if worker is self._last:
+            # Traffic in one direction awaits no answer; the longer it gathers, the less each datagram costs.
+            return
+        self._last = worker
         self._until = time.perf_counter() + self._seconds
         if not self._active:
             self._active = True
@@ -231,7 +241,7 @@ class Proxy:
         )
         self._upward = Upward(self._tap, self.path, self.counters, features)
         self._poller = Poller(self._hub, config.busy_poll / 1_000_000) if config.busy_poll and polls else None
-        after = self._after = self._poller.traffic if self._poller else None
+        after = self._after = self._poller.lone if self._poller else None
         self._mappings = Worker(self._hub, self._upward.step, self.counters, after)
         self._echoes = Worker(self._hub, self._pings.step, self.counters)
         try:
