@@ -15,7 +15,6 @@ class Drop(Enum):
     """Why a frame or datagram was not carried. The value is the name shown to users."""
 
     FRAME_SHORT = "frame shorter than its headers"
-    FRAME_LENGTH = "frame of illegal length"
     ETHERTYPE = "not ARP, IPv4 or IPv6"
     FAMILY_DISABLED = "address family disabled"
     MALFORMED_ARP = "malformed ARP"
@@ -40,7 +39,6 @@ class Drop(Enum):
     SEND_FAILED = "host socket refused the datagram"
     SEND_FULL = "host socket buffer full"
     MESSAGE_SIZE = "datagram larger than the path allows"
-    TRUNCATED = "datagram truncated by the receive buffer"
     FILTERED = "sender not admitted by --udp-filter"
     NO_GUEST_ADDRESS = "guest address of this family not known yet"
     PORTS_EXHAUSTED = "no free port left to show the sender under"

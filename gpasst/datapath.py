@@ -185,38 +185,50 @@ class Downward:
                 ):
                     peer = self._down4.get(bytes(buffer[_KEY4]))
                     if peer is not None:
-                        if not gso:
-                            if peer is self._last and size == length + _PAYLOAD4 - 8:
-                                return self._join(peer, size, _PAYLOAD4, _repeating4)
-                            self._activity4[peer.byte] |= peer.bit
-                            self._single(peer, self._view[_PAYLOAD4 : _PAYLOAD4 + length - 8])
-                        else:
-                            self._send(peer, self._view[_PAYLOAD4 : _PAYLOAD4 + length - 8], gso)
-                        return _DONE
+                        return self._known(peer, self._activity4, gso, size, _PAYLOAD4, length - 8, _repeating4)
             elif ethertype == ETHERTYPE_IPV6 and size >= _PAYLOAD6:
                 total, protocol, length = _pick6(buffer)
                 if protocol == PROTOCOL_UDP and 8 <= length <= total <= size - _PAYLOAD6 + 8:
                     peer = self._down6.get(bytes(buffer[_KEY6]))
                     if peer is not None:
-                        if not gso:
-                            if peer is self._last and size == length + _PAYLOAD6 - 8:
-                                return self._join(peer, size, _PAYLOAD6, _repeating6)
-                            self._activity6[peer.byte] |= peer.bit
-                            self._single(peer, self._view[_PAYLOAD6 : _PAYLOAD6 + length - 8])
-                        else:
-                            self._send(peer, self._view[_PAYLOAD6 : _PAYLOAD6 + length - 8], gso)
-                        return _DONE
+                        return self._known(peer, self._activity6, gso, size, _PAYLOAD6, length - 8, _repeating6)
         try:
             self._long_way(self._view[_VIRTIO:size])
         except PacketError as error:
             self._counters.drop(error.reason)
         return _DONE
 
-    def _single(self, peer: Peer, payload: memoryview) -> None:
-        """Send one datagram of the guest to `peer`, and expect that others follow."""
+    def _known(
+        self,
+        peer: Peer,
+        activity: bytearray,
+        gso: int,
+        size: int,
+        start: int,
+        length: int,
+        repeating: Repeating,
+    ) -> tuple[int, int]:
+        """Carry the UDP frame in the buffer to a known peer, and expect that others like it follow.
+
+        :param activity: the family's activity bitmap.
+        :param gso: kind of superframe, 0 for a single datagram.
+        :param size: bytes of the frame.
+        :param start: bytes of its headers.
+        :param length: bytes of its payload.
+        :param repeating: reads from headers what must repeat.
+        :return: as `_frame`.
+        """
+        payload = self._view[start : start + length]
+        if gso:
+            self._send(peer, payload, gso)
+            return _DONE
+        if peer is self._last and size == start + length:
+            return self._join(peer, size, start, repeating)
         if self._joins:
             self._last = peer
+        activity[peer.byte] |= peer.bit
         _send_one(peer.send or self._sender(peer), payload, self._counters)
+        return _DONE
 
     def _join(self, peer: Peer, size: int, start: int, repeating: Repeating) -> tuple[int, int]:
         """Carry the frame in the buffer, and join those that follow it as long as they repeat it.

@@ -22,7 +22,6 @@ PEER = os.path.join(os.path.dirname(__file__), "demo_peer.py")
 INSIDE_PORT = 7000
 ANY = {4: "0.0.0.0", 6: "::"}
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
-START_SECONDS = 5  # for a service to say that it is ready
 ROW_SECONDS = 10  # for one path; it takes a fraction of one
 
 COLUMNS = (

@@ -7,7 +7,6 @@ shortest way to the kernel.
 from __future__ import annotations
 
 import errno
-import os
 import struct
 from _socket import socket as RawSocket  # a class
 from typing import Any, Final
@@ -234,8 +233,3 @@ def ping_socket(family: int, identifier: int) -> RawSocket:
         sock.close()
         raise
     return sock
-
-
-def error_name(number: int | None) -> str:
-    """Give the text of an errno."""
-    return os.strerror(number or 0)

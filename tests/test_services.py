@@ -266,6 +266,16 @@ def test_aligned_search_lists_get_no_padding() -> None:
     assert NDP_OPTIONS.build([{"type": 31, "lifetime": 1, "labels": ndp.encode_name("abcdef")}])[1] == 2
 
 
+def test_a_search_list_beyond_the_options_room_is_cut_between_names() -> None:
+    names = tuple(f"{number:03}.{'a' * 60}.example" for number in range(40))
+    described = router(search=names, mtu=0, resolvers=(ip("2001:db8::53"),))
+    answer = opened(ndp.answer(described, router_solicitation(), GUEST_MAC, OWN))
+    dnssl = NDP_OPTIONS.parse(bytes(answer.payload[16:]))[2]
+    size = len(ndp.encode_name(names[0]))
+    assert dnssl.length <= 255
+    assert dnssl.labels.rstrip(b"\0").count(b"\7example") == ndp.DNSSL_BYTES // size
+
+
 def test_a_router_may_be_silent() -> None:
     silent = router(advertise=False)
     assert ndp.answer(silent, router_solicitation(), GUEST_MAC, OWN) is None

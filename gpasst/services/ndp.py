@@ -41,6 +41,7 @@ from gpasst.network import GuestNetwork
 from gpasst.services.wrap import with_checksum, wrap
 
 ROUTER_LIFETIME = 65535  # seconds; the longest there is, so that guests keep their route (upstream since 2023-12)
+DNSSL_BYTES = 8 * 255 - 8  # bytes of names that fit the option: its length is 8 bits, in units of 8 bytes
 UNSPECIFIED = bytes(16)
 CHECKSUM = ICMP_CODEC.offset("checksum")
 TYPES = (
@@ -132,7 +133,11 @@ def router_advertisement(router: Router) -> bytes:
     if network.resolvers:
         options.append({"type": NDP_OPTION_RDNSS, "lifetime": NDP_INFINITE, "addresses": list(network.resolvers)})
         if router.network.search:
-            labels = b"".join(encode_name(name) for name in router.network.search)
+            labels = b""
+            for name in router.network.search:
+                # Names that the option has no room for are left out; the first ones matter most.
+                if len(labels) + len(encode_name(name)) <= DNSSL_BYTES:
+                    labels += encode_name(name)
             options.append({"type": NDP_OPTION_DNSSL, "lifetime": NDP_INFINITE, "labels": labels})
     options.append({"type": NDP_OPTION_SOURCE_LINK_ADDRESS, "mac": router.network.host_mac})
     return NDP_ROUTER_ADVERTISEMENT_CODEC.pack(
