@@ -133,18 +133,35 @@ class Pasta:
     ) -> subprocess.Popen[Any]:
         """Start a program in the namespace, as `subprocess.Popen` does; closing the namespace ends it.
 
+        When this returns the program has been executed, so its process ID leads to the namespace.
+
         :param args: the program and its arguments; or a shell's command line, with ``shell=True``.
         :param init: make it process 1 of a PID namespace of its own, so that whatever it starts ends with it.
         :param tied: with `init`, kill it when the thread that calls this ends, even by SIGKILL.
         """
-        command, options = self._command(args, options, init, tied)
-        program = subprocess.Popen(command, **options)
+        self._opened()
+        reader, writer = os.pipe()
+        try:
+            command, options = self._command(args, options, init, tied, writer)
+            program = subprocess.Popen(command, **options)
+        except BaseException:
+            os.close(reader)
+            raise
+        finally:
+            os.close(writer)
+        runtime.current().wait_end(reader)
+        os.close(reader)
         self._programs = [other for other in self._programs if other.poll() is None]
         self._programs.append(program)
         return program
 
     def _command(
-        self, args: Sequence[str] | str, options: dict[str, Any], init: bool = False, tied: bool = False
+        self,
+        args: Sequence[str] | str,
+        options: dict[str, Any],
+        init: bool = False,
+        tied: bool = False,
+        ready: int | None = None,
     ) -> tuple[list[str], dict[str, Any]]:
         namespace = self._opened()[1]
         options = dict(options)
@@ -154,7 +171,7 @@ class Pasta:
         path = (options.get("env") or os.environ).get("PATH", os.defpath)
         if os.sep not in argv[0] and shutil.which(argv[0], path=path) is None:
             raise FileNotFoundError(2, "No such file or directory", argv[0])
-        command, descriptors = enter_command(namespace, argv, init, self._runas, tied)
+        command, descriptors = enter_command(namespace, argv, init, self._runas, tied, ready)
         options["pass_fds"] = (*options.get("pass_fds", ()), *descriptors)
         return command, options
 

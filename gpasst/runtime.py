@@ -49,6 +49,10 @@ class Runtime:
         """Run `function` where the hub runs."""
         return function()
 
+    def wait_end(self, descriptor: int) -> None:
+        """Wait until the writing end of a pipe is closed; nothing is ever written to it."""
+        wait_read(descriptor)
+
     def adopt(self, helper: Helper) -> None:
         """Use a helper that was started earlier."""
         self._helper, self._namespace = helper, _network_namespace()
@@ -106,6 +110,10 @@ class BackgroundRuntime(Runtime):
             raise outcome[1]
         result: T = outcome[0]
         return result
+
+    def wait_end(self, descriptor: int) -> None:
+        """Wait in the caller's thread, which no hub needs."""
+        os.read(descriptor, 1)
 
     def _run(self, ready: Any) -> None:
         self._hub = gevent.get_hub()

@@ -194,11 +194,13 @@ def enter_command(
     init: bool = False,
     runas: tuple[int, int] | None = None,
     tied: bool = False,
+    ready: int | None = None,
 ) -> tuple[list[str], tuple[int, ...]]:
     """Give the command line that runs `argv` in the namespace, and the descriptors to inherit (`pass_fds`).
 
     :param init: run it as process 1 of new PID and mount namespaces.
     :param runas: user and group id to take on first; those the namespace was opened with.
+    :param ready: writing end of a pipe, whose reading end ends when the command has been executed.
     :param tied: with `init`, kill it when the thread that starts it ends, however that happens.
     """
     command = [*_interpreter(), os.path.join(os.path.dirname(__file__), "enter.py")]
@@ -214,6 +216,9 @@ def enter_command(
         command.append("--init")
     if tied:
         command.append("--tied")
+    if ready is not None:
+        command += ["--ready", str(ready)]
+        inherited.append(ready)
     return [*command, "--", *argv], tuple(inherited)
 
 

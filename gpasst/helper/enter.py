@@ -198,7 +198,7 @@ def _attend(pid: int, waited: set[signal.Signals]) -> int:
             continue
 
 
-def _run_as_init(command: list[str], tied: bool) -> int:
+def _run_as_init(command: list[str], tied: bool, ready: int | None) -> int:
     if tied:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     waited = {signal.SIGCHLD, *FORWARDED}
@@ -216,6 +216,8 @@ def _run_as_init(command: list[str], tied: bool) -> int:
         finally:
             os._exit(status)
     os.close(alive)
+    if ready is not None:
+        os.close(ready)
     return _attend(pid, waited)
 
 
@@ -229,12 +231,17 @@ def main(arguments: list[str]) -> int:
     descriptors: dict[str, int] = {}
     runas: tuple[int, int] | None = None
     init = tied = False
+    ready: int | None = None
     rest = iter(options)
     for option in rest:
         if option == "--init":
             init = True
         elif option == "--tied":
             tied = True
+        elif option == "--ready":
+            # Closed by the exec, which tells the reader of the pipe that the command runs.
+            ready = int(next(rest))
+            os.set_inheritable(ready, False)
         elif option == "--runas":
             uid, gid = next(rest).split(":")
             runas = int(uid), int(gid)
@@ -243,7 +250,7 @@ def main(arguments: list[str]) -> int:
     try:
         _join(descriptors, runas)
         if init:
-            return _run_as_init(command, tied)
+            return _run_as_init(command, tied, ready)
     except OSError as error:
         _complain(f"cannot enter the namespace: {error.strerror}")
         return STATUS_FAILED

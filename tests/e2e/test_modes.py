@@ -303,6 +303,17 @@ def test_joining_a_namespace_of_another(server: socket.socket) -> None:
             assert ask(net, net.gateway4, server) == ("127.0.0.1", net.gateway4)
 
 
+@pytest.mark.parametrize("init", [False, True])
+def test_a_program_that_was_started_has_arrived(init: bool) -> None:
+    with gpasst.Pasta() as net:
+        inside = net.run(["readlink", "/proc/self/ns/net"], capture_output=True, text=True).stdout.strip()
+        program = net.popen(["sleep", "1000"], init=init)
+        assert os.readlink(f"/proc/{program.pid}/ns/net") == inside
+        command = f"/proc/{program.pid}/cmdline"
+        with open(command, "rb") as file:
+            assert init or file.read() == b"sleep\x001000\x00"
+
+
 def test_several_namespaces_at_once(server: socket.socket) -> None:
     with gpasst.Pasta(config_net=True) as one, gpasst.Pasta(config_net=True) as two:
         assert ask(one, one.gateway4, server) and ask(two, two.gateway4, server)
