@@ -291,6 +291,8 @@ def table(results: dict[str, dict[str, Figures]]) -> list[dict[str, Any]]:
             row["p99_ratio"] = ratio(medians, "pasta", "p99_us")
         if "gpasst" in medians and "veth" in medians:
             row["veth_ratio"] = ratio(medians, "veth", "delivered")
+            row["veth_latency_ratio"] = ratio(medians, "veth", "median_us")
+            row["veth_p99_ratio"] = ratio(medians, "veth", "p99_us")
         rows.append(row)
     return rows
 
