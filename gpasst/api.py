@@ -20,7 +20,7 @@ from gevent.socket import wait_read
 from gpasst import runtime
 from gpasst.config import TAP_MTU_MAXIMUM, Config
 from gpasst.counters import Statistics
-from gpasst.errors import ConfigurationError, GpasstError
+from gpasst.errors import ConfigurationError
 from gpasst.features import Feature
 from gpasst.helper.client import Namespace, OpenRequest, enter_command
 from gpasst.network import GuestNetwork, parse_resolver_file, settle
@@ -83,16 +83,9 @@ class Pasta:
         config = self.config
         with self._runtime.lock:
             helper = self._runtime.helper()
-            try:
-                facts = helper.facts(wait_read)
-                network = settle(config, facts, parse_resolver_file(_read(RESOLVER_FILE)))
-                namespace = helper.open(_request(config, network, self._runas), wait_read)
-            except GpasstError:
-                raise
-            except BaseException:
-                # An interrupted call leaves an answer behind; a fresh helper is the clean way out.
-                self._runtime.close_helper()
-                raise
+            facts = helper.facts(wait_read)
+            network = settle(config, facts, parse_resolver_file(_read(RESOLVER_FILE)))
+            namespace = helper.open(_request(config, network, self._runas), wait_read)
         try:
             self._proxy = Proxy(config, network, namespace, polls=self._runtime.polls)
         except BaseException:
@@ -149,10 +142,12 @@ class Pasta:
             raise
         finally:
             os.close(writer)
-        runtime.current().wait_end(reader)
-        os.close(reader)
         self._programs = [other for other in self._programs if other.poll() is None]
         self._programs.append(program)
+        try:
+            runtime.current().wait_end(reader)
+        finally:
+            os.close(reader)
         return program
 
     def _command(

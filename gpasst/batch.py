@@ -172,7 +172,7 @@ class Receiver:
         stride = self._stride
         lengths = self._lengths[:count].tolist()
         if lengths.count(stride) == count:
-            key, segment = self._first()
+            key, segment = self._describe(0, self._control_lengths[0])
             if not segment and self._uniform(count):
                 total = count * stride
                 return [(key, total, stride, [self._view[:total]])], more
@@ -180,13 +180,10 @@ class Receiver:
 
     def _lone(self) -> Run:
         """Give the run that is the first datagram received."""
-        key, segment = self._first()
-        length, stride = self._lengths[0], self._stride
-        if length <= stride:
-            parts = [self._view[:length]]
-        else:
-            parts = [self._view[:stride], self._overflow_view[: length - stride]]
-        if length > stride or self._slots == 1:
+        key, segment = self._describe(0, self._control_lengths[0])
+        length = self._lengths[0]
+        parts = self._parts(0, length)
+        if length > self._stride or self._slots == 1:
             self._set_stride(length)
         return key, length, segment or length, parts
 
@@ -202,11 +199,13 @@ class Receiver:
         controls = self._controls
         return not used or controls[: _CONTROL * count] == controls[:_CONTROL] * count
 
-    def _first(self) -> tuple[bytes, int]:
-        used = self._control_lengths[0]
-        if not used:
-            return bytes(self._names[: self._sender]), 0
-        return self._describe(0, used)
+    def _parts(self, i: int, length: int) -> list[memoryview]:
+        """Give where datagram `i` of `length` bytes lies: in its slot, and behind it what is longer."""
+        at, over = i * self._stride, i * DATAGRAM_BYTES
+        if length <= self._stride:
+            return [self._view[at : at + length]]
+        beyond = length - self._stride
+        return [self._view[at : at + self._stride], self._overflow_view[over : over + beyond]]
 
     def _describe(self, i: int, used: int) -> tuple[bytes, int]:
         """Give the raw key of datagram `i`, and the segment size if the kernel joined it from several."""
@@ -227,7 +226,7 @@ class Receiver:
         return key, segment
 
     def _runs(self, lengths: list[int]) -> list[Run]:
-        """Cut a mixed batch into runs."""
+        """Cut a mixed batch of at least two datagrams into runs."""
         runs: list[Run] = []
         stride, view = self._stride, self._view
         used = self._control_lengths[: len(lengths)].tolist()
@@ -245,19 +244,14 @@ class Receiver:
                     continue
                 runs.append((open_key, total, stride, [view[start : start + total]]))
                 open_key = None
-            at = i * stride
             if length == stride and not segment:
-                open_key, start, total = key, at, length
-            elif length <= stride:
-                runs.append((key, length, segment or length, [view[at : at + length]]))
+                open_key, start, total = key, i * stride, length
             else:
-                over = i * DATAGRAM_BYTES
-                parts = [view[at : at + stride], self._overflow_view[over : over + length - stride]]
-                runs.append((key, length, segment or length, parts))
+                runs.append((key, length, segment or length, self._parts(i, length)))
         if open_key is not None:
             runs.append((open_key, total, stride, [view[start : start + total]]))
-        # A lone datagram fits any layout; laying the slots out anew pays when more of its size follow.
-        if len(lengths) == self._slots or (len(lengths) > 1 and lengths[-1] == lengths[-2]):
+        # Any layout takes any size; laying the slots out anew pays when more of one size follow.
+        if len(lengths) == self._slots or lengths[-1] == lengths[-2]:
             self._set_stride(lengths[-1])
         # What is left behind control messages would make equal batches look mixed.
         self._controls[: _CONTROL * SLOTS] = bytes(_CONTROL * SLOTS)

@@ -270,22 +270,19 @@ class Downward:
         return left, taken
 
     def _send_joined(self, peer: Peer, payload: memoryview, segment: int) -> None:
+        """Send datagrams of `segment` bytes each, the last perhaps shorter, to `peer`."""
         self._path.tables[peer.endpoint.family].activity[peer.byte] |= peer.bit
         send_run(peer.send or self._sender(peer), payload, segment, self._most, self._counters)
 
     def _send(self, peer: Peer, payload: memoryview, gso: int) -> None:
         """Send a datagram or superframe of the guest to `peer`."""
-        table = self._path.tables[peer.endpoint.family]
-        table.activity[peer.byte] |= peer.bit
-        sender = peer.send or self._sender(peer)
-        total = len(payload)
-        segment = total
+        segment = len(payload)
         if gso == VIRTIO_NET_HDR_GSO_UDP_L4:
             (segment,) = _gso_size(self._buffer, _GSO_SIZE)
             if not segment:
                 self._counters.drop(Drop.MALFORMED_UDP)
                 return
-        send_run(sender, payload, segment, self._most, self._counters)
+        self._send_joined(peer, payload, segment)
 
     def _sender(self, peer: Peer) -> Sender:
         sender = peer.send = Sender(peer)

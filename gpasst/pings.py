@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 Key = tuple[bytes, bytes, int]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Exchange:
     """One exchange of echo messages.
 

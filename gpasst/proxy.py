@@ -199,6 +199,7 @@ class Proxy:
         self._clock = clock
         self._hub = gevent.get_hub()
         self._watchers: dict[Any, Any] = {}
+        self._periodic: gevent.Greenlet | None = None
         self._logged: Counter[Drop] = Counter()
         self._logged_at: dict[Drop, float] = {}
         features = config.features & supported()
@@ -224,9 +225,7 @@ class Proxy:
             filtered=config.udp_filter == "address",
             now=self._now(),
         )
-        self._pings = Pings(
-            self._tap, self.path, self.counters, self._watch_exchange, self._unwatch_exchange, self._now
-        )
+        self._pings = Pings(self._tap, self.path, self.counters, self._watch_exchange, self._unwatch, self._now)
         router = Router(network, not (config.no_ra or config.config_net), config.mtu)
         self._downward = Downward(
             self._tap,
@@ -287,9 +286,8 @@ class Proxy:
 
     def close(self) -> None:
         """Stop, and close every socket and the capture file. The namespace stays its owner's."""
-        periodic = getattr(self, "_periodic", None)
-        if periodic is not None:
-            periodic.kill()
+        if self._periodic is not None:
+            self._periodic.kill()
         for watcher in self._watchers.values():
             watcher.stop()
             watcher.close()
@@ -370,10 +368,7 @@ class Proxy:
         endpoint.socket = None
 
     def _watch_exchange(self, exchange: Exchange) -> None:
-        self._watch(id(exchange), exchange.socket.fileno(), self._echoes.wake, exchange)
-
-    def _unwatch_exchange(self, exchange: Exchange) -> None:
-        self._unwatch(id(exchange))
+        self._watch(exchange, exchange.socket.fileno(), self._echoes.wake, exchange)
 
     def _watch(self, owner: Any, fd: int, callback: Callable[..., None], *args: Any) -> None:
         watcher = self._hub.loop.io(fd, READ)

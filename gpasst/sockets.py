@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import struct
+from _socket import if_nametoindex, inet_ntop
 from _socket import socket as RawSocket  # a class
 from typing import Any, Final
 
@@ -52,8 +53,6 @@ _in6_pktinfo = struct.Struct("@16sI")
 
 def text(address: bytes) -> str:
     """Turn 4 or 16 bytes into an address's text."""
-    from _socket import inet_ntop
-
     return inet_ntop(AF_INET if len(address) == 4 else AF_INET6, address)
 
 
@@ -160,8 +159,6 @@ def open_listener(rule: ForwardRule, family: int, port: int, target: int, gro: b
             sock.setsockopt(level, option, 1)
         scope = 0
         if rule.interface and family == 6:
-            from _socket import if_nametoindex
-
             scope = if_nametoindex(rule.interface)
         sock.bind((host, port) if family == 4 else (host, port, 0, scope))
     except OSError as error:
