@@ -19,6 +19,7 @@ PURE = [
     "gpasst.errors",
     "gpasst.features",
     "gpasst.udp",
+    "gpasst.udp.activity",
     "gpasst.udp.addresses",
     "gpasst.udp.guest",
     "gpasst.udp.headers",

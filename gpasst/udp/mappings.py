@@ -9,10 +9,8 @@ Theory of operation:
    superframes find it by the raw addresses and ports of their headers, upward ones by the raw sender (and, where the
    socket reports it, the addressed local address). Both ways lead to the same record, so an answer is translated by
    the pair that was stored, never by running rules again (errata D2).
-4. The data path marks a peer active by setting its bit in the activity bitmap, and needs no clock for that. A periodic
-   `scan` turns bits into ages and lets go of what has been idle for more than the timeout (seed rule 10.2); a mapping
-   ends with its last peer. Listeners never end this way.
-5. A peer's bit says "since the last scan", so an age is late by up to one scan interval, never early.
+4. A peer ends when it has been idle for more than the timeout (`activity`), and a mapping with its last peer. Listeners
+   never end this way.
 
 NOTE: the table holds at most `limit` peers. At the limit the longest idle one goes first.
 """
@@ -26,6 +24,7 @@ from typing import Any
 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
+from gpasst.udp.activity import Ages, Tracked
 from gpasst.udp.headers import Header
 
 PEERS_LIMIT = 131072  # per family; what upstream's flow table holds
@@ -75,7 +74,7 @@ class Mapping:
         self.admitted: set[bytes] | None = None
 
 
-class Peer:
+class Peer(Tracked):
     """One remote end of a mapping, in both views.
 
     :ivar mapping: the guest's end.
@@ -87,13 +86,9 @@ class Peer:
     :ivar send: what the adapter needs to send to it; made by the adapter.
     :ivar down_key: its key in `Table.down`.
     :ivar up_keys: its keys in `Endpoint.peers`.
-    :ivar byte: index of its byte in the activity bitmap.
-    :ivar bit: its bit within that byte.
     """
 
     __slots__ = (
-        "bit",
-        "byte",
         "down_key",
         "endpoint",
         "header",
@@ -123,8 +118,6 @@ class Peer:
         self.send: Any = None
         self.down_key = b""
         self.up_keys: tuple[bytes, ...] = ()
-        self.byte = 0
-        self.bit = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,31 +142,28 @@ class Table:
 
     :ivar down: peers by `down_key`.
     :ivar mappings: mappings by guest address and port.
+    :ivar ages: when each peer was last active.
     :ivar activity: the activity bitmap, a bit a peer.
     """
 
-    __slots__ = ("_ages", "_free", "_slots", "activity", "down", "limit", "mappings", "now")
+    __slots__ = ("activity", "ages", "down", "limit", "mappings")
 
     def __init__(self, now: int = 0, limit: int = PEERS_LIMIT) -> None:
         self.down: dict[bytes, Peer] = {}
         self.mappings: dict[tuple[bytes, int], Mapping] = {}
-        self.activity = bytearray()
+        self.ages: Ages[Peer] = Ages(now)
+        self.activity = self.ages.activity
         self.limit = limit
-        self.now = now
-        self._slots: list[Peer | None] = []
-        self._free: list[int] = []
-        # In order of last activity, the longest idle first: re-inserted by each scan that sees activity.
-        self._ages: dict[Peer, int] = {}
 
     def __len__(self) -> int:
         return len(self.down)
 
     def __iter__(self) -> Iterator[Peer]:
-        return iter(self._ages)
+        return iter(self.ages)
 
     def idle_seconds(self, peer: Peer) -> int:
         """Give how long ago `peer` was last found active."""
-        return self.now - self._ages[peer]
+        return self.ages.idle_seconds(peer)
 
     def add(self, peer: Peer, up_key: bytes) -> list[Endpoint]:
         """Enter a new peer under its keys.
@@ -186,20 +176,12 @@ class Table:
         mapping.peers += 1
         closing: list[Endpoint] = []
         while len(self.down) >= self.limit:
-            closing += self.remove(next(iter(self._ages)))
+            closing += self.remove(self.ages.oldest())
         self.mappings[mapping.guest, mapping.port] = mapping
         peer.down_key = down_key(mapping.guest, peer.shown[0], mapping.port, peer.shown[1])
         self.down[peer.down_key] = peer
         self.alias(peer, up_key)
-        slot = self._free.pop() if self._free else len(self._slots)
-        if slot == len(self._slots):
-            self._slots.append(peer)
-            if slot % 8 == 0:
-                self.activity.append(0)
-        else:
-            self._slots[slot] = peer
-        peer.byte, peer.bit = slot >> 3, 1 << (slot & 7)
-        self._ages[peer] = self.now
+        self.ages.add(peer)
         return closing
 
     def alias(self, peer: Peer, up_key: bytes) -> None:
@@ -209,14 +191,10 @@ class Table:
 
     def remove(self, peer: Peer) -> list[Endpoint]:
         """Forget `peer`, and its mapping if it was the last; give the host sockets to close then."""
-        del self._ages[peer]
+        self.ages.remove(peer)
         del self.down[peer.down_key]
         for key in peer.up_keys:
             del peer.endpoint.peers[key]
-        slot = (peer.byte << 3) + peer.bit.bit_length() - 1
-        self.activity[peer.byte] &= ~peer.bit
-        self._slots[slot] = None
-        self._free.append(slot)
         mapping = peer.mapping
         mapping.peers -= 1
         if mapping.peers:
@@ -238,26 +216,8 @@ class Table:
         :param now: monotonic seconds.
         :param timeout: seconds; a peer last active at t is kept at t + timeout and gone after that.
         """
-        self.now = now
-        activity, ages, slots = self.activity, self._ages, self._slots
-        if any(activity):
-            for index, byte in enumerate(activity):
-                bits = byte
-                while bits:
-                    low = bits & -bits
-                    bits ^= low
-                    peer = slots[(index << 3) + low.bit_length() - 1]
-                    if peer is not None:
-                        del ages[peer]
-                        ages[peer] = now
-                activity[index] = 0
         before = len(self.mappings)
-        closing: list[Endpoint] = []
-        while ages:
-            peer = next(iter(ages))
-            if now - ages[peer] <= timeout:
-                break
-            closing += self.remove(peer)
+        closing = [endpoint for peer in self.ages.scan(now, timeout) for endpoint in self.remove(peer)]
         return Expired(before - len(self.mappings), closing)
 
 
