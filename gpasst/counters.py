@@ -40,6 +40,10 @@ class Drop(Enum):
     SEND_FULL = "host socket buffer full"
     MESSAGE_SIZE = "datagram larger than the path allows"
     FILTERED = "sender not admitted by --udp-filter"
+    SPLICE_ADDRESS = "address beyond loopback on a splice listener"
+    SPLICE_STRAY = "datagram to a splice pair's socket before it was connected"
+    NO_TAP = "traffic that needs a tap, with --splice-only"
+    UNREACHABLE = "no route to the other side of a splice pair"
     NO_GUEST_ADDRESS = "guest address of this family not known yet"
     PORTS_EXHAUSTED = "no free port left to show the sender under"
     TAP_FULL = "tap queue full"
@@ -54,48 +58,70 @@ class Statistics:
     """A snapshot of one proxy's counters.
 
     :ivar datagrams_up: UDP datagrams written to the tap; a superframe counts each of its segments.
-    :ivar datagrams_down: UDP datagrams sent from host sockets, counted likewise.
+    :ivar datagrams_down: UDP datagrams sent from host sockets for the guest, counted likewise.
+    :ivar datagrams_spliced: UDP datagrams passed on by splice pairs, in either direction.
     :ivar bytes_up: UDP payload bytes written to the tap.
     :ivar bytes_down: UDP payload bytes sent from host sockets.
+    :ivar bytes_spliced: UDP payload bytes passed on by splice pairs.
     :ivar superframes_up: tap writes that carried more than one datagram.
     :ivar superframes_down: socket sends that carried more than one datagram.
+    :ivar superframes_spliced: sends of splice pairs that carried more than one datagram.
     :ivar frames_up: frames written by the services (ARP, NDP, echo, RST).
     :ivar frames_down: frames read from the tap.
-    :ivar socket_errors: errors read from host sockets' queues, for example refused peers.
+    :ivar socket_errors: errors read from sockets' queues, for example refused peers.
+    :ivar refusals: errors of splice pairs that were reported to the sender as ICMP would.
     :ivar mappings: guest endpoints tracked now.
     :ivar peers: peers tracked now, over all mappings.
-    :ivar expired: mappings closed for being idle, since start.
+    :ivar pairs: splice pairs tracked now.
+    :ivar expired: mappings and splice pairs closed for being idle, since start.
     :ivar drops: how often each `Drop` happened, by its value; reasons that never happened are absent.
     """
 
     datagrams_up: int
     datagrams_down: int
+    datagrams_spliced: int
     bytes_up: int
     bytes_down: int
+    bytes_spliced: int
     superframes_up: int
     superframes_down: int
+    superframes_spliced: int
     frames_up: int
     frames_down: int
     socket_errors: int
+    refusals: int
     mappings: int
     peers: int
+    pairs: int
     expired: int
     drops: dict[str, int]
+
+
+@dataclass(slots=True)
+class Tally:
+    """Traffic in one direction.
+
+    :ivar datagrams: UDP datagrams; a superframe counts each of its segments.
+    :ivar bytes: their payload.
+    :ivar superframes: writes or sends that carried more than one datagram.
+    """
+
+    datagrams: int = 0
+    bytes: int = 0
+    superframes: int = 0
 
 
 @dataclass(slots=True)
 class Counters:
     """The live counters, written by the data path."""
 
-    datagrams_up: int = 0
-    datagrams_down: int = 0
-    bytes_up: int = 0
-    bytes_down: int = 0
-    superframes_up: int = 0
-    superframes_down: int = 0
+    up: Tally = field(default_factory=Tally)
+    down: Tally = field(default_factory=Tally)
+    spliced: Tally = field(default_factory=Tally)
     frames_up: int = 0
     frames_down: int = 0
     socket_errors: int = 0
+    refusals: int = 0
     expired: int = 0
     drops: Counter[Drop] = field(default_factory=Counter)
 
@@ -103,20 +129,25 @@ class Counters:
         """Count `count` datagrams or frames dropped for `reason`."""
         self.drops[reason] += count
 
-    def snapshot(self, mappings: int, peers: int) -> Statistics:
-        """Freeze the counters, with the present number of `mappings` and `peers`."""
+    def snapshot(self, mappings: int, peers: int, pairs: int) -> Statistics:
+        """Freeze the counters, with the present number of `mappings`, `peers` and splice `pairs`."""
         return Statistics(
-            datagrams_up=self.datagrams_up,
-            datagrams_down=self.datagrams_down,
-            bytes_up=self.bytes_up,
-            bytes_down=self.bytes_down,
-            superframes_up=self.superframes_up,
-            superframes_down=self.superframes_down,
+            datagrams_up=self.up.datagrams,
+            datagrams_down=self.down.datagrams,
+            datagrams_spliced=self.spliced.datagrams,
+            bytes_up=self.up.bytes,
+            bytes_down=self.down.bytes,
+            bytes_spliced=self.spliced.bytes,
+            superframes_up=self.up.superframes,
+            superframes_down=self.down.superframes,
+            superframes_spliced=self.spliced.superframes,
             frames_up=self.frames_up,
             frames_down=self.frames_down,
             socket_errors=self.socket_errors,
+            refusals=self.refusals,
             mappings=mappings,
             peers=peers,
+            pairs=pairs,
             expired=self.expired,
             drops={reason.value: count for reason, count in self.drops.items()},
         )

@@ -14,12 +14,11 @@ datagram by datagram; a refused datagram is counted, and the others go on.
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
 from collections.abc import Callable
 
-from gpasst.batch import RUN_BYTES, SLOTS, SOL_UDP, UDP_SEGMENT, Receiver, split_key
+from gpasst.batch import RUN_BYTES, SLOTS, Receiver, split_key
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PacketError
 from gpasst.features import ALL, Feature
@@ -40,8 +39,8 @@ from gpasst.formats import (
 from gpasst.link.fragments import Reassembly
 from gpasst.link.packets import Packet, parse_ip, parse_udp
 from gpasst.link.tap import FRAME_BYTES, Tap
+from gpasst.sends import SEGMENTS_PER_SEND, Sender, send_one, send_run, sender_to
 from gpasst.services import arp, ndp, tcp
-from gpasst.sockets import Sender
 from gpasst.udp.addresses import is_loopback
 from gpasst.udp.guest import GuestPath
 from gpasst.udp.mappings import Endpoint, Peer
@@ -50,7 +49,6 @@ FRAMES_PER_STEP = 128
 LONE_STEPS = 2  # steps with one frame each after which the next is expected to be like that
 LONE_CHECK = 8  # every so many steps it is found out whether that still holds
 BATCHES_PER_STEP = 4
-SEGMENTS_PER_SEND = 64  # UDP_MAX_SEGMENTS before Linux 6.9
 DHCP_SERVER_PORT = 67
 DHCPV6_SERVER_PORT = 547
 
@@ -83,7 +81,6 @@ _repeating4 = struct.Struct(
 ).unpack_from
 _repeating6 = struct.Struct(f"{UDP6.offset('udp.checksum')}s").unpack_from
 _UNFRAGMENTED = 0x3FFF  # more-fragments bit and offset
-_segment = struct.Struct("@H").pack
 _gso_size = struct.Struct("<H").unpack_from
 
 
@@ -227,7 +224,7 @@ class Downward:
         if self._joins:
             self._last = peer
         activity[peer.byte] |= peer.bit
-        _send_one(peer.send or self._sender(peer), payload, self._counters)
+        send_one(peer.send or self._sender(peer), payload, self._counters.down, self._counters)
         return _DONE
 
     def _join(self, peer: Peer, size: int, start: int, repeating: Repeating) -> tuple[int, int]:
@@ -272,7 +269,8 @@ class Downward:
     def _send_joined(self, peer: Peer, payload: memoryview, segment: int) -> None:
         """Send datagrams of `segment` bytes each, the last perhaps shorter, to `peer`."""
         self._path.tables[peer.endpoint.family].activity[peer.byte] |= peer.bit
-        send_run(peer.send or self._sender(peer), payload, segment, self._most, self._counters)
+        counters = self._counters
+        send_run(peer.send or self._sender(peer), payload, segment, self._most, counters.down, counters)
 
     def _send(self, peer: Peer, payload: memoryview, gso: int) -> None:
         """Send a datagram or superframe of the guest to `peer`."""
@@ -285,7 +283,7 @@ class Downward:
         self._send_joined(peer, payload, segment)
 
     def _sender(self, peer: Peer) -> Sender:
-        sender = peer.send = Sender(peer)
+        sender = peer.send = sender_to(peer)
         return sender
 
     def _long_way(self, frame: memoryview) -> None:
@@ -358,64 +356,6 @@ class Downward:
         if self._echo is None:
             raise PacketError(Drop.PROTOCOL_DISABLED)
         self._echo(packet)
-
-
-def send_run(sender: Sender, payload: memoryview, segment: int, most: int, counters: Counters) -> None:
-    """Send a run of datagrams to one peer: as superframes if the kernel takes them, else one by one.
-
-    :param sender: where to.
-    :param payload: the datagrams, one behind the other.
-    :param segment: bytes of each datagram but perhaps the last.
-    :param most: how many datagrams one call may carry.
-    :param counters: where traffic and drops are counted.
-    """
-    total = len(payload)
-    if segment >= total:
-        _send_one(sender, payload, counters)
-        return
-    step = most * segment
-    for start in range(0, total, step):
-        piece = payload[start : start + step]
-        if len(piece) <= segment:
-            _send_one(sender, piece, counters)
-            continue
-        control = [*sender.control, (SOL_UDP, UDP_SEGMENT, _segment(segment))]
-        try:
-            sender.socket.sendmsg([piece], control, 0, sender.address)
-        except OSError as error:
-            if error.errno in (errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.ENOPROTOOPT):
-                for at in range(0, len(piece), segment):
-                    _send_one(sender, piece[at : at + segment], counters)
-            else:
-                _refused(error, -(-len(piece) // segment), counters)
-            continue
-        counters.superframes_down += 1
-        counters.datagrams_down += -(-len(piece) // segment)
-        counters.bytes_down += len(piece)
-
-
-def _send_one(sender: Sender, payload: memoryview, counters: Counters) -> None:
-    try:
-        if sender.control:
-            sender.socket.sendmsg([payload], sender.control, 0, sender.address)
-        else:
-            sender.socket.sendto(payload, sender.address)
-    except OSError as error:
-        _refused(error, 1, counters)
-        return
-    counters.datagrams_down += 1
-    counters.bytes_down += len(payload)
-
-
-def _refused(error: OSError, count: int, counters: Counters) -> None:
-    """Count datagrams under the reason for which the kernel refused them."""
-    if error.errno in (errno.EAGAIN, errno.ENOBUFS):
-        reason = Drop.SEND_FULL
-    elif error.errno == errno.EMSGSIZE:
-        reason = Drop.MESSAGE_SIZE
-    else:
-        reason = Drop.SEND_FAILED
-    counters.drop(reason, count)
 
 
 class Upward:

@@ -255,7 +255,7 @@ class Proxy:
     def statistics(self) -> Statistics:
         """Freeze the counters."""
         tables = self.path.tables.values()
-        return self.counters.snapshot(sum(len(table.mappings) for table in tables), sum(map(len, tables)))
+        return self.counters.snapshot(sum(len(table.mappings) for table in tables), sum(map(len, tables)), 0)
 
     def flows(self) -> tuple[Flow, ...]:
         """List every tracked peer."""

@@ -18,7 +18,6 @@ from gpasst.batch import (
     IP_PKTINFO,
     IPPROTO_IP,
     IPPROTO_IPV6,
-    IPV6_PKTINFO,
     SOL_UDP,
     UDP_GRO,
     UDP_SEGMENT,
@@ -28,7 +27,7 @@ from gpasst.errors import ConfigurationError, PacketError, PlatformError
 from gpasst.features import ALL, Feature
 from gpasst.network import FamilyNetwork
 from gpasst.portspec import ForwardRule
-from gpasst.udp.mappings import Endpoint, Peer
+from gpasst.udp.mappings import Endpoint
 
 SOCK_DGRAM: Final = 2
 SOL_SOCKET: Final = 1
@@ -188,28 +187,6 @@ def _bind_error(error: OSError, place: str, rule: ForwardRule, port: int) -> Con
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return PlatformError(f"cannot forward {place}: too many open files", "raise ulimit -n or forward fewer ports")
     return PlatformError(f"cannot forward {place}: {error.strerror}", "see the errno above")
-
-
-class Sender:
-    """What it takes to send to one peer: address and control messages, in the form that socket calls take.
-
-    :ivar socket: the host socket.
-    :ivar address: the peer's address tuple.
-    :ivar control: control messages that choose the local address; empty for the kernel's choice.
-    """
-
-    __slots__ = ("address", "control", "socket")
-
-    def __init__(self, peer: Peer) -> None:
-        address, port, scope = peer.remote
-        self.socket: RawSocket = peer.endpoint.socket
-        self.address = socket_address(address, port, scope)
-        self.control: tuple[tuple[int, int, bytes], ...] = ()
-        if len(peer.local) == 4:
-            self.control = ((IPPROTO_IP, IP_PKTINFO, _in_pktinfo.pack(0, peer.local)),)
-        elif peer.local:
-            # The interface matters for link-local addresses only; elsewhere routing decides.
-            self.control = ((IPPROTO_IPV6, IPV6_PKTINFO, _in6_pktinfo.pack(peer.local[:16], scope)),)
 
 
 def ping_socket(family: int, identifier: int) -> RawSocket:

@@ -45,18 +45,18 @@ class Tap:
         :param segment: payload bytes of each datagram but perhaps the last.
         :param payload: the datagrams, one behind the other.
         """
-        counters = self._counters
+        tally = self._counters.up
         single = segment >= total
         if single or header.family in self._superframes:
             filled = header.fill(total, segment)
             failure = self._write([filled, *payload])
             if not failure:
-                counters.bytes_up += total
+                tally.bytes += total
                 if single:
-                    counters.datagrams_up += 1
+                    tally.datagrams += 1
                 else:
-                    counters.superframes_up += 1
-                    counters.datagrams_up += -(-total // segment)
+                    tally.superframes += 1
+                    tally.datagrams += -(-total // segment)
                 return
             if single or failure != errno.EINVAL:
                 self._lost(failure, 1 if single else -(-total // segment))
@@ -68,8 +68,8 @@ class Tap:
             if failure:
                 self._lost(failure, 1)
             else:
-                counters.datagrams_up += 1
-                counters.bytes_up += len(piece)
+                tally.datagrams += 1
+                tally.bytes += len(piece)
 
     def write_frame(self, frame: bytes) -> None:
         """Write one complete Ethernet frame."""
