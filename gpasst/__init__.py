@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from gpasst.config import Config
     from gpasst.counters import Drop, Statistics
     from gpasst.errors import ConfigurationError, GpasstError, PacketError, PlatformError
-    from gpasst.proxy import Flow, Forward
+    from gpasst.forwards import Forward
+    from gpasst.proxy import Flow
 
 __all__ = [
     "Config",
@@ -36,7 +37,7 @@ _HOMES = {
     "ConfigurationError": "gpasst.errors",
     "Drop": "gpasst.counters",
     "Flow": "gpasst.proxy",
-    "Forward": "gpasst.proxy",
+    "Forward": "gpasst.forwards",
     "GpasstError": "gpasst.errors",
     "PacketError": "gpasst.errors",
     "Pasta": "gpasst.api",

@@ -22,9 +22,10 @@ from gpasst.config import TAP_MTU_MAXIMUM, Config
 from gpasst.counters import Statistics
 from gpasst.errors import ConfigurationError
 from gpasst.features import Feature
+from gpasst.forwards import Forward
 from gpasst.helper.client import Namespace, OpenRequest, enter_command
 from gpasst.network import GuestNetwork, parse_resolver_file, settle
-from gpasst.proxy import Flow, Forward, Proxy
+from gpasst.proxy import Flow, Proxy
 from gpasst.sockets import text
 
 RESOLVER_FILE = "/etc/resolv.conf"
@@ -87,7 +88,8 @@ class Pasta:
             network = settle(config, facts, parse_resolver_file(_read(RESOLVER_FILE)))
             namespace = helper.open(_request(config, network, self._runas), wait_read)
         try:
-            self._proxy = Proxy(config, network, namespace, polls=self._runtime.polls)
+            first, last = facts["ephemeral"]
+            self._proxy = Proxy(config, network, namespace, (first, last), polls=self._runtime.polls)
         except BaseException:
             namespace.close()
             raise
@@ -179,13 +181,9 @@ class Pasta:
         """Make a socket that lives in the namespace, of the class that `socket.socket` is to the caller."""
         namespace = self._opened()[1]
         assert self._runtime is not None
-        lock = self._runtime.lock
-
-        def make() -> int:
-            with lock:
-                return namespace.sockets(family, type, proto, 1, wait_read)[0]
-
-        return socket.socket(family, type, proto, self._runtime.call(make))
+        # Without a greenlet switch: the proxy asks the same process for sockets, at any time.
+        descriptor = self._runtime.call(lambda: namespace.sockets(family, type, proto, 1)[0])
+        return socket.socket(family, type, proto, descriptor)
 
     @property
     def forwards(self) -> tuple[Forward, ...]:
@@ -269,7 +267,8 @@ def _request(config: Config, network: GuestNetwork, runas: tuple[int, int] | Non
         mac=config.ns_mac_addr or None,
         mtu=min(network.mtu, TAP_MTU_MAXIMUM),
         offload=Feature.USO in config.features,
-        configure=config.config_net,
+        configure=config.config_net and not config.splice_only,
+        tap=not config.splice_only,
         addresses=network.addresses,
         routes=network.routes,
     )

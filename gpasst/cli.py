@@ -46,9 +46,6 @@ usage: gpasst COMMAND [OPTIONS]
 ABSENT_OPTIONS = (
     ("--tcp-ports", "-t", "SPEC", "TCP forwarding"),
     ("--tcp-ns", "-T", "SPEC", "TCP forwarding"),
-    ("--udp-ns", "-U", "SPEC", "splicing"),
-    ("--splice-only", "", "", "splicing"),
-    ("--host-lo-to-ns-lo", "", "", "splicing"),
     ("--hostname", "", "NAME", "DHCP"),
     ("--fqdn", "", "NAME", "DHCP"),
     ("--conf-path", "-c", "PATH", "the control socket"),
@@ -59,6 +56,8 @@ ABSENT_OPTIONS = (
     ("--no-dhcp-search", "", "", "passt mode"),
     ("--vhost-user", "", "", "passt mode"),
 )
+# Forwarded as bound on the other side unless something else is asked for, as in pasta.
+AUTOMATIC = ("udp_ports", "udp_ns")
 ABSENT_COMMANDS = ("passt", "doctor", "ctl")
 
 
@@ -158,7 +157,6 @@ def pasta_parser() -> Parser:
         help="rotate the log file at BYTES",
     )
     process.add_argument("--stats", type=int, default=0, metavar="SECONDS", help="print counters every SECONDS")
-    process.add_argument("--no-splice", action="store_true", help="move all traffic through the tap (it does anyway)")
     process.add_argument("--version", action="version", version=f"gpasst {__version__}")
     for long, short, value, part in ABSENT_OPTIONS:
         parser.add_argument(
@@ -183,6 +181,8 @@ def run_pasta(argv: list[str]) -> int:
     fields: dict[str, Any] = {name: getattr(given, name) for name in options()}
     if len(command) == 1 and command[0].isdecimal() and "--" not in argv:
         fields["pid"] = int(command.pop())
+    for name in AUTOMATIC:
+        fields[name] = fields[name] or (["none"] if name == "udp_ns" and given.no_splice else ["auto"])
     try:
         config = Config(**fields)
         if not config.creates_namespace and command:

@@ -62,7 +62,8 @@ class Config:
     """Everything that shapes one connection between a guest and the host.
 
     Every field is the option of the same name. Fields that take several values accept one string or an iterable of
-    strings. Nothing given means: copy the host's own configuration, track UDP, forward nothing.
+    strings. Nothing given means: copy the host's own configuration, track UDP, forward nothing (on the command line:
+    forward what is bound on either side).
 
     :raises ConfigurationError: for a value that makes no sense, or two that contradict each other.
     """
@@ -107,6 +108,14 @@ class Config:
     dhcp_search: bool = _option(False, "tell the guest search domains", group="names")
 
     udp_ports: tuple[str, ...] = _option((), "UDP ports of the host that lead to the guest", "SPEC", "-u", "ports")
+    udp_ns: tuple[str, ...] = _option(
+        (), "UDP ports of the namespace's loopback that lead to the host's", "SPEC", "-U", "ports"
+    )
+    no_splice: bool = _option(False, "move loopback traffic through the tap, too", group="ports")
+    splice_only: bool = _option(False, "make no tap; carry loopback traffic only", group="ports")
+    host_lo_to_ns_lo: bool = _option(
+        False, "lead the host's loopback to the namespace's, not to its own address", group="ports"
+    )
     freebind: bool = _option(False, "forward on addresses that the host does not have yet", group="ports")
     udp_timeout: int = _option(TIMEOUT_DEFAULT, "idle seconds after which a UDP mapping ends", "SECONDS", group="ports")
     udp_filter: str = _option(
@@ -164,7 +173,8 @@ class Config:
         for name in ("ns_ifname", "interface", "outbound_if4", "outbound_if6"):
             _check_interface_name(getattr(self, name), long_option(name))
         self._check_numbers()
-        portspec.parse("--udp-ports", self.udp_ports)
+        self.forward_rules()
+        self._check_namespace_rules()
 
     def _normalise(self) -> None:
         """Accept one string where several are allowed, and check the types."""
@@ -188,6 +198,7 @@ class Config:
             ("ipv4_only", "ipv6_only"),
             ("userns", "netns_only"),
             ("pid", "netns"),
+            ("no_splice", "splice_only"),
         ):
             if getattr(self, one) and getattr(self, other):
                 raise ConfigurationError(
@@ -226,9 +237,37 @@ class Config:
         """Whether a new network namespace is made rather than one joined."""
         return not self.netns and self.pid is None
 
-    def forward_rules(self) -> tuple[portspec.ForwardRule, ...]:
-        """The rules of ``--udp-ports``."""
-        return portspec.parse("--udp-ports", self.udp_ports)
+    @property
+    def keeps_loopback(self) -> bool:
+        """Whether the host's loopback leads to the namespace's loopback."""
+        return self.host_lo_to_ns_lo or self.splice_only
+
+    def forward_rules(self, ephemeral: tuple[int, int] = portspec.EPHEMERAL) -> tuple[portspec.ForwardRule, ...]:
+        """The rules of ``--udp-ports``.
+
+        :param ephemeral: first and last ephemeral port of the host.
+        """
+        return portspec.parse("--udp-ports", self.udp_ports, ephemeral)
+
+    def namespace_rules(self, ephemeral: tuple[int, int] = portspec.EPHEMERAL) -> tuple[portspec.ForwardRule, ...]:
+        """The rules of ``--udp-ns``.
+
+        :param ephemeral: first and last ephemeral port of the namespace.
+        """
+        return portspec.parse("--udp-ns", self.udp_ns, ephemeral)
+
+    def _check_namespace_rules(self) -> None:
+        for rule in self.namespace_rules():
+            if self.no_splice:
+                raise ConfigurationError(
+                    "--udp-ns needs splicing, which --no-splice switches off", "give only one of them"
+                )
+            address = ipaddress.ip_address(rule.address or "127.0.0.1")
+            if not (address.is_loopback or address.is_unspecified) or rule.interface not in (None, "lo"):
+                raise ConfigurationError(
+                    f"--udp-ns {rule.text} is not on the namespace's loopback",
+                    "name ports only, or an address like 127.0.0.53 or ::1",
+                )
 
 
 def long_option(name: str) -> str:

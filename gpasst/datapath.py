@@ -41,9 +41,11 @@ from gpasst.link.packets import Packet, parse_ip, parse_udp
 from gpasst.link.tap import FRAME_BYTES, Tap
 from gpasst.sends import SEGMENTS_PER_SEND, Sender, send_one, send_run, sender_to
 from gpasst.services import arp, ndp, tcp
+from gpasst.splice import Splice
 from gpasst.udp.addresses import is_loopback
 from gpasst.udp.guest import GuestPath
 from gpasst.udp.mappings import Endpoint, Peer
+from gpasst.udp.splice import Pair
 
 FRAMES_PER_STEP = 128
 LONE_STEPS = 2  # steps with one frame each after which the next is expected to be like that
@@ -359,17 +361,26 @@ class Downward:
 
 
 class Upward:
-    """From host sockets to the tap.
+    """From host sockets to the tap, and from every listener to where its datagrams go.
 
-    :param tap: the tap.
+    :param tap: the tap, None without one.
     :param path: the guest path.
+    :param splice: what moves loopback traffic, None where nothing does.
     :param counters: where traffic and drops are counted.
     :param features: what may move more than one datagram at once.
     """
 
-    def __init__(self, tap: Tap, path: GuestPath, counters: Counters, features: frozenset[Feature] = ALL) -> None:
+    def __init__(
+        self,
+        tap: Tap | None,
+        path: GuestPath,
+        splice: Splice | None,
+        counters: Counters,
+        features: frozenset[Feature] = ALL,
+    ) -> None:
         self._tap = tap
         self._path = path
+        self._splice = splice
         self._counters = counters
         self._receivers = {
             family: Receiver(family, SLOTS if Feature.BATCH in features else 1) for family in path.tables
@@ -383,7 +394,6 @@ class Upward:
         family = endpoint.family
         receive = self._receivers[family].receive
         peers, activity = endpoint.peers, self._path.tables[family].activity
-        write = self._tap.write_datagrams
         moved = 0
         for _ in range(BATCHES_PER_STEP):
             if endpoint.socket is None:
@@ -402,13 +412,20 @@ class Upward:
                     except PacketError as error:
                         self._counters.drop(error.reason, -(-total // segment) if total else 1)
                         continue
-                activity[peer.byte] |= peer.bit
-                write(peer.header, total, segment, payload)
+                if peer.header is None:
+                    self._splice.forward(peer, payload, segment)  # type: ignore[union-attr]
+                else:
+                    activity[peer.byte] |= peer.bit
+                    self._tap.write_datagrams(peer.header, total, segment, payload)  # type: ignore[union-attr]
                 moved += 1 if segment >= total else 2
             if not more:
                 break
         return moved
 
-    def _new(self, endpoint: Endpoint, key: bytes) -> Peer:
+    def _new(self, endpoint: Endpoint, key: bytes) -> Peer | Pair:
         address, port, scope, local = split_key(endpoint.family, key)
+        if endpoint.splices and self._splice and (endpoint.inside or is_loopback(local[: len(address)])):
+            return self._splice.open(endpoint, key, address, port, scope, local)
+        if self._tap is None:
+            raise PacketError(Drop.NO_TAP)
         return self._path.inbound(endpoint, key, address, port, scope, local)

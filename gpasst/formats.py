@@ -21,7 +21,8 @@ Units: bytes for lengths and offsets, unless a docstring says otherwise; address
 order.
 
 NOTE: integers are big-endian, but for `VIRTIO_NET` (little-endian; on a big-endian machine the tap needs
-TUNSETVNETLE) and the capture file (native order, as the magic number tells its readers).
+TUNSETVNETLE), the capture file (native order, as the magic number tells its readers) and netlink (native order, but
+for ports).
 NOTE: construct's compile() is not used: every import would pay for it, and a `Codec` is faster still.
 """
 
@@ -890,3 +891,79 @@ def parse_untrusted(declaration: Any, data: bytes | bytearray | memoryview, reas
     except Exception as error:
         # Besides its own errors construct lets through those of struct, of lambdas and of byte streams.
         raise PacketError(reason, f"{reason.value}: {type(error).__name__}") from error
+
+
+# --- netlink ------------------------------------------------------------------------------------------------
+
+NLMSG = Header(
+    "length" / Int32un,
+    "type" / FormatField("=", "H"),
+    "flags" / FormatField("=", "H"),
+    "sequence" / _zero(Int32un),
+    "port" / _zero(Int32un),
+)
+"""Head of every netlink message, 16 bytes in native byte order (linux/netlink.h: struct nlmsghdr).
+
+`length` is this head and what belongs to it, without the padding to 4 bytes that follows; `port` is the netlink
+address of the asking socket.
+"""
+
+NLMSG_STATUS = Header("error" / Int32sn)
+"""Start of what follows `NLMSG` in an error and at the end of a list: 0, or the negated errno (linux/netlink.h)."""
+
+RTATTR = Header(
+    "length" / FormatField("=", "H"),
+    "type" / FormatField("=", "H"),
+)
+"""Head of a netlink attribute, 4 bytes in native byte order (linux/rtnetlink.h: struct rtattr).
+
+`length` is this head and the value, without the padding to 4 bytes that follows.
+"""
+
+# Which socket, 48 bytes (linux/inet_diag.h: struct inet_diag_sockid).
+_SOCKET_ID = (
+    "source_port" / _zero(Int16ub),
+    "destination_port" / _zero(Int16ub),
+    "source" / Default(_IP6, bytes(16)),
+    "destination" / Default(_IP6, bytes(16)),
+    "interface" / _zero(Int32un),
+    "cookie" / Default(Bytes(8), bytes(8)),
+)
+
+INET_DIAG_REQUEST = Header(
+    "family" / Int8ub,
+    "protocol" / Int8ub,
+    "extensions" / _zero(Int8ub),
+    "padding" / _zero(Int8ub),
+    "states" / Int32un,
+    *_SOCKET_ID,
+)
+"""Asks for sockets, 56 bytes behind `NLMSG` (linux/inet_diag.h: struct inet_diag_req_v2).
+
+`family` is AF_INET or AF_INET6; bit n of `states` asks for those in TCP's state n.
+"""
+
+INET_DIAG = Header(
+    "family" / Int8ub,
+    "state" / Int8ub,
+    "timer" / _zero(Int8ub),
+    "retransmits" / _zero(Int8ub),
+    *_SOCKET_ID,
+    "expires" / _zero(Int32un),
+    "receive_queue" / _zero(Int32un),
+    "send_queue" / _zero(Int32un),
+    "uid" / _zero(Int32un),
+    "inode" / _zero(Int32un),
+)
+"""One socket, 72 bytes behind `NLMSG` and before its attributes (linux/inet_diag.h: struct inet_diag_msg).
+
+The socket's own end is the source; an IPv4 address is the first 4 of its 16 bytes. `interface` is the index of the
+device that the socket is bound to, or 0. `cookie` is a number that the kernel gives no other socket of the namespace.
+The queues are in bytes.
+"""
+
+NLMSG_CODEC = Codec(NLMSG, "NLMSG")
+NLMSG_STATUS_CODEC = Codec(NLMSG_STATUS, "NLMSG_STATUS")
+RTATTR_CODEC = Codec(RTATTR, "RTATTR")
+INET_DIAG_REQUEST_CODEC = Codec(INET_DIAG_REQUEST, "INET_DIAG_REQUEST")
+INET_DIAG_CODEC = Codec(INET_DIAG, "INET_DIAG")

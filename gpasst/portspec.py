@@ -1,11 +1,17 @@
-"""Port specifications, as options take them, turned into forward rules.
+"""Port specifications, as options take them, turned into a table of forward rules.
 
-A specification is ``none``, ``all``, or ``[ADDRESS[%INTERFACE]/]LIST`` (also ``%INTERFACE/LIST``, ``*`` for any
-address, and brackets around an IPv6 address). A LIST is comma-separated:
+A specification is ``none`` or ``[PLACE/]LIST``. A LIST is comma-separated:
 
-* ``P`` or ``P-Q``: these ports, to the same ports of the guest;
+* ``P`` or ``P-Q``: these ports, to the same ports of the other side;
 * ``P:T`` or ``P-Q:T-U``: the same, to other ports, both ranges of one width;
-* ``~P`` or ``~P-Q``: not these ports. Exclusions win; a list of nothing else means all but these.
+* ``P:ADDRESS/T`` or ``P-Q:ADDRESS/T-U``: the same, to an address of the other side, an IPv6 one in brackets;
+* ``~P`` or ``~P-Q``: not these ports. Exclusions win; a list of nothing else means all but these;
+* ``all``: every port that the listening side does not hand out by itself (its ephemeral range);
+* ``auto``: the ports of the list, or every port if it names none, while they are bound on the other side.
+
+A PLACE is where to listen: ``ADDRESS``, ``ADDRESS%INTERFACE``, ``%INTERFACE``, ``*`` or ``*%INTERFACE``, with brackets
+around an address where wanted. The first ``/`` ends it if what stands before is a place, so that the IPv6 target in
+``5000:2001:db8::5/6000`` needs brackets, and the one in ``5000-5001:2001:db8::5/6000-6001`` does not.
 
 Pure: text in, rules out. Whether a port can be bound is found out by whoever binds it.
 """
@@ -13,29 +19,40 @@ Pure: text in, rules out. Whether a port can be bound is found out by whoever bi
 from __future__ import annotations
 
 import ipaddress
+import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from operator import attrgetter, itemgetter
 
 from gpasst.errors import ConfigurationError
 
 LAST_PORT = 65535
-# `all` stops below the ports that IANA calls dynamic (RFC 6335, section 6), as in passt.
-LAST_OF_ALL = 49151
+EPHEMERAL = (49152, LAST_PORT)  # the ports that IANA calls dynamic (RFC 6335, section 6)
 INTERFACE_NAME_LENGTH = 15  # bytes; IFNAMSIZ - 1
-SYNTAX = "write [ADDRESS[%INTERFACE]/]PORT[-PORT][:TARGET[-TARGET]][,...] or ~PORT[-PORT]"
+WILDCARDS = (None, "0.0.0.0", "::")
+SYNTAX = "write [ADDRESS[%INTERFACE]/]PORT[-PORT][:[[ADDRESS]/]PORT[-PORT]][,...], ~PORT[-PORT], all, auto or none"
+# How a list begins whose first slash follows a target address.
+_ITEM_WITH_TARGET = re.compile(r"(.*,)?~?[0-9-]+:", re.DOTALL)
+
+Range = tuple[int, int]
+_Key = tuple[bool, str | None, str | None, int]  # what may take ports from each other: auto, place, family
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardRule:
-    """Ports of the host that lead to ports of the guest.
+    """Ports of one side that lead to ports of the other.
 
     :ivar protocol: ``"udp"``.
-    :ivar address: address to bind on the host, None for every address of both families.
+    :ivar address: address to bind, None for every address of the rule's families.
     :ivar interface: interface to bind to, None for every one.
-    :ivar first: first port on the host, 1 to 65535.
-    :ivar last: last port on the host.
-    :ivar target: the guest's port for `first`; the others follow in order.
+    :ivar first: first port that listens, 1 to 65535.
+    :ivar last: last port that listens.
+    :ivar target: the other side's port for `first`; the others follow in order, up to 65535.
     :ivar strict: whether a port that cannot be bound is an error.
+    :ivar target_address: address on the other side, None for the one that it has anyway.
+    :ivar auto: whether a port listens only while its target is bound on the other side.
+    :ivar text: the specification that asked for the rule, for messages.
     """
 
     protocol: str
@@ -45,129 +62,308 @@ class ForwardRule:
     last: int
     target: int
     strict: bool = True
+    target_address: str | None = None
+    auto: bool = False
+    text: str = field(default="", compare=False)
 
     def ports(self) -> Iterator[tuple[int, int]]:
-        """Give each (host port, guest port) of the rule."""
+        """Give each (listening port, port on the other side) of the rule."""
         for port in range(self.first, self.last + 1):
             yield port, port - self.first + self.target
+
+    def listening_for(self, target_port: int) -> int | None:
+        """Give the port that listens for `target_port` of the other side, None if the rule has none."""
+        port = target_port - self.target + self.first
+        return port if self.first <= port <= self.last else None
 
     @property
     def families(self) -> tuple[int, ...]:
         """The address families, 4 and 6, that the rule is for."""
-        if self.address is None:
-            return (4, 6)
-        return (ipaddress.ip_address(self.address).version,)
+        address = self.address or self.target_address
+        return (4, 6) if address is None else (_family(address),)
 
     def overlaps(self, other: ForwardRule) -> bool:
-        """Tell whether both rules claim one port on one address."""
+        """Tell whether the kernel would refuse to bind both rules: they share a port of an address."""
         return (
-            self.protocol == other.protocol
-            and self.first <= other.last
+            self.first <= other.last
             and other.first <= self.last
-            and (self.address is None or other.address is None or self.address == other.address)
+            and self.protocol == other.protocol
             and (self.interface is None or other.interface is None or self.interface == other.interface)
+            and (self.address == other.address or self.address in WILDCARDS or other.address in WILDCARDS)
+            and not set(self.families).isdisjoint(other.families)
         )
 
 
-def parse(option: str, specifications: Iterable[str], protocol: str = "udp") -> tuple[ForwardRule, ...]:
-    """Turn the values of one port option into rules.
+def parse(
+    option: str, specifications: Iterable[str], ephemeral: Range = EPHEMERAL, protocol: str = "udp"
+) -> tuple[ForwardRule, ...]:
+    """Turn the values of one port option into rules that do not contradict each other.
+
+    The last option wins: a value takes the ports that it names away from the values before it that have the same
+    address and interface, and a family in common. Ports that are named win over ``all``, though, and ``auto`` takes
+    from ``auto`` only.
 
     :param option: name of the option, for messages.
     :param specifications: its values in the order given; ``none`` cancels those before it.
+    :param ephemeral: first and last port of the ephemeral range of the side that listens.
     :param protocol: what the rules are for.
+    :returns: the strict rules first, to be opened first, and the automatic ones last; else by place, in the order
+        given, and by port.
     :raises ConfigurationError: naming the value and what is wrong with it.
     """
-    rules: list[ForwardRule] = []
+    parsed: list[list[ForwardRule]] = []
     for text in specifications:
         if text == "none":
-            rules.clear()
-        elif text == "auto":
-            raise ConfigurationError(f"{option} auto is not available yet", "name the ports to forward")
-        elif text == "all":
-            rules.append(ForwardRule(protocol, None, None, 1, LAST_OF_ALL, 1, strict=False))
-        else:
-            rules.extend(_parse_list(option, text, protocol))
-    for index, rule in enumerate(rules):
-        for other in rules[:index]:
-            if rule.overlaps(other):
-                port = max(rule.first, other.first)
-                raise ConfigurationError(
-                    f"{option}: {protocol} port {port} is forwarded twice",
-                    "give every address and port only once",
-                )
+            parsed.clear()
+            continue
+        try:
+            parsed.append(_parse_specification(text, ephemeral, protocol))
+        except ConfigurationError as error:
+            raise ConfigurationError(_one_line(f"{option} {text}: {error.message}"), error.remedy) from None
+    rules = _in_order(_resolve(parsed), parsed)
+    clash = _find_clash(rule for rule in rules if rule.strict)
+    if clash:
+        raise _clash_error(option, *clash)
     return tuple(rules)
 
 
-def _parse_list(option: str, text: str, protocol: str) -> list[ForwardRule]:
-    """Parse ``[ADDRESS[%INTERFACE]/]LIST``."""
-    place, slash, ports = text.rpartition("/")
-    address, interface = _parse_place(option, text, place) if slash else (None, None)
-    excluded: set[int] = set()
-    ranges: list[tuple[int, int, int]] = []
-    for item in ports.split(","):
-        if item.startswith("~"):
-            first, last = _parse_range(option, text, item[1:])
-            excluded.update(range(first, last + 1))
+def reverse(rules: Iterable[ForwardRule]) -> dict[int, int]:
+    """Give, by target port, the port that leads to it, for showing a sender under the port that others reach it by.
+
+    A target that several ports lead to has no entry, be one of them itself (erratum E-11). Neither have ports that
+    lead to themselves, nor automatic ones. The map is of ports, not of differences, so that no sum wraps (E-10).
+
+    :param rules: all rules of one direction.
+    """
+    found: dict[int, int] = {}
+    ambiguous = set()
+    same = []
+    for rule in rules:
+        if rule.auto:
             continue
-        source, colon, target_text = item.partition(":")
-        first, last = _parse_range(option, text, source)
-        target, target_last = _parse_range(option, text, target_text) if colon else (first, last)
-        if target_last - target != last - first:
-            raise ConfigurationError(
-                f"{option} {text}: {source} and {target_text} differ in width",
-                "make both ranges equally long",
-            )
-        ranges.append((first, last, target))
-    strict = bool(ranges)
-    if not ranges:
-        ranges.append((1, LAST_OF_ALL, 1))
+        if rule.first == rule.target:
+            same.append((rule.first, rule.last))
+            continue
+        for port, target in rule.ports():
+            if found.setdefault(target, port) != port:
+                ambiguous.add(target)
+    # A target that leads to itself too is a stretch that nothing is left of.
+    same = _merged(same)
+    return {
+        target: port
+        for target, port in found.items()
+        if target not in ambiguous and any(_without(target, target, same))
+    }
+
+
+def is_interface_name(name: str) -> bool:
+    """Tell whether the kernel would take `name` for a device (dev_valid_name), and a message can show it."""
+    return (
+        name not in ("", ".", "..")
+        and all(char not in "/: " and char.isprintable() for char in name)
+        and len(name.encode()) <= INTERFACE_NAME_LENGTH
+    )
+
+
+def _resolve(parsed: list[list[ForwardRule]]) -> list[ForwardRule]:
+    """Cut the rules of all specifications so that of one place and family each port is left to one of them."""
+    taken: dict[_Key, list[Range]] = {}
+    kept = []
+    # Whoever wins comes first: strict before forgiving, late before early.
+    for strict in (True, False):
+        for group in reversed(parsed):
+            claims: dict[_Key, list[Range]] = {}
+            for rule in group:
+                if rule.strict != strict:
+                    continue
+                pieces = [rule]
+                for family in rule.families:
+                    key = rule.auto, rule.address, rule.interface, family
+                    pieces = [part for piece in pieces for part in _cut(piece, taken.get(key, []))]
+                    claims.setdefault(key, []).append((rule.first, rule.last))
+                kept += pieces
+            for key, ranges in claims.items():
+                taken[key] = _merged(taken.get(key, []) + ranges)
+    return kept
+
+
+def _in_order(rules: list[ForwardRule], parsed: list[list[ForwardRule]]) -> list[ForwardRule]:
+    """Sort rules as `parse` gives them."""
+    mentioned = dict.fromkeys((rule.address, rule.interface) for group in parsed for rule in group)
+    places = {place: index for index, place in enumerate(mentioned)}
+    return sorted(
+        rules,
+        key=lambda rule: (
+            not rule.strict,
+            rule.auto,
+            places[rule.address, rule.interface],
+            rule.first,
+            rule.families,
+        ),
+    )
+
+
+def _find_clash(rules: Iterable[ForwardRule]) -> tuple[ForwardRule, ForwardRule] | None:
+    """Give two rules that overlap, the one with the higher port first, or None."""
+    active: list[ForwardRule] = []
+    for rule in sorted(rules, key=attrgetter("first")):
+        active = [other for other in active if other.last >= rule.first]
+        for other in active:
+            if rule.overlaps(other):
+                return rule, other
+        active.append(rule)
+    return None
+
+
+def _clash_error(option: str, rule: ForwardRule, other: ForwardRule) -> ConfigurationError:
+    narrow = other if rule.address in WILDCARDS else rule
+    last = min(rule.last, other.last)
+    ports = f"{rule.first}-{last}" if last > rule.first else str(last)
+    return ConfigurationError(
+        f"{option} {rule.text}: {rule.protocol} port {rule.first} on {narrow.address or 'every address'} "
+        f"is forwarded twice, by {other.text} too",
+        f"add ~{ports} to one of them",
+    )
+
+
+def _parse_specification(text: str, ephemeral: Range, protocol: str) -> list[ForwardRule]:
+    """Parse ``[PLACE/]LIST``; explicit ports and ``all`` may still overlap."""
+    address, interface, ports = _split(text)
+    items = ports.split(",")
+    words = [item for item in items if item in ("all", "auto")]
+    if len(words) > 1:
+        raise ConfigurationError(f"{words[0]} and {words[1]} in one list", "give one of them, once")
+    auto = "auto" in words
+    whole = ForwardRule(protocol, address, interface, 1, LAST_PORT, 1, strict=False, auto=auto, text=text)
+    excluded = _merged(_parse_range(item[1:]) for item in items if item.startswith("~"))
+    named = [_parse_item(item, whole) for item in items if item not in words and not item.startswith("~")]
+    clash = _find_clash(named)
+    if clash:
+        raise ConfigurationError(f"port {clash[0].first} is given twice", "give every port only once")
+    rules = [part for rule in named for part in _cut(rule, excluded)]
+    if "all" in words or not named:
+        rules += _cut(whole, excluded if auto else _merged([*excluded, ephemeral]))
+    return rules
+
+
+def _split(text: str) -> tuple[str | None, str | None, str]:
+    """Split a specification into address, interface and list."""
+    place, slash, ports = text.partition("/")
+    if not slash:
+        return None, None, text
+    try:
+        address, interface = _parse_place(place)
+    except ConfigurationError:
+        if _ITEM_WITH_TARGET.match(place):
+            return None, None, text
+        raise
+    return address, interface, ports
+
+
+def _parse_place(place: str) -> tuple[str | None, str | None]:
+    """Parse what stands before the slash, into address and interface."""
+    if place.startswith("[") and place.endswith("]"):
+        host, percent, interface = place[:-1].partition("%")
+        host += "]"
+    else:
+        host, percent, interface = place.partition("%")
+    if percent and not is_interface_name(interface):
+        raise ConfigurationError(
+            f"{interface or 'nothing'} is no interface name",
+            f"use up to {INTERFACE_NAME_LENGTH} characters without blank, slash or colon",
+        )
+    if host == "*" or (percent and not host):
+        return None, interface or None
+    return _parse_address(host), interface or None
+
+
+def _parse_item(item: str, whole: ForwardRule) -> ForwardRule:
+    """Parse ``P-Q[:[ADDRESS/]T-U]``, as that part of `whole`."""
+    source, colon, destination = item.partition(":")
+    first, last = _parse_range(source)
+    rule = replace(whole, first=first, last=last, target=first, strict=not whole.auto)
+    if not colon:
+        return rule
+    host, slash, ports = destination.rpartition("/")
+    if not slash and (address := _address(destination)):
+        shown = f"[{address}]" if _family(address) == 6 else address
+        raise ConfigurationError(f"{destination} lacks a port", f"write {source}:{shown}/{source}")
+    target_address = _parse_address(host) if slash else None
+    target, target_last = _parse_range(ports)
+    if target_last - target != last - first:
+        raise ConfigurationError(f"{source} and {ports} differ in width", "make both ranges equally long")
+    if target_address and whole.address and _family(target_address) != _family(whole.address):
+        raise ConfigurationError(
+            f"{whole.address} and {target_address} are of different families", "give two IPv4 or two IPv6 addresses"
+        )
+    return replace(rule, target=target, target_address=target_address)
+
+
+def _parse_range(ports: str) -> Range:
+    """Parse ``P`` or ``P-Q``."""
+    first, dash, last = ports.partition("-")
+    numbers = first, last if dash else first
+    for number in numbers:
+        if not re.fullmatch("[0-9]{1,5}", number) or not 1 <= int(number) <= LAST_PORT:
+            raise ConfigurationError(f"{number or 'nothing'} is not a port from 1 to {LAST_PORT}", SYNTAX)
+    if int(numbers[0]) > int(numbers[1]):
+        raise ConfigurationError(f"{ports} runs backwards", "give the lower port first")
+    return int(numbers[0]), int(numbers[1])
+
+
+def _parse_address(text: str) -> str:
+    """Parse an address with or without brackets."""
+    address = _address(text)
+    if address is None:
+        raise ConfigurationError(f"{text or 'nothing'} is not an IP address", SYNTAX)
+    return address
+
+
+def _address(text: str) -> str | None:
+    """Give the one spelling of an address with or without brackets, None if it is none."""
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    try:
+        # The module takes a scope, too, which is an interface here.
+        return None if "%" in text else str(ipaddress.ip_address(text))
+    except ValueError:
+        return None
+
+
+def _family(address: str) -> int:
+    return 6 if ":" in address else 4
+
+
+def _cut(rule: ForwardRule, holes: list[Range]) -> list[ForwardRule]:
+    """Give the parts of `rule` outside of `holes`, which are as `_merged` gives them."""
     return [
-        ForwardRule(protocol, address, interface, start, end, start - first + target, strict)
-        for first, last, target in ranges
-        for start, end in _without(first, last, excluded)
+        replace(rule, first=first, last=last, target=rule.target + first - rule.first)
+        for first, last in _without(rule.first, rule.last, holes)
     ]
 
 
-def _parse_place(option: str, text: str, place: str) -> tuple[str | None, str | None]:
-    """Parse ``ADDRESS[%INTERFACE]``, each part optional."""
-    host, percent, name = place.partition("%")
-    interface = name or None
-    if percent and not interface:
-        raise ConfigurationError(f"{option} {text}: no interface after %", SYNTAX)
-    if interface and len(interface.encode()) > INTERFACE_NAME_LENGTH:
-        raise ConfigurationError(f"{option} {text}: interface name {interface} is longer than 15 bytes", SYNTAX)
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    if host in ("*", ""):
-        if not host and not interface:
-            raise ConfigurationError(f"{option} {text}: no address before /", SYNTAX)
-        return None, interface
-    try:
-        return str(ipaddress.ip_address(host)), interface
-    except ValueError:
-        raise ConfigurationError(f"{option} {text}: {host} is not an IP address", SYNTAX) from None
+def _without(first: int, last: int, holes: list[Range]) -> Iterator[Range]:
+    """Give the stretches of `first` to `last` outside of `holes`, which are as `_merged` gives them."""
+    start = bisect_left(holes, first, key=itemgetter(1))
+    stop = bisect_right(holes, last, key=itemgetter(0))
+    for low, high in holes[start:stop]:
+        if first < low:
+            yield first, low - 1
+        first = high + 1
+    if first <= last:
+        yield first, last
 
 
-def _parse_range(option: str, text: str, ports: str) -> tuple[int, int]:
-    """Parse ``P`` or ``P-Q``."""
-    first_text, dash, last_text = ports.partition("-")
-    numbers = []
-    for number in (first_text, last_text if dash else first_text):
-        if not (number.isascii() and number.isdecimal()) or not 1 <= int(number) <= LAST_PORT:
-            raise ConfigurationError(f"{option} {text}: {number or 'nothing'} is not a port from 1 to 65535", SYNTAX)
-        numbers.append(int(number))
-    first, last = numbers
-    if first > last:
-        raise ConfigurationError(f"{option} {text}: {ports} runs backwards", SYNTAX)
-    return first, last
+def _merged(ranges: Iterable[Range]) -> list[Range]:
+    """Sort ranges, and join those that overlap or touch."""
+    merged: list[Range] = []
+    for first, last in sorted(ranges):
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = merged[-1][0], max(last, merged[-1][1])
+        else:
+            merged.append((first, last))
+    return merged
 
 
-def _without(first: int, last: int, excluded: set[int]) -> Iterator[tuple[int, int]]:
-    """Give the stretches of `first` to `last` that avoid `excluded`."""
-    start = first
-    for port in sorted(port for port in excluded if first <= port <= last):
-        if start < port:
-            yield start, port - 1
-        start = port + 1
-    if start <= last:
-        yield start, last
+def _one_line(text: str) -> str:
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -4,8 +4,9 @@ Theory of operation:
 
 1. Every descriptor has one persistent, level-triggered watcher. Its callback switches to a greenlet, which moves a
    bounded batch and switches back to the hub; nothing on the data path waits, sleeps or makes an object per datagram.
-2. There is one greenlet for the tap, one for each listening port (made when it first has something to do, since an
-   unused greenlet costs forty times its watcher), one for all sockets of mappings, and one that scans once a second.
+2. There is one greenlet for the tap, one for each listening port and splice pair (made when it first has something to
+   do, since an unused greenlet costs forty times its watcher), one for all sockets of mappings, one that scans once a
+   second, and one that follows bound ports where a rule is automatic.
 3. What goes wrong in one step is logged and counted, and the greenlet goes on.
 
 NOTE: a proxy lives on one hub; only its owner's thread may call it.
@@ -14,8 +15,6 @@ NOTE: a proxy lives on one hub; only its owner's thread may call it.
 from __future__ import annotations
 
 import logging
-import os
-import resource
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -24,48 +23,35 @@ from typing import Any
 
 import gevent
 import gevent.event
+from gevent.socket import wait_read
 from greenlet import greenlet
 
 from gpasst.batch import sender_key
 from gpasst.config import Config
 from gpasst.counters import Counters, Drop, Statistics
 from gpasst.datapath import Downward, Upward
-from gpasst.errors import ConfigurationError, GpasstError, PlatformError
+from gpasst.errors import GpasstError, PlatformError
 from gpasst.features import Feature
+from gpasst.forwards import Forward, Forwards
 from gpasst.helper.client import Namespace
 from gpasst.link.capture import Capture
 from gpasst.link.tap import Tap
 from gpasst.network import GuestNetwork, pack
 from gpasst.pings import Exchange, Pings
+from gpasst.portspec import EPHEMERAL, reverse
 from gpasst.services.ndp import Router
-from gpasst.sockets import open_listener, open_own, supported, text
+from gpasst.sockets import open_own, supported, text
+from gpasst.splice import Splice
 from gpasst.udp.guest import GuestPath
 from gpasst.udp.mappings import Endpoint
+from gpasst.udp.splice import Pair, Pairs
 
 SCAN_SECONDS = 1  # TIMER_INTERVAL of the seed
 DROP_LOG_SECONDS = 10  # at most one log line a reason in this time
-SPARE_DESCRIPTORS = 64  # kept free of listeners, for the tap, the helper and mappings
+FOLLOW_SECONDS = 0.5  # between two looks at what is bound, so that a new port is forwarded within a second
 READ = 1  # event mask of the loop
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """One open listener.
-
-    :ivar protocol: ``"udp"``.
-    :ivar address: address that it is bound to.
-    :ivar port: the host's port.
-    :ivar interface: interface that it is bound to, None for every one.
-    :ivar target: the guest's port.
-    """
-
-    protocol: str
-    address: str
-    port: int
-    interface: str | None
-    target: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +64,7 @@ class Flow:
     :ivar remote: (address, port) of the peer as the host sees it.
     :ivar port: the host's port that stands for the guest's.
     :ivar idle: seconds since it was last found active, to the second.
+    :ivar spliced: whether it passes a splice pair rather than the tap.
     """
 
     protocol: str
@@ -86,6 +73,7 @@ class Flow:
     remote: tuple[str, int]
     port: int
     idle: int
+    spliced: bool = False
 
 
 class Worker:
@@ -173,11 +161,12 @@ class Poller:
 
 
 class Proxy:
-    """Everything between one namespace's tap and the host's sockets.
+    """Everything between one namespace and the host's sockets.
 
     :param config: what the user asked for.
     :param network: what the guest will see.
-    :param namespace: the namespace, its tap ready.
+    :param namespace: the namespace, its tap ready (none with ``--splice-only``).
+    :param ephemeral: first and last port that the host's kernel hands out by itself.
     :param clock: gives monotonic seconds.
     :param polls: whether ``--busy-poll`` counts: not where other threads want the interpreter.
     :raises GpasstError: if a forward or the capture file cannot be opened; nothing stays open then.
@@ -188,32 +177,29 @@ class Proxy:
         config: Config,
         network: GuestNetwork,
         namespace: Namespace,
+        ephemeral: tuple[int, int] = EPHEMERAL,
         clock: Callable[[], float] = time.monotonic,
         polls: bool = True,
     ) -> None:
         self.config = config
         self.network = network
         self.counters = Counters()
-        self.forwards: tuple[Forward, ...] = ()
         self.finished = gevent.event.Event()
         self._clock = clock
         self._hub = gevent.get_hub()
         self._watchers: dict[Any, Any] = {}
-        self._periodic: gevent.Greenlet | None = None
+        self._greenlets: list[gevent.Greenlet] = []
         self._logged: Counter[Drop] = Counter()
         self._logged_at: dict[Drop, float] = {}
         features = config.features & supported()
-        if "uso4" not in namespace.offloads:
+        if "uso4" not in namespace.offloads and namespace.tap >= 0:
             features -= {Feature.USO}
         missing = config.features - features
         if missing:
             log.info("not supported by this kernel: %s", ", ".join(sorted(feature.value for feature in missing)))
         self.features = features
-        self._capture = Capture(config.pcap, time.time_ns) if config.pcap else None
-        superframes = frozenset(family for family in (4, 6) if f"uso{family}" in namespace.offloads)
-        self._tap = Tap(
-            namespace.tap, self.counters, superframes if Feature.USO in features else frozenset(), self._capture
-        )
+        self._poller = Poller(self._hub, config.busy_poll / 1_000_000) if config.busy_poll and polls else None
+        self._after = self._poller.lone if self._poller else None
         link_local = pack(namespace.link_local) if namespace.link_local else None
         self.path = GuestPath(
             network,
@@ -225,12 +211,62 @@ class Proxy:
             filtered=config.udp_filter == "address",
             now=self._now(),
         )
-        self._pings = Pings(self._tap, self.path, self.counters, self._watch_exchange, self._unwatch, self._now)
-        router = Router(network, not (config.no_ra or config.config_net), config.mtu)
+        self._capture: Capture | None = None
+        self._tap: Tap | None = None
+        self._pings: Pings | None = None
+        self._downward: Downward | None = None
+        self._splice: Splice | None = None
+        if namespace.tap >= 0:
+            self._open_tap(namespace)
+        if not config.no_udp and not config.no_splice:
+            pairs = Pairs(
+                self.path.addresses,
+                config.keeps_loopback,
+                namespace.index,
+                reverse(config.namespace_rules(namespace.ephemeral)),
+                reverse(config.forward_rules(ephemeral)),
+                self._now(),
+            )
+            self._splice = Splice(pairs, namespace.sockets, self._watch_pair, self._unwatch, self.counters, features)
+        self._upward = Upward(self._tap, self.path, self._splice, self.counters, features)
+        self._mappings = Worker(self._hub, self._upward.step, self.counters, self._after)
+        self._forwards = Forwards(
+            config,
+            ephemeral,
+            namespace.ephemeral,
+            self.path,
+            self._splice,
+            namespace.sockets,
+            self._watch_listener,
+            self._unwatch,
+            Feature.GRO in features,
+        )
+        try:
+            if not config.no_udp:
+                self._forwards.open()
+        except GpasstError:
+            self.close()
+            raise
+        if self._tap is not None:
+            worker = Worker(self._hub, self._step_tap, self.counters, self._after)
+            self._watch(self._tap, self._tap.fd, worker.wake)
+        self._greenlets.append(gevent.spawn(self._scan_forever))
+        if self._forwards.automatic and not config.no_udp:
+            self._greenlets.append(gevent.spawn(self._follow_forever))
+
+    def _open_tap(self, namespace: Namespace) -> None:
+        """Set up everything between the tap and the host's sockets."""
+        config, features, counters = self.config, self.features, self.counters
+        self._capture = Capture(config.pcap, time.time_ns) if config.pcap else None
+        superframes = frozenset(family for family in (4, 6) if f"uso{family}" in namespace.offloads)
+        self._tap = Tap(namespace.tap, counters, superframes if Feature.USO in features else frozenset(), self._capture)
+        self._pings = Pings(self._tap, self.path, counters, self._watch_exchange, self._unwatch, self._now)
+        self._echoes = Worker(self._hub, self._pings.step, counters)
+        router = Router(self.network, not (config.no_ra or config.config_net), config.mtu)
         self._downward = Downward(
             self._tap,
             self.path,
-            self.counters,
+            counters,
             None if config.no_ndp or config.no_icmp else router,
             None if config.no_icmp else self._pings.request,
             not config.no_tcp,
@@ -238,28 +274,21 @@ class Proxy:
             self._now,
             features,
         )
-        self._upward = Upward(self._tap, self.path, self.counters, features)
-        self._poller = Poller(self._hub, config.busy_poll / 1_000_000) if config.busy_poll and polls else None
-        after = self._after = self._poller.lone if self._poller else None
-        self._mappings = Worker(self._hub, self._upward.step, self.counters, after)
-        self._echoes = Worker(self._hub, self._pings.step, self.counters)
-        try:
-            if not config.no_udp:
-                self._open_forwards()
-        except GpasstError:
-            self.close()
-            raise
-        self._watch(self._tap, self._tap.fd, Worker(self._hub, self._step_tap, self.counters, after).wake)
-        self._periodic = gevent.spawn(self._scan_forever)
+
+    @property
+    def forwards(self) -> tuple[Forward, ...]:
+        """The listeners that are open."""
+        return self._forwards.listed()
 
     def statistics(self) -> Statistics:
         """Freeze the counters."""
         tables = self.path.tables.values()
-        return self.counters.snapshot(sum(len(table.mappings) for table in tables), sum(map(len, tables)), 0)
+        pairs = len(self._splice.pairs) if self._splice else 0
+        return self.counters.snapshot(sum(len(table.mappings) for table in tables), sum(map(len, tables)), pairs)
 
     def flows(self) -> tuple[Flow, ...]:
-        """List every tracked peer."""
-        return tuple(
+        """List every tracked peer and splice pair."""
+        peers = (
             Flow(
                 "udp",
                 (text(peer.mapping.guest), peer.mapping.port),
@@ -271,33 +300,59 @@ class Proxy:
             for table in self.path.tables.values()
             for peer in table
         )
+        return (*peers, *map(self._pair_flow, self._splice.pairs if self._splice else ()))
+
+    def _pair_flow(self, pair: Pair) -> Flow:
+        assert self._splice is not None
+        idle = self._splice.pairs.ages.idle_seconds(pair)
+        sender = text(pair.sender[0]), pair.sender[1]
+        addressed = text(pair.addressed[: len(pair.sender[0])]), pair.listener.port
+        target, local = (text(pair.route.address), pair.route.port), (text(pair.local[0]), pair.local[1])
+        if pair.listener.inside:
+            return Flow("udp", sender, addressed, target, local[1], idle, spliced=True)
+        return Flow("udp", target, local, sender, addressed[1], idle, spliced=True)
 
     def scan(self, now: int) -> None:
         """Let go of what is idle at `now`, in monotonic seconds, and log what was dropped; called once a second."""
-        ended = self.path.scan(now, self.config.udp_timeout)
+        timeout = self.config.udp_timeout
+        ended = self.path.scan(now, timeout)
+        if self._splice:
+            ended += self._splice.scan(now, timeout)
         self.counters.expired += ended
         if ended:
-            log.debug("%d mappings expired", ended)
-        lost = self._downward.reassembly.scan(now)
-        if lost:
-            self.counters.drop(Drop.FRAGMENT_TIMEOUT, lost)
-        self._pings.scan(now)
+            log.debug("%d mappings or splice pairs expired", ended)
+        if self._downward and self._pings:
+            lost = self._downward.reassembly.scan(now)
+            if lost:
+                self.counters.drop(Drop.FRAGMENT_TIMEOUT, lost)
+            self._pings.scan(now)
         self._log_drops(now)
+
+    def follow(self) -> None:
+        """Bring the listeners of automatic rules in step with what is bound now; called twice a second.
+
+        :raises PlatformError: if the kernel does not list sockets.
+        """
+        self._forwards.follow(wait_read, gevent.idle)
 
     def close(self) -> None:
         """Stop, and close every socket and the capture file. The namespace stays its owner's."""
-        if self._periodic is not None:
-            self._periodic.kill()
+        for greenlet_ in self._greenlets:
+            greenlet_.kill()
+        self._forwards.close()
+        if self._splice:
+            self._splice.close()
+        if self._pings:
+            self._pings.close()
+        self.path.close()
         for watcher in self._watchers.values():
             watcher.stop()
             watcher.close()
         self._watchers.clear()
         if self._poller:
             self._poller.close()
-        self._pings.close()
-        self.path.close()
         self._log_drops(None)
-        if self._capture is not None:
+        if self._capture is not None and self._tap is not None:
             self._capture.close()
             self._tap.capture = self._capture = None
         self.finished.set()
@@ -314,7 +369,20 @@ class Proxy:
                 self.counters.drop(Drop.INTERNAL)
                 log.exception("internal error while scanning")
 
+    def _follow_forever(self) -> None:
+        while True:
+            try:
+                self.follow()
+            except PlatformError as error:
+                log.warning("ports are not forwarded automatically: %s", error)
+                return
+            except Exception:
+                self.counters.drop(Drop.INTERNAL)
+                log.exception("internal error while looking for bound ports")
+            gevent.sleep(FOLLOW_SECONDS)
+
     def _step_tap(self) -> int:
+        assert self._downward is not None
         try:
             return self._downward.step()
         except OSError as error:
@@ -324,48 +392,32 @@ class Proxy:
             self.finished.set()
             return 0
 
-    def _open_forwards(self) -> None:
-        wanted = [
-            (rule, family, port, target)
-            for rule in self.config.forward_rules()
-            for family in rule.families
-            if family in self.path.tables
-            for port, target in rule.ports()
-        ]
-        raise_descriptor_limit(len(wanted))
-        opened, failures = [], []
-        for rule, family, port, target in wanted:
-            try:
-                endpoint = open_listener(rule, family, port, target, Feature.GRO in self.features, self.config.freebind)
-            except (ConfigurationError, PlatformError) as error:
-                if rule.strict:
-                    raise
-                failures.append(error)
-                continue
-            self.path.listeners.append(endpoint)
-            worker = Worker(self._hub, self._upward.step, self.counters, self._after)
-            self._watch(endpoint, endpoint.socket.fileno(), worker.wake, endpoint)
-            address = rule.address or ("0.0.0.0" if family == 4 else "::")
-            opened.append(Forward(rule.protocol, address, port, rule.interface, target))
-        if wanted and not opened:
-            raise failures[0]
-        for failure in failures:
-            log.info("%s", failure)
-        self.forwards = tuple(opened)
-
     def _open_endpoint(self, family: int, port: int) -> Endpoint:
         network = self.network.ip4 if family == 4 else self.network.ip6
         assert network is not None
         endpoint = open_own(network, port, Feature.GRO in self.features)
         if port and endpoint.port != port:
             log.info("IPv%d source port %d is taken on the host; port changed to %d", family, port, endpoint.port)
+        if self._forwards.automatic:
+            self._forwards.claim(endpoint.socket)
         self._watch(endpoint, endpoint.socket.fileno(), self._mappings.wake, endpoint)
         return endpoint
 
     def _close_endpoint(self, endpoint: Endpoint) -> None:
         self._unwatch(endpoint)
+        if self._forwards.automatic:
+            self._forwards.disclaim(endpoint.socket)
         endpoint.socket.close()
         endpoint.socket = None
+
+    def _watch_listener(self, endpoint: Endpoint) -> None:
+        worker = Worker(self._hub, self._upward.step, self.counters, self._after)
+        self._watch(endpoint, endpoint.socket.fileno(), worker.wake, endpoint)
+
+    def _watch_pair(self, pair: Pair) -> None:
+        assert self._splice is not None
+        worker = Worker(self._hub, self._splice.step, self.counters, self._after)
+        self._watch(pair, pair.endpoint.socket.fileno(), worker.wake, pair)
 
     def _watch_exchange(self, exchange: Exchange) -> None:
         self._watch(exchange, exchange.socket.fileno(), self._echoes.wake, exchange)
@@ -407,19 +459,3 @@ QUIET_DROPS = dict.fromkeys(
     ),
     logging.DEBUG,
 )
-
-
-def raise_descriptor_limit(listeners: int = 0) -> None:
-    """Raise the soft limit of open files to the hard one.
-
-    :raises PlatformError: if `listeners` sockets do not fit under it.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    room = hard - len(os.listdir("/proc/self/fd")) - SPARE_DESCRIPTORS
-    if hard != resource.RLIM_INFINITY and listeners > room:
-        raise PlatformError(
-            f"forwarding needs {listeners} sockets, but only {max(room, 0)} fit the limit of {hard} open files",
-            "raise ulimit -n, forward fewer ports, or one family only",
-        )

@@ -7,7 +7,6 @@ shortest way to the kernel.
 from __future__ import annotations
 
 import errno
-import struct
 from _socket import if_nametoindex, inet_ntop
 from _socket import socket as RawSocket  # a class
 from typing import Any, Final
@@ -26,10 +25,11 @@ from gpasst.counters import Drop
 from gpasst.errors import ConfigurationError, PacketError, PlatformError
 from gpasst.features import ALL, Feature
 from gpasst.network import FamilyNetwork
-from gpasst.portspec import ForwardRule
+from gpasst.udp.forwards import ANY, Place
 from gpasst.udp.mappings import Endpoint
 
 SOCK_DGRAM: Final = 2
+SOCK_RAW: Final = 3
 SOL_SOCKET: Final = 1
 SO_SNDBUF: Final = 7
 SO_RCVBUF: Final = 8
@@ -43,11 +43,6 @@ IPV6_FREEBIND: Final = 78
 IPPROTO_ICMP: Final = 1
 IPPROTO_ICMPV6: Final = 58
 BUFFER_BYTES = 8 << 20  # asked for; the kernel grants net.core.rmem_max unless privileged
-
-ANY: Final = {4: "0.0.0.0", 6: "::"}
-
-_in_pktinfo = struct.Struct("@i4s4x")
-_in6_pktinfo = struct.Struct("@16sI")
 
 
 def text(address: bytes) -> str:
@@ -66,13 +61,22 @@ def family_constant(family: int) -> int:
 
 
 def new_udp_socket(family: int, gro: bool, packet_info: bool) -> RawSocket:
-    """Make an unbound UDP socket of `family`, 4 or 6, that never waits.
+    """Make an unbound UDP socket of `family`, 4 or 6, on the host; see `prepare`.
 
+    :raises OSError: as the kernel says.
+    """
+    return prepare(RawSocket(family_constant(family), SOCK_DGRAM, 0), family, gro, packet_info)
+
+
+def prepare(sock: RawSocket, family: int, gro: bool, packet_info: bool) -> RawSocket:
+    """Give a new UDP socket the options that all have: it never waits, and carries one family only.
+
+    :param sock: the socket; closed on failure.
+    :param family: 4 or 6.
     :param gro: let the kernel join datagrams of one sender.
     :param packet_info: report the local address of every datagram.
     :raises OSError: as the kernel says.
     """
-    sock = RawSocket(family_constant(family), SOCK_DGRAM, 0)
     try:
         sock.setblocking(False)
         for forced, plain in ((SO_RCVBUFFORCE, SO_RCVBUF), (SO_SNDBUFFORCE, SO_SNDBUF)):
@@ -134,59 +138,52 @@ def open_own(network: FamilyNetwork, port: int, gro: bool) -> Endpoint:
     return Endpoint(family, sock.getsockname()[1], sock)
 
 
-def open_listener(rule: ForwardRule, family: int, port: int, target: int, gro: bool, freebind: bool) -> Endpoint:
-    """Open the listener of one forwarded port.
+def bind_listener(sock: RawSocket, place: Place, freebind: bool) -> None:
+    """Bind a listener's socket; it is closed on failure.
 
-    :param rule: the rule that asks for it.
-    :param family: 4 or 6.
-    :param port: the host's port.
-    :param target: the guest's port.
-    :param gro: as in `new_udp_socket`.
+    :param sock: a prepared socket of the side and family of `place`.
     :param freebind: allow an address that the host does not have yet.
-    :raises ConfigurationError: if the interface or the address does not exist.
-    :raises PlatformError: if the port is taken or not permitted.
+    :raises OSError: as the kernel says.
     """
-    host = rule.address or ANY[family]
-    place = f"{rule.protocol} port {port} on {host}" + (f"%{rule.interface}" if rule.interface else "")
-    sock = None
     try:
-        sock = new_udp_socket(family, gro, packet_info=True)
-        if rule.interface:
-            sock.setsockopt(SOL_SOCKET, SO_BINDTODEVICE, rule.interface.encode())
+        if place.interface:
+            sock.setsockopt(SOL_SOCKET, SO_BINDTODEVICE, place.interface.encode())
         if freebind:
-            level, option = (IPPROTO_IP, IP_FREEBIND) if family == 4 else (IPPROTO_IPV6, IPV6_FREEBIND)
+            level, option = (IPPROTO_IP, IP_FREEBIND) if place.family == 4 else (IPPROTO_IPV6, IPV6_FREEBIND)
             sock.setsockopt(level, option, 1)
         scope = 0
-        if rule.interface and family == 6:
-            scope = if_nametoindex(rule.interface)
-        sock.bind((host, port) if family == 4 else (host, port, 0, scope))
-    except OSError as error:
-        if sock is not None:
-            sock.close()
-        raise _bind_error(error, place, rule, port) from error
-    general = rule.address is None and rule.interface is None
-    return Endpoint(family, port, sock, target, general)
+        if place.interface and place.family == 6 and not place.inside:
+            scope = if_nametoindex(place.interface)
+        sock.bind((place.address, place.port) if place.family == 4 else (place.address, place.port, 0, scope))
+    except OSError:
+        sock.close()
+        raise
 
 
-def _bind_error(error: OSError, place: str, rule: ForwardRule, port: int) -> ConfigurationError | PlatformError:
+def listener_error(error: OSError, place: Place, rule: str) -> ConfigurationError | PlatformError:
+    """Say in one line why a port cannot be forwarded, and what to do.
+
+    :param error: what the kernel said.
+    :param place: where the listener was to be.
+    :param rule: the rule that asked for it, as the user wrote it.
+    """
+    what = f"cannot forward UDP {place} (rule {rule})"
     if error.errno == errno.ENODEV:
-        return ConfigurationError(f"cannot forward {place}: no such interface", "list them with: ip link")
+        return ConfigurationError(f"{what}: no such interface", "list them with: ip link")
     if error.errno == errno.EADDRINUSE:
-        return PlatformError(f"cannot forward {place}: the port is in use", "choose another, or end its user")
+        return PlatformError(f"{what}: the port is in use", "choose another, or end its user")
     if error.errno == errno.EADDRNOTAVAIL:
-        return ConfigurationError(
-            f"cannot forward {place}: the host does not have that address",
-            "list them with: ip address; or add --freebind",
-        )
+        return ConfigurationError(f"{what}: there is no such address", "list them with: ip address; or add --freebind")
     if error.errno in (errno.EACCES, errno.EPERM):
-        what = f"SO_BINDTODEVICE for {rule.interface}" if rule.interface and port >= 1024 else f"port {port}"
+        if place.interface and place.port >= 1024:
+            return PlatformError(f"{what}: binding to {place.interface} is not permitted", "leave the interface out")
         return PlatformError(
-            f"cannot forward {place}: {what} is not permitted",
-            f"lower the limit: sysctl net.ipv4.ip_unprivileged_port_start={port}",
+            f"{what}: a port below {place.port + 1} is not permitted",
+            f"lower the limit: sysctl net.ipv4.ip_unprivileged_port_start={place.port}",
         )
     if error.errno in (errno.EMFILE, errno.ENFILE):
-        return PlatformError(f"cannot forward {place}: too many open files", "raise ulimit -n or forward fewer ports")
-    return PlatformError(f"cannot forward {place}: {error.strerror}", "see the errno above")
+        return PlatformError(f"{what}: too many open files", "raise ulimit -n or forward fewer ports")
+    return PlatformError(f"{what}: {error.strerror}", "look the error up in errno(3)")
 
 
 def ping_socket(family: int, identifier: int) -> RawSocket:

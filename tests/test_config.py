@@ -72,7 +72,7 @@ NOBODY = "is not one machine's address"
         ({"udp_filter": "port"}, "--udp-filter", "port is unknown"),
         ({"without": ["gro", "speed"]}, "--without", "speed is unknown"),
         ({"udp_ports": "5000:"}, "--udp-ports", "nothing is not a port"),
-        ({"udp_ports": ["5000", "4999-5001"]}, "--udp-ports", "5000 is forwarded twice"),
+        ({"udp_ports": "5000,4999-5001"}, "--udp-ports", "port 5000 is given twice"),
         ({"udp_ports": 5000}, "--udp-ports", "takes text, not 5000"),
         ({"udp_ports": [5000]}, "--udp-ports", "takes text, not [5000]"),
         ({"address": None}, "--address", "takes text, not None"),

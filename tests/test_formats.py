@@ -42,6 +42,16 @@ def native(layout: str, *values: int) -> str:
     return struct.pack("=" + layout, *values).hex()
 
 
+SOCKET_ID = {
+    "source_port": 53,
+    "destination_port": 40000,
+    "source": GATEWAY6,
+    "destination": GUEST6,
+    "interface": 3,
+    "cookie": bytes(range(1, 9)),
+}
+SOCKET_ID_WIRE = f"0035 9c40 {GATEWAY6.hex()} {GUEST6.hex()} {native('I', 3)} 0102030405060708"
+
 # One table for parse and build: declaration, bytes, values.
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     (
@@ -225,6 +235,34 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         "PCAP_RECORD",
         native("IIII", 1_700_000_000, 999_999, 60, 1514),
         {"seconds": 1_700_000_000, "microseconds": 999_999, "captured": 60, "length": 1514},
+    ),
+    (
+        "NLMSG",
+        native("IHHII", 72, 20, 0x301, 5, 1234),
+        {"length": 72, "type": 20, "flags": 0x301, "sequence": 5, "port": 1234},
+    ),
+    ("NLMSG_STATUS", native("i", -2), {"error": -2}),
+    ("RTATTR", native("HH", 5, 11), {"length": 5, "type": 11}),
+    (
+        "INET_DIAG_REQUEST",
+        f"0a 11 00 00 {native('I', 128)} {SOCKET_ID_WIRE}",
+        {"family": 10, "protocol": 17, "extensions": 0, "padding": 0, "states": 128, **SOCKET_ID},
+    ),
+    (
+        "INET_DIAG",
+        f"0a 07 00 00 {SOCKET_ID_WIRE} {native('IIIII', 4, 5, 6, 1000, 0xFFFFFFFF)}",
+        {
+            "family": 10,
+            "state": 7,
+            "timer": 0,
+            "retransmits": 0,
+            **SOCKET_ID,
+            "expires": 4,
+            "receive_queue": 5,
+            "send_queue": 6,
+            "uid": 1000,
+            "inode": 0xFFFFFFFF,
+        },
     ),
 ]
 

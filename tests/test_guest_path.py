@@ -107,7 +107,7 @@ class Host:
     def listen(self, port: int, target: int, family: int = 4, general: bool = True) -> Endpoint:
         endpoint = Endpoint(family, port, target=target, general=general)
         self.open.append(endpoint)
-        self.path.listeners.append(endpoint)
+        self.path.listen(endpoint)
         return endpoint
 
     def down(self, port: int, destination: str, to: int, guest: str = GUEST4) -> Peer:
@@ -556,7 +556,8 @@ def test_close_closes_everything_once() -> None:
     host.down(33000, SERVER6, 1, guest=GUEST6)
     assert len(host.open) == 5
     host.path.close()
-    assert not host.open
+    assert all(endpoint.target for endpoint in host.open), "listeners stay their owner's to close"
+    assert len(host.open) == 2
     assert all(not table.mappings and not len(table) for table in host.path.tables.values())
     host.path.close()
 

@@ -117,11 +117,13 @@ class Namespace:
     :ivar name: name of the tap device inside; empty without one, like `index` (0), `mac` and `link_local`.
     :ivar vnet: frames carry a 10-byte virtio-net header.
     :ivar offloads: what the kernel may leave undone: "csum", "tso4", "tso6", "uso4", "uso6".
+    :ivar ephemeral: first and last port that the kernel hands out by itself inside.
     :ivar pid: the pool process.
     """
 
     __slots__ = (
         "_channel",
+        "ephemeral",
         "index",
         "ipc",
         "link_local",
@@ -149,6 +151,7 @@ class Namespace:
         self.link_local: str | None = reply.get("link_local")
         self.vnet: bool = self.tap >= 0
         self.offloads: frozenset[str] = frozenset(reply["offloads"])
+        self.ephemeral: tuple[int, int] = (reply["ephemeral"][0], reply["ephemeral"][1])
         self.pid: int = reply["pid"]
 
     def sockets(self, family: int, type: int, proto: int = 0, count: int = 1, wait: Wait | None = None) -> list[int]:

@@ -24,6 +24,7 @@ from gpasst.helper.request import OpenRequest, Route
 
 AF_INET = 2
 AF_INET6 = 10
+PORT_RANGE = "/proc/sys/net/ipv4/ip_local_port_range"
 FAMILIES = {AF_INET: 4, AF_INET6: 6}
 NUMBERS = {4: AF_INET, 6: AF_INET6}
 
@@ -57,7 +58,7 @@ Facts = dict[str, Any]
 
 
 def facts() -> Facts:
-    """Give links, addresses and main-table unicast routes of the present namespace.
+    """Give links, addresses, main-table unicast routes and the ephemeral ports of the present namespace.
 
     For each family the default route of the lowest metric comes first.
     """
@@ -67,7 +68,13 @@ def facts() -> Facts:
         dumped = [message for family in FAMILIES for message in ipr.get_routes(family=family, table=RT_TABLE_MAIN)]
     routes = [_route(message) for message in dumped if _wanted(message)]
     routes.sort(key=lambda route: (route["family"], route["destination"] is not None, route["metric"]))
-    return {"links": links, "addresses": addresses, "routes": routes}
+    return {"links": links, "addresses": addresses, "routes": routes, "ephemeral": ephemeral_ports()}
+
+
+def ephemeral_ports() -> list[int]:
+    """Give the first and the last port that the present namespace hands out by itself."""
+    with open(PORT_RANGE, encoding="utf-8") as file:
+        return [int(number) for number in file.read().split()]
 
 
 def configure(request: OpenRequest, name: str | None) -> Facts:

@@ -146,6 +146,7 @@ def _open(request: OpenRequest) -> tuple[Message, dict[str, int], bool]:
             made["tap"] = place.open_tun()
             reply["name"], reply["offloads"] = attach(made["tap"], request.ifname, request.offload)
     reply |= netlink.configure(request, reply["name"])
+    reply["ephemeral"] = netlink.ephemeral_ports()
     return reply, made, place.drop_late
 
 

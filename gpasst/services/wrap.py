@@ -31,8 +31,14 @@ def wrap(
     :param protocol: IP protocol number of `payload`.
     :param payload: transport header and data, checksum complete.
     """
+    ethertype = ETHERTYPE_IPV4 if len(source) == 4 else ETHERTYPE_IPV6
+    ethernet = ETHERNET_CODEC.pack(destination=destination_mac, source=source_mac, ethertype=ethertype)
+    return ethernet + ip_packet(source, destination, protocol, payload)
+
+
+def ip_packet(source: bytes, destination: bytes, protocol: int, payload: bytes) -> bytes:
+    """Put `payload` into an IP packet; the parameters are those of `wrap`."""
     if len(source) == 4:
-        ethertype = ETHERTYPE_IPV4
         fields: dict[str, int | bytes] = {
             "total_length": IPV4_CODEC.size + len(payload),
             "ttl": HOP_LIMIT,
@@ -41,18 +47,15 @@ def wrap(
             "destination": destination,
         }
         blank = IPV4_CODEC.pack(checksum=0, **fields)
-        header = IPV4_CODEC.pack(checksum=checksum.internet(blank), **fields)
-    else:
-        ethertype = ETHERTYPE_IPV6
-        header = IPV6_CODEC.pack(
-            payload_length=len(payload),
-            next_header=protocol,
-            hop_limit=HOP_LIMIT,
-            source=source,
-            destination=destination,
-        )
-    ethernet = ETHERNET_CODEC.pack(destination=destination_mac, source=source_mac, ethertype=ethertype)
-    return ethernet + header + payload
+        return IPV4_CODEC.pack(checksum=checksum.internet(blank), **fields) + payload
+    header = IPV6_CODEC.pack(
+        payload_length=len(payload),
+        next_header=protocol,
+        hop_limit=HOP_LIMIT,
+        source=source,
+        destination=destination,
+    )
+    return header + payload
 
 
 def with_checksum(packet: bytes, field: int, source: bytes, destination: bytes, protocol: int) -> bytes:

@@ -68,7 +68,8 @@ class GuestPath:
                 family = family_network.family
                 self.addresses[family] = Addresses(family_network, guest_link_local if family == 6 else None)
                 self.tables[family] = Table(now)
-        self.listeners: list[Endpoint] = []
+        # Listeners on every address, by family and the guest's port; each may be a mapping's socket.
+        self._general: dict[tuple[int, int], Endpoint] = {}
         self.guest_mac = guest_mac or BROADCAST_MAC
         self._open = open_endpoint
         self._close = close_endpoint
@@ -127,7 +128,7 @@ class GuestPath:
         """
         family = endpoint.family
         addresses, table = self.addresses[family], self.tables[family]
-        answering = endpoint.peers.get(self._sender_key(family, source, port, scope))
+        answering: Peer | None = endpoint.peers.get(self._sender_key(family, source, port, scope))
         if answering is not None and answering.local in (b"", local):
             # The guest spoke first, and only now is it known which address of the host it speaks from.
             answering.local = local
@@ -141,9 +142,9 @@ class GuestPath:
             raise PacketError(Drop.FILTERED)
         shown = addresses.to_guest(source)
         if mapping is None:
-            guest, guest_port = shown.destination, endpoint.target
+            guest, guest_port = endpoint.target_address or shown.destination, endpoint.target
             mapping = table.mappings.get((guest, guest_port)) or self._mapping(guest, guest_port)
-            if not mapping.endpoints and endpoint.general:
+            if not mapping.endpoints and endpoint.general and not endpoint.target_address:
                 mapping.endpoints.append(endpoint)
         guest, guest_port = mapping.guest, mapping.port
         shown_port = port
@@ -163,13 +164,26 @@ class GuestPath:
             ended += expired.mappings
         return ended
 
+    def listen(self, listener: Endpoint) -> None:
+        """Take note of a new listener; it stays its owner's to close."""
+        if listener.general and not listener.target_address:
+            self._general.setdefault((listener.family, listener.target), listener)
+
+    def retire(self, listener: Endpoint) -> None:
+        """Forget a listener that is about to be closed, and every peer whose datagrams pass it."""
+        if self._general.get((listener.family, listener.target)) is listener:
+            del self._general[listener.family, listener.target]
+        table = self.tables[listener.family]
+        for peer in {peer for peer in listener.peers.values() if isinstance(peer, Peer)}:
+            if listener in peer.mapping.endpoints:
+                peer.mapping.endpoints.remove(listener)
+            self._close_all(table.remove(peer))
+
     def close(self) -> None:
-        """Forget everything and close every host socket."""
+        """Forget everything and close every socket but the listeners."""
         for table in self.tables.values():
             for peer in list(table):
                 self._close_all(table.remove(peer))
-        self._close_all(self.listeners)
-        self.listeners.clear()
 
     def _mapping(self, guest: bytes, port: int) -> Mapping:
         mapping = Mapping(guest, port)
@@ -180,10 +194,7 @@ class GuestPath:
     def _endpoint(self, family: int, mapping: Mapping, target: Target, port: int, key: bytes) -> Endpoint:
         """Choose the host socket for a new peer of `mapping`; open one if none will do."""
         if not mapping.endpoints:
-            listener = next(
-                (e for e in self.listeners if e.family == family and e.target == mapping.port and e.general),
-                None,
-            )
+            listener = self._general.get((family, mapping.port))
             if listener is not None:
                 mapping.endpoints.append(listener)
             else:

@@ -2,7 +2,7 @@
 
 Theory of operation:
 
-1. An *endpoint* is a UDP socket of the host: a mapping's own, or a forward's listener.
+1. An *endpoint* is a UDP socket of the proxy: a mapping's own, a forward's listener, or a splice pair's.
 2. A *mapping* is one guest endpoint (address and port) and the host socket that stands for it, whoever it talks to
    (endpoint-independent mapping, RFC 4787 REQ-1).
 3. A *peer* is one remote address and port within a mapping, as the guest sees it and as the host sees it. Downward
@@ -31,27 +31,55 @@ PEERS_LIMIT = 131072  # per family; what upstream's flow table holds
 
 
 class Endpoint:
-    """A UDP socket of the host, as the pure rooms see it.
+    """A UDP socket of the proxy, as the pure rooms see it.
 
     :ivar family: 4 or 6.
     :ivar port: the local port.
     :ivar socket: what the adapter needs to use it; nothing here looks inside.
     :ivar mapping: the mapping whose own socket it is, None for a listener.
-    :ivar target: for a listener the guest's port, else 0.
+    :ivar target: for a listener the port it leads to, else 0.
+    :ivar target_address: for a listener the address it leads to, 4 or 16 bytes; empty where rules choose.
     :ivar general: for a listener whether it is bound to every address and interface.
-    :ivar peers: peers by raw sender key.
+    :ivar inside: whether it lives in the namespace rather than on the host.
+    :ivar splices: for a listener whether loopback traffic goes to splice pairs.
+    :ivar peers: peers and splice pairs by raw sender key.
     """
 
-    __slots__ = ("__weakref__", "family", "general", "mapping", "peers", "port", "socket", "target")
+    __slots__ = (
+        "__weakref__",
+        "family",
+        "general",
+        "inside",
+        "mapping",
+        "peers",
+        "port",
+        "socket",
+        "splices",
+        "target",
+        "target_address",
+    )
 
-    def __init__(self, family: int, port: int, socket: Any = None, target: int = 0, general: bool = True) -> None:
+    def __init__(
+        self,
+        family: int,
+        port: int,
+        socket: Any = None,
+        target: int = 0,
+        target_address: bytes = b"",
+        general: bool = True,
+        inside: bool = False,
+        splices: bool = False,
+    ) -> None:
         self.family = family
         self.port = port
         self.socket = socket
         self.mapping: Mapping | None = None
         self.target = target
+        self.target_address = target_address
         self.general = general
-        self.peers: dict[bytes, Peer] = {}
+        self.inside = inside
+        self.splices = splices
+        self.peers: dict[bytes, Any] = {}
 
 
 class Mapping:

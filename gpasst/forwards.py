@@ -1,0 +1,293 @@
+"""The listeners of forwarded ports, on both sides: opened by rules, and kept in step with what is bound.
+
+Theory of operation: `gpasst.udp.forwards` says which listeners are wanted. Those of explicit rules are opened at the
+start, all or none, but for rules that forgive (``all`` and lists of exclusions). Those of automatic rules are looked at
+again and again: what is bound on one side is listed by the kernel (`gpasst.bound`), listeners that have become wanted
+are opened, and those that no longer are, twice in a row, are closed. A port that cannot be had now is tried again the
+next time.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import sys
+from _socket import socket as RawSocket  # a class
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gpasst.bound import AF_NETLINK, NETLINK_SOCK_DIAG, BoundSockets
+from gpasst.config import Config
+from gpasst.errors import GpasstError, PlatformError
+from gpasst.sockets import SOCK_DGRAM, SOCK_RAW, bind_listener, family_constant, listener_error, new_udp_socket, prepare
+from gpasst.splice import MakeSockets, Splice
+from gpasst.udp.forwards import Place, Wanted, automatic, explicit, target_bytes
+from gpasst.udp.guest import GuestPath
+from gpasst.udp.mappings import Endpoint
+
+SPARE_DESCRIPTORS = 512  # kept free of listeners, for the tap, the helper, mappings and splice pairs
+OPENED_AT_ONCE = 32  # listeners opened or closed between two looks at other traffic
+SOCKETS_AT_ONCE = 64  # of the namespace, in one message
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """One open listener.
+
+    :ivar protocol: ``"udp"``.
+    :ivar address: address that it is bound to.
+    :ivar port: its port.
+    :ivar interface: interface that it is bound to, None for every one.
+    :ivar target: the port on the other side.
+    :ivar target_address: the address on the other side, None where the rules choose.
+    :ivar inside: whether it listens in the namespace and leads to the host.
+    :ivar automatic: whether it follows what is bound on the other side.
+    """
+
+    protocol: str
+    address: str
+    port: int
+    interface: str | None
+    target: int
+    target_address: str | None = None
+    inside: bool = False
+    automatic: bool = False
+
+
+class Forwards:
+    """All listeners of one namespace.
+
+    :param config: the rules, and how to bind.
+    :param outside: ephemeral ports of the host, first and last.
+    :param inside: ephemeral ports of the namespace.
+    :param path: told of listeners that lead to the guest.
+    :param splice: what moves loopback traffic, None where nothing does.
+    :param make_inside: makes sockets in the namespace.
+    :param watch: begins to call back when a listener is readable.
+    :param unwatch: stops that; called before the socket is closed.
+    :param gro: let the kernel join datagrams of one sender.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        outside: tuple[int, int],
+        inside: tuple[int, int],
+        path: GuestPath,
+        splice: Splice | None,
+        make_inside: MakeSockets,
+        watch: Callable[[Endpoint], None],
+        unwatch: Callable[[Endpoint], None],
+        gro: bool,
+    ) -> None:
+        self._config = config
+        self._rules = {False: config.forward_rules(outside), True: config.namespace_rules(inside)}
+        self._path = path
+        self._splice = splice
+        self._make_inside = make_inside
+        self._watch = watch
+        self._unwatch = unwatch
+        self._gro = gro
+        self._opened: dict[Place, tuple[Wanted, Endpoint]] = {}
+        self._spare: dict[int, list[RawSocket]] = {4: [], 6: []}
+        self._scanners: dict[bool, BoundSockets] = {}
+        self._own: set[int] = set()
+        self._missing: dict[bool, set[Place]] = {False: set(), True: set()}
+        self._room = 0
+        self._full = False
+
+    @property
+    def automatic(self) -> bool:
+        """Whether any rule follows what is bound."""
+        return any(rule.auto for rules in self._rules.values() for rule in rules)
+
+    def listed(self) -> tuple[Forward, ...]:
+        """List the open listeners."""
+        return tuple(
+            Forward(
+                wanted.rule.protocol,
+                place.address,
+                place.port,
+                place.interface or None,
+                wanted.target,
+                wanted.rule.target_address,
+                place.inside,
+                wanted.rule.auto,
+            )
+            for place, (wanted, _) in self._opened.items()
+        )
+
+    def open(self) -> None:
+        """Open what explicit rules want.
+
+        :raises GpasstError: if a port of a strict rule cannot be had, or none of the others; whoever calls closes.
+        """
+        families, lo_only = self._path.tables, self._config.splice_only
+        wanted = [
+            entry for inside in (False, True) for entry in explicit(self._rules[inside], inside, families, lo_only)
+        ]
+        self._room = descriptor_room(len(wanted))
+        failures: dict[str, list[GpasstError]] = {}
+        for number, entry in enumerate(wanted):
+            if entry.place.inside:
+                self._stock(entry.place.family, len(wanted) - number)
+            try:
+                self._open(entry)
+            except GpasstError as error:
+                if entry.rule.strict:
+                    raise
+                failures.setdefault(entry.rule.text, []).append(error)
+        if wanted and not self._opened:
+            raise next(iter(failures.values()))[0]
+        for text, errors in failures.items():
+            log.info("rule %s: %d ports could not be had; the first: %s", text, len(errors), errors[0].message)
+
+    def follow(self, wait: Callable[[int], object], breathe: Callable[[], object]) -> None:
+        """Look at what is bound on either side, and open and close listeners of automatic rules accordingly.
+
+        :param wait: returns when a descriptor is readable.
+        :param breathe: lets others run.
+        :raises PlatformError: if the kernel does not list sockets.
+        """
+        for inside, rules in self._rules.items():
+            if not any(rule.auto for rule in rules):
+                continue
+            bound = self._scanner(not inside).scan(wait).values()
+            keep = self._config.keeps_loopback
+            wanted = automatic(rules, inside, self._path.tables, bound, keep, self._own, self._config.splice_only)
+            current = [
+                place for place, (entry, _) in self._opened.items() if entry.rule.auto and place.inside == inside
+            ]
+            # A list that was made while sockets came and go may lack one that stays, so one look is not enough.
+            missing = {place for place in current if wanted.get(place) != self._opened[place][0]}
+            gone, self._missing[inside] = missing & self._missing[inside], missing
+            for number, place in enumerate(gone):
+                self._close(place)
+                if number % OPENED_AT_ONCE == OPENED_AT_ONCE - 1:
+                    breathe()
+            self._open_new([entry for place, entry in wanted.items() if place not in self._opened], breathe)
+
+    def claim(self, sock: RawSocket) -> None:
+        """Take note of a socket that no automatic rule shall follow."""
+        self._own.add(os.fstat(sock.fileno()).st_ino)
+
+    def disclaim(self, sock: RawSocket) -> None:
+        """Forget a socket that is about to be closed."""
+        self._own.discard(os.fstat(sock.fileno()).st_ino)
+
+    def close(self) -> None:
+        """Close every listener."""
+        for place in list(self._opened):
+            self._close(place)
+        for scanner in self._scanners.values():
+            scanner.close()
+        self._scanners.clear()
+        for spare in self._spare.values():
+            for sock in spare:
+                sock.close()
+            spare.clear()
+
+    def _open_new(self, fresh: list[Wanted], breathe: Callable[[], object]) -> None:
+        """Open listeners that have become wanted, as far as they can be had."""
+        if len(self._opened) + len(fresh) > self._room:
+            fits = max(0, self._room - len(self._opened))
+            if not self._full:
+                log.warning("%d bound ports are not forwarded: too many for the limit of open files", len(fresh) - fits)
+            self._full, fresh = True, fresh[:fits]
+        else:
+            self._full = False
+        for number, entry in enumerate(fresh):
+            if number % OPENED_AT_ONCE == OPENED_AT_ONCE - 1:
+                breathe()
+            try:
+                if entry.place.inside:
+                    self._stock(entry.place.family, len(fresh) - number)
+                self._open(entry)
+            except GpasstError as error:
+                log.debug("%s", error.message)
+
+    def _open(self, wanted: Wanted) -> None:
+        """Open one listener.
+
+        :raises GpasstError: if it cannot be had.
+        """
+        place, rule = wanted.place, wanted.rule
+        try:
+            if place.inside:
+                sock = prepare(self._spare[place.family].pop(), place.family, self._gro, packet_info=True)
+            else:
+                sock = new_udp_socket(place.family, self._gro, packet_info=True)
+            bind_listener(sock, place, self._config.freebind and not place.inside)
+        except OSError as error:
+            raise listener_error(error, place, rule.text) from error
+        splices = self._splice is not None and (place.inside or place.loopback)
+        endpoint = Endpoint(
+            place.family,
+            place.port,
+            sock,
+            target=wanted.target,
+            target_address=target_bytes(rule),
+            general=place.everywhere,
+            inside=place.inside,
+            splices=splices,
+        )
+        if self._splice is not None and splices:
+            self._splice.listen(place.inside, place.family)
+        if not place.inside:
+            self._path.listen(endpoint)
+        self.claim(sock)
+        self._watch(endpoint)
+        self._opened[place] = wanted, endpoint
+
+    def _close(self, place: Place) -> None:
+        """Close one listener, and end whatever passes it."""
+        _, endpoint = self._opened.pop(place)
+        self._unwatch(endpoint)
+        if self._splice is not None:
+            self._splice.retire(endpoint)
+        if not place.inside:
+            self._path.retire(endpoint)
+        self.disclaim(endpoint.socket)
+        endpoint.socket.close()
+        endpoint.socket = None
+
+    def _stock(self, family: int, needed: int) -> None:
+        """Have a socket of the namespace ready, and more of them if more are needed."""
+        if not self._spare[family]:
+            count = min(needed, SOCKETS_AT_ONCE)
+            made = self._make_inside(family_constant(family), SOCK_DGRAM, 0, count)
+            self._spare[family] = [RawSocket(fileno=descriptor) for descriptor in made]
+
+    def _scanner(self, inside: bool) -> BoundSockets:
+        """Give what lists the sockets of one side."""
+        if inside not in self._scanners:
+            if inside:
+                (descriptor,) = self._make_inside(AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG, 1)
+                self._scanners[inside] = BoundSockets(descriptor)
+            else:
+                self._scanners[inside] = BoundSockets.here()
+        return self._scanners[inside]
+
+
+def descriptor_room(listeners: int) -> int:
+    """Raise the soft limit of open files to the hard one, and give how many listeners may be open under it.
+
+    :param listeners: how many are wanted at once.
+    :raises PlatformError: if they do not fit.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard == resource.RLIM_INFINITY:
+        return sys.maxsize
+    room = max(0, hard - len(os.listdir("/proc/self/fd")) - SPARE_DESCRIPTORS)
+    if listeners > room:
+        raise PlatformError(
+            f"forwarding needs {listeners} sockets, one a port and family, but only {room} fit the limit of {hard} "
+            "open files",
+            f"raise ulimit -n to {listeners + hard - room}, forward fewer ports, or one family only (-4 or -6)",
+        )
+    return room

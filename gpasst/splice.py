@@ -1,0 +1,284 @@
+"""The sockets of splice pairs: opening them, moving runs between them and their listeners, closing them.
+
+Theory of operation: `gpasst.udp.splice` has the rules. A pair is opened by the first datagram of a sender, without
+asking anyone: its socket comes from a pool of sockets made in the namespace beforehand, or is made on the host. Runs
+then cross in one receive and one send, as superframes where the kernel joins and splits them.
+
+The kernel reports a closed port on the pair's connected socket. The error is read there, counted, and passed on to the
+sender as the ICMP error that it would have got, through a raw socket on the sender's side. The namespace's owner may
+have one there; on the host it takes CAP_NET_RAW, and without it the error is only counted.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from _socket import inet_pton
+from _socket import socket as RawSocket  # a class
+from collections.abc import Callable
+from typing import Final
+
+from gpasst.batch import SLOTS, Receiver
+from gpasst.counters import Counters, Drop
+from gpasst.errors import GpasstError, PacketError
+from gpasst.features import Feature
+from gpasst.sends import SEGMENTS_PER_SEND, Sender, answering, send_run
+from gpasst.services.icmp_errors import port_unreachable
+from gpasst.sockets import (
+    IPPROTO_ICMP,
+    IPPROTO_ICMPV6,
+    SOCK_DGRAM,
+    SOCK_RAW,
+    family_constant,
+    new_udp_socket,
+    prepare,
+    socket_address,
+    text,
+)
+from gpasst.udp.forwards import ANY
+from gpasst.udp.mappings import Endpoint
+from gpasst.udp.splice import Pair, Pairs, Route
+
+POOL = 64  # sockets of a family kept ready; one message of the helper brings that many
+BATCHES_PER_STEP = 4
+SOL_RAW: Final = 255
+ICMP_FILTER: Final = 1  # linux/icmp.h: a set bit blocks a type
+ICMPV6_FILTER: Final = 1  # RFC 3542, section 3.2: likewise
+TRIES = 4  # sockets tried until one does not happen to be bound to its own target
+
+log = logging.getLogger(__name__)
+
+# Makes sockets in the namespace: (family constant, type, protocol, count) to descriptors.
+MakeSockets = Callable[[int, int, int, int], list[int]]
+
+
+class Splice:
+    """All splice pairs of one namespace, with their sockets.
+
+    :param pairs: the rules.
+    :param make_inside: makes sockets in the namespace, without switching to another greenlet.
+    :param watch: begins to call back when a pair's socket is readable.
+    :param unwatch: stops that; called before the socket is closed.
+    :param counters: where traffic and drops are counted.
+    :param features: what may move more than one datagram at once.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        make_inside: MakeSockets,
+        watch: Callable[[Pair], None],
+        unwatch: Callable[[Pair], None],
+        counters: Counters,
+        features: frozenset[Feature],
+    ) -> None:
+        self.pairs = pairs
+        self._make_inside = make_inside
+        self._watch = watch
+        self._unwatch = unwatch
+        self._counters = counters
+        self._gro = Feature.GRO in features
+        self._most = SEGMENTS_PER_SEND if Feature.GSO in features else 1
+        self._slots = SLOTS if Feature.BATCH in features else 1
+        self._receivers: dict[int, Receiver] = {}
+        self._pool: dict[int, list[RawSocket]] = {}
+        self._raw: dict[tuple[bool, int], RawSocket | None] = {}
+
+    def listen(self, inside: bool, family: int) -> None:
+        """Get ready for pairs of senders on one side: a pool for their sockets, a raw socket for their errors."""
+        self._receivers.setdefault(family, Receiver(family, self._slots))
+        if not inside and family not in self._pool:
+            self._pool[family] = []
+            self.top_up()
+        if (inside, family) not in self._raw:
+            self._raw[inside, family] = self._raw_socket(inside, family)
+
+    def open(self, listener: Endpoint, key: bytes, source: bytes, port: int, scope: int, addressed: bytes) -> Pair:
+        """Set up the pair of a new sender.
+
+        :param listener: what it sent to.
+        :param key: its raw sender key there.
+        :param source: its address.
+        :param port: its port.
+        :param scope: interface index of a link-local address, else 0.
+        :param addressed: the address it sent to, as the key tells it.
+        :raises PacketError: if its datagram must be dropped.
+        """
+        family = listener.family
+        route = self.pairs.route(listener, source, port, addressed[: 4 if family == 4 else 16])
+        sock, local = self._connected(not listener.inside, family, route)
+        endpoint = Endpoint(family, local[1], sock, inside=not listener.inside)
+        pair = Pair(listener, key, (source, port, scope), addressed, route, endpoint, local)
+        pair.forth = Sender(sock)
+        pair.back = answering(listener.socket, source, port, scope, addressed)
+        for ended in self.pairs.add(pair):
+            self._end(ended)
+        self._watch(pair)
+        return pair
+
+    def forward(self, pair: Pair, payload: list[memoryview], segment: int) -> None:
+        """Pass a run of the pair's sender on."""
+        self.pairs.ages.activity[pair.byte] |= pair.bit
+        send_run(pair.forth, _whole(payload), segment, self._most, self._counters.spliced, self._counters)
+
+    def step(self, pair: Pair) -> int:
+        """Pass answers on, up to `BATCHES_PER_STEP` batches; give how many runs it was.
+
+        A run of several datagrams counts as two.
+        """
+        receive = self._receivers[pair.endpoint.family].receive
+        moved = 0
+        for _ in range(BATCHES_PER_STEP):
+            sock = pair.endpoint.socket
+            if sock is None:
+                break
+            try:
+                runs, more = receive(sock.fileno())
+            except OSError as error:
+                # Reading it has cleared it; there may be answers behind it.
+                self._counters.socket_errors += 1
+                if error.errno == errno.ECONNREFUSED:
+                    self._refuse(pair)
+                continue
+            if runs:
+                self.pairs.ages.activity[pair.byte] |= pair.bit
+            for _key, total, segment, payload in runs:
+                send_run(pair.back, _whole(payload), segment, self._most, self._counters.spliced, self._counters)
+                moved += 1 if segment >= total else 2
+            if not more:
+                break
+        return moved
+
+    def top_up(self) -> None:
+        """Fill the pools, so that the next pairs need not wait for their sockets."""
+        for family, pool in self._pool.items():
+            if len(pool) < POOL:
+                try:
+                    made = self._make_inside(family_constant(family), SOCK_DGRAM, 0, POOL - len(pool))
+                except GpasstError as error:
+                    log.warning("%s", error)
+                    return
+                pool += [RawSocket(fileno=descriptor) for descriptor in made]
+
+    def scan(self, now: int, timeout: int) -> int:
+        """End pairs that were idle for more than `timeout` seconds at `now`; give how many."""
+        ended = self.pairs.scan(now, timeout)
+        for pair in ended:
+            self._end(pair)
+        self.top_up()
+        return len(ended)
+
+    def retire(self, listener: Endpoint) -> None:
+        """End all pairs of a listener that is about to be closed."""
+        for pair in [pair for pair in listener.peers.values() if isinstance(pair, Pair)]:
+            self.pairs.remove(pair)
+            self._end(pair)
+
+    def close(self) -> None:
+        """End all pairs and close the pools."""
+        for pair in list(self.pairs):
+            self.pairs.remove(pair)
+            self._end(pair)
+        for sock in [*(sock for pool in self._pool.values() for sock in pool), *self._raw.values()]:
+            if sock is not None:
+                sock.close()
+        self._pool.clear()
+        self._raw.clear()
+
+    def _end(self, pair: Pair) -> None:
+        self._unwatch(pair)
+        pair.endpoint.socket.close()
+        pair.endpoint.socket = None
+
+    def _connected(self, inside: bool, family: int, route: Route) -> tuple[RawSocket, tuple[bytes, int]]:
+        """Give a socket of one side, bound and connected as the route says, and what it is bound to."""
+        target = socket_address(route.address, route.port, route.scope)
+        for _ in range(TRIES):
+            try:
+                sock = self._socket(inside, family)
+            except (OSError, GpasstError) as error:
+                raise PacketError(Drop.NO_SOCKET) from error
+            try:
+                _bind(sock, family, route)
+                sock.connect(target)
+                name = sock.getsockname()
+                local = inet_pton(family_constant(family), name[0].partition("%")[0]), int(name[1])
+                if local == (route.address, route.port):
+                    # By chance, the kernel gave it the port it shall talk to.
+                    sock.close()
+                    continue
+                self._drain(sock, family)
+            except OSError as error:
+                sock.close()
+                raise PacketError(Drop.UNREACHABLE) from error
+            return sock, local
+        raise PacketError(Drop.NO_SOCKET)
+
+    def _socket(self, inside: bool, family: int) -> RawSocket:
+        if not inside:
+            return new_udp_socket(family, self._gro, packet_info=False)
+        pool = self._pool[family]
+        if not pool:
+            self.top_up()
+        if not pool:
+            raise OSError(errno.EMFILE, "no socket of the namespace is left")
+        return prepare(pool.pop(), family, self._gro, packet_info=False)
+
+    def _drain(self, sock: RawSocket, family: int) -> None:
+        """Drop what strangers sent to the socket while it was bound but not yet connected."""
+        strays, _ = self._receivers[family].receive(sock.fileno())
+        if strays:
+            self._counters.drop(Drop.SPLICE_STRAY, sum(-(-total // (size or 1)) or 1 for _, total, size, _ in strays))
+
+    def _refuse(self, pair: Pair) -> None:
+        """Tell a pair's sender that nobody listens where its datagrams go."""
+        raw = self._raw.get((pair.listener.inside, pair.listener.family))
+        if raw is None:
+            return
+        source, port, _ = pair.sender
+        addressed = pair.addressed[: len(source)]
+        message = port_unreachable(source, port, addressed, pair.listener.port)
+        try:
+            raw.sendto(message, (text(source), 0))
+        except OSError as error:
+            log.debug("a refusal could not be reported: %s", error.strerror)
+            return
+        self._counters.refusals += 1
+
+    def _raw_socket(self, inside: bool, family: int) -> RawSocket | None:
+        kind, protocol = family_constant(family), IPPROTO_ICMP if family == 4 else IPPROTO_ICMPV6
+        try:
+            if inside:
+                (descriptor,) = self._make_inside(kind, SOCK_RAW, protocol, 1)
+                sock = RawSocket(fileno=descriptor)
+            else:
+                sock = RawSocket(kind, SOCK_RAW, protocol)
+        except (OSError, GpasstError) as error:
+            log.debug("refusals of IPv%d splice pairs are only counted: %s", family, error)
+            return None
+        # It only sends; without the filter the kernel would keep copies of all that arrives.
+        if family == 4:
+            sock.setsockopt(SOL_RAW, ICMP_FILTER, b"\xff" * 4)
+        else:
+            sock.setsockopt(IPPROTO_ICMPV6, ICMPV6_FILTER, b"\xff" * 32)
+        sock.setblocking(False)
+        return sock
+
+
+def _bind(sock: RawSocket, family: int, route: Route) -> None:
+    """Bind a socket as the route says, to another port if that one is taken."""
+    if not route.source and not route.source_port:
+        return
+    host = text(route.source) if route.source else ANY[family]
+    try:
+        sock.bind((host, route.source_port))
+    except OSError:
+        if not route.source_port:
+            raise
+        log.debug("splice: source port %d is taken on the other side", route.source_port)
+        sock.bind((host, 0))
+
+
+def _whole(payload: list[memoryview]) -> memoryview:
+    """Give a run's payload in one piece; a few have two."""
+    return payload[0] if len(payload) == 1 else memoryview(b"".join(payload))
