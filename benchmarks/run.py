@@ -36,6 +36,7 @@ CLONE_NEWNET = 0x40000000
 HOST, GATEWAY = "192.0.2.2", "192.0.2.1"
 VETH_HOST, VETH_GUEST = "198.51.100.1", "198.51.100.2"
 PORT_OUT, PORT_IN = 7001, 5001
+LOOPBACK, PORT_SPLICED = "127.0.0.1", 7101
 START_SECONDS = 1.5  # for what follows the start, as duplicate address detection
 IDLE_SECONDS = 3.0
 SETTLE_SECONDS = 0.15  # for the last datagrams to arrive
@@ -54,10 +55,12 @@ class Load:
     segments: int = 1
     sockets: int = 1
     asks: bool = False
+    spliced: bool = False
 
     @property
     def label(self) -> str:
-        return f"{'namespace to host' if self.outward else 'host to namespace'}, {self.name}"
+        way = "namespace to host" if self.outward else "host to namespace"
+        return f"{way}{', spliced' if self.spliced else ''}, {self.name}"
 
 
 @dataclass
@@ -85,6 +88,16 @@ LOADS = [
         Load("64 B, 100 ports", outward, 64, sockets=100),
         Load("64 B, 10000 ports", outward, 64, sockets=10000),
         Load("request and response, 64 B", outward, 64, asks=True),
+    )
+] + [
+    load
+    for outward in (True, False)
+    for load in (
+        Load("64 B", outward, 64, spliced=True),
+        Load("1400 B", outward, 1400, spliced=True),
+        Load("8000 B", outward, 8000, spliced=True),
+        Load("GSO 40 x 1400 B", outward, 1400, segments=40, spliced=True),
+        Load("request and response, 64 B", outward, 64, asks=True, spliced=True),
     )
 ]
 
@@ -132,17 +145,17 @@ class Contender:
         self.netns = lab.names[name]
         self.program: subprocess.Popen[bytes] | None = None
         self.extra: list[int] = []
-        into = str(PORT_IN)
-        gpasst = [sys.executable, "-m", "gpasst", "pasta", "-q", "-f", "--runas", "root", "-u", into]
+        into, spliced = str(PORT_IN), str(PORT_SPLICED)
+        gpasst = [sys.executable, "-m", "gpasst", "pasta", "-q", "-f", "--runas", "root", "-u", into, "-U", spliced]
         command = {
             "gpasst": gpasst,
             "plain": [*gpasst, "--no-offload"],
-            "pasta": ["pasta", "-q", "-f", "--runas", "0", "-t", "none", "-T", "none", "-U", "none", "-u", into],
+            "pasta": ["pasta", "-q", "-f", "--runas", "0", "-t", "none", "-T", "none", "-u", into, "-U", spliced],
         }.get(name)
         if command:
             before = set(os.listdir("/proc"))
             self.program = subprocess.Popen([*command, "--config-net", "--netns", f"/run/netns/{self.netns}"])
-            self._await_address()
+            self._await_ready()
             # The helper is no child of the proxy; it is what else started meanwhile and holds the namespace.
             mine = os.stat(f"/run/netns/{self.netns}").st_ino
             for entry in set(os.listdir("/proc")) - before:
@@ -152,13 +165,15 @@ class Contender:
                 except OSError:
                     continue
 
-    def _await_address(self) -> None:
+    def _await_ready(self) -> None:
+        """Return when the namespace is configured and its listener open, the last things that happen at the start."""
         deadline = time.monotonic() + 10
+        within = ("ip", "netns", "exec", self.netns)
         while time.monotonic() < deadline:
             text = subprocess.run(
-                ["ip", "-n", self.netns, "-4", "address"], capture_output=True, text=True, check=True
+                [*within, "sh", "-c", "ip -4 address; cat /proc/net/udp"], capture_output=True, text=True, check=True
             ).stdout
-            if HOST in text:
+            if HOST in text and f":{PORT_SPLICED:04X} " in text:
                 return
             time.sleep(0.02)
         raise SystemExit(f"{self.name} did not configure its namespace")
@@ -167,6 +182,8 @@ class Contender:
         """Where the receiver binds, where the sender sends, and the port."""
         if self.name == "veth":
             return "0.0.0.0", VETH_HOST if load.outward else VETH_GUEST, PORT_OUT
+        if load.spliced:
+            return "0.0.0.0", LOOPBACK, PORT_SPLICED if load.outward else PORT_IN
         return "0.0.0.0", GATEWAY if load.outward else HOST, PORT_OUT if load.outward else PORT_IN
 
     def processor_seconds(self) -> float:
@@ -389,7 +406,7 @@ def main() -> int:
                 contender = Contender(lab, name)
                 try:
                     for load in loads:
-                        if name == "plain" and load.name != "64 B":
+                        if (name == "plain" and load.name != "64 B") or (load.spliced and name in ("veth", "plain")):
                             continue
                         print(
                             f"round {turn + 1} of {given.rounds}: {name}, {load.label}", end="\r\x1b[K", file=sys.stderr
