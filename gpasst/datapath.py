@@ -18,7 +18,7 @@ import os
 import struct
 from collections.abc import Callable
 
-from gpasst.batch import RUN_BYTES, SLOTS, Receiver, split_key
+from gpasst.batch import RUN_BYTES, Receiver, split_key
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PacketError
 from gpasst.features import ALL, Feature
@@ -366,8 +366,8 @@ class Upward:
     :param tap: the tap, None without one.
     :param path: the guest path.
     :param splice: what moves loopback traffic, None where nothing does.
+    :param receivers: the receiver of each family.
     :param counters: where traffic and drops are counted.
-    :param features: what may move more than one datagram at once.
     """
 
     def __init__(
@@ -375,16 +375,14 @@ class Upward:
         tap: Tap | None,
         path: GuestPath,
         splice: Splice | None,
+        receivers: dict[int, Receiver],
         counters: Counters,
-        features: frozenset[Feature] = ALL,
     ) -> None:
         self._tap = tap
         self._path = path
         self._splice = splice
         self._counters = counters
-        self._receivers = {
-            family: Receiver(family, SLOTS if Feature.BATCH in features else 1) for family in path.tables
-        }
+        self._receivers = receivers
 
     def step(self, endpoint: Endpoint) -> int:
         """Move up to `BATCHES_PER_STEP` batches from the socket of `endpoint`; give how many runs it was.

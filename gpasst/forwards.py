@@ -14,8 +14,8 @@ import os
 import resource
 import sys
 from _socket import socket as RawSocket  # a class
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 
 from gpasst.bound import AF_NETLINK, NETLINK_SOCK_DIAG, BoundSockets
 from gpasst.config import Config
@@ -57,6 +57,22 @@ class Forward:
     automatic: bool = False
 
 
+@dataclass(slots=True)
+class Following:
+    """What is known of one side's automatic rules.
+
+    :ivar seen: keys of the last list of bound sockets.
+    :ivar wanted: the listeners that it made wanted.
+    :ivar pending: those of them that could not be had yet.
+    :ivar missing: open listeners that were not wanted at the last look.
+    """
+
+    seen: Collection[bytes] = ()
+    wanted: dict[Place, Wanted] = field(default_factory=dict)
+    pending: list[Wanted] = field(default_factory=list)
+    missing: set[Place] = field(default_factory=set)
+
+
 class Forwards:
     """All listeners of one namespace.
 
@@ -95,7 +111,7 @@ class Forwards:
         self._spare: dict[int, list[RawSocket]] = {4: [], 6: []}
         self._scanners: dict[bool, BoundSockets] = {}
         self._own: set[int] = set()
-        self._missing: dict[bool, set[Place]] = {False: set(), True: set()}
+        self._following = {False: Following(), True: Following()}
         self._room = 0
         self._full = False
 
@@ -155,20 +171,38 @@ class Forwards:
         for inside, rules in self._rules.items():
             if not any(rule.auto for rule in rules):
                 continue
-            bound = self._scanner(not inside).scan(wait).values()
-            keep = self._config.keeps_loopback
-            wanted = automatic(rules, inside, self._path.tables, bound, keep, self._own, self._config.splice_only)
-            current = [
-                place for place, (entry, _) in self._opened.items() if entry.rule.auto and place.inside == inside
-            ]
-            # A list that was made while sockets came and go may lack one that stays, so one look is not enough.
-            missing = {place for place in current if wanted.get(place) != self._opened[place][0]}
-            gone, self._missing[inside] = missing & self._missing[inside], missing
-            for number, place in enumerate(gone):
-                self._close(place)
-                if number % OPENED_AT_ONCE == OPENED_AT_ONCE - 1:
-                    breathe()
-            self._open_new([entry for place, entry in wanted.items() if place not in self._opened], breathe)
+            listing = self._scanner(not inside).scan(wait)
+            following = self._following[inside]
+            if listing.keys() != following.seen:
+                following.seen = listing.keys()
+                following.wanted = automatic(
+                    rules,
+                    inside,
+                    self._path.tables,
+                    listing.values(),
+                    self._config.keeps_loopback,
+                    self._own,
+                    self._config.splice_only,
+                )
+                following.pending = [entry for place, entry in following.wanted.items() if place not in self._opened]
+            elif not following.missing and not following.pending:
+                continue
+            self._close_gone(inside, following, breathe)
+            following.pending = self._open_new(following.pending, breathe)
+
+    def _close_gone(self, inside: bool, following: Following, breathe: Callable[[], object]) -> None:
+        """Close the listeners of automatic rules that are no longer wanted."""
+        current = [place for place, (entry, _) in self._opened.items() if entry.rule.auto and place.inside == inside]
+        # A list that was made while sockets came and go may lack one that stays, so one look is not enough.
+        missing = {place for place in current if following.wanted.get(place) != self._opened[place][0]}
+        gone, following.missing = missing & following.missing, missing
+        following.missing = missing - gone
+        for number, place in enumerate(gone):
+            self._close(place)
+            if place in following.wanted:
+                following.pending.append(following.wanted[place])
+            if number % OPENED_AT_ONCE == OPENED_AT_ONCE - 1:
+                breathe()
 
     def claim(self, sock: RawSocket) -> None:
         """Take note of a socket that no automatic rule shall follow."""
@@ -190,16 +224,16 @@ class Forwards:
                 sock.close()
             spare.clear()
 
-    def _open_new(self, fresh: list[Wanted], breathe: Callable[[], object]) -> None:
-        """Open listeners that have become wanted, as far as they can be had."""
-        if len(self._opened) + len(fresh) > self._room:
-            fits = max(0, self._room - len(self._opened))
+    def _open_new(self, fresh: list[Wanted], breathe: Callable[[], object]) -> list[Wanted]:
+        """Open listeners that have become wanted; give those that cannot be had now."""
+        pending: list[Wanted] = []
+        fits = max(0, self._room - len(self._opened))
+        if len(fresh) > fits:
             if not self._full:
                 log.warning("%d bound ports are not forwarded: too many for the limit of open files", len(fresh) - fits)
-            self._full, fresh = True, fresh[:fits]
-        else:
-            self._full = False
-        for number, entry in enumerate(fresh):
+            pending = fresh[fits:]
+        self._full = len(fresh) > fits
+        for number, entry in enumerate(fresh[:fits]):
             if number % OPENED_AT_ONCE == OPENED_AT_ONCE - 1:
                 breathe()
             try:
@@ -208,6 +242,8 @@ class Forwards:
                 self._open(entry)
             except GpasstError as error:
                 log.debug("%s", error.message)
+                pending.append(entry)
+        return pending
 
     def _open(self, wanted: Wanted) -> None:
         """Open one listener.

@@ -14,6 +14,7 @@ NOTE: a proxy lives on one hub; only its owner's thread may call it.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import time
 from collections import Counter
@@ -24,9 +25,9 @@ from typing import Any
 import gevent
 import gevent.event
 from gevent.socket import wait_read
-from greenlet import greenlet
+from greenlet import getcurrent, greenlet
 
-from gpasst.batch import sender_key
+from gpasst.batch import SLOTS, Receiver, sender_key
 from gpasst.config import Config
 from gpasst.counters import Counters, Drop, Statistics
 from gpasst.datapath import Downward, Upward
@@ -49,6 +50,7 @@ from gpasst.udp.splice import Pair, Pairs
 SCAN_SECONDS = 1  # TIMER_INTERVAL of the seed
 DROP_LOG_SECONDS = 10  # at most one log line a reason in this time
 FOLLOW_SECONDS = 0.5  # between two looks at what is bound, so that a new port is forwarded within a second
+TRIMMED = 256  # how many must end at once to make it worth giving their memory back; that takes about a millisecond
 READ = 1  # event mask of the loop
 
 log = logging.getLogger(__name__)
@@ -106,9 +108,17 @@ class Worker:
             self._greenlet = greenlet(self._run, self._hub)
         self._greenlet.switch(*args)
 
+    def close(self) -> None:
+        """End the greenlet. Left suspended it would never be freed, nor what its step knows."""
+        ended, self._greenlet = self._greenlet, None
+        here = getcurrent()
+        if ended is not None and ended is not here:
+            ended.parent = here  # where it goes when it ends
+            ended.throw()
+
     def _run(self, *args: Any) -> None:
         step, switch, after = self._step, self._hub.switch, self._after
-        while True:
+        while self._greenlet is not None:
             try:
                 if step(*args) == 1 and after is not None:
                     after(self)
@@ -188,6 +198,8 @@ class Proxy:
         self._clock = clock
         self._hub = gevent.get_hub()
         self._watchers: dict[Any, Any] = {}
+        # Of listeners and splice pairs, which have one each.
+        self._workers: dict[Any, Worker] = {}
         self._greenlets: list[gevent.Greenlet] = []
         self._logged: Counter[Drop] = Counter()
         self._logged_at: dict[Drop, float] = {}
@@ -218,6 +230,8 @@ class Proxy:
         self._splice: Splice | None = None
         if namespace.tap >= 0:
             self._open_tap(namespace)
+        slots = SLOTS if Feature.BATCH in features else 1
+        receivers = {family: Receiver(family, slots) for family in self.path.tables}
         if not config.no_udp and not config.no_splice:
             pairs = Pairs(
                 self.path.addresses,
@@ -227,8 +241,10 @@ class Proxy:
                 reverse(config.forward_rules(ephemeral)),
                 self._now(),
             )
-            self._splice = Splice(pairs, namespace.sockets, self._watch_pair, self._unwatch, self.counters, features)
-        self._upward = Upward(self._tap, self.path, self._splice, self.counters, features)
+            self._splice = Splice(
+                pairs, namespace.sockets, self._watch_pair, self._unwatch, receivers, self.counters, features
+            )
+        self._upward = Upward(self._tap, self.path, self._splice, receivers, self.counters)
         self._mappings = Worker(self._hub, self._upward.step, self.counters, self._after)
         self._forwards = Forwards(
             config,
@@ -321,6 +337,8 @@ class Proxy:
         self.counters.expired += ended
         if ended:
             log.debug("%d mappings or splice pairs expired", ended)
+        if ended >= TRIMMED:
+            trim_memory()
         if self._downward and self._pings:
             lost = self._downward.reassembly.scan(now)
             if lost:
@@ -411,12 +429,12 @@ class Proxy:
         endpoint.socket = None
 
     def _watch_listener(self, endpoint: Endpoint) -> None:
-        worker = Worker(self._hub, self._upward.step, self.counters, self._after)
+        worker = self._workers[endpoint] = Worker(self._hub, self._upward.step, self.counters, self._after)
         self._watch(endpoint, endpoint.socket.fileno(), worker.wake, endpoint)
 
     def _watch_pair(self, pair: Pair) -> None:
         assert self._splice is not None
-        worker = Worker(self._hub, self._splice.step, self.counters, self._after)
+        worker = self._workers[pair] = Worker(self._hub, self._splice.step, self.counters, self._after)
         self._watch(pair, pair.endpoint.socket.fileno(), worker.wake, pair)
 
     def _watch_exchange(self, exchange: Exchange) -> None:
@@ -432,6 +450,9 @@ class Proxy:
         if watcher is not None:
             watcher.stop()
             watcher.close()
+        worker = self._workers.pop(owner, None)
+        if worker is not None:
+            worker.close()
 
     def _log_drops(self, now: int | None) -> None:
         """Log new drops, each reason at most once in `DROP_LOG_SECONDS`; all of them if `now` is None."""
@@ -459,3 +480,10 @@ QUIET_DROPS = dict.fromkeys(
     ),
     logging.DEBUG,
 )
+
+
+def trim_memory() -> None:
+    """Give free memory back to the kernel, where the C library can (malloc_trim of glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

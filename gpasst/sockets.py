@@ -167,13 +167,16 @@ def listener_error(error: OSError, place: Place, rule: str) -> ConfigurationErro
     :param place: where the listener was to be.
     :param rule: the rule that asked for it, as the user wrote it.
     """
-    what = f"cannot forward UDP {place} (rule {rule})"
+    what = f"cannot forward udp {place} (rule {rule})"
     if error.errno == errno.ENODEV:
         return ConfigurationError(f"{what}: no such interface", "list them with: ip link")
     if error.errno == errno.EADDRINUSE:
         return PlatformError(f"{what}: the port is in use", "choose another, or end its user")
     if error.errno == errno.EADDRNOTAVAIL:
-        return ConfigurationError(f"{what}: there is no such address", "list them with: ip address; or add --freebind")
+        side = "namespace" if place.inside else "host"
+        return ConfigurationError(
+            f"{what}: the {side} does not have that address", "list them with: ip address; or add --freebind"
+        )
     if error.errno in (errno.EACCES, errno.EPERM):
         if place.interface and place.port >= 1024:
             return PlatformError(f"{what}: binding to {place.interface} is not permitted", "leave the interface out")

@@ -18,7 +18,7 @@ from _socket import socket as RawSocket  # a class
 from collections.abc import Callable
 from typing import Final
 
-from gpasst.batch import SLOTS, Receiver
+from gpasst.batch import Receiver
 from gpasst.counters import Counters, Drop
 from gpasst.errors import GpasstError, PacketError
 from gpasst.features import Feature
@@ -59,6 +59,7 @@ class Splice:
     :param make_inside: makes sockets in the namespace, without switching to another greenlet.
     :param watch: begins to call back when a pair's socket is readable.
     :param unwatch: stops that; called before the socket is closed.
+    :param receivers: the receiver of each family.
     :param counters: where traffic and drops are counted.
     :param features: what may move more than one datagram at once.
     """
@@ -69,6 +70,7 @@ class Splice:
         make_inside: MakeSockets,
         watch: Callable[[Pair], None],
         unwatch: Callable[[Pair], None],
+        receivers: dict[int, Receiver],
         counters: Counters,
         features: frozenset[Feature],
     ) -> None:
@@ -79,14 +81,12 @@ class Splice:
         self._counters = counters
         self._gro = Feature.GRO in features
         self._most = SEGMENTS_PER_SEND if Feature.GSO in features else 1
-        self._slots = SLOTS if Feature.BATCH in features else 1
-        self._receivers: dict[int, Receiver] = {}
+        self._receivers = receivers
         self._pool: dict[int, list[RawSocket]] = {}
         self._raw: dict[tuple[bool, int], RawSocket | None] = {}
 
     def listen(self, inside: bool, family: int) -> None:
         """Get ready for pairs of senders on one side: a pool for their sockets, a raw socket for their errors."""
-        self._receivers.setdefault(family, Receiver(family, self._slots))
         if not inside and family not in self._pool:
             self._pool[family] = []
             self.top_up()
