@@ -33,6 +33,7 @@ PURE = [
     "gpasst.services.arp",
     "gpasst.services.echo",
     "gpasst.services.icmp_errors",
+    "gpasst.services.names",
     "gpasst.services.ndp",
     "gpasst.services.tcp",
     "gpasst.services.wrap",

@@ -22,12 +22,13 @@ from gpasst.formats import (
     NDP_OPTIONS,
     NDP_ROUTER_ADVERTISEMENT,
     NDP_ROUTER_SOLICITATION_CODEC,
+    NDP_SOLICITATION,
     NDP_SOLICITATION_CODEC,
     TCP_CODEC,
 )
 from gpasst.link.packets import Packet, parse_ip
 from gpasst.network import GuestNetwork
-from gpasst.services import arp, echo, ndp, tcp
+from gpasst.services import arp, echo, names, ndp, tcp
 from tests.test_addresses import (
     GATEWAY4,
     GATEWAY6,
@@ -203,11 +204,26 @@ def test_malformed_solicitations_are_refused(kind: int, data: bytes) -> None:
     size = 8 if kind == 133 else 24
     payload = bytes((kind,)) + data
     message = packet(6, ICMPV6, payload)
-    if len(payload) < size:
+    if len(payload) < size or payload[1] or (kind == 135 and payload[8] == 0xFF):
         with refused(Drop.MALFORMED_NDP):
             ndp.answer(router(), message, GUEST_MAC, OWN)
     else:
         ndp.answer(router(), message, GUEST_MAC, OWN)
+
+
+@pytest.mark.parametrize("code", [1, 255])
+@pytest.mark.parametrize("message", [solicitation(GATEWAY6), router_solicitation()])
+def test_solicitations_have_code_zero(message: Packet, code: int) -> None:
+    payload = bytearray(message.payload)
+    payload[1] = code
+    with refused(Drop.MALFORMED_NDP):
+        ndp.answer(router(), replace(message, payload=memoryview(payload)), GUEST_MAC, OWN)
+
+
+@pytest.mark.parametrize("target", ["ff02::1", "ff02::1:ff00:1", "ff0e::1"])
+def test_groups_are_not_solicited(target: str) -> None:
+    with refused(Drop.MALFORMED_NDP):
+        ndp.answer(router(), solicitation(target), GUEST_MAC, OWN)
 
 
 @pytest.mark.parametrize("kind", [134, 136])
@@ -262,16 +278,16 @@ def test_aligned_search_lists_get_no_padding() -> None:
     assert answer.destination == ip("ff02::1")
     dnssl = NDP_OPTIONS.parse(bytes(answer.payload[16:]))[2]
     assert dnssl.labels == b"\7example\0".ljust(16, b"\0")
-    assert ndp.encode_name("abcdef") == b"\6abcdef\0"
-    assert NDP_OPTIONS.build([{"type": 31, "lifetime": 1, "labels": ndp.encode_name("abcdef")}])[1] == 2
+    assert names.encode_name("abcdef") == b"\6abcdef\0"
+    assert NDP_OPTIONS.build([{"type": 31, "lifetime": 1, "labels": names.encode_name("abcdef")}])[1] == 2
 
 
 def test_a_search_list_beyond_the_options_room_is_cut_between_names() -> None:
-    names = tuple(f"{number:03}.{'a' * 60}.example" for number in range(40))
-    described = router(search=names, mtu=0, resolvers=(ip("2001:db8::53"),))
+    many = tuple(f"{number:03}.{'a' * 60}.example" for number in range(40))
+    described = router(search=many, mtu=0, resolvers=(ip("2001:db8::53"),))
     answer = opened(ndp.answer(described, router_solicitation(), GUEST_MAC, OWN))
     dnssl = NDP_OPTIONS.parse(bytes(answer.payload[16:]))[2]
-    size = len(ndp.encode_name(names[0]))
+    size = len(names.encode_name(many[0]))
     assert dnssl.length <= 255
     assert dnssl.labels.rstrip(b"\0").count(b"\7example") == ndp.DNSSL_BYTES // size
 
@@ -300,7 +316,81 @@ def test_a_global_gateway_answers_from_the_hosts_link_local_address() -> None:
     ],
 )
 def test_names_in_wire_format(name: str, encoded: bytes) -> None:
-    assert ndp.encode_name(name) == encoded
+    assert names.encode_name(name) == encoded
+
+
+def test_many_resolvers_are_cut() -> None:
+    described = router(mtu=0, resolvers=tuple(ip(f"2001:db8::{number:x}") for number in range(200)))
+    answer = opened(ndp.answer(described, router_solicitation(), GUEST_MAC, OWN))
+    rdnss = NDP_OPTIONS.parse(bytes(answer.payload[16:]))[1]
+    assert (rdnss.length, len(rdnss.addresses), rdnss.addresses[126]) == (255, 127, ip("2001:db8::7e"))
+
+
+def test_names_that_repeat_are_compressed() -> None:
+    # RFC 3397 has this example.
+    encoded = names.compress_names(["eng.apple.com.", "marketing.apple.com."], 99)
+    assert encoded == b"\3eng\5apple\3com\0\x09marketing\xc0\x04"
+    assert names.compress_names(["a.example", "example", "b.a.example"], 99) == b"\1a\7example\0\xc0\2\1b\xc0\0"
+    assert names.compress_names(["a.example", "b.example"], 14) == b"\1a\7example\0"
+    assert names.compress_names(["a.example", "b.test", "c.example"], 15) == b"\1a\7example\0\1c\xc0\2"
+    assert names.compress_names(["example"], 8) == b""
+
+
+def test_pointers_reach_14_bits_only() -> None:
+    many = [f"{number:04}{'x' * 50}.example" for number in range(400)] + ["399.test", "a.399.test"]
+    encoded = names.compress_names(many, 1 << 16)
+    assert len(encoded) > 0x4000
+    assert encoded.endswith(b"\x03399\4test\0\1a\x03399\4test\0")
+
+
+def sent(frame: bytes, group: str) -> Packet:
+    """Take a frame to a group apart; check its link addresses and checksum."""
+    packed = ip(group)
+    assert frame[:12] == b"\x33\x33" + packed[-4:] + HOST_MAC
+    message = parse_ip(memoryview(frame))
+    assert (message.source, message.destination, message.hop_limit) == (ip(GATEWAY6), packed, 255)
+    start = checksum.pseudo_sum6(message.source, message.destination, ICMPV6) + len(message.payload)
+    assert checksum.ones_sum(message.payload, start) == 0xFFFF
+    return message
+
+
+def test_unsolicited_advertisements_are_the_same_as_others() -> None:
+    described = router(resolvers=(ip("2001:db8::53"),))
+    message = sent(ndp.unsolicited(described), "ff02::1")
+    asked = opened(ndp.answer(described, router_solicitation(), GUEST_MAC, OWN))
+    # But for the checksum, in which the destination takes part.
+    assert bytes(message.payload[4:]) == bytes(asked.payload[4:])
+    assert message.payload[:2] == asked.payload[:2]
+
+
+def test_the_guest_is_asked_for_its_addresses() -> None:
+    network = router().network
+    message = sent(ndp.solicitation(network, ip(GUEST_LINK_LOCAL)), "ff02::1:ff12:3456")
+    fields = NDP_SOLICITATION.parse(message.payload)
+    assert (fields.type, fields.code, fields.target) == (135, 0, ip(GUEST_LINK_LOCAL))
+    (option,) = NDP_OPTIONS.parse(bytes(message.payload[24:]))
+    assert (option.type, option.length, option.mac) == (1, 1, HOST_MAC)
+    frame = arp.request(HOST_MAC, ip(GATEWAY4), ip(GUEST4))
+    assert frame[:14] == b"\xff" * 6 + HOST_MAC + b"\x08\x06"
+    fields = ARP_CODEC.unpack_from(frame, 14)
+    assert (len(frame), fields["operation"], fields["sender_mac"], fields["target_mac"]) == (42, 1, HOST_MAC, bytes(6))
+    assert (fields["sender_ip"], fields["target_ip"]) == (ip(GATEWAY4), ip(GUEST4))
+
+
+def test_advertisements_come_often_at_first_and_seldom_later() -> None:
+    asked = []
+
+    def uniform(low: float, high: float) -> float:
+        asked.append((low, high))
+        return 200.0
+
+    schedule = ndp.Schedule(1000, uniform)
+    assert not schedule.due(999)
+    due = [now for now in range(1000, 2000) if schedule.due(now)]
+    # RFC 4861, section 6.2.4: the first three at most 16 seconds apart.
+    assert due == [1000, 1016, 1032, 1232, 1432, 1632, 1832]
+    # Section 6.2.1: between a third of the longest interval and that, 600 seconds.
+    assert set(asked) == {(198.0, 600.0)}
 
 
 # TCP

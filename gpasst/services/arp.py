@@ -15,6 +15,8 @@ from gpasst.formats import (
     parse_untrusted,
 )
 
+BROADCAST_MAC = b"\xff" * 6
+
 
 def answer(payload: memoryview, host_mac: bytes, guest_address: bytes | None) -> bytes | None:
     """Answer an ARP request.
@@ -39,4 +41,21 @@ def answer(payload: memoryview, host_mac: bytes, guest_address: bytes | None) ->
         sender_ip=request.target_ip,
         target_mac=request.sender_mac,
         target_ip=request.sender_ip,
+    )
+
+
+def request(host_mac: bytes, sender: bytes, target: bytes) -> bytes:
+    """Build the frame that asks who has an address; the answer tells the guest's MAC address before it speaks.
+
+    :param host_mac: the host's as the guest sees it, 6 bytes.
+    :param sender: address that stands for the host, the guest's gateway.
+    :param target: the guest's address.
+    """
+    ethernet = ETHERNET_CODEC.pack(destination=BROADCAST_MAC, source=host_mac, ethertype=ETHERTYPE_ARP)
+    return ethernet + ARP_CODEC.pack(
+        operation=ARP_REQUEST,
+        sender_mac=host_mac,
+        sender_ip=sender,
+        target_mac=bytes(6),
+        target_ip=target,
     )
