@@ -23,6 +23,8 @@ class Drop(Enum):
     MALFORMED_TCP = "malformed TCP header"
     MALFORMED_ICMP = "malformed ICMP message"
     MALFORMED_NDP = "malformed NDP message"
+    MALFORMED_DHCP = "malformed DHCP message"
+    MALFORMED_DHCPV6 = "malformed DHCPv6 message"
     FRAGMENT = "fragment that cannot be reassembled"
     FRAGMENT_TIMEOUT = "fragments whose rest never came"
     PROTOCOL = "IP protocol not carried"

@@ -88,6 +88,8 @@ class GuestNetwork:
     :ivar search: search domains that the guest is told.
     :ivar addresses: (address, prefix length) pairs for the tap.
     :ivar routes: routes for the tap.
+    :ivar hostname: host name that the guest is told, empty for none.
+    :ivar fqdn: fully qualified domain name that the guest is told, empty for none.
     """
 
     ip4: FamilyNetwork | None
@@ -99,6 +101,8 @@ class GuestNetwork:
     search: tuple[str, ...]
     addresses: tuple[tuple[str, int], ...]
     routes: tuple[Route, ...]
+    hostname: str = ""
+    fqdn: str = ""
 
 
 @dataclass(frozen=True, slots=True)

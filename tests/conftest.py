@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import stat
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -58,3 +60,11 @@ def need(program: str) -> str:
     if path is None:
         pytest.skip(f"needs the program {program}")
     return path
+
+
+def need_module(name: str) -> Any:
+    """Import a module that is no dependency, or skip the test by its name."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        pytest.skip(f"needs the Python module {name}")

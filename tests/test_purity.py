@@ -31,6 +31,8 @@ PURE = [
     "gpasst.link.superframes",
     "gpasst.services",
     "gpasst.services.arp",
+    "gpasst.services.dhcp",
+    "gpasst.services.dhcp_formats",
     "gpasst.services.echo",
     "gpasst.services.icmp_errors",
     "gpasst.services.names",

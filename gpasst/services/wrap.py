@@ -9,6 +9,8 @@ from gpasst.formats import (
     ETHERTYPE_IPV6,
     IPV4_CODEC,
     IPV6_CODEC,
+    PROTOCOL_UDP,
+    UDP_CODEC,
 )
 
 HOP_LIMIT = 255  # seed; neighbour discovery demands it (RFC 4861, section 7.1)
@@ -56,6 +58,27 @@ def ip_packet(source: bytes, destination: bytes, protocol: int, payload: bytes) 
         destination=destination,
     )
     return header + payload
+
+
+def wrap_udp(
+    destination_mac: bytes,
+    source_mac: bytes,
+    source: bytes,
+    destination: bytes,
+    source_port: int,
+    destination_port: int,
+    data: bytes,
+) -> bytes:
+    """Put `data` into a UDP datagram, and that into a frame as `wrap` does.
+
+    Over IPv4 the checksum is 0, "not computed" (RFC 768); over IPv6 there must be one (RFC 8200, section 8.1).
+    """
+    fields = {"source": source_port, "destination": destination_port, "length": UDP_CODEC.size + len(data)}
+    datagram = UDP_CODEC.pack(checksum=0, **fields) + data
+    if len(source) == 16:
+        value = checksum.udp(checksum.pseudo_sum6(source, destination, PROTOCOL_UDP), datagram)
+        datagram = UDP_CODEC.pack(checksum=value, **fields) + data
+    return wrap(destination_mac, source_mac, source, destination, PROTOCOL_UDP, datagram)
 
 
 def with_checksum(packet: bytes, field: int, source: bytes, destination: bytes, protocol: int) -> bytes:

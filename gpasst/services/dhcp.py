@@ -1,0 +1,301 @@
+"""DHCP (RFC 2131) and BOOTP (RFC 951): the guest is leased its one address for ever (context 4.1).
+
+Theory of operation: there is one guest and one address, so there is no table of leases; each request is answered by
+what it says itself.
+
+| Request | Answer |
+|---|---|
+| DISCOVER | OFFER, or ACK if it wants rapid commit (RFC 4039) |
+| REQUEST for the guest's address, or for none | ACK |
+| REQUEST for another address | NAK, so that the client begins anew (RFC 2131, section 4.3.2) |
+| REQUEST of another server | none |
+| INFORM | ACK without address and lease (RFC 2131, section 4.3.5) |
+| no message type: BOOTP | reply with the address and what BOOTP knows (RFC 1534) |
+| RELEASE, DECLINE | none, and nothing to be done |
+| anything else | dropped |
+
+The message type is the first option of an answer; then come those that the client asked for, in its order, then the
+rest by number. What exceeds the size that the client takes is left out, but never what makes the answer valid; a search
+list is cut between names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gpasst.counters import Drop
+from gpasst.errors import PacketError
+from gpasst.formats import IPV4_CODEC, UDP_CODEC, parse_untrusted
+from gpasst.network import FamilyNetwork, GuestNetwork
+from gpasst.services.dhcp_formats import (
+    BOOTP_REPLY,
+    BOOTP_REQUEST,
+    DHCP_ACK,
+    DHCP_CLASSLESS_ROUTES,
+    DHCP_CLIENT_FQDN,
+    DHCP_CLIENT_IDENTIFIER,
+    DHCP_CLIENT_PORT,
+    DHCP_CODEC,
+    DHCP_COOKIE,
+    DHCP_DECLINE,
+    DHCP_DISCOVER,
+    DHCP_FLAG_BROADCAST,
+    DHCP_FQDN_CODEC,
+    DHCP_FQDN_NO_UPDATES,
+    DHCP_FQDN_OVERRIDDEN,
+    DHCP_FQDN_SERVER_UPDATES,
+    DHCP_FQDN_WIRE_FORMAT,
+    DHCP_HOST_NAME,
+    DHCP_INFINITE,
+    DHCP_INFORM,
+    DHCP_LEASE_TIME,
+    DHCP_MAXIMUM_SIZE,
+    DHCP_MESSAGE_TYPE,
+    DHCP_MTU,
+    DHCP_NAK,
+    DHCP_OFFER,
+    DHCP_OPTIONS,
+    DHCP_OVERLOAD,
+    DHCP_OVERLOAD_FILE,
+    DHCP_OVERLOAD_NAME,
+    DHCP_PARAMETER_LIST,
+    DHCP_RAPID_COMMIT,
+    DHCP_RELEASE,
+    DHCP_REQUEST,
+    DHCP_REQUESTED_ADDRESS,
+    DHCP_RESOLVERS,
+    DHCP_ROUTER,
+    DHCP_SEARCH_LIST,
+    DHCP_SERVER_IDENTIFIER,
+    DHCP_SERVER_PORT,
+    DHCP_SUBNET_MASK,
+    DHCP_TEXT,
+)
+from gpasst.services.names import compress_names, encode_name
+from gpasst.services.wrap import wrap_udp
+from gpasst.udp.addresses import is_loopback
+
+BROADCAST = b"\xff" * 4
+BROADCAST_MAC = b"\xff" * 6
+UNSPECIFIED = bytes(4)
+HEADERS_BYTES = IPV4_CODEC.size + UDP_CODEC.size
+DATAGRAM_BYTES = 576  # IP header included, what every client takes (RFC 2131, section 2)
+OPTIONS_MINIMUM = 60  # bytes behind the cookie: the vendor field of RFC 951, which old clients insist on
+OPTION_MAXIMUM = 255  # bytes of data; longer ones are split (RFC 3396)
+REFUSAL = b"not the address of this guest"
+# What an answer is not valid without, or what the client has to find in it again (RFC 6842).
+INDISPENSABLE = (
+    DHCP_LEASE_TIME,
+    DHCP_MESSAGE_TYPE,
+    DHCP_SERVER_IDENTIFIER,
+    DHCP_CLIENT_IDENTIFIER,
+    DHCP_RAPID_COMMIT,
+    DHCP_TEXT,
+)
+# What only DHCP knows (RFC 1534, section 2).
+BEYOND_BOOTP = (DHCP_LEASE_TIME, DHCP_SERVER_IDENTIFIER)
+
+Options = Mapping[int, bytes]
+
+
+def answer(network: GuestNetwork, data: bytes | memoryview, guest_mac: bytes) -> bytes | None:
+    """Answer a message to the DHCP server's port.
+
+    :param network: the guest's network, with IPv4.
+    :param data: payload of the UDP datagram.
+    :param guest_mac: where the answer goes, 6 bytes, unless it is broadcast.
+    :return: the answer's frame, or None where none is due.
+    :raises PacketError: if the message is malformed, or no request.
+    """
+    ip4 = network.ip4
+    assert ip4 is not None and ip4.address is not None
+    if len(data) < DHCP_CODEC.size:
+        raise PacketError(Drop.MALFORMED_DHCP)
+    request = DHCP_CODEC.unpack_from(data)
+    if request["operation"] != BOOTP_REQUEST:
+        raise PacketError(Drop.SERVICE)
+    options = parse_options(data)
+    asked = _fixed(options, DHCP_MESSAGE_TYPE, 1)
+    if asked is None:
+        kind = None
+    else:
+        kind = _answer_to(asked[0], request["client"], options, ip4)
+        if kind is None:
+            return None
+    informs = asked is not None and asked[0] == DHCP_INFORM
+    yours = UNSPECIFIED if informs or kind == DHCP_NAK else ip4.address
+    destination = request["client"] if informs else ip4.address
+    # RFC 2131, section 4.1: a client that has no address yet may ask for broadcast, and one that is refused has none.
+    broadcast = request["flags"] & DHCP_FLAG_BROADCAST and not any(request["client"])
+    if broadcast or kind == DHCP_NAK or not any(destination) or is_loopback(destination):
+        destination, guest_mac = BROADCAST, BROADCAST_MAC
+    header = DHCP_CODEC.pack(
+        operation=BOOTP_REPLY,
+        hardware=request["hardware"],
+        hardware_length=request["hardware_length"],
+        transaction=request["transaction"],
+        flags=request["flags"],
+        client=UNSPECIFIED if kind == DHCP_NAK else request["client"],
+        yours=yours,
+        relay=request["relay"],
+        client_mac=request["client_mac"],
+    )
+    contents = _refusal(ip4) if kind == DHCP_NAK else _contents(network, ip4, kind, informs, options)
+    identifier = options.get(DHCP_CLIENT_IDENTIFIER, b"")
+    if kind is not None and 0 < len(identifier) <= OPTION_MAXIMUM:
+        contents[DHCP_CLIENT_IDENTIFIER] = identifier
+    reply = header + DHCP_COOKIE + _build(contents, network.search, kind, options)
+    return wrap_udp(guest_mac, network.host_mac, ip4.gateway, destination, DHCP_SERVER_PORT, DHCP_CLIENT_PORT, reply)
+
+
+def parse_options(data: bytes | memoryview) -> dict[int, bytes]:
+    """Give the options of a message by code, those in the fields for file and server name too (option overload).
+
+    Data of options that occur more than once are joined, in this order: options, file, server name (RFC 3396, sections
+    5 and 7).
+
+    :param data: a message that has its fixed part. Without the cookie it has no options, as BOOTP has it.
+    :raises PacketError: if an option ends beyond its field.
+    """
+    rest = bytes(data[DHCP_CODEC.size :])
+    found: dict[int, bytes] = {}
+    if rest[: len(DHCP_COOKIE)] != DHCP_COOKIE:
+        return found
+    _collect(found, rest[len(DHCP_COOKIE) :])
+    overload = _fixed(found, DHCP_OVERLOAD, 1)
+    if overload is not None:
+        message = DHCP_CODEC.unpack_from(data)
+        if overload[0] & DHCP_OVERLOAD_FILE:
+            _collect(found, message["file"])
+        if overload[0] & DHCP_OVERLOAD_NAME:
+            _collect(found, message["server_name"])
+    return found
+
+
+def _collect(found: dict[int, bytes], field: bytes) -> None:
+    for option in parse_untrusted(DHCP_OPTIONS, field, Drop.MALFORMED_DHCP):
+        if option.data is not None:
+            found[option.code] = found.get(option.code, b"") + option.data
+
+
+def _fixed(options: Options, code: int, size: int) -> bytes | None:
+    """Give the data of an option that has `size` bytes, None if it is not there."""
+    data = options.get(code)
+    if data is not None and len(data) != size:
+        raise PacketError(Drop.MALFORMED_DHCP)
+    return data
+
+
+def _answer_to(asked: int, client: bytes, options: Options, ip4: FamilyNetwork) -> int | None:
+    """Choose the message type of the answer, None if there is none."""
+    if asked == DHCP_DISCOVER:
+        return DHCP_ACK if DHCP_RAPID_COMMIT in options else DHCP_OFFER
+    if asked == DHCP_REQUEST:
+        if _fixed(options, DHCP_SERVER_IDENTIFIER, 4) not in (None, ip4.gateway):
+            return None
+        wanted = {client, _fixed(options, DHCP_REQUESTED_ADDRESS, 4) or UNSPECIFIED}
+        return DHCP_ACK if wanted <= {ip4.address, UNSPECIFIED} else DHCP_NAK
+    if asked == DHCP_INFORM:
+        return DHCP_ACK
+    if asked in (DHCP_RELEASE, DHCP_DECLINE):
+        return None
+    raise PacketError(Drop.SERVICE)
+
+
+def _refusal(ip4: FamilyNetwork) -> dict[int, bytes]:
+    return {
+        DHCP_MESSAGE_TYPE: bytes((DHCP_NAK,)),
+        DHCP_SERVER_IDENTIFIER: ip4.gateway,
+        DHCP_TEXT: REFUSAL,
+    }
+
+
+def _contents(
+    network: GuestNetwork, ip4: FamilyNetwork, kind: int | None, informs: bool, options: Options
+) -> dict[int, bytes]:
+    """Give all options of an answer but the search list, by code."""
+    assert ip4.address is not None
+    mask = 0xFFFFFFFF << (32 - ip4.prefix) & 0xFFFFFFFF
+    contents = {
+        DHCP_SUBNET_MASK: mask.to_bytes(4, "big"),
+        DHCP_ROUTER: ip4.gateway,
+        DHCP_RESOLVERS: b"".join(ip4.resolvers),
+        DHCP_HOST_NAME: network.hostname.encode("idna"),
+        DHCP_MTU: network.mtu.to_bytes(2, "big") if network.mtu else b"",
+        DHCP_LEASE_TIME: DHCP_INFINITE.to_bytes(4, "big"),
+        DHCP_SERVER_IDENTIFIER: ip4.gateway,
+    }
+    if network.fqdn:
+        contents[DHCP_CLIENT_FQDN] = _fqdn(network.fqdn, options)
+    if (int.from_bytes(ip4.gateway, "big") ^ int.from_bytes(ip4.address, "big")) & mask:
+        # RFC 3442: the gateway is on the link though outside the subnet, and leads everywhere.
+        contents[DHCP_CLASSLESS_ROUTES] = b"\x20" + ip4.gateway + UNSPECIFIED + b"\x00" + ip4.gateway
+    for code in (DHCP_LEASE_TIME,) if informs else BEYOND_BOOTP if kind is None else ():
+        del contents[code]
+    contents = {code: data for code, data in contents.items() if data}
+    if kind is not None:
+        contents[DHCP_MESSAGE_TYPE] = bytes((kind,))
+        if kind == DHCP_ACK and options.get(DHCP_MESSAGE_TYPE) == bytes((DHCP_DISCOVER,)):
+            contents[DHCP_RAPID_COMMIT] = b""
+    return contents
+
+
+def _fqdn(name: str, options: Options) -> bytes:
+    """Give the client FQDN option, empty for a client that has neither sent nor requested it (RFC 4702, section 4).
+
+    Names are not registered anywhere, which a client that wants the server to do so is told. The name is written as the
+    client writes its own.
+    """
+    sent = options.get(DHCP_CLIENT_FQDN)
+    if sent is None and DHCP_CLIENT_FQDN not in options.get(DHCP_PARAMETER_LIST, b""):
+        return b""
+    theirs = sent[0] if sent else DHCP_FQDN_WIRE_FORMAT
+    flags = DHCP_FQDN_NO_UPDATES | theirs & DHCP_FQDN_WIRE_FORMAT
+    if theirs & DHCP_FQDN_SERVER_UPDATES:
+        flags |= DHCP_FQDN_OVERRIDDEN
+    encoded = encode_name(name) if flags & DHCP_FQDN_WIRE_FORMAT else name.rstrip(".").encode("idna")
+    return DHCP_FQDN_CODEC.pack(flags=flags) + encoded
+
+
+def _build(contents: dict[int, bytes], search: tuple[str, ...], kind: int | None, options: Options) -> bytes:
+    """Put the options in order, as many as the client takes, padded.
+
+    :param contents: all but the search list.
+    :param search: names of the search list.
+    :param kind: message type of the answer, None for BOOTP.
+    :param options: the client's.
+    """
+    requested = options.get(DHCP_PARAMETER_LIST, b"")
+    if search and kind != DHCP_NAK:
+        contents = {**contents, DHCP_SEARCH_LIST: b""}
+    room = _room(kind, options) - sum(_size(contents[code]) for code in INDISPENSABLE if code in contents)
+    chosen = []
+    for code in dict.fromkeys((DHCP_MESSAGE_TYPE, *requested, *sorted(contents))):
+        data = contents.get(code)
+        if data is None:
+            continue
+        if code == DHCP_SEARCH_LIST:
+            data = compress_names(search, room - 2 * -(-room // (OPTION_MAXIMUM + 2)))
+            if not data:
+                continue
+        if code not in INDISPENSABLE:
+            if _size(data) > room:
+                continue
+            room -= _size(data)
+        for start in range(0, max(len(data), 1), OPTION_MAXIMUM):
+            chosen.append({"code": code, "data": data[start : start + OPTION_MAXIMUM]})
+    built: bytes = DHCP_OPTIONS.build(chosen)
+    return built.ljust(OPTIONS_MINIMUM, b"\0")
+
+
+def _room(kind: int | None, options: Options) -> int:
+    """Give the bytes that options may fill, the end not counted."""
+    if kind is None:
+        return OPTIONS_MINIMUM - 1
+    maximum = int.from_bytes(_fixed(options, DHCP_MAXIMUM_SIZE, 2) or b"", "big")
+    return max(maximum, DATAGRAM_BYTES) - HEADERS_BYTES - DHCP_CODEC.size - len(DHCP_COOKIE) - 1
+
+
+def _size(data: bytes) -> int:
+    """Give the bytes that an option with `data` takes, split if need be."""
+    return len(data) + 2 * max(-(-len(data) // OPTION_MAXIMUM), 1)

@@ -1,0 +1,230 @@
+"""The structures of DHCP and DHCPv6, declared once, beside those of `gpasst.formats` and by the same rules.
+
+Options are lists of (code, data): what their data means is the business of the services. A list is refused as a whole
+if one of its options ends beyond the data.
+"""
+
+from __future__ import annotations
+
+from construct import (
+    Bytes,
+    Check,
+    Const,
+    Default,
+    FocusedSeq,
+    GreedyBytes,
+    GreedyRange,
+    If,
+    Int8ub,
+    Int16ub,
+    Int32ub,
+    Optional,
+    Prefixed,
+    Struct,
+    Terminated,
+)
+
+from gpasst.formats import Codec, Header
+
+DHCP_SERVER_PORT = 67
+DHCP_CLIENT_PORT = 68
+DHCPV6_SERVER_PORT = 547
+DHCPV6_CLIENT_PORT = 546
+
+# --- DHCP ---------------------------------------------------------------------------------------------------
+
+BOOTP_REQUEST = 1
+BOOTP_REPLY = 2
+DHCP_FLAG_BROADCAST = 0x8000
+DHCP_COOKIE = bytes((99, 130, 83, 99))
+"""What opens the options (RFC 2132 section 2)."""
+
+# Message types (RFC 2132 section 9.6).
+DHCP_DISCOVER = 1
+DHCP_OFFER = 2
+DHCP_REQUEST = 3
+DHCP_DECLINE = 4
+DHCP_ACK = 5
+DHCP_NAK = 6
+DHCP_RELEASE = 7
+DHCP_INFORM = 8
+
+# Options (RFC 2132; RFC 4039, RFC 4702, RFC 3397, RFC 3442).
+DHCP_PAD = 0
+DHCP_SUBNET_MASK = 1
+DHCP_ROUTER = 3
+DHCP_RESOLVERS = 6
+DHCP_HOST_NAME = 12
+DHCP_MTU = 26
+DHCP_REQUESTED_ADDRESS = 50
+DHCP_LEASE_TIME = 51
+DHCP_OVERLOAD = 52
+DHCP_MESSAGE_TYPE = 53
+DHCP_SERVER_IDENTIFIER = 54
+DHCP_PARAMETER_LIST = 55
+DHCP_TEXT = 56
+DHCP_MAXIMUM_SIZE = 57
+DHCP_CLIENT_IDENTIFIER = 61
+DHCP_RAPID_COMMIT = 80
+DHCP_CLIENT_FQDN = 81
+DHCP_SEARCH_LIST = 119
+DHCP_CLASSLESS_ROUTES = 121
+DHCP_END = 255
+
+DHCP_OVERLOAD_FILE = 1
+DHCP_OVERLOAD_NAME = 2
+DHCP_INFINITE = 0xFFFFFFFF
+"""Lease time, in seconds, that means for ever (RFC 2131 section 3.3)."""
+
+# Flags of the client FQDN option (RFC 4702 section 2.1).
+DHCP_FQDN_SERVER_UPDATES = 0x01
+DHCP_FQDN_OVERRIDDEN = 0x02
+DHCP_FQDN_WIRE_FORMAT = 0x04
+DHCP_FQDN_NO_UPDATES = 0x08
+
+DHCP = Header(
+    "operation" / Int8ub,
+    "hardware" / Default(Int8ub, 1),
+    "hardware_length" / Default(Int8ub, 6),
+    "hops" / Default(Int8ub, 0),
+    "transaction" / Int32ub,
+    "seconds" / Default(Int16ub, 0),
+    "flags" / Default(Int16ub, 0),
+    "client" / Default(Bytes(4), bytes(4)),
+    "yours" / Default(Bytes(4), bytes(4)),
+    "server" / Default(Bytes(4), bytes(4)),
+    "relay" / Default(Bytes(4), bytes(4)),
+    "client_mac" / Bytes(16),
+    "server_name" / Default(Bytes(64), bytes(64)),
+    "file" / Default(Bytes(128), bytes(128)),
+)
+"""Fixed part of BOOTP and DHCP messages, 236 bytes (RFC 951 section 3, RFC 2131 section 2).
+
+The addresses `client`, `yours`, `server` and `relay` are ciaddr, yiaddr, siaddr and giaddr; `client_mac` is chaddr,
+padded. `DHCP_COOKIE` and `DHCP_OPTIONS` follow.
+"""
+
+DHCP_OPTION = Struct(
+    "code" / Int8ub,
+    Check(lambda option: option.code != DHCP_END),
+    "data" / If(lambda option: option.code != DHCP_PAD, Prefixed(Int8ub, GreedyBytes)),
+)
+"""One option but the last (RFC 2132 section 2); `data` has up to 255 bytes, and is None for `DHCP_PAD`."""
+
+DHCP_OPTIONS = FocusedSeq(
+    "options",
+    "options" / GreedyRange(DHCP_OPTION),
+    "end" / Optional(Struct("end" / Const(DHCP_END, Int8ub), "padding" / Default(GreedyBytes, b""))),
+    # GreedyRange stops quietly before an option it cannot parse.
+    Terminated,
+)
+"""All options of a field, to `DHCP_END` or, in want of it, to the end of the data.
+
+Parses to a list of `DHCP_OPTION`, padding included. Building adds the end.
+"""
+
+DHCP_FQDN = Header(
+    "flags" / Int8ub,
+    "rcode1" / Default(Int8ub, 255),
+    "rcode2" / Default(Int8ub, 255),
+)
+"""Client FQDN option before the name, 3 bytes (RFC 4702 section 2); servers set both result codes to 255."""
+
+# --- DHCPv6 -------------------------------------------------------------------------------------------------
+
+# Message types (RFC 8415 section 7.3).
+DHCPV6_SOLICIT = 1
+DHCPV6_ADVERTISE = 2
+DHCPV6_REQUEST = 3
+DHCPV6_CONFIRM = 4
+DHCPV6_RENEW = 5
+DHCPV6_REBIND = 6
+DHCPV6_REPLY = 7
+DHCPV6_RELEASE = 8
+DHCPV6_DECLINE = 9
+DHCPV6_INFORMATION_REQUEST = 11
+
+# Options (RFC 8415 section 21, RFC 3646, RFC 4704).
+DHCPV6_CLIENT_ID = 1
+DHCPV6_SERVER_ID = 2
+DHCPV6_IA_NA = 3
+DHCPV6_IA_TA = 4
+DHCPV6_IAADDR = 5
+DHCPV6_OPTION_REQUEST = 6
+DHCPV6_STATUS_CODE = 13
+DHCPV6_RAPID_COMMIT = 14
+DHCPV6_RESOLVERS = 23
+DHCPV6_SEARCH_LIST = 24
+DHCPV6_CLIENT_FQDN = 39
+
+# Status codes (RFC 8415 section 21.13).
+DHCPV6_SUCCESS = 0
+DHCPV6_NO_ADDRESSES = 2
+DHCPV6_NOT_ON_LINK = 4
+
+# Flags of the client FQDN option (RFC 4704 section 4.1).
+DHCPV6_FQDN_SERVER_UPDATES = 0x01
+DHCPV6_FQDN_OVERRIDDEN = 0x02
+DHCPV6_FQDN_NO_UPDATES = 0x04
+
+DHCPV6_DUID_LLT = 1
+DHCPV6_INFINITE = 0xFFFFFFFF
+"""Lifetime, in seconds, that means for ever (RFC 8415 section 7.7)."""
+
+DHCPV6 = Header(
+    "type" / Int8ub,
+    "transaction" / Bytes(3),
+)
+"""Head of every message between client and server, 4 bytes (RFC 8415 section 8); `DHCPV6_OPTIONS` follow."""
+
+DHCPV6_OPTIONS = FocusedSeq(
+    "options",
+    "options" / GreedyRange(Struct("code" / Int16ub, "data" / Prefixed(Int16ub, GreedyBytes))),
+    # As above.
+    Terminated,
+)
+"""All options up to the end of the data (RFC 8415 section 21.1), of a message or within another option."""
+
+DHCPV6_IA_NA_HEAD = Header(
+    "identifier" / Bytes(4),
+    "renew" / Int32ub,
+    "rebind" / Int32ub,
+)
+"""Identity association for addresses before its options, 12 bytes (RFC 8415 section 21.4).
+
+`renew` (T1) and `rebind` (T2) in seconds.
+"""
+
+DHCPV6_IA_TA_HEAD = Header("identifier" / Bytes(4))
+"""Identity association for temporary addresses before its options, 4 bytes (RFC 8415 section 21.5)."""
+
+DHCPV6_ADDRESS = Header(
+    "address" / Bytes(16),
+    "preferred" / Int32ub,
+    "valid" / Int32ub,
+)
+"""Address in an identity association before its options, 24 bytes (RFC 8415 section 21.6); lifetimes in seconds."""
+
+DHCPV6_STATUS = Header("status" / Int16ub)
+"""Status code before its text (RFC 8415 section 21.13)."""
+
+DHCPV6_FQDN = Header("flags" / Int8ub)
+"""Client FQDN option before the name (RFC 4704 section 4)."""
+
+DHCPV6_DUID = Header(
+    "type" / Default(Int16ub, DHCPV6_DUID_LLT),
+    "hardware" / Default(Int16ub, 1),
+    "seconds" / Int32ub,
+    "mac" / Bytes(6),
+)
+"""DUID of link-layer address and time, 14 bytes (RFC 8415 section 11.2); `seconds` since 2000, modulo 2^32."""
+
+DHCP_CODEC = Codec(DHCP, "DHCP")
+DHCP_FQDN_CODEC = Codec(DHCP_FQDN, "DHCP_FQDN")
+DHCPV6_CODEC = Codec(DHCPV6, "DHCPV6")
+DHCPV6_IA_NA_CODEC = Codec(DHCPV6_IA_NA_HEAD, "DHCPV6_IA_NA_HEAD")
+DHCPV6_IA_TA_CODEC = Codec(DHCPV6_IA_TA_HEAD, "DHCPV6_IA_TA_HEAD")
+DHCPV6_ADDRESS_CODEC = Codec(DHCPV6_ADDRESS, "DHCPV6_ADDRESS")
+DHCPV6_STATUS_CODEC = Codec(DHCPV6_STATUS, "DHCPV6_STATUS")
+DHCPV6_FQDN_CODEC = Codec(DHCPV6_FQDN, "DHCPV6_FQDN")
+DHCPV6_DUID_CODEC = Codec(DHCPV6_DUID, "DHCPV6_DUID")
