@@ -33,6 +33,7 @@ PURE = [
     "gpasst.services.arp",
     "gpasst.services.dhcp",
     "gpasst.services.dhcp_formats",
+    "gpasst.services.dhcpv6",
     "gpasst.services.echo",
     "gpasst.services.icmp_errors",
     "gpasst.services.names",

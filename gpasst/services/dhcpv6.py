@@ -1,0 +1,282 @@
+"""DHCPv6 (RFC 8415): the guest is leased its one address for ever (context 4.2).
+
+Theory of operation: as with DHCP there is one guest, one address and no table. Messages are accepted by the rules of
+RFC 8415, section 16, with the client's identifier required of all of them:
+
+| Message | Accepted | Answer |
+|---|---|---|
+| SOLICIT | without server identifier | ADVERTISE, or REPLY if it wants rapid commit |
+| REQUEST, RENEW | with ours | REPLY; NotOnLink if an association holds an address that is not the guest's |
+| CONFIRM | without | REPLY, or NotOnLink likewise |
+| REBIND | without | REPLY; other addresses in it come back with lifetime 0 (section 18.3.5) |
+| INFORMATION-REQUEST | without or with ours, and without association | REPLY without address |
+| RELEASE, DECLINE | with ours | REPLY that says success (sections 18.3.7 and 18.3.8); nothing is to be done |
+
+A message for another server is passed over; one against these rules is malformed; other types, and messages to a
+unicast address, are dropped as not served.
+
+The first association of a message, those for ordinary addresses before those for temporary ones, gets the address;
+another one is told that there is none for it. Resolvers and search list are those of the router advertisements, and are
+told whether they are requested or not. Associations for prefixes are ignored, as by a server without prefixes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gpasst.counters import Drop
+from gpasst.errors import PacketError
+from gpasst.formats import parse_untrusted
+from gpasst.link.packets import Packet
+from gpasst.network import FamilyNetwork, GuestNetwork
+from gpasst.services.dhcp_formats import (
+    DHCPV6_ADDRESS_CODEC,
+    DHCPV6_ADVERTISE,
+    DHCPV6_CLIENT_FQDN,
+    DHCPV6_CLIENT_ID,
+    DHCPV6_CLIENT_PORT,
+    DHCPV6_CODEC,
+    DHCPV6_CONFIRM,
+    DHCPV6_DECLINE,
+    DHCPV6_DUID_CODEC,
+    DHCPV6_FQDN_CODEC,
+    DHCPV6_FQDN_NO_UPDATES,
+    DHCPV6_FQDN_OVERRIDDEN,
+    DHCPV6_FQDN_SERVER_UPDATES,
+    DHCPV6_IA_NA,
+    DHCPV6_IA_NA_CODEC,
+    DHCPV6_IA_TA,
+    DHCPV6_IA_TA_CODEC,
+    DHCPV6_IAADDR,
+    DHCPV6_INFINITE,
+    DHCPV6_INFORMATION_REQUEST,
+    DHCPV6_NO_ADDRESSES,
+    DHCPV6_NOT_ON_LINK,
+    DHCPV6_OPTION_REQUEST,
+    DHCPV6_OPTIONS,
+    DHCPV6_RAPID_COMMIT,
+    DHCPV6_REBIND,
+    DHCPV6_RELEASE,
+    DHCPV6_RENEW,
+    DHCPV6_REPLY,
+    DHCPV6_REQUEST,
+    DHCPV6_RESOLVERS,
+    DHCPV6_SEARCH_LIST,
+    DHCPV6_SERVER_ID,
+    DHCPV6_SERVER_PORT,
+    DHCPV6_SOLICIT,
+    DHCPV6_STATUS_CODE,
+    DHCPV6_STATUS_CODEC,
+    DHCPV6_SUCCESS,
+)
+from gpasst.services.names import encode_name, encode_names
+from gpasst.services.ndp import DNSSL_BYTES, MAX_RESOLVERS, router_address
+from gpasst.services.wrap import wrap_udp
+from gpasst.udp.addresses import is_loopback, is_multicast
+
+UNSPECIFIED = bytes(16)
+EPOCH = 946684800  # 2000-01-01 00:00 UTC, in seconds since 1970
+CLIENT_ID_MAXIMUM = 128  # bytes
+NOT_ON_LINK = b"Prefix not appropriate for link."
+NO_ADDRESSES = b"One address is all there is."
+HEADS = {DHCPV6_IA_NA: DHCPV6_IA_NA_CODEC, DHCPV6_IA_TA: DHCPV6_IA_TA_CODEC}
+
+Option = tuple[int, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Who answers, and with what.
+
+    :ivar network: the guest's network.
+    :ivar identifier: the server's DUID.
+    """
+
+    network: GuestNetwork
+    identifier: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Association:
+    """An identity association of the client's.
+
+    :ivar kind: option code, of ordinary or of temporary addresses.
+    :ivar identifier: its IAID, 4 bytes.
+    :ivar addresses: what it holds.
+    """
+
+    kind: int
+    identifier: bytes
+    addresses: tuple[bytes, ...]
+
+
+def duid(mac: bytes, seconds: int) -> bytes:
+    """Give the server's identifier, of link-layer address and time (RFC 8415, section 11.2).
+
+    :param mac: the host's as the guest sees it, 6 bytes.
+    :param seconds: time of the start, since 2000-01-01 UTC.
+    """
+    return DHCPV6_DUID_CODEC.pack(seconds=seconds % (1 << 32), mac=mac)
+
+
+def answer(server: Server, packet: Packet, data: bytes | memoryview, guest_mac: bytes) -> bytes | None:
+    """Answer a message to the DHCPv6 server's port.
+
+    :param server: who answers.
+    :param packet: the packet, for its addresses.
+    :param data: payload of the UDP datagram.
+    :param guest_mac: where the answer goes, 6 bytes.
+    :return: the answer's frame, or None where none is due.
+    :raises PacketError: if the message is malformed, or not to be served.
+    """
+    network = server.network.ip6
+    assert network is not None
+    if is_loopback(packet.source):
+        raise PacketError(Drop.LOOPBACK_ADDRESS)
+    if packet.source == UNSPECIFIED or is_multicast(packet.source):
+        raise PacketError(Drop.UNSPECIFIED_ADDRESS)
+    if not is_multicast(packet.destination):
+        raise PacketError(Drop.SERVICE)
+    if len(data) < DHCPV6_CODEC.size:
+        raise PacketError(Drop.MALFORMED_DHCPV6)
+    head = DHCPV6_CODEC.unpack_from(data)
+    options = _parse(data[DHCPV6_CODEC.size :])
+    if not _accepted(server, head["type"], options):
+        return None
+    kind, contents = _answer_to(server, network, head["type"], options)
+    message = DHCPV6_CODEC.pack(type=kind, transaction=head["transaction"]) + _build(contents)
+    source = router_address(network)
+    return wrap_udp(
+        guest_mac,
+        server.network.host_mac,
+        source,
+        packet.source,
+        DHCPV6_SERVER_PORT,
+        DHCPV6_CLIENT_PORT,
+        message,
+    )
+
+
+def _parse(data: bytes | memoryview) -> list[Option]:
+    parsed = parse_untrusted(DHCPV6_OPTIONS, data, Drop.MALFORMED_DHCPV6)
+    return [(option.code, option.data) for option in parsed]
+
+
+def _build(options: Sequence[Option]) -> bytes:
+    built: bytes = DHCPV6_OPTIONS.build([{"code": code, "data": data} for code, data in options])
+    return built
+
+
+def _first(options: Sequence[Option], wanted: int) -> bytes | None:
+    """Give the data of the first option `wanted`, None if there is none."""
+    return next((data for code, data in options if code == wanted), None)
+
+
+def _accepted(server: Server, asked: int, options: Sequence[Option]) -> bool:
+    """Tell whether a message is for this server."""
+    names = _first(options, DHCPV6_SERVER_ID)
+    client = _first(options, DHCPV6_CLIENT_ID)
+    if asked in (DHCPV6_SOLICIT, DHCPV6_CONFIRM, DHCPV6_REBIND):
+        valid = names is None
+    elif asked in (DHCPV6_REQUEST, DHCPV6_RENEW, DHCPV6_RELEASE, DHCPV6_DECLINE):
+        valid = names is not None
+    elif asked == DHCPV6_INFORMATION_REQUEST:
+        valid = not any(code in HEADS for code, _ in options)
+    else:
+        raise PacketError(Drop.SERVICE)
+    if not valid or not client or len(client) > CLIENT_ID_MAXIMUM:
+        raise PacketError(Drop.MALFORMED_DHCPV6)
+    return names in (None, server.identifier)
+
+
+def _answer_to(
+    server: Server, network: FamilyNetwork, asked: int, options: Sequence[Option]
+) -> tuple[int, list[Option]]:
+    """Give type and options of the answer."""
+    identity = DHCPV6_SERVER_ID, server.identifier
+    client = DHCPV6_CLIENT_ID, _first(options, DHCPV6_CLIENT_ID) or b""
+    if asked in (DHCPV6_RELEASE, DHCPV6_DECLINE):
+        return DHCPV6_REPLY, [identity, client, _status(DHCPV6_SUCCESS)]
+    associations = [_association(code, data) for code, data in options if code in HEADS]
+    associations.sort(key=lambda association: association.kind)
+    if asked in (DHCPV6_REQUEST, DHCPV6_RENEW, DHCPV6_CONFIRM):
+        refused = [item for item in associations if any(address != network.address for address in item.addresses)]
+        if refused:
+            status = _status(DHCPV6_NOT_ON_LINK, NOT_ON_LINK)
+            answered = [identity, *(_associated(item, [status]) for item in refused), client]
+            # A confirmation is refused as a whole (RFC 8415, section 18.3.3).
+            return DHCPV6_REPLY, [*answered, status] if asked == DHCPV6_CONFIRM else answered
+    answered = [identity]
+    for index, association in enumerate(associations):
+        answered.append(_associated(association, _assigned(network, association, asked, index == 0)))
+    answered.append(client)
+    if network.resolvers:
+        answered.append((DHCPV6_RESOLVERS, b"".join(network.resolvers[:MAX_RESOLVERS])))
+    search = encode_names(server.network.search, DNSSL_BYTES)
+    if search:
+        answered.append((DHCPV6_SEARCH_LIST, search))
+    answered.extend(_fqdn(server.network.fqdn, options))
+    if asked != DHCPV6_SOLICIT:
+        return DHCPV6_REPLY, answered
+    if _first(options, DHCPV6_RAPID_COMMIT) is None:
+        return DHCPV6_ADVERTISE, answered
+    return DHCPV6_REPLY, [*answered, (DHCPV6_RAPID_COMMIT, b"")]
+
+
+def _association(kind: int, data: bytes) -> Association:
+    """Take an identity association apart, with the addresses in it."""
+    codec = HEADS[kind]
+    if len(data) < codec.size:
+        raise PacketError(Drop.MALFORMED_DHCPV6)
+    addresses = []
+    for code, address in _parse(data[codec.size :]):
+        if code == DHCPV6_IAADDR:
+            if len(address) < DHCPV6_ADDRESS_CODEC.size:
+                raise PacketError(Drop.MALFORMED_DHCPV6)
+            _parse(address[DHCPV6_ADDRESS_CODEC.size :])
+            addresses.append(DHCPV6_ADDRESS_CODEC.unpack_from(address)["address"])
+    return Association(kind, codec.unpack_from(data)["identifier"], tuple(addresses))
+
+
+def _associated(association: Association, contents: Sequence[Option]) -> Option:
+    """Give the option of an association with `contents`; it need never be renewed."""
+    if association.kind == DHCPV6_IA_TA:
+        head = DHCPV6_IA_TA_CODEC.pack(identifier=association.identifier)
+    else:
+        head = DHCPV6_IA_NA_CODEC.pack(identifier=association.identifier, renew=DHCPV6_INFINITE, rebind=DHCPV6_INFINITE)
+    return association.kind, head + _build(contents)
+
+
+def _assigned(network: FamilyNetwork, association: Association, asked: int, first: bool) -> list[Option]:
+    """Give what an association gets."""
+    contents = [_status(DHCPV6_NO_ADDRESSES, NO_ADDRESSES)]
+    if first and network.address:
+        contents = [_address(network.address, DHCPV6_INFINITE)]
+    if asked == DHCPV6_REBIND:
+        contents += [_address(address, 0) for address in association.addresses if address != network.address]
+    return contents
+
+
+def _address(address: bytes, lifetime: int) -> Option:
+    return DHCPV6_IAADDR, DHCPV6_ADDRESS_CODEC.pack(address=address, preferred=lifetime, valid=lifetime)
+
+
+def _status(status: int, text: bytes = b"") -> Option:
+    return DHCPV6_STATUS_CODE, DHCPV6_STATUS_CODEC.pack(status=status) + text
+
+
+def _fqdn(name: str, options: Sequence[Option]) -> list[Option]:
+    """Give the client FQDN option to a client that has sent or requested it (RFC 4704, section 6).
+
+    Names are not registered anywhere, which a client that wants the server to do so is told.
+    """
+    sent = _first(options, DHCPV6_CLIENT_FQDN)
+    requested = _first(options, DHCPV6_OPTION_REQUEST) or b""
+    codes = {int.from_bytes(requested[at : at + 2], "big") for at in range(0, len(requested), 2)}
+    if not name or (sent is None and DHCPV6_CLIENT_FQDN not in codes):
+        return []
+    flags = DHCPV6_FQDN_NO_UPDATES
+    if sent and sent[0] & DHCPV6_FQDN_SERVER_UPDATES:
+        flags |= DHCPV6_FQDN_OVERRIDDEN
+    return [(DHCPV6_CLIENT_FQDN, DHCPV6_FQDN_CODEC.pack(flags=flags) + encode_name(name))]
