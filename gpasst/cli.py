@@ -46,14 +46,10 @@ usage: gpasst COMMAND [OPTIONS]
 ABSENT_OPTIONS = (
     ("--tcp-ports", "-t", "SPEC", "TCP forwarding"),
     ("--tcp-ns", "-T", "SPEC", "TCP forwarding"),
-    ("--hostname", "", "NAME", "DHCP"),
-    ("--fqdn", "", "NAME", "DHCP"),
     ("--conf-path", "-c", "PATH", "the control socket"),
     ("--socket", "-s", "PATH", "passt mode"),
     ("--fd", "-F", "FD", "passt mode"),
     ("--one-off", "-1", "", "passt mode"),
-    ("--no-dhcp-dns", "", "", "passt mode"),
-    ("--no-dhcp-search", "", "", "passt mode"),
     ("--vhost-user", "", "", "passt mode"),
 )
 # Forwarded as bound on the other side unless something else is asked for, as in pasta.

@@ -26,6 +26,7 @@ LOG_SIZE_DEFAULT = 1 << 20  # bytes
 LOG_SIZE_MINIMUM = 5 * 8192  # bytes; five blocks
 BUSY_POLL_DEFAULT = 100  # microseconds; about what waking a process costs both ways, see docs/performance.md
 BUSY_POLL_MAXIMUM = 1_000_000  # microseconds
+NAME_MAXIMUM = 253  # bytes of a name as text; 255 in wire format (RFC 1035, section 2.3.4)
 UDP_FILTERS = ("endpoint", "address")
 
 
@@ -105,7 +106,11 @@ class Config:
     )
     search: tuple[str, ...] = _option((), "search domains that the guest is told", "NAME|none", "-S", group="names")
     dhcp_dns: bool = _option(False, "tell the guest resolvers", group="names")
+    no_dhcp_dns: bool = _option(False, "do not tell the guest resolvers", group="names")
     dhcp_search: bool = _option(False, "tell the guest search domains", group="names")
+    no_dhcp_search: bool = _option(False, "do not tell the guest search domains", group="names")
+    hostname: str = _option("", "host name that the guest is told by DHCP", "NAME", group="names")
+    fqdn: str = _option("", "full domain name that the guest is told by DHCP and DHCPv6", "NAME", group="names")
 
     udp_ports: tuple[str, ...] = _option((), "UDP ports of the host that lead to the guest", "SPEC", "-u", "ports")
     udp_ns: tuple[str, ...] = _option(
@@ -130,8 +135,8 @@ class Config:
     no_icmp: bool = _option(False, "ignore ICMP and ICMPv6", group="protocols")
     no_ndp: bool = _option(False, "answer no neighbour discovery", group="protocols")
     no_ra: bool = _option(False, "send no router advertisements", group="protocols")
-    no_dhcp: bool = _option(False, "serve no DHCP (it is not served yet)", group="protocols")
-    no_dhcpv6: bool = _option(False, "serve no DHCPv6 (it is not served yet)", group="protocols")
+    no_dhcp: bool = _option(False, "serve no DHCP", group="protocols")
+    no_dhcpv6: bool = _option(False, "serve no DHCPv6", group="protocols")
 
     pcap: str = _option("", "capture what crosses the tap", "FILE", "-p", group="operation")
     without: tuple[str, ...] = _option(
@@ -164,6 +169,13 @@ class Config:
             if value != "none" and not is_domain(value):
                 raise ConfigurationError(
                     f"--search {value} is not a domain name", "write it like example.org, labels up to 63 bytes"
+                )
+        for name in ("hostname", "fqdn"):
+            value = getattr(self, name)
+            if value and not (is_domain(value) and _text_bytes(value) <= NAME_MAXIMUM):
+                raise ConfigurationError(
+                    f"{long_option(name)} {value} is not a domain name",
+                    f"write it like guest.example.org, labels up to 63 bytes, {NAME_MAXIMUM} in all",
                 )
         if self.netmask:
             parse_netmask(self.netmask)
@@ -199,6 +211,8 @@ class Config:
             ("userns", "netns_only"),
             ("pid", "netns"),
             ("no_splice", "splice_only"),
+            ("dhcp_dns", "no_dhcp_dns"),
+            ("dhcp_search", "no_dhcp_search"),
         ):
             if getattr(self, one) and getattr(self, other):
                 raise ConfigurationError(
@@ -370,6 +384,11 @@ def is_domain(name: str) -> bool:
         return all(0 < len(label.encode("idna")) <= 63 for label in name.removesuffix(".").split("."))
     except UnicodeError:
         return False
+
+
+def _text_bytes(name: str) -> int:
+    """Give the bytes of a domain name as text, without a dot at its end."""
+    return sum(1 + len(label.encode("idna")) for label in name.removesuffix(".").split(".")) - 1
 
 
 def of_family(values: Iterable[str], family: int) -> str | None:

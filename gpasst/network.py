@@ -135,12 +135,14 @@ def parse_resolver_file(text: str) -> ResolverFile:
     return ResolverFile(tuple(nameservers), search)
 
 
-def settle(config: Config, facts: Facts, resolver_file: ResolverFile) -> GuestNetwork:
+def settle(config: Config, facts: Facts, resolver_file: ResolverFile, tells: bool = False) -> GuestNetwork:
     """Lay the options over the host's facts.
 
     :param config: what the user asked for.
     :param facts: links, addresses and routes, as the helper reports them.
     :param resolver_file: the host's resolver configuration.
+    :param tells: whether the guest is told resolvers and search domains if no option says so or otherwise; a virtual
+        machine is, a namespace has the host's file.
     :raises ConfigurationError: if an option names an interface that does not exist.
     :raises PlatformError: if the host has no address of any family asked for.
     """
@@ -149,7 +151,8 @@ def settle(config: Config, facts: Facts, resolver_file: ResolverFile) -> GuestNe
         raise ConfigurationError(
             f"--interface {config.interface} does not exist", f"the host has {', '.join(names.values())}"
         )
-    settled = [_Family(config, facts, resolver_file, family) for family in config.families]
+    tells_dns = config.dhcp_dns or (tells and not config.no_dhcp_dns)
+    settled = [_Family(config, facts, resolver_file, family, tells_dns) for family in config.families]
     usable = [family for family in settled if family.host_addresses]
     if not usable:
         wanted = " or ".join(f"IPv{family}" for family in config.families)
@@ -161,7 +164,7 @@ def settle(config: Config, facts: Facts, resolver_file: ResolverFile) -> GuestNe
     # A default route that leads nowhere would make programs try the wrong family first.
     routes = [route for item in (connected or usable) for route in item.tap_routes()]
     search: tuple[str, ...] = ()
-    if config.dhcp_search:
+    if config.dhcp_search or (tells and not config.no_dhcp_search):
         search = config.search or resolver_file.search
         search = () if "none" in search else search
     return GuestNetwork(
@@ -174,15 +177,18 @@ def settle(config: Config, facts: Facts, resolver_file: ResolverFile) -> GuestNe
         search=search,
         addresses=tuple(addresses),
         routes=tuple(routes),
+        hostname=config.hostname,
+        fqdn=config.fqdn,
     )
 
 
 class _Family:
     """The choices for one family, made in the order in which they depend on each other."""
 
-    def __init__(self, config: Config, facts: Facts, resolver_file: ResolverFile, family: int) -> None:
+    def __init__(self, config: Config, facts: Facts, resolver_file: ResolverFile, family: int, tells_dns: bool) -> None:
         self.config = config
         self.family = family
+        self.tells_dns = tells_dns
         self.nameservers = [a for a in resolver_file.nameservers if ipaddress.ip_address(a).version == family]
         addresses = [item for item in facts["addresses"] if item["family"] == family]
         self.host_addresses = frozenset(pack(item["address"]) for item in addresses)
@@ -267,7 +273,7 @@ class _Family:
         return pack(result) if result else None
 
     def _resolvers(self, loopback: bytes | None) -> tuple[bytes, ...]:
-        if not self.config.dhcp_dns or "none" in self.config.dns:
+        if not self.tells_dns or "none" in self.config.dns:
             return ()
         given = [value for value in self.config.dns if ipaddress.ip_address(value).version == self.family]
         if given:

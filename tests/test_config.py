@@ -84,6 +84,12 @@ NOBODY = "is not one machine's address"
         ({"pid": 0}, "process ID", "0 is no process ID"),
         ({"pid": "12"}, "process ID", "12 is no process ID"),
         ({"pid": True}, "process ID", "True is no process ID"),
+        ({"hostname": "ab" * 32}, "--hostname", "is not a domain name"),
+        ({"hostname": "."}, "--hostname", ". is not a domain name"),
+        ({"fqdn": "a..b"}, "--fqdn", "a..b is not a domain name"),
+        ({"fqdn": f"{'x' * 63}." * 4}, "--fqdn", "is not a domain name"),
+        ({"dhcp_dns": True, "no_dhcp_dns": True}, "--dhcp-dns", "--no-dhcp-dns exclude each other"),
+        ({"dhcp_search": True, "no_dhcp_search": True}, "--dhcp-search", "--no-dhcp-search exclude each other"),
         ({"ipv4_only": True, "ipv6_only": True}, "--ipv4-only", "--ipv6-only exclude each other"),
         ({"userns": "/proc/1/ns/user", "netns_only": True}, "--userns", "--netns-only exclude each other"),
         ({"pid": 1, "netns": "name"}, "PID", "--netns exclude each other"),
@@ -170,6 +176,8 @@ def test_addresses_that_are_allowed() -> None:
         dns_host="127.0.0.53",
         outbound="127.0.0.1",
         search=["none", "example.org."],
+        hostname="gäst",
+        fqdn=f"{'x' * 62}." * 4 + "y",
     )
     assert config.address == ("192.0.2.2/24", "2001:db8::2/64")
 

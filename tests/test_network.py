@@ -355,6 +355,27 @@ def test_resolvers_that_the_guest_is_told(
     assert both(settled(ORDINARY, ResolverFile(nameservers), **options))[0].resolvers == ()
 
 
+def test_a_mode_that_tells_by_default() -> None:
+    def told(**options: Any) -> tuple[bool, bool, bool]:
+        network = settle(Config(**options), ORDINARY, RESOLVERS, tells=True)
+        ip4, ip6 = both(network)
+        return bool(ip4.resolvers), bool(ip6.resolvers), bool(network.search)
+
+    assert told() == (True, True, True)
+    assert told(no_dhcp_dns=True) == (False, False, True)
+    assert told(no_dhcp_search=True) == (True, True, False)
+    assert told(dns="none", search="none") == (False, False, False)
+    # These ask for what is so anyway.
+    assert told(dhcp_dns=True, dhcp_search=True) == (True, True, True)
+    assert settled(no_dhcp_dns=True, no_dhcp_search=True) == settled()
+
+
+def test_the_guests_own_names() -> None:
+    assert (settled().hostname, settled().fqdn) == ("", "")
+    network = settled(hostname="guest", fqdn="guest.example.org")
+    assert (network.hostname, network.fqdn) == ("guest", "guest.example.org")
+
+
 def test_the_hosts_resolver_is_the_first_or_the_one_given() -> None:
     assert both(settled(file=ResolverFile(("127.0.0.53", "192.0.2.53"))))[0].resolver == ip("127.0.0.53")
     assert ip4_of(dns_host="203.0.113.5").resolver == ip("203.0.113.5")

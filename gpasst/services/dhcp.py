@@ -71,7 +71,7 @@ from gpasst.services.dhcp_formats import (
     DHCP_SUBNET_MASK,
     DHCP_TEXT,
 )
-from gpasst.services.names import compress_names, encode_name
+from gpasst.services.names import compress_names, encode_name, encode_text
 from gpasst.services.wrap import wrap_udp
 from gpasst.udp.addresses import is_loopback
 
@@ -220,7 +220,7 @@ def _contents(
         DHCP_SUBNET_MASK: mask.to_bytes(4, "big"),
         DHCP_ROUTER: ip4.gateway,
         DHCP_RESOLVERS: b"".join(ip4.resolvers),
-        DHCP_HOST_NAME: network.hostname.encode("idna"),
+        DHCP_HOST_NAME: encode_text(network.hostname),
         DHCP_MTU: network.mtu.to_bytes(2, "big") if network.mtu else b"",
         DHCP_LEASE_TIME: DHCP_INFINITE.to_bytes(4, "big"),
         DHCP_SERVER_IDENTIFIER: ip4.gateway,
@@ -253,7 +253,7 @@ def _fqdn(name: str, options: Options) -> bytes:
     flags = DHCP_FQDN_NO_UPDATES | theirs & DHCP_FQDN_WIRE_FORMAT
     if theirs & DHCP_FQDN_SERVER_UPDATES:
         flags |= DHCP_FQDN_OVERRIDDEN
-    encoded = encode_name(name) if flags & DHCP_FQDN_WIRE_FORMAT else name.rstrip(".").encode("idna")
+    encoded = encode_name(name) if flags & DHCP_FQDN_WIRE_FORMAT else encode_text(name)
     return DHCP_FQDN_CODEC.pack(flags=flags) + encoded
 
 

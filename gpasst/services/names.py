@@ -16,6 +16,11 @@ def encode_name(name: str) -> bytes:
     return b"".join(map(_counted, _labels(name))) + b"\0"
 
 
+def encode_text(name: str) -> bytes:
+    """Give a domain name as text in ASCII, without a dot at its end."""
+    return b".".join(_labels(name))
+
+
 def encode_names(names: Iterable[str], room: int) -> bytes:
     """Give those of `names` that fit into `room` bytes, one behind the other, without compression."""
     encoded = b""
