@@ -20,27 +20,21 @@ from collections.abc import Callable
 
 from gpasst.batch import RUN_BYTES, Receiver, split_key
 from gpasst.counters import Counters, Drop
+from gpasst.dispatch import Dispatch
 from gpasst.errors import PacketError
 from gpasst.features import ALL, Feature
 from gpasst.formats import (
-    ETHERNET_CODEC,
-    ETHERTYPE_ARP,
     ETHERTYPE_IPV4,
     ETHERTYPE_IPV6,
-    PROTOCOL_ICMP,
-    PROTOCOL_ICMPV6,
-    PROTOCOL_TCP,
     PROTOCOL_UDP,
     UDP4,
     UDP6,
     VIRTIO_NET_CODEC,
     VIRTIO_NET_HDR_GSO_UDP_L4,
 )
-from gpasst.link.fragments import Reassembly
-from gpasst.link.packets import Packet, parse_ip, parse_udp
 from gpasst.link.tap import FRAME_BYTES, Tap
 from gpasst.sends import SEGMENTS_PER_SEND, Sender, send_one, send_run, sender_to
-from gpasst.services import arp, ndp, tcp
+from gpasst.services.dhcp_formats import DHCP_SERVER_PORT, DHCPV6_SERVER_PORT
 from gpasst.splice import Splice
 from gpasst.udp.addresses import is_loopback
 from gpasst.udp.guest import GuestPath
@@ -51,8 +45,7 @@ FRAMES_PER_STEP = 128
 LONE_STEPS = 2  # steps with one frame each after which the next is expected to be like that
 LONE_CHECK = 8  # every so many steps it is found out whether that still holds
 BATCHES_PER_STEP = 4
-DHCP_SERVER_PORT = 67
-DHCPV6_SERVER_PORT = 547
+SERVICE_PORTS = {4: DHCP_SERVER_PORT, 6: DHCPV6_SERVER_PORT}
 
 _VIRTIO = VIRTIO_NET_CODEC.size
 _ETHERTYPE = UDP4.offset("ethernet.ethertype")
@@ -91,12 +84,8 @@ class Downward:
 
     :param tap: the tap.
     :param path: the guest path.
+    :param dispatch: what becomes of frames that are not UDP of a known peer.
     :param counters: where traffic and drops are counted.
-    :param router: who answers neighbour discovery, None if nobody does.
-    :param echo: takes the guest's echo requests, None if they are ignored.
-    :param answer_tcp: whether TCP is answered with RST.
-    :param carry_udp: whether UDP is carried.
-    :param now: gives monotonic seconds; asked on the long way only.
     :param features: what may move more than one datagram at once.
     """
 
@@ -104,23 +93,14 @@ class Downward:
         self,
         tap: Tap,
         path: GuestPath,
+        dispatch: Dispatch,
         counters: Counters,
-        router: ndp.Router | None,
-        echo: Callable[[Packet], None] | None,
-        answer_tcp: bool,
-        carry_udp: bool,
-        now: Callable[[], int],
         features: frozenset[Feature] = ALL,
     ) -> None:
         self._tap = tap
         self._path = path
+        self._dispatch = dispatch
         self._counters = counters
-        self._router = router
-        self._echo = echo
-        self._answer_tcp = answer_tcp
-        self._carry_udp = carry_udp
-        self._now = now
-        self.reassembly = Reassembly()
         self._buffer = bytearray(2 * FRAME_BYTES)
         self._view = memoryview(self._buffer)
         self._head = bytearray(_PAYLOAD6)
@@ -129,12 +109,8 @@ class Downward:
         self._most = SEGMENTS_PER_SEND if Feature.GSO in features else 1
         self._last: Peer | None = None
         self._lone = 0
-        nothing: dict[bytes, Peer] = {}
-        tables = path.tables if carry_udp else {}
-        self._activity4 = tables[4].activity if 4 in tables else bytearray()
-        self._activity6 = tables[6].activity if 6 in tables else bytearray()
-        self._down4 = tables[4].down if 4 in tables else nothing
-        self._down6 = tables[6].down if 6 in tables else nothing
+        self._down4, self._activity4 = dispatch.known(4)
+        self._down6, self._activity6 = dispatch.known(6)
 
     def step(self) -> int:
         """Move up to `FRAMES_PER_STEP` frames; give how many it was."""
@@ -191,10 +167,8 @@ class Downward:
                     peer = self._down6.get(bytes(buffer[_KEY6]))
                     if peer is not None:
                         return self._known(peer, self._activity6, gso, size, _PAYLOAD6, length - 8, _repeating6)
-        try:
-            self._long_way(self._view[_VIRTIO:size])
-        except PacketError as error:
-            self._counters.drop(error.reason)
+        for peer, payload in self._dispatch.frame(self._view[_VIRTIO:size]):
+            self._send(peer, payload, buffer[1])
         return _DONE
 
     def _known(
@@ -287,77 +261,6 @@ class Downward:
     def _sender(self, peer: Peer) -> Sender:
         sender = peer.send = sender_to(peer)
         return sender
-
-    def _long_way(self, frame: memoryview) -> None:
-        """Carry any frame, or raise PacketError."""
-        if len(frame) < ETHERNET_CODEC.size:
-            raise PacketError(Drop.FRAME_SHORT)
-        ethernet = ETHERNET_CODEC.unpack_from(frame)
-        ethertype, path = ethernet["ethertype"], self._path
-        family = 6 if ethertype == ETHERTYPE_IPV6 else 4
-        if ethertype not in (ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6):
-            raise PacketError(Drop.ETHERTYPE)
-        if family not in path.addresses:
-            raise PacketError(Drop.FAMILY_DISABLED)
-        path.learn_mac(ethernet["source"])
-        if ethertype == ETHERTYPE_ARP:
-            answer = arp.answer(frame[ETHERNET_CODEC.size :], path.network.host_mac, path.addresses[4].network.address)
-            if answer:
-                self._tap.write_frame(answer)
-            return
-        packet: Packet | None = parse_ip(frame)
-        assert packet is not None
-        if packet.fragment:
-            packet = self.reassembly.add(packet, self._now())
-        if packet:
-            self._packet(packet)
-
-    def _packet(self, packet: Packet) -> None:
-        """Hand a whole packet to whoever is responsible for its protocol."""
-        if packet.protocol == PROTOCOL_UDP:
-            self._udp(packet)
-        elif packet.protocol == PROTOCOL_TCP:
-            self._tcp(packet)
-        elif packet.protocol == (PROTOCOL_ICMP if packet.family == 4 else PROTOCOL_ICMPV6):
-            self._icmp(packet)
-        else:
-            raise PacketError(Drop.PROTOCOL)
-
-    def _udp(self, packet: Packet) -> None:
-        if not self._carry_udp:
-            raise PacketError(Drop.PROTOCOL_DISABLED)
-        guest_port, port, data = parse_udp(packet.payload)
-        if port == (DHCP_SERVER_PORT if packet.family == 4 else DHCPV6_SERVER_PORT):
-            raise PacketError(Drop.SERVICE)
-        key = packet.source + packet.destination + packet.payload[:4]
-        peer = (self._down4 if packet.family == 4 else self._down6).get(key)
-        if peer is None:
-            peer = self._path.outbound(packet.family, packet.source, packet.destination, guest_port, port)
-        self._send(peer, data, self._buffer[1])
-
-    def _tcp(self, packet: Packet) -> None:
-        if not self._answer_tcp:
-            raise PacketError(Drop.PROTOCOL_DISABLED)
-        if is_loopback(packet.source) or is_loopback(packet.destination):
-            raise PacketError(Drop.LOOPBACK_ADDRESS)
-        answer = tcp.reset(packet, self._path.guest_mac, self._path.network.host_mac)
-        if answer:
-            self._tap.write_frame(answer)
-        raise PacketError(Drop.TCP)
-
-    def _icmp(self, packet: Packet) -> None:
-        if packet.family == 6 and packet.payload and packet.payload[0] in ndp.TYPES:
-            addresses = self._path.addresses[6]
-            addresses.learn(packet.source)
-            if self._router:
-                own = (addresses.network.address, addresses.link_local, addresses.seen)
-                answer = ndp.answer(self._router, packet, self._path.guest_mac, own)
-                if answer:
-                    self._tap.write_frame(answer)
-            return
-        if self._echo is None:
-            raise PacketError(Drop.PROTOCOL_DISABLED)
-        self._echo(packet)
 
 
 class Upward:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import random
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from gpasst.batch import SLOTS, Receiver, sender_key
 from gpasst.config import Config
 from gpasst.counters import Counters, Drop, Statistics
 from gpasst.datapath import Downward, Upward
+from gpasst.dispatch import Dispatch, Services
 from gpasst.errors import GpasstError, PlatformError
 from gpasst.features import Feature
 from gpasst.forwards import Forward, Forwards
@@ -40,7 +42,7 @@ from gpasst.link.tap import Tap
 from gpasst.network import GuestNetwork, pack
 from gpasst.pings import Exchange, Pings
 from gpasst.portspec import EPHEMERAL, reverse
-from gpasst.services.ndp import Router
+from gpasst.services import dhcpv6, ndp
 from gpasst.sockets import open_own, supported, text
 from gpasst.splice import Splice
 from gpasst.udp.guest import GuestPath
@@ -278,18 +280,21 @@ class Proxy:
         self._tap = Tap(namespace.tap, counters, superframes if Feature.USO in features else frozenset(), self._capture)
         self._pings = Pings(self._tap, self.path, counters, self._watch_exchange, self._unwatch, self._now)
         self._echoes = Worker(self._hub, self._pings.step, counters)
-        router = Router(self.network, not (config.no_ra or config.config_net), config.mtu)
-        self._downward = Downward(
-            self._tap,
-            self.path,
-            counters,
-            None if config.no_ndp or config.no_icmp else router,
+        advertises = not (config.no_ra or config.config_net)
+        router = None if config.no_ndp or config.no_icmp else ndp.Router(self.network, advertises, config.mtu)
+        self._router = router if self.network.ip6 and advertises else None
+        self._schedule = ndp.Schedule(self._now(), random.uniform)
+        identifier = dhcpv6.duid(self.network.host_mac, int(time.time()) - dhcpv6.EPOCH)
+        services = Services(
+            router,
+            None if config.no_dhcp else self.network,
+            None if config.no_dhcpv6 else dhcpv6.Server(self.network, identifier),
             None if config.no_icmp else self._pings.request,
             not config.no_tcp,
             not config.no_udp,
-            self._now,
-            features,
         )
+        self._dispatch = Dispatch(self._tap, self.path, services, counters, self._now)
+        self._downward = Downward(self._tap, self.path, self._dispatch, counters, features)
 
     @property
     def forwards(self) -> tuple[Forward, ...]:
@@ -339,11 +344,12 @@ class Proxy:
             log.debug("%d mappings or splice pairs expired", ended)
         if ended >= TRIMMED:
             trim_memory()
-        if self._downward and self._pings:
-            lost = self._downward.reassembly.scan(now)
-            if lost:
-                self.counters.drop(Drop.FRAGMENT_TIMEOUT, lost)
+        if self._tap and self._pings:
+            self._dispatch.scan(now)
             self._pings.scan(now)
+            # Before the guest has spoken its end may be down; and when it comes up it asks by itself.
+            if self._router and self.counters.frames_down and self._schedule.due(now):
+                self._tap.write_frame(ndp.unsolicited(self._router))
         self._log_drops(now)
 
     def follow(self) -> None:
