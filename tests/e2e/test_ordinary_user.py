@@ -14,7 +14,7 @@ from tests.conftest import need
 from tests.lab import INHERITED, Remote
 
 USER = f"gpasst-{os.getpid()}"  # what an earlier run may have left behind does not matter
-SUITES = ("test_udp.py", "test_programs.py", "test_modes.py", "test_cli.py")
+SUITES = ("test_udp.py", "test_programs.py", "test_modes.py", "test_cli.py", "test_dhcp.py")
 SUITE_SECONDS = 300
 
 
