@@ -2,8 +2,9 @@
 
 The test process itself becomes the *host*: it moves into a fresh network namespace with an upstream interface `up0`
 (192.0.2.2 and 192.0.2.3, 2001:db8::2) whose other end is in the *remote* machine's namespace (192.0.2.1, 2001:db8::1,
-the default gateway; 198.51.100.9 and 2001:db8:1::9 behind it, and .10 and ::10 behind a path of MTU 1280). *Guests* are
-what the tests open with `gpasst.Pasta`.
+the default gateway; 198.51.100.9 and 2001:db8:1::9 behind it, and .10 and ::10 behind a path of MTU 1280; a router
+towards 203.0.113.0/24 and 2001:db8:2::/64, where nobody is). *Guests* are what the tests open with `gpasst.Pasta`, and
+the virtual machines of `tests.vm`.
 Nothing can leave these namespaces.
 
 Tests run as an ordinary user inherit the host, and reach the remote machine through sockets made there for them.
@@ -28,6 +29,7 @@ HOST4, HOST4_SECOND, HOST6 = "192.0.2.2", "192.0.2.3", "2001:db8::2"
 REMOTE4, REMOTE6 = "192.0.2.1", "2001:db8::1"
 NARROW4, NARROW6, NARROW_MTU = "198.51.100.10", "2001:db8:1::10", 1280
 FAR4, FAR6 = "198.51.100.9", "2001:db8:1::9"
+BEYOND4, BEYOND6 = "203.0.113.9", "2001:db8:2::9"
 HOST_LINK_LOCAL, REMOTE_LINK_LOCAL = "fe80::2", "fe80::1:1"
 UPSTREAM = "up0"
 INHERITED = "GPASST_TEST_REMOTE"  # environment variable: descriptor of the remote machine's channel
@@ -99,6 +101,11 @@ def _configure_remote(host: int) -> None:
             route.addr("add", index=index, address=address, prefixlen=prefix)
         for address, prefix in ((REMOTE6, 64), (FAR6, 128), (NARROW6, 128), (REMOTE_LINK_LOCAL, 64)):
             route.addr("add", index=index, address=address, prefixlen=prefix, flags=0x02)
+        # Only whose TTL is used up is told so; all else would come back to the host, which is no router.
+        route.route("add", dst="203.0.113.0/24", gateway=HOST4)
+        route.route("add", dst="2001:db8:2::/64", gateway=HOST6, family=socket.AF_INET6)
+    for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+        Path(f"/proc/sys/net/{name}").write_text("1", encoding="ascii")
 
 
 def _configure_host() -> None:
