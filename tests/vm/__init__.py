@@ -223,7 +223,7 @@ def _command(image: Image, socket_path: Path) -> list[str]:
         "-no-user-config",
         "-nodefaults",
         # Nested virtualisation is rarely there, and not always whole where it seems to be. The smaller "microvm" lacks
-        # the timers by which Linux measures the TSC; emulated, it hung in one boot of three.
+        # the timers by which Linux measures the TSC: emulated, it hung in up to half of the boots.
         *("-machine", "q35,accel=tcg", "-m", str(MEMORY_MB), "-no-reboot"),
         *("-display", "none", "-monitor", "none", "-serial", "stdio"),
         *("-kernel", str(image.kernel), "-initrd", str(image.initramfs)),

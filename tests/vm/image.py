@@ -2,12 +2,8 @@
 
 The kernel is looked for below a folder laid out as Debian's packages are, with `boot/vmlinuz-VERSION` and
 `lib/modules/VERSION`: the one that the environment variable `GPASST_TEST_KERNEL` names, otherwise the system itself.
-A kernel package need not be installed for that; these lines fetch it into `kernel`:
-
-    apt-get download "$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: //p')"
-    dpkg-deb --extract linux-image-*.deb kernel
-
-The tests cannot do so themselves, since nothing leaves the namespaces that they run in.
+A package need not be installed for that; `.ci/run` merely unpacks one. The tests cannot do so themselves, since nothing
+leaves the namespaces that they run in.
 """
 
 from __future__ import annotations
