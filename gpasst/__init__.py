@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from gpasst.api import Pasta
+    from gpasst.api import Passt, Pasta
     from gpasst.config import Config
     from gpasst.counters import Drop, Statistics
     from gpasst.errors import ConfigurationError, GpasstError, PacketError, PlatformError
@@ -26,6 +26,7 @@ __all__ = [
     "Forward",
     "GpasstError",
     "PacketError",
+    "Passt",
     "Pasta",
     "PlatformError",
     "Statistics",
@@ -40,6 +41,7 @@ _HOMES = {
     "Forward": "gpasst.forwards",
     "GpasstError": "gpasst.errors",
     "PacketError": "gpasst.errors",
+    "Passt": "gpasst.api",
     "Pasta": "gpasst.api",
     "PlatformError": "gpasst.errors",
     "Statistics": "gpasst.counters",

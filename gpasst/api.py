@@ -1,4 +1,5 @@
-"""The Python interface: `Pasta`, a network namespace with the network of an ordinary process.
+"""The Python interface: `Pasta`, a network namespace with the network of an ordinary process, and `Passt`, a virtual
+machine with that.
 
 Theory of operation: opening a `Pasta` asks the helper for the host's facts, settles the guest's network, lets the
 helper make or join the namespace and its tap, and starts a proxy on the runtime's hub. Closing it undoes all of that.
@@ -11,9 +12,10 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Sequence
+from _socket import socket as RawSocket  # a class
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gevent.socket import wait_read
 
@@ -24,16 +26,110 @@ from gpasst.errors import ConfigurationError
 from gpasst.features import Feature
 from gpasst.forwards import Forward
 from gpasst.helper.client import Namespace, OpenRequest, enter_command
+from gpasst.link.listener import GuestListener
 from gpasst.network import GuestNetwork, parse_resolver_file, settle
 from gpasst.proxy import Flow, Proxy
 from gpasst.sockets import text
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+T = TypeVar("T")
 
 RESOLVER_FILE = "/etc/resolv.conf"
 KILL_SECONDS = 0.5  # between SIGTERM and SIGKILL for programs that outlive their namespace
 NETNS_FOLDER = "/run/netns"
 
 
-class Pasta:
+class _Connection:
+    """What `Pasta` and `Passt` share: a configuration, and a proxy while it is open.
+
+    :ivar config: what was asked for.
+    """
+
+    mode = ""
+
+    def __init__(self, config: Config | None, fields: dict[str, Any]) -> None:
+        if config is not None and fields:
+            raise ConfigurationError("a Config and keywords were given", "give one of them")
+        if config is None:
+            unknown = sorted(set(fields) - set(Config.__dataclass_fields__))
+            if unknown:
+                raise ConfigurationError(f"unknown option {unknown[0]}", "see gpasst.Config for their names")
+            config = Config(**fields)
+        config.check_mode(self.mode)
+        self.config = config
+        self._runtime: runtime.Runtime | None = None
+        self._proxy: Proxy | None = None
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Start the proxy; traffic can pass when this returns."""
+        if self._proxy is not None:
+            raise ConfigurationError(f"this {type(self).__name__} is open already", "make another one")
+        self._runtime = runtime.current()
+        self._runtime.call(self._open)
+
+    def close(self) -> None:
+        """Stop the proxy and let go of everything. More calls do nothing."""
+        if self._runtime is not None:
+            self._runtime.call(self._close)
+
+    def _open(self) -> None:
+        raise NotImplementedError
+
+    def _close(self) -> None:
+        proxy, self._proxy = self._proxy, None
+        if proxy is not None:
+            proxy.close()
+
+    @property
+    def forwards(self) -> tuple[Forward, ...]:
+        """The listeners that are open."""
+        return self._call(lambda proxy: proxy.forwards)
+
+    def statistics(self) -> Statistics:
+        """Count what has passed and what was dropped."""
+        return self._call(Proxy.statistics)
+
+    def flows(self) -> tuple[Flow, ...]:
+        """List what is tracked."""
+        return self._call(Proxy.flows)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the guest has gone for good: a joined namespace has ended, or the only virtual machine.
+
+        :param timeout: seconds, None for ever.
+        :return: whether it has.
+        """
+        return bool(self._call(lambda proxy: proxy.finished.wait(timeout)))
+
+    @property
+    def network(self) -> GuestNetwork:
+        """What the guest's network is."""
+        return self._opened().network
+
+    def _call(self, function: Callable[[Proxy], T]) -> T:
+        """Ask the proxy where it runs."""
+        proxy = self._opened()
+        assert self._runtime is not None
+        return self._runtime.call(lambda: function(proxy))
+
+    def _opened(self) -> Proxy:
+        if self._proxy is None:
+            raise ConfigurationError(f"this {type(self).__name__} is not open", "use it inside its with statement")
+        return self._proxy
+
+
+class Pasta(_Connection):
     """A network namespace connected to the host's sockets.
 
     ::
@@ -47,37 +143,13 @@ class Pasta:
     :raises PlatformError: if the kernel, a permission or a busy port is in the way.
     """
 
+    mode = "pasta"
+
     def __init__(self, config: Config | None = None, *, runas: tuple[int, int] | None = None, **fields: Any) -> None:
-        if config is not None and fields:
-            raise ConfigurationError("a Config and keywords were given", "give one of them")
-        if config is None:
-            unknown = sorted(set(fields) - set(Config.__dataclass_fields__))
-            if unknown:
-                raise ConfigurationError(f"unknown option {unknown[0]}", "see gpasst.Config for their names")
-            config = Config(**fields)
-        self.config = config
+        super().__init__(config, fields)
         self._runas = runas
-        self._runtime: runtime.Runtime | None = None
         self._namespace: Namespace | None = None
-        self._proxy: Proxy | None = None
-        self._network: GuestNetwork | None = None
         self._programs: list[subprocess.Popen[Any]] = []
-
-    def __enter__(self) -> Pasta:
-        self.open()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def open(self) -> None:
-        """Make or join the namespace and start the proxy; the tap is ready when this returns."""
-        if self._proxy is not None:
-            raise ConfigurationError("this namespace is open already", "make another Pasta")
-        self._runtime = runtime.current()
-        self._runtime.call(self._open)
 
     def _open(self) -> None:
         assert self._runtime is not None
@@ -93,7 +165,7 @@ class Pasta:
         except BaseException:
             namespace.close()
             raise
-        self._namespace, self._network = namespace, network
+        self._namespace = namespace
 
     def close(self) -> None:
         """End programs that still run in it, stop the proxy, let go of the namespace. More calls do nothing."""
@@ -107,13 +179,10 @@ class Pasta:
             except subprocess.TimeoutExpired:
                 program.kill()
                 program.wait()
-        if self._runtime is not None:
-            self._runtime.call(self._close)
+        super().close()
 
     def _close(self) -> None:
-        proxy, self._proxy = self._proxy, None
-        if proxy is not None:
-            proxy.close()
+        super()._close()
         namespace, self._namespace = self._namespace, None
         if namespace is not None:
             namespace.close()
@@ -160,7 +229,7 @@ class Pasta:
         tied: bool = False,
         ready: int | None = None,
     ) -> tuple[list[str], dict[str, Any]]:
-        namespace = self._opened()[1]
+        namespace = self._joined()
         options = dict(options)
         argv = [args] if isinstance(args, str) else [os.fspath(arg) for arg in args]
         if options.pop("shell", False):
@@ -179,42 +248,15 @@ class Pasta:
         proto: int = 0,
     ) -> socket.socket:
         """Make a socket that lives in the namespace, of the class that `socket.socket` is to the caller."""
-        namespace = self._opened()[1]
+        namespace = self._joined()
         assert self._runtime is not None
         # Without a greenlet switch: the proxy asks the same process for sockets, at any time.
         descriptor = self._runtime.call(lambda: namespace.sockets(family, type, proto, 1)[0])
         return socket.socket(family, type, proto, descriptor)
 
-    @property
-    def forwards(self) -> tuple[Forward, ...]:
-        """The listeners that are open."""
-        return self._opened()[0].forwards
-
-    def statistics(self) -> Statistics:
-        """Count what has passed and what was dropped."""
-        proxy = self._opened()[0]
-        assert self._runtime is not None
-        return self._runtime.call(proxy.statistics)
-
-    def flows(self) -> tuple[Flow, ...]:
-        """List what is tracked."""
-        proxy = self._opened()[0]
-        assert self._runtime is not None
-        return self._runtime.call(proxy.flows)
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the tap has gone, for example because a joined namespace ended.
-
-        :param timeout: seconds, None for ever.
-        :return: whether it has.
-        """
-        proxy = self._opened()[0]
-        assert self._runtime is not None
-        return bool(self._runtime.call(lambda: proxy.finished.wait(timeout)))
-
     def exists(self) -> bool:
         """Tell whether the file that named a joined namespace still does; always true of one that was made."""
-        namespace, path = self._opened()[1], _netns_path(self.config)
+        namespace, path = self._joined(), _netns_path(self.config)
         if path is None:
             return True
         try:
@@ -223,16 +265,9 @@ class Pasta:
             return False
 
     @property
-    def network(self) -> GuestNetwork:
-        """What the namespace's network is."""
-        self._opened()
-        assert self._network is not None
-        return self._network
-
-    @property
     def interface(self) -> str:
         """Name of the tap in the namespace."""
-        return self._opened()[1].name
+        return self._joined().name
 
     @property
     def gateway4(self) -> str:
@@ -247,10 +282,70 @@ class Pasta:
         gateway = text(self.network.ip6.gateway)
         return f"{gateway}%{self.interface}" if gateway.startswith("fe80:") else gateway
 
-    def _opened(self) -> tuple[Proxy, Namespace]:
-        if self._proxy is None or self._namespace is None:
-            raise ConfigurationError("this namespace is not open", "use it inside its with statement")
-        return self._proxy, self._namespace
+    def _joined(self) -> Namespace:
+        self._opened()
+        assert self._namespace is not None
+        return self._namespace
+
+
+class Passt(_Connection):
+    """The network of a virtual machine, which connects to a UNIX socket.
+
+    ::
+
+        with gpasst.Passt(socket="/run/vm.sock", udp_ports="5000") as link:
+            qemu = subprocess.Popen(["qemu-system-x86_64", *link.qemu_options, ...])
+
+    :param config: what to do; or its fields as keywords, which are the long option names with ``_`` for ``-``.
+    :raises ConfigurationError: if an option makes no sense, or names what does not exist.
+    :raises PlatformError: if a permission, a busy port or a busy path is in the way.
+    """
+
+    mode = "passt"
+
+    def __init__(self, config: Config | None = None, **fields: Any) -> None:
+        super().__init__(config, fields)
+        self._path = ""
+
+    @property
+    def path(self) -> str:
+        """The file of the listening socket; empty if the guest's socket was handed over."""
+        self._opened()
+        return self._path
+
+    @property
+    def qemu_options(self) -> tuple[str, ...]:
+        """Options of qemu (7.2 or later) that connect a virtual machine here."""
+        netdev = f"stream,id=gpasst,server=off,addr.type=unix,addr.path={self.path}"
+        return "-device", "virtio-net-pci,netdev=gpasst", "-netdev", netdev
+
+    def _open(self) -> None:
+        assert self._runtime is not None
+        config = self.config
+        with self._runtime.lock:
+            facts = self._runtime.helper().facts(wait_read)
+        network = settle(config, facts, parse_resolver_file(_read(RESOLVER_FILE)), tells=True)
+        first, last = facts["ephemeral"]
+        end = _handed_over(config.fd) if config.has_fd else GuestListener(config.socket)
+        try:
+            self._proxy = Proxy(config, network, end, (first, last), polls=self._runtime.polls)
+        except BaseException:
+            end.close()
+            raise
+        self._path = end.path if isinstance(end, GuestListener) else ""
+
+
+def _handed_over(descriptor: int) -> RawSocket:
+    """Take a guest's socket over; the caller's descriptor becomes ours.
+
+    :raises ConfigurationError: if it is not an open socket.
+    """
+    try:
+        return RawSocket(fileno=descriptor)
+    except OSError as error:
+        raise ConfigurationError(
+            f"--fd {descriptor}: {error.strerror}", "pass one end of a connected socket pair"
+        ) from None
 
 
 def _request(config: Config, network: GuestNetwork, runas: tuple[int, int] | None) -> OpenRequest:

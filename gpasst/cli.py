@@ -21,7 +21,7 @@ from gpasst import __version__
 from gpasst.errors import ConfigurationError, GpasstError, PlatformError
 
 if TYPE_CHECKING:
-    from gpasst.api import Pasta
+    from gpasst.api import Passt, Pasta
     from gpasst.config import Config
 
 EXIT_FAILURE = 1
@@ -36,6 +36,7 @@ usage: gpasst COMMAND [OPTIONS]
   gpasst pasta [OPTIONS] [-- COMMAND [ARG...]]   run COMMAND, or a shell, in a new network namespace
   gpasst pasta [OPTIONS] PID                     connect the namespace of a running process
   gpasst pasta [OPTIONS] --netns PATH|NAME       connect a namespace by its file or name
+  gpasst passt [OPTIONS]                         serve virtual machines on a UNIX socket
   gpasst demo                                    show that it works, in ten seconds
 
   gpasst COMMAND --help     the options of a command
@@ -47,14 +48,19 @@ ABSENT_OPTIONS = (
     ("--tcp-ports", "-t", "SPEC", "TCP forwarding"),
     ("--tcp-ns", "-T", "SPEC", "TCP forwarding"),
     ("--conf-path", "-c", "PATH", "the control socket"),
-    ("--socket", "-s", "PATH", "passt mode"),
-    ("--fd", "-F", "FD", "passt mode"),
-    ("--one-off", "-1", "", "passt mode"),
-    ("--vhost-user", "", "", "passt mode"),
+    ("--vhost-user", "", "", "vhost-user"),
 )
 # Forwarded as bound on the other side unless something else is asked for, as in pasta.
 AUTOMATIC = ("udp_ports", "udp_ns")
-ABSENT_COMMANDS = ("passt", "doctor", "ctl")
+ABSENT_COMMANDS = ("doctor", "ctl")
+USAGES = {
+    "pasta": "gpasst pasta [OPTIONS] [-- COMMAND [ARG...]] | PID | --netns PATH|NAME",
+    "passt": "gpasst passt [OPTIONS]",
+}
+DESCRIPTIONS = {
+    "pasta": "Give a network namespace the network of an ordinary process.",
+    "passt": "Give virtual machines the network of an ordinary process.",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -82,8 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         argv.insert(0, called)
     command = argv[0] if argv else ""
     try:
-        if command == "pasta":
-            return run_pasta(argv[1:])
+        if command in USAGES:
+            return run_proxy(command, argv[1:])
         if command == "demo":
             return run_demo(argv[1:])
     except GpasstError as error:
@@ -111,18 +117,27 @@ def fail(error: GpasstError) -> int:
     return EXIT_FAILURE
 
 
-def pasta_parser() -> Parser:
-    """Make the parser of ``gpasst pasta``."""
+class Elsewhere(argparse.Action):
+    """The action of an option that belongs to the other command."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
+        """Refuse."""
+        parser.error(f"{option} is an option of gpasst {self.const}")
+
+
+def make_parser(mode: str) -> Parser:
+    """Make the parser of ``gpasst pasta`` or ``gpasst passt``."""
     from gpasst import config
 
-    parser = Parser(
-        prog="gpasst pasta",
-        usage="gpasst pasta [OPTIONS] [-- COMMAND [ARG...]] | PID | --netns PATH|NAME",
-        description="Give a network namespace the network of an ordinary process.",
-        allow_abbrev=False,
-    )
+    parser = Parser(prog=f"gpasst {mode}", usage=USAGES[mode], description=DESCRIPTIONS[mode], allow_abbrev=False)
     groups: dict[str, Any] = {}
+    mine = config.options(mode)
     for name, option in config.options().items():
+        if name not in mine:
+            names = [*([option.short] if option.short else []), config.long_option(name)]
+            count = None if option.metavar else 0
+            parser.add_argument(*names, action=Elsewhere, const=option.mode, nargs=count, help=argparse.SUPPRESS)
+            continue
         group = groups.get(option.group) or groups.setdefault(option.group, parser.add_argument_group(option.group))
         names = [*([option.short] if option.short else []), config.long_option(name)]
         default = config.Config.__dataclass_fields__[name].default
@@ -131,7 +146,7 @@ def pasta_parser() -> Parser:
         elif option.repeat:
             group.add_argument(*names, action="append", default=[], metavar=option.metavar, help=option.help)
         else:
-            shown = f"{option.help} [{default}]" if default else option.help
+            shown = f"{option.help} [{default}]" if default and default != config.NO_FD else option.help
             kind = int if isinstance(default, int) else str
             group.add_argument(*names, type=kind, default=default, metavar=option.metavar, help=shown)
     process = parser.add_argument_group("process")
@@ -163,25 +178,23 @@ def pasta_parser() -> Parser:
             nargs=None if value else 0,
             help=argparse.SUPPRESS,
         )
-    parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    if mode == "pasta":
+        parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
 
 
-def run_pasta(argv: list[str]) -> int:
-    """Run ``gpasst pasta``; give its exit status."""
+def run_proxy(mode: str, argv: list[str]) -> int:
+    """Run ``gpasst pasta`` or ``gpasst passt``; give its exit status."""
     from gpasst.config import Config, options
 
-    parser = pasta_parser()
+    parser = make_parser(mode)
     given = parser.parse_args(argv)
-    command = given.command[1:] if given.command[:1] == ["--"] else given.command
-    fields: dict[str, Any] = {name: getattr(given, name) for name in options()}
-    if len(command) == 1 and command[0].isdecimal() and "--" not in argv:
-        fields["pid"] = int(command.pop())
-    for name in AUTOMATIC:
-        fields[name] = fields[name] or (["none"] if name == "udp_ns" and given.no_splice else ["auto"])
+    fields: dict[str, Any] = {name: getattr(given, name) for name in options(mode)}
+    command = _complete_pasta(fields, given, argv) if mode == "pasta" else []
     try:
         config = Config(**fields)
-        if not config.creates_namespace and command:
+        config.check_mode(mode)
+        if command and not config.creates_namespace:
             raise ConfigurationError(
                 f"{command[0]} cannot be run in a namespace that is joined",
                 "use nsenter for that, or leave out --netns",
@@ -191,14 +204,24 @@ def run_pasta(argv: list[str]) -> int:
         identity = choose_identity(given.runas)
     except ConfigurationError as error:
         parser.error(str(error))
-    spawning = config.creates_namespace
     ready: Callable[[], None] | None = None
-    if not given.foreground and not spawning:
+    if not given.foreground and not (mode == "pasta" and config.creates_namespace):
         ready = go_to_background()
-    return _serve(config, given, command, identity, ready)
+    return _serve(mode, config, given, command, identity, ready)
+
+
+def _complete_pasta(fields: dict[str, Any], given: argparse.Namespace, argv: list[str]) -> list[str]:
+    """Add what ``gpasst pasta`` takes besides options to `fields`, and its defaults; give the command."""
+    command: list[str] = given.command[1:] if given.command[:1] == ["--"] else given.command
+    if len(command) == 1 and command[0].isdecimal() and "--" not in argv:
+        fields["pid"] = int(command.pop())
+    for name in AUTOMATIC:
+        fields[name] = fields[name] or (["none"] if name == "udp_ns" and given.no_splice else ["auto"])
+    return command
 
 
 def _serve(
+    mode: str,
     config: Config,
     given: argparse.Namespace,
     command: list[str],
@@ -214,17 +237,20 @@ def _serve(
 
         monkey.patch_all()
         from gpasst import runtime
-        from gpasst.api import Pasta
+        from gpasst.api import Passt, Pasta
 
-        _set_up_logging(given, background=ready is not None, spawning=config.creates_namespace)
+        spawning = mode == "pasta" and config.creates_namespace
+        _set_up_logging(given, background=ready is not None, spawning=spawning)
         here = runtime.current()
         here.adopt(helper)
-        creates_user_namespace = config.creates_namespace and not config.netns_only
-        pasta = Pasta(config, runas=identity if creates_user_namespace else None)
+        creates_user_namespace = spawning and not config.netns_only
+        proxy: Pasta | Passt = (
+            Passt(config) if mode == "passt" else Pasta(config, runas=identity if creates_user_namespace else None)
+        )
         pid_file = open_pid_file(given.pid_file)
         try:
-            pasta.open()
-            # One namespace is all there will be; without the helper there is less to keep in memory.
+            proxy.open()
+            # One guest is all there will be; without the helper there is less to keep in memory.
             here.close_helper()
             if pid_file is not None:
                 with pid_file:
@@ -233,16 +259,27 @@ def _serve(
             gc.collect()
             gc.freeze()
             # Root's own command in --netns-only must stay within reach of signals.
-            keeps_identity = config.creates_namespace and config.netns_only
-            return _wait(pasta, command, ready, given.stats, None if keeps_identity else identity)
+            keeps_identity = spawning and config.netns_only
+            if isinstance(proxy, Passt) and proxy.path:
+                announce(proxy)
+            return _wait(proxy, command, ready, given.stats, None if keeps_identity else identity)
         finally:
-            pasta.close()
+            proxy.close()
     finally:
         helper.close()
 
 
+def announce(proxy: Passt) -> None:
+    """Log where guests connect, and how."""
+    import logging
+
+    log = logging.getLogger("gpasst")
+    log.info("guests connect to %s, for example with:", proxy.path)
+    log.info("  qemu-system-x86_64 %s", " ".join(proxy.qemu_options))
+
+
 def _wait(
-    pasta: Pasta,
+    proxy: Pasta | Passt,
     command: list[str],
     ready: Callable[[], None] | None,
     stats: int,
@@ -255,23 +292,27 @@ def _wait(
     import gevent
     import gevent.event
 
+    from gpasst.api import Pasta
+
     stop = gevent.event.AsyncResult()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         gevent.signal_handler(number, stop.set, SIGNAL_BASE + number)
     if stats:
-        gevent.spawn(_print_statistics, pasta, stats)
+        gevent.spawn(_print_statistics, proxy, stats)
     program = None
-    if pasta.config.creates_namespace:
+    if not isinstance(proxy, Pasta):
+        gevent.spawn(lambda: (proxy.wait(), stop.set(0)))
+    elif proxy.config.creates_namespace:
         shell = os.environ.get("SHELL") or "/bin/sh"
         try:
-            program = pasta.popen(command or [shell, "-l"], init=True, tied=True)
+            program = proxy.popen(command or [shell, "-l"], init=True, tied=True)
         except FileNotFoundError:
             raise ConfigurationError(f"{command[0]}: command not found", "check its name and PATH") from None
         gevent.spawn(lambda: stop.set(program.wait()))
     else:
-        gevent.spawn(lambda: (pasta.wait(), stop.set(0)))
-        if not pasta.config.no_netns_quit:
-            gevent.spawn(_watch_namespace, pasta, stop)
+        gevent.spawn(lambda: (proxy.wait(), stop.set(0)))
+        if not proxy.config.no_netns_quit:
+            gevent.spawn(_watch_namespace, proxy, stop)
     if identity:
         # The last thing that needs privileges was starting the command, in an interpreter that may be root's own.
         take_on(identity)
@@ -299,7 +340,7 @@ def _watch_namespace(pasta: Pasta, stop: Any) -> None:
     stop.set(0)
 
 
-def _print_statistics(pasta: Pasta, seconds: int) -> None:
+def _print_statistics(pasta: Pasta | Passt, seconds: int) -> None:
     """Print a line of counters on standard error, again and again."""
     import gevent
 

@@ -27,6 +27,7 @@ LOG_SIZE_MINIMUM = 5 * 8192  # bytes; five blocks
 BUSY_POLL_DEFAULT = 100  # microseconds; about what waking a process costs both ways, see docs/performance.md
 BUSY_POLL_MAXIMUM = 1_000_000  # microseconds
 NAME_MAXIMUM = 253  # bytes of a name as text; 255 in wire format (RFC 1035, section 2.3.4)
+NO_FD = -1
 UDP_FILTERS = ("endpoint", "address")
 
 
@@ -39,6 +40,7 @@ class Option:
     :ivar short: the short form, with its dash, or empty.
     :ivar group: heading under which ``--help`` lists it.
     :ivar repeat: whether it may be given more than once, each adding a value.
+    :ivar mode: the only command that it is for, ``"pasta"`` or ``"passt"``; empty for both.
     """
 
     help: str
@@ -46,16 +48,21 @@ class Option:
     short: str = ""
     group: str = "network"
     repeat: bool = False
+    mode: str = ""
 
 
-def _option(default: Any, help: str, metavar: str = "", short: str = "", group: str = "network") -> Any:
-    option = Option(help, metavar, short, group, repeat=isinstance(default, tuple))
+def _option(default: Any, help: str, metavar: str = "", short: str = "", group: str = "network", mode: str = "") -> Any:
+    option = Option(help, metavar, short, group, repeat=isinstance(default, tuple), mode=mode)
     return field(default=default, metadata={"option": option})
 
 
-def options() -> dict[str, Option]:
-    """Give each option of `Config` by its field's name, in the order of declaration."""
-    return {item.name: item.metadata["option"] for item in fields(Config) if "option" in item.metadata}
+def options(mode: str = "") -> dict[str, Option]:
+    """Give each option of a command by its field's name, in the order of declaration.
+
+    :param mode: the command, ``"pasta"`` or ``"passt"``; empty for both.
+    """
+    declared = {item.name: item.metadata["option"] for item in fields(Config) if "option" in item.metadata}
+    return {name: option for name, option in declared.items() if not mode or option.mode in ("", mode)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +77,25 @@ class Config:
     """
 
     pid: int | None = None
-    netns: str = _option("", "join the network namespace at PATH, or called NAME", "PATH|NAME", group="namespace")
-    userns: str = _option("", "join the user namespace at PATH", "PATH", group="namespace")
-    netns_only: bool = _option(False, "make or join no user namespace", group="namespace")
-    no_netns_quit: bool = _option(False, "go on when the namespace is deleted", group="namespace")
-    config_net: bool = _option(False, "configure the tap with the host's addresses and routes", group="namespace")
-    ns_ifname: str = _option("", "name of the tap in the namespace", "NAME", "-I", group="namespace")
-    ns_mac_addr: str = _option("", "MAC address of the tap", "ADDR", group="namespace")
+    netns: str = _option(
+        "", "join the network namespace at PATH, or called NAME", "PATH|NAME", group="namespace", mode="pasta"
+    )
+    userns: str = _option("", "join the user namespace at PATH", "PATH", group="namespace", mode="pasta")
+    netns_only: bool = _option(False, "make or join no user namespace", group="namespace", mode="pasta")
+    no_netns_quit: bool = _option(False, "go on when the namespace is deleted", group="namespace", mode="pasta")
+    config_net: bool = _option(
+        False, "configure the tap with the host's addresses and routes", group="namespace", mode="pasta"
+    )
+    ns_ifname: str = _option("", "name of the tap in the namespace", "NAME", "-I", group="namespace", mode="pasta")
+    ns_mac_addr: str = _option("", "MAC address of the tap", "ADDR", group="namespace", mode="pasta")
+
+    socket: str = _option(
+        "", "listen for a guest at PATH [/tmp/passt_N.socket]", "PATH", "-s", group="guest", mode="passt"
+    )
+    fd: int = _option(
+        NO_FD, "serve the guest at the other end of the connected socket FD", "FD", "-F", "guest", "passt"
+    )
+    one_off: bool = _option(False, "end when the first guest has gone", short="-1", group="guest", mode="passt")
 
     interface: str = _option("", "take addresses and routes from this interface", "NAME", "-i")
     address: tuple[str, ...] = _option((), "address of the guest, once a family", "ADDR[/LEN]", "-a")
@@ -105,21 +124,21 @@ class Config:
         (), "the host's resolver, once a family [first in resolv.conf]", "ADDR", group="names"
     )
     search: tuple[str, ...] = _option((), "search domains that the guest is told", "NAME|none", "-S", group="names")
-    dhcp_dns: bool = _option(False, "tell the guest resolvers", group="names")
-    no_dhcp_dns: bool = _option(False, "do not tell the guest resolvers", group="names")
-    dhcp_search: bool = _option(False, "tell the guest search domains", group="names")
-    no_dhcp_search: bool = _option(False, "do not tell the guest search domains", group="names")
+    dhcp_dns: bool = _option(False, "tell the guest resolvers", group="names", mode="pasta")
+    no_dhcp_dns: bool = _option(False, "do not tell the guest resolvers", group="names", mode="passt")
+    dhcp_search: bool = _option(False, "tell the guest search domains", group="names", mode="pasta")
+    no_dhcp_search: bool = _option(False, "do not tell the guest search domains", group="names", mode="passt")
     hostname: str = _option("", "host name that the guest is told by DHCP", "NAME", group="names")
     fqdn: str = _option("", "full domain name that the guest is told by DHCP and DHCPv6", "NAME", group="names")
 
     udp_ports: tuple[str, ...] = _option((), "UDP ports of the host that lead to the guest", "SPEC", "-u", "ports")
     udp_ns: tuple[str, ...] = _option(
-        (), "UDP ports of the namespace's loopback that lead to the host's", "SPEC", "-U", "ports"
+        (), "UDP ports of the namespace's loopback that lead to the host's", "SPEC", "-U", "ports", "pasta"
     )
-    no_splice: bool = _option(False, "move loopback traffic through the tap, too", group="ports")
-    splice_only: bool = _option(False, "make no tap; carry loopback traffic only", group="ports")
+    no_splice: bool = _option(False, "move loopback traffic through the tap, too", group="ports", mode="pasta")
+    splice_only: bool = _option(False, "make no tap; carry loopback traffic only", group="ports", mode="pasta")
     host_lo_to_ns_lo: bool = _option(
-        False, "lead the host's loopback to the namespace's, not to its own address", group="ports"
+        False, "lead the host's loopback to the namespace's, not to its own address", group="ports", mode="pasta"
     )
     freebind: bool = _option(False, "forward on addresses that the host does not have yet", group="ports")
     udp_timeout: int = _option(TIMEOUT_DEFAULT, "idle seconds after which a UDP mapping ends", "SECONDS", group="ports")
@@ -211,6 +230,7 @@ class Config:
             ("userns", "netns_only"),
             ("pid", "netns"),
             ("no_splice", "splice_only"),
+            ("socket", "has_fd"),
             ("dhcp_dns", "no_dhcp_dns"),
             ("dhcp_search", "no_dhcp_search"),
         ):
@@ -228,6 +248,8 @@ class Config:
             raise ConfigurationError(
                 f"--busy-poll {self.busy_poll} is out of range", f"give 0 to {BUSY_POLL_MAXIMUM} microseconds"
             )
+        if self.fd < NO_FD:
+            raise ConfigurationError(f"--fd {self.fd} is no file descriptor", "give the number of an open one")
         if self.udp_filter not in UDP_FILTERS:
             raise ConfigurationError(f"--udp-filter {self.udp_filter} is unknown", f"give {' or '.join(UDP_FILTERS)}")
         for name in self.without:
@@ -252,6 +274,11 @@ class Config:
         return not self.netns and self.pid is None
 
     @property
+    def has_fd(self) -> bool:
+        """Whether the guest's socket is handed over."""
+        return self.fd != NO_FD
+
+    @property
     def keeps_loopback(self) -> bool:
         """Whether the host's loopback leads to the namespace's loopback."""
         return self.host_lo_to_ns_lo or self.splice_only
@@ -270,6 +297,25 @@ class Config:
         """
         return portspec.parse("--udp-ns", self.udp_ns, ephemeral)
 
+    def check_mode(self, mode: str) -> None:
+        """Refuse what belongs to the other command.
+
+        :param mode: ``"pasta"`` or ``"passt"``.
+        :raises ConfigurationError: naming the option.
+        """
+        mine = options(mode)
+        for item in fields(self):
+            if (
+                item.name not in mine
+                and (item.name, mode) != ("pid", "pasta")
+                and getattr(self, item.name) != item.default
+            ):
+                raise ConfigurationError(f"{long_option(item.name)} is not an option of gpasst {mode}", "leave it out")
+        if mode == "passt" and any(rule.auto for rule in self.forward_rules()):
+            raise ConfigurationError(
+                "--udp-ports auto needs a namespace, whose ports can be seen", "name the ports, or say all"
+            )
+
     def _check_namespace_rules(self) -> None:
         for rule in self.namespace_rules():
             if self.no_splice:
@@ -286,6 +332,7 @@ class Config:
 
 def long_option(name: str) -> str:
     """Turn a field's name into the option's."""
+    name = name.removeprefix("has_")
     return "PID" if name == "pid" else "--" + name.replace("_", "-")
 
 

@@ -32,6 +32,7 @@ from gpasst.formats import (
     VIRTIO_NET_CODEC,
     VIRTIO_NET_HDR_GSO_UDP_L4,
 )
+from gpasst.link.stream import Stream
 from gpasst.link.tap import FRAME_BYTES, Tap
 from gpasst.sends import SEGMENTS_PER_SEND, Sender, send_one, send_run, sender_to
 from gpasst.services.dhcp_formats import DHCP_SERVER_PORT, DHCPV6_SERVER_PORT
@@ -264,9 +265,9 @@ class Downward:
 
 
 class Upward:
-    """From host sockets to the tap, and from every listener to where its datagrams go.
+    """From host sockets to the guest, and from every listener to where its datagrams go.
 
-    :param tap: the tap, None without one.
+    :param link: the guest's end, None without one.
     :param path: the guest path.
     :param splice: what moves loopback traffic, None where nothing does.
     :param receivers: the receiver of each family.
@@ -275,13 +276,13 @@ class Upward:
 
     def __init__(
         self,
-        tap: Tap | None,
+        link: Tap | Stream | None,
         path: GuestPath,
         splice: Splice | None,
         receivers: dict[int, Receiver],
         counters: Counters,
     ) -> None:
-        self._tap = tap
+        self._link = link
         self._path = path
         self._splice = splice
         self._counters = counters
@@ -317,8 +318,10 @@ class Upward:
                     self._splice.forward(peer, payload, segment)  # type: ignore[union-attr]
                 else:
                     activity[peer.byte] |= peer.bit
-                    self._tap.write_datagrams(peer.header, total, segment, payload)  # type: ignore[union-attr]
+                    self._link.write_datagrams(peer.header, total, segment, payload)  # type: ignore[union-attr]
                 moved += 1 if segment >= total else 2
+            if self._link is not None:
+                self._link.flush()
             if not more:
                 break
         return moved
@@ -327,6 +330,6 @@ class Upward:
         address, port, scope, local = split_key(endpoint.family, key)
         if endpoint.splices and self._splice and (endpoint.inside or is_loopback(local[: len(address)])):
             return self._splice.open(endpoint, key, address, port, scope, local)
-        if self._tap is None:
+        if self._link is None:
             raise PacketError(Drop.NO_TAP)
         return self._path.inbound(endpoint, key, address, port, scope, local)

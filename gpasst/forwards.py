@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from gpasst.bound import AF_NETLINK, NETLINK_SOCK_DIAG, BoundSockets
 from gpasst.config import Config
 from gpasst.errors import GpasstError, PlatformError
+from gpasst.helper.client import Namespace
 from gpasst.sockets import SOCK_DGRAM, SOCK_RAW, bind_listener, family_constant, listener_error, new_udp_socket, prepare
-from gpasst.splice import MakeSockets, Splice
+from gpasst.splice import Splice
 from gpasst.udp.forwards import Place, Wanted, automatic, explicit, target_bytes
 from gpasst.udp.guest import GuestPath
 from gpasst.udp.mappings import Endpoint
@@ -77,11 +78,10 @@ class Forwards:
     """All listeners of one namespace.
 
     :param config: the rules, and how to bind.
-    :param outside: ephemeral ports of the host, first and last.
-    :param inside: ephemeral ports of the namespace.
+    :param ephemeral: ephemeral ports of the host, first and last.
     :param path: told of listeners that lead to the guest.
     :param splice: what moves loopback traffic, None where nothing does.
-    :param make_inside: makes sockets in the namespace.
+    :param namespace: the namespace, None where there is none: then nothing listens there, or is looked for.
     :param watch: begins to call back when a listener is readable.
     :param unwatch: stops that; called before the socket is closed.
     :param gro: let the kernel join datagrams of one sender.
@@ -90,20 +90,21 @@ class Forwards:
     def __init__(
         self,
         config: Config,
-        outside: tuple[int, int],
-        inside: tuple[int, int],
+        ephemeral: tuple[int, int],
         path: GuestPath,
         splice: Splice | None,
-        make_inside: MakeSockets,
+        namespace: Namespace | None,
         watch: Callable[[Endpoint], None],
         unwatch: Callable[[Endpoint], None],
         gro: bool,
     ) -> None:
         self._config = config
-        self._rules = {False: config.forward_rules(outside), True: config.namespace_rules(inside)}
+        self._rules = {False: config.forward_rules(ephemeral)}
+        if namespace is not None:
+            self._rules[True] = config.namespace_rules(namespace.ephemeral)
         self._path = path
         self._splice = splice
-        self._make_inside = make_inside
+        self._namespace = namespace
         self._watch = watch
         self._unwatch = unwatch
         self._gro = gro
@@ -143,7 +144,7 @@ class Forwards:
         """
         families, lo_only = self._path.tables, self._config.splice_only
         wanted = [
-            entry for inside in (False, True) for entry in explicit(self._rules[inside], inside, families, lo_only)
+            entry for inside, rules in self._rules.items() for entry in explicit(rules, inside, families, lo_only)
         ]
         self._room = descriptor_room(len(wanted))
         failures: dict[str, list[GpasstError]] = {}
@@ -294,14 +295,19 @@ class Forwards:
         """Have a socket of the namespace ready, and more of them if more are needed."""
         if not self._spare[family]:
             count = min(needed, SOCKETS_AT_ONCE)
-            made = self._make_inside(family_constant(family), SOCK_DGRAM, 0, count)
+            made = self._sockets(family_constant(family), SOCK_DGRAM, 0, count)
             self._spare[family] = [RawSocket(fileno=descriptor) for descriptor in made]
+
+    def _sockets(self, family: int, kind: int, protocol: int, count: int) -> list[int]:
+        """Make sockets in the namespace."""
+        assert self._namespace is not None
+        return self._namespace.sockets(family, kind, protocol, count)
 
     def _scanner(self, inside: bool) -> BoundSockets:
         """Give what lists the sockets of one side."""
         if inside not in self._scanners:
             if inside:
-                (descriptor,) = self._make_inside(AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG, 1)
+                (descriptor,) = self._sockets(AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG, 1)
                 self._scanners[inside] = BoundSockets(descriptor)
             else:
                 self._scanners[inside] = BoundSockets.here()

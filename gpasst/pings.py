@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gpasst.counters import Counters, Drop
+from gpasst.dispatch import Link
 from gpasst.errors import PacketError
 from gpasst.link.packets import Packet
-from gpasst.link.tap import Tap
 from gpasst.services import echo
 from gpasst.sockets import ping_socket, socket_address
 from gpasst.udp.guest import GuestPath
@@ -51,7 +51,7 @@ class Exchange:
 class Pings:
     """All echo exchanges of one guest.
 
-    :param tap: where answers go.
+    :param link: where answers go.
     :param path: knows the addresses.
     :param counters: where drops are counted.
     :param watch: begins to call back when a socket is readable.
@@ -61,14 +61,14 @@ class Pings:
 
     def __init__(
         self,
-        tap: Tap,
+        link: Link,
         path: GuestPath,
         counters: Counters,
         watch: Callable[[Exchange], None],
         unwatch: Callable[[Exchange], None],
         now: Callable[[], int],
     ) -> None:
-        self._tap = tap
+        self._link = link
         self._path = path
         self._counters = counters
         self._watch = watch
@@ -111,7 +111,7 @@ class Pings:
                 continue
             exchange.answered = sequence
             path = self._path
-            self._tap.write_frame(
+            self._link.write_frame(
                 echo.reply(message, identifier, source, exchange.key[0], path.guest_mac, path.network.host_mac)
             )
 

@@ -18,6 +18,7 @@ import ctypes
 import logging
 import random
 import time
+from _socket import socket as RawSocket  # a class
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +27,6 @@ from typing import Any
 import gevent
 import gevent.event
 from gevent.socket import wait_read
-from greenlet import getcurrent, greenlet
 
 from gpasst.batch import SLOTS, Receiver, sender_key
 from gpasst.config import Config
@@ -36,15 +36,20 @@ from gpasst.dispatch import Dispatch, Services
 from gpasst.errors import GpasstError, PlatformError
 from gpasst.features import Feature
 from gpasst.forwards import Forward, Forwards
+from gpasst.greenlets import Poller, Worker
+from gpasst.guests import Guests
 from gpasst.helper.client import Namespace
 from gpasst.link.capture import Capture
+from gpasst.link.listener import GuestListener
+from gpasst.link.stream import Stream
 from gpasst.link.tap import Tap
 from gpasst.network import GuestNetwork, pack
 from gpasst.pings import Exchange, Pings
 from gpasst.portspec import EPHEMERAL, reverse
-from gpasst.services import dhcpv6, ndp
+from gpasst.services import arp, dhcpv6, ndp
 from gpasst.sockets import open_own, supported, text
 from gpasst.splice import Splice
+from gpasst.streampath import StreamDownward
 from gpasst.udp.guest import GuestPath
 from gpasst.udp.mappings import Endpoint
 from gpasst.udp.splice import Pair, Pairs
@@ -53,7 +58,7 @@ SCAN_SECONDS = 1  # TIMER_INTERVAL of the seed
 DROP_LOG_SECONDS = 10  # at most one log line a reason in this time
 FOLLOW_SECONDS = 0.5  # between two looks at what is bound, so that a new port is forwarded within a second
 TRIMMED = 256  # how many must end at once to make it worth giving their memory back; that takes about a millisecond
-READ = 1  # event mask of the loop
+READ, WRITE = 1, 2  # event masks of the loop
 
 log = logging.getLogger(__name__)
 
@@ -80,104 +85,13 @@ class Flow:
     spliced: bool = False
 
 
-class Worker:
-    """A greenlet that works whenever a watcher calls, made at the first call.
-
-    :param hub: the hub it belongs to.
-    :param step: what it does, with the arguments that the watcher was given.
-    :param counters: where failures are counted.
-    :param after: what to do after a step that moved just one frame or datagram.
-    """
-
-    __slots__ = ("_after", "_counters", "_greenlet", "_hub", "_step")
-
-    def __init__(
-        self,
-        hub: Any,
-        step: Callable[..., int | None],
-        counters: Counters,
-        after: Callable[[Worker], None] | None = None,
-    ) -> None:
-        self._after = after
-        self._hub = hub
-        self._step = step
-        self._counters = counters
-        self._greenlet: greenlet | None = None
-
-    def wake(self, *args: Any) -> None:
-        """Do one step; called by a watcher, in the hub."""
-        if self._greenlet is None:
-            self._greenlet = greenlet(self._run, self._hub)
-        self._greenlet.switch(*args)
-
-    def close(self) -> None:
-        """End the greenlet. Left suspended it would never be freed, nor what its step knows."""
-        ended, self._greenlet = self._greenlet, None
-        here = getcurrent()
-        if ended is not None and ended is not here:
-            ended.parent = here  # where it goes when it ends
-            ended.throw()
-
-    def _run(self, *args: Any) -> None:
-        step, switch, after = self._step, self._hub.switch, self._after
-        while self._greenlet is not None:
-            try:
-                if step(*args) == 1 and after is not None:
-                    after(self)
-            except Exception:
-                self._counters.drop(Drop.INTERNAL)
-                log.exception("internal error; the frame or batch is lost")
-            # One argument comes back bare, none and several as a tuple.
-            back = switch()
-            args = back if isinstance(back, tuple) else (back,)
-
-
-class Poller:
-    """Keeps the hub looking for more for a moment after a lone frame, so that an answer need not wake the process.
-
-    It does so in conversations, where both directions take turns. Where frames come in numbers there is always one
-    waiting, and no time to be won.
-
-    :param hub: the hub.
-    :param seconds: how long to look after the last traffic.
-    """
-
-    def __init__(self, hub: Any, seconds: float) -> None:
-        self._seconds = seconds
-        self._until = 0.0
-        self._active = False
-        self._last: Worker | None = None
-        # While an idle watcher is active the loop does not wait; it runs when there is nothing else to do.
-        self._watcher = hub.loop.idle()
-
-    def lone(self, worker: Worker) -> None:
-        """Take note that a worker moved one frame or datagram."""
-        if worker is self._last:
-            # Traffic in one direction awaits no answer; the longer it gathers, the less each datagram costs.
-            return
-        self._last = worker
-        self._until = time.perf_counter() + self._seconds
-        if not self._active:
-            self._active = True
-            self._watcher.start(self._look)
-
-    def close(self) -> None:
-        """Stop looking."""
-        self._watcher.stop()
-        self._watcher.close()
-
-    def _look(self) -> None:
-        if time.perf_counter() >= self._until:
-            self._active = False
-            self._watcher.stop()
-
-
 class Proxy:
-    """Everything between one namespace and the host's sockets.
+    """Everything between one guest and the host's sockets.
 
     :param config: what the user asked for.
     :param network: what the guest will see.
-    :param namespace: the namespace, its tap ready (none with ``--splice-only``).
+    :param end: the guest's end: a namespace, its tap ready (none with ``--splice-only``); or a socket where guests
+        connect, or one that is connected already.
     :param ephemeral: first and last port that the host's kernel hands out by itself.
     :param clock: gives monotonic seconds.
     :param polls: whether ``--busy-poll`` counts: not where other threads want the interpreter.
@@ -188,7 +102,7 @@ class Proxy:
         self,
         config: Config,
         network: GuestNetwork,
-        namespace: Namespace,
+        end: Namespace | GuestListener | RawSocket,
         ephemeral: tuple[int, int] = EPHEMERAL,
         clock: Callable[[], float] = time.monotonic,
         polls: bool = True,
@@ -205,8 +119,9 @@ class Proxy:
         self._greenlets: list[gevent.Greenlet] = []
         self._logged: Counter[Drop] = Counter()
         self._logged_at: dict[Drop, float] = {}
+        namespace = end if isinstance(end, Namespace) else None
         features = config.features & supported()
-        if "uso4" not in namespace.offloads and namespace.tap >= 0:
+        if namespace and namespace.tap >= 0 and "uso4" not in namespace.offloads:
             features -= {Feature.USO}
         missing = config.features - features
         if missing:
@@ -214,27 +129,26 @@ class Proxy:
         self.features = features
         self._poller = Poller(self._hub, config.busy_poll / 1_000_000) if config.busy_poll and polls else None
         self._after = self._poller.lone if self._poller else None
-        link_local = pack(namespace.link_local) if namespace.link_local else None
+        link_local = pack(namespace.link_local) if namespace and namespace.link_local else None
         self.path = GuestPath(
             network,
             self._open_endpoint,
             self._close_endpoint,
             sender_key,
-            namespace.mac or None,
+            namespace.mac or None if namespace else None,
             link_local,
             filtered=config.udp_filter == "address",
             now=self._now(),
         )
         self._capture: Capture | None = None
-        self._tap: Tap | None = None
-        self._pings: Pings | None = None
-        self._downward: Downward | None = None
+        self._link: Tap | Stream | None = None
+        self._guests: Guests | None = None
         self._splice: Splice | None = None
-        if namespace.tap >= 0:
-            self._open_tap(namespace)
+        if namespace is None or namespace.tap >= 0:
+            self._open_link(end)
         slots = SLOTS if Feature.BATCH in features else 1
         receivers = {family: Receiver(family, slots) for family in self.path.tables}
-        if not config.no_udp and not config.no_splice:
+        if namespace and not config.no_udp and not config.no_splice:
             pairs = Pairs(
                 self.path.addresses,
                 config.keeps_loopback,
@@ -246,15 +160,14 @@ class Proxy:
             self._splice = Splice(
                 pairs, namespace.sockets, self._watch_pair, self._unwatch, receivers, self.counters, features
             )
-        self._upward = Upward(self._tap, self.path, self._splice, receivers, self.counters)
+        self._upward = Upward(self._link, self.path, self._splice, receivers, self.counters)
         self._mappings = Worker(self._hub, self._upward.step, self.counters, self._after)
         self._forwards = Forwards(
             config,
             ephemeral,
-            namespace.ephemeral,
             self.path,
             self._splice,
-            namespace.sockets,
+            namespace,
             self._watch_listener,
             self._unwatch,
             Feature.GRO in features,
@@ -265,20 +178,27 @@ class Proxy:
         except GpasstError:
             self.close()
             raise
-        if self._tap is not None:
+        if isinstance(self._link, Tap):
             worker = Worker(self._hub, self._step_tap, self.counters, self._after)
-            self._watch(self._tap, self._tap.fd, worker.wake)
+            self._watch(self._link, self._link.fd, worker.wake)
+        if self._guests:
+            self._guests.open()
         self._greenlets.append(gevent.spawn(self._scan_forever))
         if self._forwards.automatic and not config.no_udp:
             self._greenlets.append(gevent.spawn(self._follow_forever))
 
-    def _open_tap(self, namespace: Namespace) -> None:
-        """Set up everything between the tap and the host's sockets."""
+    def _open_link(self, end: Namespace | GuestListener | RawSocket) -> None:
+        """Set up everything between the guest's frames and the host's sockets."""
         config, features, counters = self.config, self.features, self.counters
         self._capture = Capture(config.pcap, time.time_ns) if config.pcap else None
-        superframes = frozenset(family for family in (4, 6) if f"uso{family}" in namespace.offloads)
-        self._tap = Tap(namespace.tap, counters, superframes if Feature.USO in features else frozenset(), self._capture)
-        self._pings = Pings(self._tap, self.path, counters, self._watch_exchange, self._unwatch, self._now)
+        link: Tap | Stream
+        if isinstance(end, Namespace):
+            families = frozenset(family for family in (4, 6) if f"uso{family}" in end.offloads)
+            link = Tap(end.tap, counters, families if Feature.USO in features else frozenset(), self._capture)
+        else:
+            link = Stream(counters, self._await_room, self._stop_awaiting, self._capture)
+        self._link = link
+        self._pings = Pings(link, self.path, counters, self._watch_exchange, self._unwatch, self._now)
         self._echoes = Worker(self._hub, self._pings.step, counters)
         advertises = not (config.no_ra or config.config_net)
         router = None if config.no_ndp or config.no_icmp else ndp.Router(self.network, advertises, config.mtu)
@@ -293,8 +213,23 @@ class Proxy:
             not config.no_tcp,
             not config.no_udp,
         )
-        self._dispatch = Dispatch(self._tap, self.path, services, counters, self._now)
-        self._downward = Downward(self._tap, self.path, self._dispatch, counters, features)
+        self._dispatch = Dispatch(link, self.path, services, counters, self._now)
+        if isinstance(link, Tap):
+            self._downward = Downward(link, self.path, self._dispatch, counters, features)
+        elif not isinstance(end, Namespace):
+            downward = StreamDownward(link, self.path, self._dispatch, counters, features)
+            worker = Worker(self._hub, self._step_guest, counters, self._after)
+            self._guests = Guests(
+                end,
+                link,
+                downward,
+                lambda sock, call: self._watch(sock, sock.fileno(), call),
+                self._unwatch,
+                worker.wake,
+                self._greet,
+                self.finished.set,
+                config.one_off or not isinstance(end, GuestListener),
+            )
 
     @property
     def forwards(self) -> tuple[Forward, ...]:
@@ -344,12 +279,12 @@ class Proxy:
             log.debug("%d mappings or splice pairs expired", ended)
         if ended >= TRIMMED:
             trim_memory()
-        if self._tap and self._pings:
+        if self._link:
             self._dispatch.scan(now)
             self._pings.scan(now)
             # Before the guest has spoken its end may be down; and when it comes up it asks by itself.
             if self._router and self.counters.frames_down and self._schedule.due(now):
-                self._tap.write_frame(ndp.unsolicited(self._router))
+                self._link.write_frame(ndp.unsolicited(self._router))
         self._log_drops(now)
 
     def follow(self) -> None:
@@ -366,8 +301,10 @@ class Proxy:
         self._forwards.close()
         if self._splice:
             self._splice.close()
-        if self._pings:
+        if self._link:
             self._pings.close()
+        if self._guests:
+            self._guests.close()
         self.path.close()
         for watcher in self._watchers.values():
             watcher.stop()
@@ -376,9 +313,9 @@ class Proxy:
         if self._poller:
             self._poller.close()
         self._log_drops(None)
-        if self._capture is not None and self._tap is not None:
+        if self._capture is not None and self._link is not None:
             self._capture.close()
-            self._tap.capture = self._capture = None
+            self._link.capture = self._capture = None
         self.finished.set()
 
     def _now(self) -> int:
@@ -405,14 +342,35 @@ class Proxy:
                 log.exception("internal error while looking for bound ports")
             gevent.sleep(FOLLOW_SECONDS)
 
+    def _step_guest(self) -> int:
+        assert self._guests is not None
+        return self._guests.step()
+
+    def _greet(self) -> None:
+        """Ask the guest who it is, so that it is reached before it speaks, and tell it who its router is."""
+        assert self._link is not None
+        network = self.network
+        if network.ip4 and network.ip4.address:
+            self._link.write_frame(arp.request(network.host_mac, network.ip4.gateway, network.ip4.address))
+        if network.ip6 and network.ip6.address:
+            self._link.write_frame(ndp.solicitation(network, network.ip6.address))
+        self._schedule = ndp.Schedule(self._now(), random.uniform)
+
+    def _await_room(self, sock: RawSocket) -> None:
+        assert isinstance(self._link, Stream)
+        self._watchers[self._await_room] = watcher = self._hub.loop.io(sock.fileno(), WRITE)
+        watcher.start(self._link.empty)
+
+    def _stop_awaiting(self) -> None:
+        self._unwatch(self._await_room)
+
     def _step_tap(self) -> int:
-        assert self._downward is not None
         try:
             return self._downward.step()
         except OSError as error:
             # The device went away, with its namespace or by somebody's hand.
             log.info("the tap ended: %s", error.strerror)
-            self._unwatch(self._tap)
+            self._unwatch(self._link)
             self.finished.set()
             return 0
 

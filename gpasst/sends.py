@@ -147,3 +147,21 @@ def _refused(error: OSError, count: int, counters: Counters) -> None:
     else:
         reason = Drop.SEND_FAILED
     counters.drop(reason, count)
+
+
+def send_slices(sender: Sender, slices: list[memoryview], segment: int, tally: Tally, counters: Counters) -> None:
+    """Send a run of datagrams that do not lie one behind the other; see `send_run`.
+
+    :param slices: the datagrams, all of `segment` bytes, no more than one call may carry.
+    """
+    control = [*sender.control, (SOL_UDP, UDP_SEGMENT, _segment(segment))]
+    try:
+        sender.socket.sendmsg(slices, control, 0, sender.address)
+    except OSError:
+        # Whatever it is, it is found out for each datagram.
+        for payload in slices:
+            send_one(sender, payload, tally, counters)
+        return
+    tally.superframes += 1
+    tally.datagrams += len(slices)
+    tally.bytes += segment * len(slices)

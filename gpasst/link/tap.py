@@ -79,6 +79,9 @@ class Tap:
         else:
             self._counters.frames_up += 1
 
+    def flush(self) -> None:
+        """Do nothing: every frame has been written at once."""
+
     def _write(self, parts: list[bytes | bytearray | memoryview]) -> int:
         """Write a frame given in parts; give the errno, 0 for success."""
         try:

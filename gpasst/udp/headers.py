@@ -40,6 +40,10 @@ _UDP6 = UDP6.offset("udp.source")
 _UDP_LENGTH = UDP_CODEC.offset("length")
 _UDP_CHECKSUM = UDP_CODEC.offset("checksum")
 
+FRAME_LEAST = 60  # bytes; Ethernet, without its check sequence (IEEE 802.3, section 3.2.8)
+NO_FRAMING = (-1, (b"", b""))
+
+_put_length = struct.Struct(">I").pack_into
 _put_word = struct.Struct(">H").pack_into
 _put_virtio = VIRTIO_NET_CODEC.layout.pack_into
 _put_words = struct.Struct(">HH").pack_into
@@ -57,7 +61,7 @@ class Header:
     :param destination_port: the guest's port.
     """
 
-    __slots__ = ("buffer", "family", "ip_sum", "pseudo", "segment", "total")
+    __slots__ = ("buffer", "family", "framing", "ip_sum", "pseudo", "segment", "total")
 
     def __init__(
         self,
@@ -80,10 +84,12 @@ class Header:
         self.pseudo = pseudo_sum(source, destination, PROTOCOL_UDP)
         self.ip_sum = checksum.ones_sum(self.buffer[_IP:start])
         self.total = self.segment = -1
+        self.framing: tuple[int, tuple[bytes, bytes]] = NO_FRAMING
 
     def readdress(self, destination_mac: bytes) -> None:
         """Send to another MAC address from now on."""
         self.buffer[_MAC : _MAC + 6] = destination_mac
+        self.framing = NO_FRAMING
 
     def fill(self, total: int, segment: int) -> bytearray:
         """Give the header of a superframe for a link that offloads.
@@ -123,9 +129,13 @@ class Header:
         _put_words(self.buffer, start + _UDP_LENGTH, length, partial)
         return self.buffer
 
-    def fill_complete(self, payload: bytes | bytearray | memoryview) -> bytearray:
-        """Give the header of one datagram for a link that offloads nothing: its checksums are final."""
-        length = len(payload) + UDP_SIZE
+    def fill_complete(self, payload: bytes | bytearray | memoryview, size: int | None = None) -> bytearray:
+        """Give the header of one datagram for a link that offloads nothing: its checksums are final.
+
+        :param payload: the datagram.
+        :param size: its bytes, where `payload` is left out; IPv4 only.
+        """
+        length = (len(payload) if size is None else size) + UDP_SIZE
         self.total = self.segment = -1
         start = self._lengths(length)
         self.buffer[:VIRTIO_SIZE] = bytes(VIRTIO_SIZE)
@@ -134,6 +144,28 @@ class Header:
             segment = bytes(self.buffer[start:]) + payload
             _put_word(self.buffer, start + _UDP_CHECKSUM, checksum.udp(self.pseudo, segment))
         return self.buffer
+
+    def framed(self, length: int, payload: bytes | memoryview | None = None) -> tuple[bytes, bytes]:
+        """Give what stands before and behind one datagram on a link that is a stream: there is no offload.
+
+        :param length: payload bytes.
+        :param payload: the datagram itself; needed for IPv6, which has a checksum over it.
+        :return: the frame's length in 4 bytes and all headers; padding up to the least size of a frame.
+        """
+        if self.family == 6:
+            assert payload is not None
+            self.fill_complete(payload)
+        elif self.framing[0] == length:
+            return self.framing[1]
+        else:
+            self.fill_complete(b"", length)
+        frame = len(self.buffer) - VIRTIO_SIZE + length
+        padded = max(frame, FRAME_LEAST)
+        # The last bytes of the virtio-net header, which a stream does not have, make room for the length.
+        _put_length(self.buffer, VIRTIO_SIZE - 4, padded)
+        done = bytes(self.buffer[VIRTIO_SIZE - 4 :]), bytes(padded - frame)
+        self.framing = length, done
+        return done
 
     def _lengths(self, length: int) -> int:
         """Patch the IP header for `length` bytes of UDP; give the offset of the UDP header."""

@@ -1,0 +1,148 @@
+"""Where a guest connects: the listening UNIX socket of passt mode.
+
+Theory of operation (context 1.1): the socket is at the path asked for, or at the first of /tmp/passt_1.socket to
+/tmp/passt_99.socket that is free. A path is in use if a trial connection succeeds, or fails in any way but "no such
+file", "refused" and "not permitted". A socket file that nobody listens at is left over from somebody, and replaced.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import struct
+from _socket import AF_UNIX, SO_PEERCRED, SOCK_STREAM, SOL_SOCKET
+from _socket import socket as RawSocket  # a class
+
+from gpasst.errors import ConfigurationError, PlatformError
+from gpasst.sockets import SO_RCVBUF, SO_RCVBUFFORCE, SO_SNDBUF, SO_SNDBUFFORCE
+
+PROBED = "/tmp/passt_{}.socket"  # as passt names it, so that scripts find it
+PROBES = range(1, 100)
+FREE = (errno.ENOENT, errno.ECONNREFUSED, errno.EACCES)
+BUFFER_BYTES = ((SO_SNDBUFFORCE, SO_SNDBUF, 4 << 20), (SO_RCVBUFFORCE, SO_RCVBUF, 2 << 20))
+PATH_BYTES = 107  # of sun_path, less its final zero
+
+_credentials = struct.Struct("@iII")
+
+log = logging.getLogger(__name__)
+
+
+class GuestListener:
+    """The listening socket.
+
+    :param path: its file; empty for the first free one of those that passt tries.
+    :ivar path: its file.
+    :raises GpasstError: if it cannot be had.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path or _first_free()
+        if path:
+            if len(os.fsencode(path)) > PATH_BYTES:
+                raise ConfigurationError(f"--socket {path} is longer than {PATH_BYTES} bytes", "choose a shorter path")
+            if _in_use(path):
+                raise PlatformError(f"--socket {path} is in use", "end its user, or choose another path")
+        self.socket = RawSocket(AF_UNIX, SOCK_STREAM, 0)
+        try:
+            _remove_stale(self.path)
+            self.socket.setblocking(False)
+            self.socket.bind(self.path)
+            self._identity = _identity(self.path)
+            self.socket.listen(0)
+        except OSError as error:
+            self.socket.close()
+            raise PlatformError(f"--socket {self.path}: {error.strerror}", "name a file that can be made") from error
+        except ConfigurationError:
+            self.socket.close()
+            raise
+
+    def accept(self) -> RawSocket | None:
+        """Accept a connection; None if there is none, or it has gone."""
+        try:
+            # What socket.accept calls, too: the C class has no other.
+            descriptor, _ = self.socket._accept()  # type: ignore[attr-defined]
+        except OSError:
+            return None
+        return RawSocket(fileno=descriptor)
+
+    def close(self) -> None:
+        """Stop listening and remove the file, if it still is this socket's."""
+        self.socket.close()
+        try:
+            if _identity(self.path) == self._identity:
+                os.unlink(self.path)
+        except OSError as error:
+            log.debug("%s stays behind: %s", self.path, error.strerror)
+
+
+def prepare_guest(sock: RawSocket) -> RawSocket:
+    """Let a guest's socket never wait, with room for bursts where that is permitted.
+
+    :raises ConfigurationError: if it is no stream socket.
+    """
+    try:
+        if sock.type != SOCK_STREAM:
+            raise OSError
+        for forced, plain, size in BUFFER_BYTES:
+            try:
+                sock.setsockopt(SOL_SOCKET, forced, size)
+            except OSError:
+                sock.setsockopt(SOL_SOCKET, plain, size)
+        sock.setblocking(False)
+    except OSError:
+        raise ConfigurationError(
+            f"--fd {sock.fileno()} is not a connected stream socket", "pass one end of a socket pair"
+        ) from None
+    return sock
+
+
+def peer_process(sock: RawSocket) -> int:
+    """Give the process ID of who connected, 0 if unknown."""
+    try:
+        pid: int = _credentials.unpack(sock.getsockopt(SOL_SOCKET, SO_PEERCRED, _credentials.size))[0]
+    except OSError:
+        return 0
+    return pid
+
+
+def _first_free() -> str:
+    for number in PROBES:
+        path = PROBED.format(number)
+        if not _in_use(path) and _removable(path):
+            return path
+    raise PlatformError("no free path among /tmp/passt_1.socket to /tmp/passt_99.socket", "name one with --socket")
+
+
+def _in_use(path: str) -> bool:
+    probe = RawSocket(AF_UNIX, SOCK_STREAM, 0)
+    try:
+        probe.setblocking(False)
+        return probe.connect_ex(path) not in FREE
+    finally:
+        probe.close()
+
+
+def _removable(path: str) -> bool:
+    """Tell whether there is no file at `path`, or a stale socket of ours."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return True
+    return stat.S_ISSOCK(found.st_mode) and (found.st_uid == os.geteuid() or os.geteuid() == 0)
+
+
+def _remove_stale(path: str) -> None:
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigurationError(f"--socket {path} exists and is no socket", "choose another path")
+    os.unlink(path)
+
+
+def _identity(path: str) -> tuple[int, int]:
+    status = os.lstat(path)
+    return status.st_dev, status.st_ino

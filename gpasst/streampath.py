@@ -1,0 +1,205 @@
+"""The data path from a guest's stream to host sockets.
+
+Theory of operation: one receive brings as many frames as have arrived. They are taken apart where they lie: an ordinary
+UDP frame of a known peer costs one look at its headers and one look-up by their raw bytes. As long as the frames behind
+it repeat its headers and size they belong to the same run, which leaves in one send of slices. Everything else goes to
+`dispatch`. What is left of a frame that has not arrived whole is moved to the front of the buffer.
+
+A frame of illegal length is skipped, as many bytes as it says it has (context 1.1.5).
+"""
+
+from __future__ import annotations
+
+import struct
+from _socket import MSG_DONTWAIT
+from collections.abc import Callable
+
+from gpasst.batch import RUN_BYTES
+from gpasst.counters import Counters, Drop
+from gpasst.dispatch import Dispatch
+from gpasst.features import ALL, Feature
+from gpasst.formats import ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_UDP, UDP4, UDP6, VIRTIO_NET_CODEC
+from gpasst.link.stream import FRAME_MAXIMUM, FRAME_MINIMUM, LENGTH_BYTES, Stream
+from gpasst.link.tap import VIRTIO_BLANK
+from gpasst.sends import SEGMENTS_PER_SEND, Sender, send_one, send_slices, sender_to
+from gpasst.udp.guest import GuestPath
+from gpasst.udp.mappings import Peer
+
+BUFFER_BYTES = 1 << 19  # about what a stream's socket holds, and more than eight of the largest frames
+RECEIVES_PER_STEP = 2
+
+# The declared structures begin with a virtio-net header; on a stream the frame's length stands in its last bytes.
+_LEAD = VIRTIO_NET_CODEC.size - LENGTH_BYTES
+_START = 16  # of the first frame in the buffer, so that there is room for that header
+_pick4 = UDP4.picker(
+    "ethernet.ethertype", "ip.version", "ip.total_length", "ip.flags", "ip.protocol", "udp.length"
+).unpack_from
+_pick6 = UDP6.picker("ip.payload_length", "ip.next_header", "udp.length").unpack_from
+_KEY4 = UDP4.offset("ip.source") - _LEAD, UDP4.offset("udp.length") - _LEAD
+_KEY6 = UDP6.offset("ip.source") - _LEAD, UDP6.offset("udp.length") - _LEAD
+_PAYLOAD4 = UDP4.size - _LEAD
+_PAYLOAD6 = UDP6.size - _LEAD
+_IP4 = UDP4.offset("ip.version") - _LEAD
+_UNFRAGMENTED = 0x3FFF  # more-fragments bit and offset
+Repeating = Callable[[bytearray, int], tuple[bytes, ...]]
+# All of the length and headers but what differs between datagrams of one flow and size: identification and checksums.
+_repeating4 = struct.Struct(
+    f"{UDP4.offset('ip.identification') - _LEAD}s2x{UDP4.offset('ip.checksum') - UDP4.offset('ip.flags')}s2x"
+    f"{UDP4.offset('udp.checksum') - UDP4.offset('ip.source')}s"
+).unpack_from
+_repeating6 = struct.Struct(f"{UDP6.offset('udp.checksum') - _LEAD}s").unpack_from
+_length = struct.Struct(">I").unpack_from
+
+
+class StreamDownward:
+    """From a guest's stream to host sockets.
+
+    :param stream: the stream.
+    :param path: the guest path.
+    :param dispatch: what becomes of frames that are not UDP of a known peer.
+    :param counters: where traffic and drops are counted.
+    :param features: what may move more than one datagram at once.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        path: GuestPath,
+        dispatch: Dispatch,
+        counters: Counters,
+        features: frozenset[Feature] = ALL,
+    ) -> None:
+        self._stream = stream
+        self._path = path
+        self._dispatch = dispatch
+        self._counters = counters
+        self._most = SEGMENTS_PER_SEND if features >= {Feature.JOIN, Feature.GSO} else 1
+        self._buffer = bytearray(BUFFER_BYTES)
+        self._view = memoryview(self._buffer)
+        self._down4, self._activity4 = dispatch.known(4)
+        self._down6, self._activity6 = dispatch.known(6)
+        self._end = _START
+        self._skip = 0
+
+    def connect(self) -> None:
+        """Begin with the first frame of a new guest."""
+        self._end, self._skip = _START, 0
+
+    def step(self) -> int:
+        """Move what has arrived; give how many frames it was.
+
+        :raises ConnectionError: if the guest has gone. What it sent before has been moved.
+        """
+        moved = 0
+        for _ in range(RECEIVES_PER_STEP):
+            sock = self._stream.socket
+            if sock is None:
+                break
+            room = BUFFER_BYTES - self._end
+            try:
+                size = sock.recv_into(self._view[self._end :], room, MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                raise ConnectionError(error.strerror) from error
+            if not size:
+                raise ConnectionError("end of stream")
+            moved += self._frames(self._end + size)
+            if size < room:
+                break
+        return moved
+
+    def _frames(self, end: int) -> int:
+        """Move the frames in the buffer up to `end`, and keep the beginning of the last one; give how many it was."""
+        buffer, view, counters, capture = self._buffer, self._view, self._counters, self._stream.capture
+        at, moved = _START, 0
+        while True:
+            if self._skip:
+                skipped = min(self._skip, end - at)
+                at += skipped
+                self._skip -= skipped
+            if end - at < LENGTH_BYTES:
+                break
+            (length,) = _length(buffer, at)
+            if not FRAME_MINIMUM <= length <= FRAME_MAXIMUM:
+                counters.drop(Drop.FRAME_LENGTH)
+                self._skip = length
+                at += LENGTH_BYTES
+                continue
+            size = LENGTH_BYTES + length
+            if end - at < size:
+                break
+            if capture is not None:
+                capture.write(VIRTIO_BLANK, view[at + LENGTH_BYTES : at + size])
+            frames = self._frame(at, size, end)
+            moved += frames
+            at += frames * size
+        left = end - at
+        if at > _START and left:
+            view[_START : _START + left] = bytes(view[at:end])
+        self._end = _START + left
+        counters.frames_down += moved
+        return moved
+
+    def _frame(self, at: int, size: int, end: int) -> int:
+        """Carry the frame of `size` bytes at `at`, and those behind it that repeat it; give how many it was."""
+        buffer = self._buffer
+        if size >= _PAYLOAD4:
+            ethertype, version, total, fragment, protocol, length = _pick4(buffer, at - _LEAD)
+            if ethertype == ETHERTYPE_IPV4:
+                if (
+                    version == 0x45
+                    and protocol == PROTOCOL_UDP
+                    and not fragment & _UNFRAGMENTED
+                    and 8 <= length <= total - 20 <= size - _IP4 - 20
+                ):
+                    peer = self._down4.get(bytes(buffer[at + _KEY4[0] : at + _KEY4[1]]))
+                    if peer is not None:
+                        self._activity4[peer.byte] |= peer.bit
+                        return self._known(peer, at, size, end, _PAYLOAD4, length - 8, _repeating4)
+            elif ethertype == ETHERTYPE_IPV6 and size >= _PAYLOAD6:
+                total, protocol, length = _pick6(buffer, at - _LEAD)
+                if protocol == PROTOCOL_UDP and 8 <= length <= total <= size - _PAYLOAD6 + 8:
+                    peer = self._down6.get(bytes(buffer[at + _KEY6[0] : at + _KEY6[1]]))
+                    if peer is not None:
+                        self._activity6[peer.byte] |= peer.bit
+                        return self._known(peer, at, size, end, _PAYLOAD6, length - 8, _repeating6)
+        for peer, payload in self._dispatch.frame(self._view[at + LENGTH_BYTES : at + size]):
+            self._path.tables[peer.endpoint.family].activity[peer.byte] |= peer.bit
+            send_one(peer.send or self._sender(peer), payload, self._counters.down, self._counters)
+        return 1
+
+    def _known(self, peer: Peer, at: int, size: int, end: int, start: int, length: int, repeating: Repeating) -> int:
+        """Carry the run of UDP frames at `at` to a known peer; give how many frames it has.
+
+        :param at: where the first frame begins in the buffer, with its length.
+        :param size: bytes of each frame.
+        :param end: where the buffer's content ends.
+        :param start: bytes before each payload.
+        :param length: bytes of each payload.
+        :param repeating: reads from a frame what must repeat.
+        """
+        buffer, view, counters = self._buffer, self._view, self._counters
+        sender = peer.send or self._sender(peer)
+        most = min(self._most, (end - at) // size, RUN_BYTES[6] // length if length else 1)
+        if self._stream.capture is not None:
+            # Each frame is recorded as it is taken.
+            most = 1
+        taken = 1
+        if most > 1:
+            pattern = repeating(buffer, at)
+            behind = at + size
+            while taken < most and repeating(buffer, behind) == pattern:
+                taken += 1
+                behind += size
+        if taken == 1:
+            send_one(sender, view[at + start : at + start + length], counters.down, counters)
+            return 1
+        first = at + start
+        slices = [view[i : i + length] for i in range(first, first + taken * size, size)]
+        send_slices(sender, slices, length, counters.down, counters)
+        return taken
+
+    def _sender(self, peer: Peer) -> Sender:
+        sender = peer.send = sender_to(peer)
+        return sender
