@@ -81,33 +81,33 @@ class Stream:
         :param payload: the datagrams, one behind the other.
         """
         data = payload[0] if len(payload) == 1 else memoryview(b"".join(payload))
-        pieces = self._pieces
-        if segment >= total:
-            frames, shared = 1, 0
-        else:
-            frames = -(-total // segment)
-            # All but a shorter last one, unless every header has a checksum of its own.
-            shared = total // segment if header.family == 4 else 0
-        if len(pieces) + 3 * frames > PIECES:
-            self.flush()
-            pieces = self._pieces
-        head, pad = header.framed(segment) if shared else (b"", b"")
-        if pad:
-            for start in range(0, shared * segment, segment):
-                pieces += (head, data[start : start + segment], pad)
-        else:
-            for start in range(0, shared * segment, segment):
-                pieces += (head, data[start : start + segment])
-        if shared:
-            self._gathered.append((shared, 3 if pad else 2, True))
-        for start in range(shared * segment, total, segment) if frames > 1 else (0,):
-            piece = data[start : start + segment] if frames > 1 else data
-            head, pad = header.framed(len(piece), piece)
-            pieces += (head, piece, pad)
-            self._gathered.append((1, 3, True))
-            if len(pieces) > PIECES - 3:
+        start = 0
+        if segment < total and header.family == 4:
+            start = self._alike(header, data, total // segment, segment)
+        # A shorter last one; or all, where each header has a checksum of its own. An empty datagram is one, too.
+        for at in range(start, max(total, 1), max(segment, 1)):
+            piece = data[at : at + segment]
+            if len(self._pieces) + 3 > PIECES:
                 self.flush()
-                pieces = self._pieces
+            head, pad = header.framed(len(piece), piece)
+            self._pieces += (head, piece, pad)
+            self._gathered.append((1, 3, True))
+
+    def _alike(self, header: Header, data: memoryview, count: int, size: int) -> int:
+        """Gather `count` datagrams of `size` bytes that share one header; give where the rest of `data` begins."""
+        head, pad = header.framed(size)
+        end = count * size
+        if len(self._pieces) + 3 * count > PIECES:
+            self.flush()
+        pieces = self._pieces
+        if pad:
+            for at in range(0, end, size):
+                pieces += (head, data[at : at + size], pad)
+        else:
+            for at in range(0, end, size):
+                pieces += (head, data[at : at + size])
+        self._gathered.append((count, 3 if pad else 2, True))
+        return end
 
     def write_frame(self, frame: bytes) -> None:
         """Write one complete Ethernet frame."""
