@@ -1,8 +1,10 @@
-"""gpasst beside Debian's pasta and beside a plain veth pair, under the same loads, in the same run.
+"""gpasst beside Debian's pasta and passt and beside a plain veth pair, under the same loads, in the same run.
 
 Theory of operation: the benchmark moves into network namespaces of its own: a host with an upstream interface, and one
 guest namespace for each contender. The contenders run one after the other, round after round, so that a machine whose
 speed drifts treats them alike; every figure is the median over the rounds, and only ratios are worth quoting.
+
+The guest of passt mode is a program on the UNIX socket (`guest.py`), not a virtual machine.
 
 The generators (`load.py`) move 64 datagrams a system call; that they are not the bottleneck is checked by the veth row,
 where the same generators run without any proxy between them. Processor time is what the scheduler accounts to the
@@ -56,11 +58,19 @@ class Load:
     sockets: int = 1
     asks: bool = False
     spliced: bool = False
+    guest: bool = False
 
     @property
     def label(self) -> str:
-        way = "namespace to host" if self.outward else "host to namespace"
+        inside = "guest" if self.guest else "namespace"
+        way = f"{inside} to host" if self.outward else f"host to {inside}"
         return f"{way}{', spliced' if self.spliced else ''}, {self.name}"
+
+    def suits(self, contender: str) -> bool:
+        """Whether the load means something to a contender."""
+        if contender == "plain":
+            return self.name == "64 B" and not self.spliced and not self.guest
+        return contender != "veth" or not (self.spliced or self.guest)
 
 
 @dataclass
@@ -77,29 +87,41 @@ class Figures:
         return {name: statistics.median(values) for name, values in asdict(self).items() if values}
 
 
-LOADS = [
-    load
-    for outward in (True, False)
-    for load in (
-        Load("64 B", outward, 64),
-        Load("1400 B", outward, 1400),
-        Load("8000 B", outward, 8000),
-        Load("GSO 40 x 1400 B", outward, 1400, segments=40),
-        Load("64 B, 100 ports", outward, 64, sockets=100),
-        Load("64 B, 10000 ports", outward, 64, sockets=10000),
-        Load("request and response, 64 B", outward, 64, asks=True),
-    )
-] + [
-    load
-    for outward in (True, False)
-    for load in (
-        Load("64 B", outward, 64, spliced=True),
-        Load("1400 B", outward, 1400, spliced=True),
-        Load("8000 B", outward, 8000, spliced=True),
-        Load("GSO 40 x 1400 B", outward, 1400, segments=40, spliced=True),
-        Load("request and response, 64 B", outward, 64, asks=True, spliced=True),
-    )
-]
+LOADS = (
+    [
+        load
+        for outward in (True, False)
+        for load in (
+            Load("64 B", outward, 64),
+            Load("1400 B", outward, 1400),
+            Load("8000 B", outward, 8000),
+            Load("GSO 40 x 1400 B", outward, 1400, segments=40),
+            Load("64 B, 100 ports", outward, 64, sockets=100),
+            Load("64 B, 10000 ports", outward, 64, sockets=10000),
+            Load("request and response, 64 B", outward, 64, asks=True),
+        )
+    ]
+    + [
+        load
+        for outward in (True, False)
+        for load in (
+            Load("64 B", outward, 64, spliced=True),
+            Load("1400 B", outward, 1400, spliced=True),
+            Load("8000 B", outward, 8000, spliced=True),
+            Load("GSO 40 x 1400 B", outward, 1400, segments=40, spliced=True),
+            Load("request and response, 64 B", outward, 64, asks=True, spliced=True),
+        )
+    ]
+    + [
+        Load("64 B", True, 64, guest=True),
+        Load("1400 B", True, 1400, guest=True),
+        Load("request and response, 64 B", True, 64, asks=True, guest=True),
+        Load("64 B", False, 64, guest=True),
+        Load("1400 B", False, 1400, guest=True),
+        Load("GSO 40 x 1400 B", False, 1400, segments=40, guest=True),
+        Load("request and response, 64 B", False, 64, asks=True, guest=True),
+    ]
+)
 
 
 def run(*command: str) -> None:
@@ -140,11 +162,15 @@ class Lab:
 class Contender:
     """One way between the host and its guest namespace."""
 
-    def __init__(self, lab: Lab, name: str) -> None:
+    def __init__(self, lab: Lab, name: str, guest: bool = False) -> None:
         self.name = name
         self.netns = lab.names[name]
         self.program: subprocess.Popen[bytes] | None = None
         self.extra: list[int] = []
+        self.path = f"/tmp/gpasst-bench-{os.getpid()}-{name}.socket"
+        if guest:
+            self._serve_guests()
+            return
         into, spliced = str(PORT_IN), str(PORT_SPLICED)
         gpasst = [sys.executable, "-m", "gpasst", "pasta", "-q", "-f", "--runas", "root", "-u", into, "-U", spliced]
         command = {
@@ -165,6 +191,18 @@ class Contender:
                 except OSError:
                     continue
 
+    def _serve_guests(self) -> None:
+        """Start passt mode."""
+        into = ["-q", "-f", "-s", self.path, "-u", str(PORT_IN)]
+        gpasst = [sys.executable, "-m", "gpasst", "passt", "--runas", "root", *into]
+        command = {"gpasst": gpasst, "pasta": ["passt", "--runas", "0", "-t", "none", *into]}[self.name]
+        self.program = subprocess.Popen(command)
+        deadline = time.monotonic() + 10
+        while self.path not in Path("/proc/net/unix").read_text(encoding="utf-8"):
+            if time.monotonic() > deadline:
+                raise SystemExit(f"{self.name} does not listen at {self.path}")
+            time.sleep(0.02)
+
     def _await_ready(self) -> None:
         """Return when the namespace is configured and its listener open, the last things that happen at the start."""
         deadline = time.monotonic() + 10
@@ -182,6 +220,8 @@ class Contender:
         """Where the receiver binds, where the sender sends, and the port."""
         if self.name == "veth":
             return "0.0.0.0", VETH_HOST if load.outward else VETH_GUEST, PORT_OUT
+        if load.guest:
+            return LOOPBACK, LOOPBACK, PORT_OUT if load.outward else PORT_IN
         if load.spliced:
             return "0.0.0.0", LOOPBACK, PORT_SPLICED if load.outward else PORT_IN
         return "0.0.0.0", GATEWAY if load.outward else HOST, PORT_OUT if load.outward else PORT_IN
@@ -211,9 +251,9 @@ class Contender:
             self.program.wait(10)
 
 
-def generator(*arguments: object, netns: str = "") -> subprocess.Popen[str]:
+def generator(*arguments: object, netns: str = "", program: str = "load.py") -> subprocess.Popen[str]:
     """Start a load generator on the host or in a namespace."""
-    command = [sys.executable, "-I", "-S", str(HERE / "load.py"), *map(str, arguments)]
+    command = [sys.executable, "-I", "-S", str(HERE / program), *map(str, arguments)]
     if netns:
         command = ["ip", "netns", "exec", netns, *command]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -246,11 +286,18 @@ def measure(contender: Contender, load: Load, seconds: float, figures: Figures) 
     bind, address, port = contender.targets(load)
     inside, outside = contender.netns, ""
     sender_at, receiver_at = (inside, outside) if load.outward else (outside, inside)
-    mode = ("echo", bind, port) if load.asks else ("receive", bind, port, int(load.segments > 1))
-    receiver = generator(*mode, netns=receiver_at)
+    if load.guest and not load.outward:
+        mode = ("echo", port) if load.asks else ("receive", port, load.size)
+        receiver = generator(contender.path, *mode, program="guest.py")
+    else:
+        mode = ("echo", bind, port) if load.asks else ("receive", bind, port, int(load.segments > 1))
+        receiver = generator(*mode, netns="" if load.guest else receiver_at)
     line(receiver, "ready")
     if load.asks:
-        sender = generator("ask", address, port, load.size, seconds, netns=sender_at)
+        if load.guest and load.outward:
+            sender = generator(contender.path, "ask", port, load.size, seconds, program="guest.py")
+        else:
+            sender = generator("ask", address, port, load.size, seconds, netns="" if load.guest else sender_at)
         before = contender.processor_seconds()
         result = finish(sender)
         spent = contender.processor_seconds() - before
@@ -261,7 +308,11 @@ def measure(contender: Contender, load: Load, seconds: float, figures: Figures) 
         figures.p99_us.append(result["p99_us"])
         figures.processor_us.append(spent / max(1, result["trips"]) * 1e6)
         return
-    sender = generator("send", address, port, load.size, seconds, load.segments, load.sockets, netns=sender_at)
+    if load.guest and load.outward:
+        sender = generator(contender.path, "send", port, load.size, seconds, program="guest.py")
+    else:
+        arguments = ("send", address, port, load.size, seconds, load.segments, load.sockets)
+        sender = generator(*arguments, netns="" if load.guest else sender_at)
     if load.sockets > 1:
         line(sender, "warm")
         tell(receiver, "zero")
@@ -403,17 +454,18 @@ def main() -> int:
     try:
         for turn in range(given.rounds):
             for name in names:
-                contender = Contender(lab, name)
-                try:
-                    for load in loads:
-                        if (name == "plain" and load.name != "64 B") or (load.spliced and name in ("veth", "plain")):
-                            continue
-                        print(
-                            f"round {turn + 1} of {given.rounds}: {name}, {load.label}", end="\r\x1b[K", file=sys.stderr
-                        )
-                        measure(contender, load, given.seconds, results[load.label][name])
-                finally:
-                    contender.close()
+                for guest in (False, True):
+                    mine = [load for load in loads if load.guest == guest and load.suits(name)]
+                    if not mine:
+                        continue
+                    contender = Contender(lab, name, guest)
+                    try:
+                        for load in mine:
+                            progress = f"round {turn + 1} of {given.rounds}: {name}, {load.label}"
+                            print(progress, end="\r\x1b[K", file=sys.stderr)
+                            measure(contender, load, given.seconds, results[load.label][name])
+                    finally:
+                        contender.close()
         for name in names if not given.only else ():
             if name in ("gpasst", "pasta"):
                 contender = Contender(lab, name)

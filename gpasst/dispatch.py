@@ -88,7 +88,8 @@ class Dispatch:
     def known(self, family: int) -> tuple[dict[bytes, Peer], bytearray]:
         """Give a family's peers by their downward keys, and its activity bitmap; none if UDP is not carried."""
         table = self._path.tables.get(family) if self._services.udp else None
-        return (table.down, table.activity) if table else ({}, bytearray())
+        # An empty table is false.
+        return (table.down, table.activity) if table is not None else ({}, bytearray())
 
     def frame(self, frame: memoryview) -> Datagrams:
         """Take care of any frame; give the datagrams that it leaves to be sent, with their peers."""
