@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("tun", "remote")
 
 LOCAL_MODE = """
 import socket, gpasst
-with gpasst.Pasta(config_net=True, udp_ports="5000:7000") as net:
+with gpasst.Pasta(config_net=True, udp_ports="5000:7000", no_splice=True) as net:
     assert net.network.ip4.local and net.network.ip6.local and net.interface == "tap0"
     assert (net.gateway4, net.gateway6) == ("169.254.2.2", "fe80::1%tap0")
     for family, loopback, any_, gateway in (
@@ -135,7 +135,7 @@ def ask(net: gpasst.Pasta, address: str, server: socket.socket) -> tuple[str, st
 
 
 def test_without_gateway_mapping(server: socket.socket, remote: Remote) -> None:
-    with gpasst.Pasta(config_net=True, no_map_gw=True, udp_ports="5000") as net, net.socket() as guest:
+    with gpasst.Pasta(config_net=True, no_map_gw=True, udp_ports="5000", no_splice=True) as net, net.socket() as guest:
         assert ask(net, net.gateway4, server) is None, "the gateway is itself"
         with bound(remote.socket(socket.AF_INET), REMOTE4) as gateway:
             assert ask(net, net.gateway4, gateway) == (HOST4, REMOTE4)
@@ -226,7 +226,8 @@ def test_busy_ports_are_named_and_nothing_stays_behind() -> None:
         port = taken.getsockname()[1]
         open_after = []
         for _ in range(3):
-            with pytest.raises(gpasst.PlatformError, match=f"udp port {port} on 0.0.0.0: the port is in use"):
+            message = rf"cannot forward udp port {port} on 0\.0\.0\.0 \(rule 5000,{port}\): the port is in use"
+            with pytest.raises(gpasst.PlatformError, match=message):
                 gpasst.Pasta(udp_ports=f"5000,{port}").open()
             open_after.append(len(os.listdir("/proc/self/fd")))
         # The first failure may have started what all namespaces share; no failure leaves more than it found.
