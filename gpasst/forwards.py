@@ -28,6 +28,7 @@ from gpasst.udp.guest import GuestPath
 from gpasst.udp.mappings import Endpoint
 
 SPARE_DESCRIPTORS = 512  # kept free of listeners, for the tap, the helper, mappings and splice pairs
+TRIED_AGAIN = 64  # listeners, at each look
 OPENED_AT_ONCE = 32  # listeners opened or closed between two looks at other traffic
 SOCKETS_AT_ONCE = 64  # of the namespace, in one message
 
@@ -112,6 +113,7 @@ class Forwards:
         self._spare: dict[int, list[RawSocket]] = {4: [], 6: []}
         self._scanners: dict[bool, BoundSockets] = {}
         self._own: set[int] = set()
+        self._released: list[int] = []
         self._following = {False: Following(), True: Following()}
         self._room = 0
         self._full = False
@@ -169,12 +171,14 @@ class Forwards:
         :param breathe: lets others run.
         :raises PlatformError: if the kernel does not list sockets.
         """
+        released = len(self._released)
         for inside, rules in self._rules.items():
             if not any(rule.auto for rule in rules):
                 continue
             listing = self._scanner(not inside).scan(wait)
             following = self._following[inside]
-            if listing.keys() != following.seen:
+            fresh = listing.keys() != following.seen
+            if fresh:
                 following.seen = listing.keys()
                 following.wanted = automatic(
                     rules,
@@ -189,7 +193,11 @@ class Forwards:
             elif not following.missing and not following.pending:
                 continue
             self._close_gone(inside, following, breathe)
-            following.pending = self._open_new(following.pending, breathe)
+            # What could not be had before is tried again a few at a time: it may be taken for long.
+            trying = following.pending if fresh else following.pending[:TRIED_AGAIN]
+            following.pending = following.pending[len(trying) :] + self._open_new(trying, breathe)
+        self._own.difference_update(self._released[:released])
+        del self._released[:released]
 
     def _close_gone(self, inside: bool, following: Following, breathe: Callable[[], object]) -> None:
         """Close the listeners of automatic rules that are no longer wanted."""
@@ -210,8 +218,8 @@ class Forwards:
         self._own.add(os.fstat(sock.fileno()).st_ino)
 
     def disclaim(self, sock: RawSocket) -> None:
-        """Forget a socket that is about to be closed."""
-        self._own.discard(os.fstat(sock.fileno()).st_ino)
+        """Forget a socket that is about to be closed, once no list of bound sockets can have it any more."""
+        self._released.append(os.fstat(sock.fileno()).st_ino)
 
     def close(self) -> None:
         """Close every listener."""

@@ -173,9 +173,9 @@ def listener_error(error: OSError, place: Place, rule: str) -> ConfigurationErro
     if error.errno == errno.EADDRINUSE:
         return PlatformError(f"{what}: the port is in use", "choose another, or end its user")
     if error.errno == errno.EADDRNOTAVAIL:
-        side = "namespace" if place.inside else "host"
+        side, remedy = ("namespace", "") if place.inside else ("host", "; or add --freebind")
         return ConfigurationError(
-            f"{what}: the {side} does not have that address", "list them with: ip address; or add --freebind"
+            f"{what}: the {side} does not have that address", f"list them with: ip address{remedy}"
         )
     if error.errno in (errno.EACCES, errno.EPERM):
         if place.interface and place.port >= 1024:

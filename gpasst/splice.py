@@ -207,7 +207,7 @@ class Splice:
                     # By chance, the kernel gave it the port it shall talk to.
                     sock.close()
                     continue
-                self._drain(sock, family)
+                self._drain(sock)
             except OSError as error:
                 sock.close()
                 raise PacketError(Drop.UNREACHABLE) from error
@@ -224,11 +224,15 @@ class Splice:
             raise OSError(errno.EMFILE, "no socket of the namespace is left")
         return prepare(pool.pop(), family, self._gro, packet_info=False)
 
-    def _drain(self, sock: RawSocket, family: int) -> None:
-        """Drop what strangers sent to the socket while it was bound but not yet connected."""
-        strays, _ = self._receivers[family].receive(sock.fileno())
-        if strays:
-            self._counters.drop(Drop.SPLICE_STRAY, sum(-(-total // (size or 1)) or 1 for _, total, size, _ in strays))
+    def _drain(self, sock: RawSocket) -> None:
+        """Drop what strangers sent to the socket while it was bound but not yet connected: from here on none comes."""
+        while True:
+            try:
+                # The receiver's buffers hold what is being passed on; what is dropped here needs none.
+                sock.recv(1)
+            except OSError:
+                return
+            self._counters.drop(Drop.SPLICE_STRAY)
 
     def _refuse(self, pair: Pair) -> None:
         """Tell a pair's sender that nobody listens where its datagrams go."""

@@ -57,7 +57,7 @@ PRIVILEGED_INSIDE = Place(True, 6, "::", "lo", 53)
             "127.0.0.53/5300",
             ConfigurationError,
             "cannot forward udp port 5300 on 127.0.0.53 in the namespace (rule 127.0.0.53/5300): "
-            "the namespace does not have that address; list them with: ip address; or add --freebind",
+            "the namespace does not have that address; list them with: ip address",
         ),
         (
             errno.EACCES,

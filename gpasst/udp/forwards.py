@@ -137,11 +137,13 @@ def automatic(
     following = [rule for rule in rules if rule.auto]
     wanted: dict[Place, Wanted] = {}
     for sock in bound:
-        if sock.inode in own or is_multicast(sock.address):
+        if sock.inode in own:
             continue
         dual = sock.address == UNSPECIFIED[6] and not sock.only6
         for family in (4, 6) if dual else (4,) if is_v4_mapped(sock.address) else (sock.family,):
             address = UNSPECIFIED[family] if dual else sock.address[-len(UNSPECIFIED[family]) :]
+            if is_multicast(address):
+                continue
             reached = _reached(address, family, inside, keep_loopback)
             if family not in families or reached is None:
                 continue
@@ -150,7 +152,10 @@ def automatic(
                 if port is None or family not in rule.families:
                     continue
                 place = _place(rule, inside, family, port, lo_only)
-                if reached and rule.address is None:
+                if reached:
+                    # One loopback address leads there, so it has to be a place that the rule names.
+                    if not place.loopback or place.address not in (ANY[family], reached):
+                        continue
                     place = Place(inside, family, reached, "", port)
                 wanted.setdefault(place, Wanted(place, sock.port, rule))
     return wanted
