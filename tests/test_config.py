@@ -116,7 +116,7 @@ def test_nothing_given() -> None:
     assert not any(value for name, value in vars_of(config).items() if name not in KEPT)
 
 
-KEPT = ("mtu", "udp_timeout", "udp_filter", "mac_addr", "busy_poll")
+KEPT = ("fd", "mtu", "udp_timeout", "udp_filter", "mac_addr", "busy_poll")
 
 
 def vars_of(config: Config) -> dict[str, Any]:

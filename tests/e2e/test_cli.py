@@ -154,12 +154,19 @@ def test_killing_the_proxy_leaves_nothing_behind() -> None:
         (("pasta", "-U", "%up0/53"), 2, "--udp-ns %up0/53 is not on the namespace's loopback"),
         (("pasta", "--no-splice", "-U", "53"), 2, "--udp-ns needs splicing, which --no-splice switches off"),
         (("pasta", "--no-splice", "--splice-only"), 2, "--no-splice and --splice-only exclude each other"),
-        (("pasta", "-s", "/x"), 2, "-s is not available yet: passt mode"),
+        (("pasta", "-s", "/x"), 2, "-s is an option of gpasst passt"),
+        (("passt", "--config-net"), 2, "--config-net is an option of gpasst pasta"),
+        (("passt", "-u", "auto"), 2, "auto needs a namespace"),
+        (("passt", "-s", "/x", "-F", "3"), 2, "exclude each other"),
+        (("passt", "--fd", "-2"), 2, "--fd -2 is no file descriptor"),
+        (("passt", "-f", "--fd", "999"), 1, "--fd 999: Bad file descriptor"),
+        (("passt", "-f", "-s", "/nosuch/x"), 1, "--socket /nosuch/x: No such file or directory"),
+        (("passt", "-f", "-s", "/" + 110 * "x"), 1, "longer than 107 bytes"),
         (("pasta", "-u", "auto,all"), 2, "--udp-ports auto,all: auto and all in one list"),
         (("pasta", "-u", "auto,5000,5000"), 2, "port 5000 is given twice"),
         (("pasta", "--runas", "no such user"), 2, "no such user"),
         (("pasta", "--netns", "x", "--", "true"), 2, "cannot be run in a namespace that is joined"),
-        (("passt",), 2, "passt is not available yet"),
+        (("ctl",), 2, "ctl is not available yet"),
         (("nosuch",), 2, "unknown command nosuch"),
         (("pasta", "-i", "nosuch0"), 1, "--interface nosuch0 does not exist"),
         (("pasta", "--", "nosuchprogram"), 1, "nosuchprogram: command not found"),
@@ -189,7 +196,7 @@ def test_a_busy_port_is_one_line() -> None:
 
 def test_options_that_switch_off_what_is_not_there_are_accepted() -> None:
     off = ("-t", "none", "-T", "none", "-U", "none", "-u", "none", "--no-dhcp", "--no-dhcpv6", "--no-splice")
-    off += ("--no-dhcp-dns", "--no-dhcp-search", "--hostname", "guest", "--fqdn", "guest.example.org")
+    off += ("--hostname", "guest", "--fqdn", "guest.example.org")
     assert cli("pasta", *off, "--", "true").returncode == 0
 
 
