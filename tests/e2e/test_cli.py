@@ -158,7 +158,7 @@ def test_killing_the_proxy_leaves_nothing_behind() -> None:
         (("passt", "--config-net"), 2, "--config-net is an option of gpasst pasta"),
         (("passt", "-u", "auto"), 2, "auto needs a namespace"),
         (("passt", "-s", "/x", "-F", "3"), 2, "exclude each other"),
-        (("passt", "--fd", "-2"), 2, "--fd -2 is no file descriptor"),
+        (("passt", "--fd=-2"), 2, "--fd -2 is no file descriptor"),
         (("passt", "-f", "--fd", "999"), 1, "--fd 999: Bad file descriptor"),
         (("passt", "-f", "-s", "/nosuch/x"), 1, "--socket /nosuch/x: No such file or directory"),
         (("passt", "-f", "-s", "/" + 110 * "x"), 1, "longer than 107 bytes"),
