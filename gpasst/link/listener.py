@@ -12,12 +12,12 @@ import logging
 import os
 import stat
 import struct
-from _socket import AF_UNIX, SO_PEERCRED, SOCK_STREAM, SOL_SOCKET
+from _socket import AF_UNIX, SO_PEERCRED, SO_RCVBUF, SO_SNDBUF, SOCK_STREAM, SOL_SOCKET
 from _socket import socket as RawSocket  # a class
 
 from gpasst.errors import ConfigurationError, PlatformError
-from gpasst.sockets import SO_RCVBUF, SO_RCVBUFFORCE, SO_SNDBUF, SO_SNDBUFFORCE
 
+SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # Linux
 PROBED = "/tmp/passt_{}.socket"  # as passt names it, so that scripts find it
 PROBES = range(1, 100)
 FREE = (errno.ENOENT, errno.ECONNREFUSED, errno.EACCES)
