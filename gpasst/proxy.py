@@ -40,6 +40,7 @@ from gpasst.greenlets import Poller, Worker
 from gpasst.guests import Guests
 from gpasst.helper.client import Namespace
 from gpasst.link.capture import Capture
+from gpasst.link.framed import FramedReceiver
 from gpasst.link.listener import GuestListener
 from gpasst.link.stream import Stream
 from gpasst.link.tap import Tap
@@ -147,7 +148,8 @@ class Proxy:
         if namespace is None or namespace.tap >= 0:
             self._open_link(end)
         slots = SLOTS if Feature.BATCH in features else 1
-        receivers = {family: Receiver(family, slots) for family in self.path.tables}
+        kind = FramedReceiver if isinstance(self._link, Stream) else Receiver
+        receivers: dict[int, Receiver] = {family: kind(family, slots) for family in self.path.tables}
         if namespace and not config.no_udp and not config.no_splice:
             pairs = Pairs(
                 self.path.addresses,

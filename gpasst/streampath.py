@@ -19,7 +19,8 @@ from gpasst.counters import Counters, Drop
 from gpasst.dispatch import Dispatch
 from gpasst.features import ALL, Feature
 from gpasst.formats import ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_UDP, UDP4, UDP6, VIRTIO_NET_CODEC
-from gpasst.link.stream import FRAME_MAXIMUM, FRAME_MINIMUM, LENGTH_BYTES, Stream
+from gpasst.link.framed import LENGTH_BYTES
+from gpasst.link.stream import FRAME_MAXIMUM, FRAME_MINIMUM, Stream
 from gpasst.link.tap import VIRTIO_BLANK
 from gpasst.sends import SEGMENTS_PER_SEND, Sender, send_one, send_slices, sender_to
 from gpasst.udp.guest import GuestPath

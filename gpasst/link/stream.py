@@ -1,8 +1,8 @@
 """The connection to qemu: Ethernet frames on a UNIX stream socket, each behind its length.
 
 Theory of operation: before each frame stand 4 bytes, its length in network byte order (qemu's ``-netdev stream``, 7.2
-or later). Frames carry no offloads here, so a superframe from a host socket is cut into its frames, all of which share
-one header and leave in one call.
+or later). Frames carry no offloads here, so a superframe from a host socket is cut into its frames: its datagrams land
+with room for headers between them (`framed`), and leave in one call.
 
 1. Frames are gathered until `flush`, and then sent in one call, up to 1024 pieces.
 2. A frame is sent whole or not at all. What a full socket does not take waits in a queue, beginning with the rest of
@@ -22,18 +22,24 @@ from collections import deque
 from collections.abc import Callable
 
 from gpasst.counters import Counters, Drop
+from gpasst.formats import ETHERTYPE_IPV4, UDP4, UDP6, UDP_CODEC, VIRTIO_NET_CODEC
 from gpasst.link.capture import Capture
+from gpasst.link.framed import GAP, LENGTH_BYTES, frame_bytes
 from gpasst.link.tap import VIRTIO_BLANK
 from gpasst.udp.headers import FRAME_LEAST, Header
 
-LENGTH_BYTES = 4  # before each frame
 FRAME_MINIMUM = 14  # bytes; an Ethernet header
 FRAME_MAXIMUM = 65535  # bytes of a frame from the guest
 QUEUE_BYTES = 4 << 20  # of frames that wait for the guest to read
 PIECES = 1024  # IOV_MAX of Linux
 FLAGS = MSG_DONTWAIT | MSG_NOSIGNAL
 
-Piece = bytes | memoryview
+SERVICE = -1  # instead of payload bytes, for an answer of a service
+
+# The declared structures begin with a virtio-net header; on a stream the frame's length stands in its last bytes.
+_LEAD = VIRTIO_NET_CODEC.size - LENGTH_BYTES
+_ETHERTYPE = UDP4.offset("ethernet.ethertype") - _LEAD
+_IPV4 = ETHERTYPE_IPV4.to_bytes(2, "big")
 
 
 class Stream:
@@ -57,9 +63,9 @@ class Stream:
         self._counters = counters
         self._await_room = await_room
         self._stop_awaiting = stop_awaiting
-        self._pieces: list[Piece] = []
-        # Of what was gathered, in order: how many frames, of how many pieces each, whether they carry datagrams.
-        self._gathered: list[tuple[int, int, bool]] = []
+        self._pieces: list[memoryview] = []
+        # Of each piece: how many frames, the distance from one to the next, payload bytes of the datagrams in them.
+        self._gathered: list[tuple[int, int, int]] = []
         self._queue: deque[memoryview] = deque()
         self._queued = 0
 
@@ -78,41 +84,39 @@ class Stream:
         :param header: the peer's headers.
         :param total: payload bytes in all.
         :param segment: payload bytes of each datagram but perhaps the last.
-        :param payload: the datagrams, one behind the other.
+        :param payload: the datagrams in one piece, with room for the headers of each (`framed`).
         """
-        data = payload[0] if len(payload) == 1 else memoryview(b"".join(payload))
-        start = 0
-        if segment < total and header.family == 4:
-            start = self._alike(header, data, total // segment, segment)
-        # A shorter last one; or all, where each header has a checksum of its own. An empty datagram is one, too.
-        for at in range(start, max(total, 1), max(segment, 1)):
-            piece = data[at : at + segment]
-            if len(self._pieces) + 3 > PIECES:
-                self.flush()
-            head, pad = header.framed(len(piece), piece)
-            self._pieces += (head, piece, pad)
-            self._gathered.append((1, 3, True))
-
-    def _alike(self, header: Header, data: memoryview, count: int, size: int) -> int:
-        """Gather `count` datagrams of `size` bytes that share one header; give where the rest of `data` begins."""
-        head, pad = header.framed(size)
-        end = count * size
-        if len(self._pieces) + 3 * count > PIECES:
-            self.flush()
-        pieces = self._pieces
-        if pad:
-            for at in range(0, end, size):
-                pieces += (head, data[at : at + size], pad)
+        frames, family = payload[0], header.family
+        gap, step = GAP[family], frame_bytes(family, segment)
+        count = -(-total // segment) if total else 1
+        rest = total - (count - 1) * segment
+        if family == 4:
+            alike = count if rest == segment else count - 1
+            if alike:
+                head, pad = header.framed(segment)
+                for at in range(0, alike * step, step):
+                    frames[at : at + gap] = head
+                if pad:
+                    for at in range(gap + segment, alike * step, step):
+                        frames[at : at + len(pad)] = pad
         else:
-            for at in range(0, end, size):
-                pieces += (head, data[at : at + size])
-        self._gathered.append((count, 3 if pad else 2, True))
-        return end
+            # Each header has a checksum of its own.
+            alike = 0
+        for i in range(alike, count):
+            at, size = i * step, segment if i < count - 1 else rest
+            head, pad = header.framed(size, frames[at + gap : at + gap + size])
+            frames[at : at + gap] = head
+            frames[at + gap + size : at + gap + size + len(pad)] = pad
+        self._pieces.append(frames)
+        self._gathered.append((count, step, total))
+        if len(self._pieces) == PIECES:
+            self.flush()
 
     def write_frame(self, frame: bytes) -> None:
         """Write one complete Ethernet frame."""
-        self._pieces += (max(len(frame), FRAME_LEAST).to_bytes(LENGTH_BYTES, "big"), frame.ljust(FRAME_LEAST, b"\0"))
-        self._gathered.append((1, 2, False))
+        padded = frame.ljust(FRAME_LEAST, b"\0")
+        self._pieces.append(memoryview(len(padded).to_bytes(LENGTH_BYTES, "big") + padded))
+        self._gathered.append((1, len(padded) + LENGTH_BYTES, SERVICE))
         self.flush()
 
     def flush(self) -> None:
@@ -122,7 +126,7 @@ class Stream:
         pieces, gathered = self._pieces, self._gathered
         self._pieces, self._gathered = [], []
         if self.socket is None:
-            self._counters.drop(Drop.NO_GUEST, sum(frames for frames, _, _ in gathered))
+            self._counters.drop(Drop.NO_GUEST, sum(frames for frames, *_ in gathered))
             return
         sent = 0
         if not self._queue:
@@ -131,10 +135,11 @@ class Stream:
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.ENOBUFS):
                     # The reader of the stream finds out by itself, and ends the connection.
-                    self._counters.drop(Drop.NO_GUEST, sum(frames for frames, _, _ in gathered))
+                    self._counters.drop(Drop.NO_GUEST, sum(frames for frames, *_ in gathered))
                     return
             if self.capture is None and sent == sum(map(len, pieces)):
-                self._count(gathered, pieces)
+                for frames, _, total in gathered:
+                    self._count(frames, total)
                 return
         self._rest(pieces, gathered, sent)
 
@@ -167,37 +172,40 @@ class Stream:
             self._queue.clear()
             self._queued = 0
 
-    def _count(self, gathered: list[tuple[int, int, bool]], pieces: list[Piece]) -> None:
-        """Count frames that have all been sent."""
-        up, at = self._counters.up, 0
-        for frames, each, datagrams in gathered:
-            if datagrams:
-                up.datagrams += frames
-                up.bytes += len(pieces[at + 1]) * frames
-                up.superframes += frames > 1
-            else:
-                self._counters.frames_up += frames
-            at += frames * each
+    def _count(self, frames: int, total: int) -> None:
+        """Count frames that carry `total` bytes of datagrams, or an answer of a service."""
+        if total == SERVICE:
+            self._counters.frames_up += frames
+            return
+        up = self._counters.up
+        up.datagrams += frames
+        up.bytes += total
+        up.superframes += frames > 1
 
-    def _rest(self, pieces: list[Piece], gathered: list[tuple[int, int, bool]], sent: int) -> None:
+    def _rest(self, pieces: list[memoryview], gathered: list[tuple[int, int, int]], sent: int) -> None:
         """Take frames one by one: count what was sent, queue what was not, drop what does not fit."""
-        at = 0
         waiting = bool(self._queue)
-        for frames, each, datagrams in gathered:
-            for _ in range(frames):
-                frame = pieces[at : at + each]
-                at += each
-                size = sum(map(len, frame))
+        for piece, (frames, step, total) in zip(pieces, gathered, strict=True):
+            for at in range(0, frames * step, step):
+                frame = piece[at : at + step]
+                size = len(frame)
                 if sent < size:
                     # A frame that was begun has to be completed.
                     if not sent and self._queued + size > QUEUE_BYTES:
                         self._counters.drop(Drop.STREAM_FULL)
                         continue
-                    self._queue.append(memoryview(b"".join(frame))[sent:])
+                    self._queue.append(memoryview(bytes(frame))[sent:])
                     self._queued += size - sent
                 sent = max(0, sent - size)
                 if self.capture is not None:
-                    self.capture.write(VIRTIO_BLANK, b"".join(frame)[LENGTH_BYTES:])
-                self._count([(1, each, datagrams)], frame)
+                    self.capture.write(VIRTIO_BLANK, frame[LENGTH_BYTES:])
+                self._count(1, SERVICE if total == SERVICE else _payload_bytes(frame))
         if self._queue and not waiting and self.socket is not None:
             self._await_room(self.socket)
+
+
+def _payload_bytes(frame: memoryview) -> int:
+    """Give the payload bytes of a frame that carries a UDP datagram."""
+    codec = UDP4 if frame[_ETHERTYPE : _ETHERTYPE + 2] == _IPV4 else UDP6
+    at = codec.offset("udp.length") - _LEAD
+    return int.from_bytes(frame[at : at + 2], "big") - UDP_CODEC.size
