@@ -7,7 +7,9 @@ in one call, from one buffer, without its datagrams being touched.
 
 1. A run's payload is one piece: for each datagram a gap, then the datagram, then as many bytes as a frame of the least
    size lacks. `frame_bytes` gives the distance from one to the next.
-2. Joined datagrams come one superframe a call. Which layout is ready, for single or for joined ones, follows from what
+2. The payload of a run that begins at the start of the buffer has the *layout* behind it, an object that is another one
+   whenever the distances change. As long as it is the same, what was written into the gaps is still there.
+3. Joined datagrams come one superframe a call. Which layout is ready, for single or for joined ones, follows from what
    came last; what does not fit it is copied once.
 """
 
@@ -81,7 +83,7 @@ class FramedReceiver(Receiver):
         if count > 1 and lengths.count(stride) == count:
             key, segment = self._describe(0, self._control_lengths[0])
             if not segment and self._uniform(count):
-                return [(key, count * stride, stride, [self._view[: count * self._step]])], more
+                return [(key, count * stride, stride, [self._view[: count * self._step], self._layout])], more
         return self._runs(lengths), more
 
     def _set_stride(self, stride: int) -> None:
@@ -93,6 +95,7 @@ class FramedReceiver(Receiver):
             self._view = memoryview(self._data)
             self._data_at = _address_of(self._data)
         self._stride = stride
+        self._layout = memoryview(bytearray())
         self._step = step = frame_bytes(self.family, stride)
         self._slots = slots = min(self._most, BUFFER_BYTES // step)
         first = self._data_at + self._gap
@@ -112,6 +115,7 @@ class FramedReceiver(Receiver):
         if joins or self._joins:
             vectors = (self._segments_at, self._room + 1) if joins else (self._single_at, 2)
             _put_vectors(self._headers, _VECTORS_AT, *vectors)
+            self._layout = memoryview(bytearray())
         self._joins = joins
 
     def _joined(self) -> Run:
@@ -119,7 +123,7 @@ class FramedReceiver(Receiver):
         key, segment = self._describe(0, self._control_lengths[0])
         length, laid = self._lengths[0], self._segment
         if segment == laid and length <= laid * self._room:
-            return key, length, segment, [self._frames(0, length, segment)]
+            return key, length, segment, [self._frames(0, length, segment), self._layout]
         step = frame_bytes(self.family, laid)
         starts = range(self._gap, self._gap + step * min(self._room, -(-length // laid)), step)
         pieces = [self._view[at : at + laid] for at in starts]

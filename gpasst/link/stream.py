@@ -66,6 +66,8 @@ class Stream:
         self._pieces: list[memoryview] = []
         # Of each piece: how many frames, the distance from one to the next, payload bytes of the datagrams in them.
         self._gathered: list[tuple[int, int, int]] = []
+        # Layout of the receiver's buffer, and which header stands how often at its start.
+        self._laid: tuple[memoryview | None, bytes, int] = (None, b"", 0)
         self._queue: deque[memoryview] = deque()
         self._queued = 0
 
@@ -94,11 +96,9 @@ class Stream:
             alike = count if rest == segment else count - 1
             if alike:
                 head, pad = header.framed(segment)
-                for at in range(0, alike * step, step):
+                for at in range(self._laid_out(payload, head, alike, alike < count) * step, alike * step, step):
                     frames[at : at + gap] = head
-                if pad:
-                    for at in range(gap + segment, alike * step, step):
-                        frames[at : at + len(pad)] = pad
+                    frames[at + gap + segment : at + step] = pad
         else:
             # Each header has a checksum of its own.
             alike = 0
@@ -111,6 +111,18 @@ class Stream:
         self._gathered.append((count, step, total))
         if len(self._pieces) == PIECES:
             self.flush()
+
+    def _laid_out(self, payload: list[memoryview], head: bytes, alike: int, ends: bool) -> int:
+        """Give how many gaps at the start of the buffer have `head` already, and take note that `alike` will.
+
+        :param ends: whether another header follows these.
+        """
+        layout = payload[-1] if len(payload) > 1 else None
+        known, laid, count = self._laid
+        if layout is None or known is not layout or laid is not head:
+            count = 0
+        self._laid = layout, head, alike if ends else max(alike, count)
+        return count
 
     def write_frame(self, frame: bytes) -> None:
         """Write one complete Ethernet frame."""
