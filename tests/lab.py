@@ -3,8 +3,9 @@
 The test process itself becomes the *host*: it moves into a fresh network namespace with an upstream interface `up0`
 (192.0.2.2 and 192.0.2.3, 2001:db8::2) whose other end is in the *remote* machine's namespace (192.0.2.1, 2001:db8::1,
 the default gateway; 198.51.100.9 and 2001:db8:1::9 behind it, and .10 and ::10 behind a path of MTU 1280; a router
-towards 203.0.113.0/24 and 2001:db8:2::/64, where nobody is). *Guests* are what the tests open with `gpasst.Pasta`, and
-the virtual machines of `tests.vm`.
+towards 203.0.113.0/24 and 2001:db8:2::/64, where nobody is). Of these networks, the second quarter has no route on the
+host, the third is unreachable for the remote machine, and the last has a next hop of MTU 1280 there.
+*Guests* are what the tests open with `gpasst.Pasta`, and the virtual machines of `tests.vm`.
 Nothing can leave these namespaces.
 
 Tests run as an ordinary user inherit the host, and reach the remote machine through sockets made there for them.
@@ -30,6 +31,9 @@ REMOTE4, REMOTE6 = "192.0.2.1", "2001:db8::1"
 NARROW4, NARROW6, NARROW_MTU = "198.51.100.10", "2001:db8:1::10", 1280
 FAR4, FAR6 = "198.51.100.9", "2001:db8:1::9"
 BEYOND4, BEYOND6 = "203.0.113.9", "2001:db8:2::9"
+NOWHERE4, NOWHERE6 = "203.0.113.73", "2001:db8:2:0:4000::9"
+UNREACHABLE4, UNREACHABLE6 = "203.0.113.137", "2001:db8:2:0:8000::9"
+TIGHT4, TIGHT6 = "203.0.113.201", "2001:db8:2:0:c000::9"
 HOST_LINK_LOCAL, REMOTE_LINK_LOCAL = "fe80::2", "fe80::1:1"
 UPSTREAM = "up0"
 INHERITED = "GPASST_TEST_REMOTE"  # environment variable: descriptor of the remote machine's channel
@@ -104,8 +108,19 @@ def _configure_remote(host: int) -> None:
         # Only whose TTL is used up is told so; all else would come back to the host, which is no router.
         route.route("add", dst="203.0.113.0/24", gateway=HOST4)
         route.route("add", dst="2001:db8:2::/64", gateway=HOST6, family=socket.AF_INET6)
-    for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
-        Path(f"/proc/sys/net/{name}").write_text("1", encoding="ascii")
+        route.route("add", dst="203.0.113.128/26", type="unreachable")
+        route.route("add", dst="2001:db8:2:0:8000::/66", type="unreachable", family=socket.AF_INET6)
+        narrow = {"mtu": NARROW_MTU}
+        route.route("add", dst="203.0.113.192/26", gateway=HOST4, metrics=narrow)
+        route.route("add", dst="2001:db8:2:0:c000::/66", gateway=HOST6, family=socket.AF_INET6, metrics=narrow)
+    # Tests want every error; usual is one a second for each destination.
+    for name, value in (
+        ("ipv4/ip_forward", "1"),
+        ("ipv6/conf/all/forwarding", "1"),
+        ("ipv4/icmp_ratemask", "0"),
+        ("ipv6/icmp/ratelimit", "0"),
+    ):
+        Path(f"/proc/sys/net/{name}").write_text(value, encoding="ascii")
 
 
 def _configure_host() -> None:
@@ -122,7 +137,10 @@ def _configure_host() -> None:
             route.addr("add", index=index, address=address, prefixlen=64, flags=0x02)
         route.route("add", dst="default", gateway=REMOTE4)
         route.route("add", dst="default", gateway=REMOTE6, family=socket.AF_INET6)
-        narrow = {"attrs": [("RTAX_MTU", NARROW_MTU)]}
+        # Where the search for a route ends without one.
+        route.route("add", dst="203.0.113.64/26", type="throw")
+        route.route("add", dst="2001:db8:2:0:4000::/66", type="throw", family=socket.AF_INET6)
+        narrow = {"mtu": NARROW_MTU}
         route.route("add", dst=f"{NARROW4}/32", gateway=REMOTE4, metrics=narrow)
         route.route("add", dst=f"{NARROW6}/128", gateway=REMOTE6, family=socket.AF_INET6, metrics=narrow)
     for name, value in (("ping_group_range", "0 65535"), ("ip_unprivileged_port_start", "0")):
