@@ -53,6 +53,7 @@ class Drop(Enum):
     FRAME_LENGTH = "frame of illegal length"
     TAP_FULL = "tap queue full"
     TAP_FAILED = "tap write failed"
+    GUEST_ERROR = "ICMP error of the guest that cannot be passed on"
     ECHO_FAILED = "ping socket unavailable"
     ECHO_DUPLICATE = "repeated echo answer"
     INTERNAL = "internal error"
@@ -75,6 +76,8 @@ class Statistics:
     :ivar frames_down: frames read from the tap.
     :ivar socket_errors: errors read from sockets' queues, for example refused peers.
     :ivar refusals: errors of splice pairs that were reported to the sender as ICMP would.
+    :ivar errors_up: ICMP errors that the guest was told of, because its datagrams or echo requests met them.
+    :ivar errors_down: ICMP errors of the guest that were passed on to the senders of its datagrams.
     :ivar mappings: guest endpoints tracked now.
     :ivar peers: peers tracked now, over all mappings.
     :ivar pairs: splice pairs tracked now.
@@ -95,6 +98,8 @@ class Statistics:
     frames_down: int
     socket_errors: int
     refusals: int
+    errors_up: int
+    errors_down: int
     mappings: int
     peers: int
     pairs: int
@@ -127,6 +132,8 @@ class Counters:
     frames_down: int = 0
     socket_errors: int = 0
     refusals: int = 0
+    errors_up: int = 0
+    errors_down: int = 0
     expired: int = 0
     drops: Counter[Drop] = field(default_factory=Counter)
 
@@ -150,6 +157,8 @@ class Counters:
             frames_down=self.frames_down,
             socket_errors=self.socket_errors,
             refusals=self.refusals,
+            errors_up=self.errors_up,
+            errors_down=self.errors_down,
             mappings=mappings,
             peers=peers,
             pairs=pairs,

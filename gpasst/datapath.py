@@ -9,7 +9,8 @@ flow starves another.
 * `Upward.step` reads runs (`batch`) from one socket. A known sender costs one look-up and one write per run.
 
 A send that the kernel refuses as a superframe (path MTU below the segment, no segmentation on the way) is repeated
-datagram by datagram; a refused datagram is counted, and the others go on.
+datagram by datagram; a refused datagram is counted, and the others go on. What the host's network does not carry is
+reported to the guest (`notices`).
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from gpasst.formats import (
 )
 from gpasst.link.stream import Stream
 from gpasst.link.tap import FRAME_BYTES, Tap
+from gpasst.notices import Notices
 from gpasst.sends import SEGMENTS_PER_SEND, Sender, send_one, send_run, sender_to
 from gpasst.services.dhcp_formats import DHCP_SERVER_PORT, DHCPV6_SERVER_PORT
 from gpasst.splice import Splice
@@ -102,6 +104,7 @@ class Downward:
         self._path = path
         self._dispatch = dispatch
         self._counters = counters
+        self._notices = Notices(tap, path, counters)
         self._buffer = bytearray(2 * FRAME_BYTES)
         self._view = memoryview(self._buffer)
         self._head = bytearray(_PAYLOAD6)
@@ -201,7 +204,9 @@ class Downward:
         if self._joins:
             self._last = peer
         activity[peer.byte] |= peer.bit
-        send_one(peer.send or self._sender(peer), payload, self._counters.down, self._counters)
+        failure = send_one(peer.send or self._sender(peer), payload, self._counters.down, self._counters)
+        if failure:
+            self._notices.refused(peer, failure, payload)
         return _DONE
 
     def _join(self, peer: Peer, size: int, start: int, repeating: Repeating) -> tuple[int, int]:
@@ -247,7 +252,10 @@ class Downward:
         """Send datagrams of `segment` bytes each, the last perhaps shorter, to `peer`."""
         self._path.tables[peer.endpoint.family].activity[peer.byte] |= peer.bit
         counters = self._counters
-        send_run(peer.send or self._sender(peer), payload, segment, self._most, counters.down, counters)
+        sender = peer.send or self._sender(peer)
+        failure = send_run(sender, payload, segment, self._most, counters.down, counters)
+        if failure:
+            self._notices.refused(peer, failure, payload[:segment])
 
     def _send(self, peer: Peer, payload: memoryview, gso: int) -> None:
         """Send a datagram or superframe of the guest to `peer`."""
@@ -286,6 +294,7 @@ class Upward:
         self._path = path
         self._splice = splice
         self._counters = counters
+        self._notices = Notices(link, path, counters)
         self._receivers = receivers
 
     def step(self, endpoint: Endpoint) -> int:
@@ -303,9 +312,13 @@ class Upward:
             try:
                 runs, more = receive(endpoint.socket.fileno())
             except OSError:
-                # An error that an earlier datagram met; reading it has cleared it.
-                self._counters.socket_errors += 1
-                break
+                # An error that an earlier datagram met. There may be datagrams behind it.
+                if not self._notices.queued(endpoint):
+                    self._counters.socket_errors += 1
+                continue
+            if not runs and not moved:
+                # What woke the watcher is an error that a send has come upon before.
+                self._notices.queued(endpoint)
             for key, total, segment, payload in runs:
                 peer = peers.get(key)
                 if peer is None:

@@ -125,6 +125,11 @@ ICMPV6_ADMINISTRATIVELY_PROHIBITED = 1
 ICMPV6_ADDRESS_UNREACHABLE = 3
 ICMPV6_PORT_UNREACHABLE = 4
 
+# Who found an error that a socket's queue holds (linux/errqueue.h).
+ERROR_ORIGIN_LOCAL = 1
+ERROR_ORIGIN_ICMP = 2
+ERROR_ORIGIN_ICMPV6 = 3
+
 # Neighbour discovery: ICMPv6 types, flags of advertisements, options (RFC 4861, RFC 8106).
 NDP_TYPE_ROUTER_SOLICITATION = 133
 NDP_TYPE_ROUTER_ADVERTISEMENT = 134
@@ -892,6 +897,25 @@ def parse_untrusted(declaration: Any, data: bytes | bytearray | memoryview, reas
         # Besides its own errors construct lets through those of struct, of lambdas and of byte streams.
         raise PacketError(reason, f"{reason.value}: {type(error).__name__}") from error
 
+
+# --- Sockets ------------------------------------------------------------------------------------------------
+
+EXTENDED_ERROR = Header(
+    "errno" / Int32un,
+    "origin" / Int8ub,
+    "type" / Int8ub,
+    "code" / Int8ub,
+    "padding" / _zero(Int8ub),
+    "info" / Int32un,
+    "data" / _zero(Int32un),
+)
+"""What a socket's error queue says of an error, 16 bytes in native byte order (linux/errqueue.h: sock_extended_err).
+
+`origin` says who found it; `type` and `code` are those of the ICMP or ICMPv6 error, `info` is its MTU in bytes or its
+pointer. The socket address of whoever reported it follows.
+"""
+
+EXTENDED_ERROR_CODEC = Codec(EXTENDED_ERROR, "EXTENDED_ERROR")
 
 # --- netlink ------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,16 @@ from gpasst.bound import AF_NETLINK, NETLINK_SOCK_DIAG, BoundSockets
 from gpasst.config import Config
 from gpasst.errors import GpasstError, PlatformError
 from gpasst.helper.client import Namespace
-from gpasst.sockets import SOCK_DGRAM, SOCK_RAW, bind_listener, family_constant, listener_error, new_udp_socket, prepare
+from gpasst.sockets import (
+    SOCK_DGRAM,
+    SOCK_RAW,
+    bind_listener,
+    family_constant,
+    listener_error,
+    new_udp_socket,
+    prepare,
+    report_errors,
+)
 from gpasst.splice import Splice
 from gpasst.udp.forwards import Place, Wanted, automatic, explicit, target_bytes
 from gpasst.udp.guest import GuestPath
@@ -265,6 +274,7 @@ class Forwards:
                 sock = prepare(self._spare[place.family].pop(), place.family, self._gro, packet_info=True)
             else:
                 sock = new_udp_socket(place.family, self._gro, packet_info=True)
+                report_errors(sock, place.family)
             bind_listener(sock, place, self._config.freebind and not place.inside)
         except OSError as error:
             raise listener_error(error, place, rule.text) from error

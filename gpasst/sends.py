@@ -4,7 +4,7 @@ Theory of operation: a `Sender` is what it takes to send to one peer, prepared o
 superframes (UDP_SEGMENT). What the kernel refuses as a superframe (a path MTU below the segment, no segmentation on the
 way) is repeated datagram by datagram; a refused datagram is counted, and the others go on.
 
-A send may return the error that an earlier datagram met (E-23): it is counted, and the send repeated once.
+A send may fail with the error that an earlier datagram met, which it thereby clears (E-23): it is repeated.
 """
 
 from __future__ import annotations
@@ -29,6 +29,23 @@ from gpasst.udp.mappings import Peer
 SEGMENTS_PER_SEND = 64  # UDP_MAX_SEGMENTS before Linux 6.9
 # Errors that the kernel refuses a superframe with where it would take its datagrams.
 NOT_SEGMENTED = (errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.ENOPROTOOPT)
+# Errors that may be an earlier datagram's: what ICMP and ICMPv6 errors become (Linux: icmp_err_convert and its like).
+REPORTED = frozenset(
+    (
+        errno.EACCES,
+        errno.ECONNREFUSED,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.EMSGSIZE,
+        errno.ENETUNREACH,
+        errno.ENONET,
+        errno.ENOPROTOOPT,
+        errno.EOPNOTSUPP,
+        errno.EPROTO,
+    )
+)
+# More than one, since in a flood of errors the next one may be there already; an error of its own just comes again.
+REPEATS = 3
 
 _in_pktinfo = struct.Struct("@i4s4x")
 _in6_pktinfo = struct.Struct("@16sI")
@@ -80,7 +97,7 @@ def answering(sock: RawSocket, address: bytes, port: int, scope: int, local: byt
     return Sender(sock, socket_address(address, port, scope), control)
 
 
-def send_run(sender: Sender, payload: memoryview, segment: int, most: int, tally: Tally, counters: Counters) -> None:
+def send_run(sender: Sender, payload: memoryview, segment: int, most: int, tally: Tally, counters: Counters) -> int:
     """Send a run of datagrams to one peer.
 
     :param sender: where to.
@@ -89,79 +106,104 @@ def send_run(sender: Sender, payload: memoryview, segment: int, most: int, tally
     :param most: how many datagrams one call may carry.
     :param tally: where traffic is counted.
     :param counters: where drops are counted.
+    :return: the errno of what was refused last, 0 if nothing was.
     """
     total = len(payload)
     if segment >= total:
-        send_one(sender, payload, tally, counters)
-        return
+        return send_one(sender, payload, tally, counters)
+    failure = 0
     step = most * segment
     for start in range(0, total, step):
         piece = payload[start : start + step]
         size = len(piece)
         if size <= segment:
-            send_one(sender, piece, tally, counters)
+            failure = send_one(sender, piece, tally, counters) or failure
             continue
         control = [*sender.control, (SOL_UDP, UDP_SEGMENT, _segment(segment))]
         try:
-            _sendmsg(sender, piece, control, counters)
+            sender.socket.sendmsg([piece], control, 0, sender.address)
         except OSError as error:
-            if error.errno in NOT_SEGMENTED:
+            number = error.errno or errno.EIO
+            if number not in NOT_SEGMENTED:
+                number = _repeat(sender, piece, control, number, counters)
+            if number in NOT_SEGMENTED:
                 for at in range(0, size, segment):
-                    send_one(sender, piece[at : at + segment], tally, counters)
-            else:
-                _refused(error, -(-size // segment), counters)
-            continue
+                    failure = send_one(sender, piece[at : at + segment], tally, counters) or failure
+                continue
+            if number:
+                failure = _refused(number, -(-size // segment), counters)
+                continue
         tally.superframes += 1
         tally.datagrams += -(-size // segment)
         tally.bytes += size
+    return failure
 
 
-def send_one(sender: Sender, payload: memoryview, tally: Tally, counters: Counters) -> None:
+def send_one(sender: Sender, payload: memoryview, tally: Tally, counters: Counters) -> int:
     """Send one datagram; see `send_run`."""
     try:
         if sender.control or sender.address is None:
-            _sendmsg(sender, payload, sender.control, counters)
+            sender.socket.sendmsg([payload], sender.control, 0, sender.address)
         else:
             sender.socket.sendto(payload, sender.address)
     except OSError as error:
-        _refused(error, 1, counters)
-        return
+        number = _repeat(sender, payload, sender.control, error.errno or errno.EIO, counters)
+        if number:
+            return _refused(number, 1, counters)
     tally.datagrams += 1
     tally.bytes += len(payload)
+    return 0
 
 
-def _sendmsg(sender: Sender, payload: memoryview, control: Any, counters: Counters) -> None:
-    try:
-        sender.socket.sendmsg([payload], control, 0, sender.address)
-    except ConnectionRefusedError:
-        counters.socket_errors += 1
-        sender.socket.sendmsg([payload], control, 0, sender.address)
+def _repeat(sender: Sender, payload: memoryview, control: Any, number: int, counters: Counters) -> int:
+    """Send again what was refused with an error that may be an earlier datagram's.
+
+    :param number: that error.
+    :return: the errno that remains, 0 if it is sent.
+    """
+    for _ in range(REPEATS):
+        if number not in REPORTED:
+            break
+        if sender.address is None:
+            # A connected socket has no queue, where this would be counted when it is read.
+            counters.socket_errors += 1
+        try:
+            sender.socket.sendmsg([payload], control, 0, sender.address)
+        except OSError as error:
+            number = error.errno or errno.EIO
+        else:
+            return 0
+    return number
 
 
-def _refused(error: OSError, count: int, counters: Counters) -> None:
-    """Count datagrams under the reason for which the kernel refused them."""
-    if error.errno in (errno.EAGAIN, errno.ENOBUFS):
+def _refused(number: int, count: int, counters: Counters) -> int:
+    """Count datagrams under the reason for which the kernel refused them, and give that back."""
+    if number in (errno.EAGAIN, errno.ENOBUFS):
         reason = Drop.SEND_FULL
-    elif error.errno == errno.EMSGSIZE:
+    elif number == errno.EMSGSIZE:
         reason = Drop.MESSAGE_SIZE
     else:
         reason = Drop.SEND_FAILED
     counters.drop(reason, count)
+    return number
 
 
-def send_slices(sender: Sender, slices: list[memoryview], segment: int, tally: Tally, counters: Counters) -> None:
+def send_slices(sender: Sender, slices: list[memoryview], segment: int, tally: Tally, counters: Counters) -> int:
     """Send a run of datagrams that do not lie one behind the other; see `send_run`.
 
     :param slices: the datagrams, all of `segment` bytes, no more than one call may carry.
+    :return: the errno of what was refused last, 0 if nothing was.
     """
     control = [*sender.control, (SOL_UDP, UDP_SEGMENT, _segment(segment))]
     try:
         sender.socket.sendmsg(slices, control, 0, sender.address)
     except OSError:
         # Whatever it is, it is found out for each datagram.
+        failure = 0
         for payload in slices:
-            send_one(sender, payload, tally, counters)
-        return
+            failure = send_one(sender, payload, tally, counters) or failure
+        return failure
     tally.superframes += 1
     tally.datagrams += len(slices)
     tally.bytes += segment * len(slices)
+    return 0

@@ -36,7 +36,9 @@ SO_RCVBUF: Final = 8
 SO_BINDTODEVICE: Final = 25
 SO_SNDBUFFORCE: Final = 32
 SO_RCVBUFFORCE: Final = 33
+IP_RECVERR: Final = 11
 IP_FREEBIND: Final = 15
+IPV6_RECVERR: Final = 25
 IPV6_V6ONLY: Final = 26
 IPV6_RECVPKTINFO: Final = 49
 IPV6_FREEBIND: Final = 78
@@ -97,6 +99,17 @@ def prepare(sock: RawSocket, family: int, gro: bool, packet_info: bool) -> RawSo
     return sock
 
 
+def report_errors(sock: RawSocket, family: int) -> None:
+    """Have a socket keep the ICMP errors that its datagrams meet (`error_queue`).
+
+    :param sock: the socket.
+    :param family: 4 or 6.
+    :raises OSError: as the kernel says.
+    """
+    level, option = (IPPROTO_IP, IP_RECVERR) if family == 4 else (IPPROTO_IPV6, IPV6_RECVERR)
+    sock.setsockopt(level, option, 1)
+
+
 def supported() -> frozenset[Feature]:
     """Find out which features of sockets the kernel has, by trying them."""
     features = set(ALL)
@@ -122,6 +135,7 @@ def open_own(network: FamilyNetwork, port: int, gro: bool) -> Endpoint:
     sock = None
     try:
         sock = new_udp_socket(family, gro, packet_info=False)
+        report_errors(sock, family)
         if network.outbound_interface:
             sock.setsockopt(SOL_SOCKET, SO_BINDTODEVICE, network.outbound_interface.encode())
         host = text(network.outbound) if network.outbound else ANY[family]

@@ -22,6 +22,7 @@ from gpasst.formats import ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_UDP, UDP4, U
 from gpasst.link.framed import LENGTH_BYTES
 from gpasst.link.stream import FRAME_MAXIMUM, FRAME_MINIMUM, Stream
 from gpasst.link.tap import VIRTIO_BLANK
+from gpasst.notices import Notices
 from gpasst.sends import SEGMENTS_PER_SEND, Sender, send_one, send_slices, sender_to
 from gpasst.udp.guest import GuestPath
 from gpasst.udp.mappings import Peer
@@ -73,6 +74,7 @@ class StreamDownward:
         self._stream = stream
         self._path = path
         self._dispatch = dispatch
+        self._notices = Notices(stream, path, counters)
         self._counters = counters
         self._most = SEGMENTS_PER_SEND if features >= {Feature.JOIN, Feature.GSO} else 1
         self._buffer = bytearray(BUFFER_BYTES)
@@ -167,7 +169,9 @@ class StreamDownward:
                         return self._known(peer, at, size, end, _PAYLOAD6, length - 8, _repeating6)
         for peer, payload in self._dispatch.frame(self._view[at + LENGTH_BYTES : at + size]):
             self._path.tables[peer.endpoint.family].activity[peer.byte] |= peer.bit
-            send_one(peer.send or self._sender(peer), payload, self._counters.down, self._counters)
+            failure = send_one(peer.send or self._sender(peer), payload, self._counters.down, self._counters)
+            if failure:
+                self._notices.refused(peer, failure, payload)
         return 1
 
     def _known(self, peer: Peer, at: int, size: int, end: int, start: int, length: int, repeating: Repeating) -> int:
@@ -193,12 +197,15 @@ class StreamDownward:
             while taken < most and repeating(buffer, behind) == pattern:
                 taken += 1
                 behind += size
-        if taken == 1:
-            send_one(sender, view[at + start : at + start + length], counters.down, counters)
-            return 1
         first = at + start
-        slices = [view[i : i + length] for i in range(first, first + taken * size, size)]
-        send_slices(sender, slices, length, counters.down, counters)
+        payload = view[first : first + length]
+        if taken == 1:
+            failure = send_one(sender, payload, counters.down, counters)
+        else:
+            slices = [view[i : i + length] for i in range(first, first + taken * size, size)]
+            failure = send_slices(sender, slices, length, counters.down, counters)
+        if failure:
+            self._notices.refused(peer, failure, payload)
         return taken
 
     def _sender(self, peer: Peer) -> Sender:

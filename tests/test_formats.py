@@ -242,6 +242,11 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
         {"length": 72, "type": 20, "flags": 0x301, "sequence": 5, "port": 1234},
     ),
     ("NLMSG_STATUS", native("i", -2), {"error": -2}),
+    (
+        "EXTENDED_ERROR",
+        native("IBBBBII", 90, 2, 3, 4, 0, 1280, 0),
+        {"errno": 90, "origin": 2, "type": 3, "code": 4, "padding": 0, "info": 1280, "data": 0},
+    ),
     ("RTATTR", native("HH", 5, 11), {"length": 5, "type": 11}),
     (
         "INET_DIAG_REQUEST",

@@ -38,12 +38,27 @@ def wrap(
     return ethernet + ip_packet(source, destination, protocol, payload)
 
 
-def ip_packet(source: bytes, destination: bytes, protocol: int, payload: bytes) -> bytes:
-    """Put `payload` into an IP packet; the parameters are those of `wrap`."""
+def ip_packet(
+    source: bytes,
+    destination: bytes,
+    protocol: int,
+    payload: bytes,
+    tos: int = 0,
+    hop_limit: int = HOP_LIMIT,
+    flags: int = 0,
+) -> bytes:
+    """Put `payload` into an IP packet; the parameters are those of `wrap`.
+
+    :param tos: TOS or traffic class.
+    :param hop_limit: TTL or hop limit.
+    :param flags: of IPv4, such as `IPV4_DONT_FRAGMENT`.
+    """
     if len(source) == 4:
         fields: dict[str, int | bytes] = {
+            "tos": tos,
             "total_length": IPV4_CODEC.size + len(payload),
-            "ttl": HOP_LIMIT,
+            "flags": flags,
+            "ttl": hop_limit,
             "protocol": protocol,
             "source": source,
             "destination": destination,
@@ -51,9 +66,10 @@ def ip_packet(source: bytes, destination: bytes, protocol: int, payload: bytes) 
         blank = IPV4_CODEC.pack(checksum=0, **fields)
         return IPV4_CODEC.pack(checksum=checksum.internet(blank), **fields) + payload
     header = IPV6_CODEC.pack(
+        traffic_class=tos,
         payload_length=len(payload),
         next_header=protocol,
-        hop_limit=HOP_LIMIT,
+        hop_limit=hop_limit,
         source=source,
         destination=destination,
     )

@@ -78,6 +78,16 @@ def test_dig_over_ipv6(tun: None, remote: Remote) -> None:
         assert dig(net, f"@{FORWARDER6}") == "198.51.100.7"
 
 
+@pytest.mark.parametrize("family", [4, 6])
+def test_dig_at_a_closed_port_fails_at_once(tun: None, remote: Remote, family: int) -> None:
+    with gpasst.Pasta(config_net=True) as net:
+        server = net.gateway4 if family == 4 else net.gateway6
+        command = [need("dig"), "+tries=1", "+time=5", f"@{server}", "-p", "9", "t.example"]
+        done = net.run(command, capture_output=True, text=True)
+        assert "connection refused" in done.stdout, done.stdout + done.stderr
+        assert done.returncode == 9, "no reply from server"
+
+
 def test_a_chosen_loopback_address_is_no_resolver(tun: None, remote: Remote) -> None:
     options: dict[str, Any] = {
         "config_net": True,

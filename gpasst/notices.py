@@ -1,0 +1,104 @@
+"""ICMP errors for the guest: what its datagrams and echo requests met on the host's side of the tap.
+
+Theory of operation: `error_queue` says which datagram of a host socket met which error. The peer that it went to is
+found the way its answers are, and the guest gets the error it would have got without a proxy: from the offender as the
+guest knows it, quoting its own packet. What the host's kernel does not even send is reported likewise, by the host as
+the guest's router.
+
+NOTE: an error never answers what was sent to many (RFC 1122, section 3.2.2; RFC 4443, section 2.4).
+"""
+
+from __future__ import annotations
+
+from gpasst.batch import sender_key
+from gpasst.counters import Counters
+from gpasst.dispatch import Link
+from gpasst.error_queue import QueuedError, read_errors
+from gpasst.errors import PacketError
+from gpasst.services import icmp_errors
+from gpasst.services.icmp_errors import REFUSED, Problem, quoted_udp
+from gpasst.udp.addresses import LOOPBACK, is_multicast
+from gpasst.udp.guest import GuestPath
+from gpasst.udp.mappings import Endpoint, Peer
+
+QUOTED_BYTES = 1280  # at most of a refused datagram; an error holds no more
+
+
+class Notices:
+    """Tells the guest of errors.
+
+    :param link: the guest's end, None where there are splice pairs alone.
+    :param path: knows peers and addresses.
+    :param counters: where errors are counted.
+    """
+
+    def __init__(self, link: Link | None, path: GuestPath, counters: Counters) -> None:
+        self._link = link
+        self._path = path
+        self._counters = counters
+
+    def queued(self, endpoint: Endpoint) -> int:
+        """Pass on what the error queue of a mapping's or listener's socket holds; give how many errors it was."""
+        errors = read_errors(endpoint.socket, endpoint.family)
+        self._counters.socket_errors += len(errors)
+        for error in errors:
+            peer = _peer(endpoint, error)
+            if peer is not None and error.problem is not None:
+                self._datagram(peer, error.problem, error.offender, error.payload)
+        return len(errors)
+
+    def refused(self, peer: Peer, number: int, payload: memoryview) -> None:
+        """Tell the guest that the host's kernel does not send a datagram of its.
+
+        :param peer: where to.
+        :param number: the errno.
+        :param payload: the datagram, or the first of those that were refused together.
+        """
+        problem = REFUSED.get((peer.endpoint.family, number))
+        if problem is not None:
+            self._datagram(peer, problem, b"", bytes(payload[:QUOTED_BYTES]))
+
+    def _datagram(self, peer: Peer, problem: Problem, offender: bytes, payload: bytes) -> None:
+        """Tell the guest what a datagram to `peer` met."""
+        family, mapping = peer.endpoint.family, peer.mapping
+        address, port = peer.shown
+        if is_multicast(address):
+            return
+        quoted = quoted_udp(mapping.guest, mapping.port, address, port, payload)
+        try:
+            shown = address if offender == peer.remote[0] else self.shown(family, offender)
+        except PacketError as error:
+            self._counters.drop(error.reason)
+            return
+        self.tell(problem, shown, mapping.guest, quoted)
+
+    def shown(self, family: int, offender: bytes) -> bytes:
+        """Give the address under which the guest knows who reported an error.
+
+        :param family: 4 or 6.
+        :param offender: its address as the host sees it; empty for the host itself.
+        :raises PacketError: while no address of the guest is known.
+        """
+        return self._path.addresses[family].to_guest(offender or LOOPBACK[family]).source
+
+    def tell(self, problem: Problem, offender: bytes, guest: bytes, quoted: bytes) -> None:
+        """Write one error to the guest.
+
+        :param problem: what went wrong.
+        :param offender: who reported it, as the guest knows it; 4 or 16 bytes.
+        :param guest: the guest's address.
+        :param quoted: the guest's packet.
+        """
+        path = self._path
+        message = icmp_errors.message(4 if len(offender) == 4 else 6, problem, quoted)
+        assert self._link is not None
+        self._link.write_frame(icmp_errors.frame(path.guest_mac, path.network.host_mac, offender, guest, message))
+        self._counters.errors_up += 1
+
+
+def _peer(endpoint: Endpoint, error: QueuedError) -> Peer | None:
+    """Find the peer whose datagram met an error; splice pairs, which have no frames, are none."""
+    key = sender_key(endpoint.family, error.address, error.port, error.scope)
+    # A listener tells its senders apart by the address they addressed too, unless the guest spoke first.
+    peer = endpoint.peers.get(key + error.local) or endpoint.peers.get(key)
+    return peer if isinstance(peer, Peer) else None
