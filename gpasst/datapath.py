@@ -58,14 +58,17 @@ _pick4 = UDP4.picker(
     "virtio.gso_type",
     "ethernet.ethertype",
     "ip.version",
+    "ip.tos",
     "ip.total_length",
     "ip.flags",
+    "ip.ttl",
     "ip.protocol",
     "udp.length",
 ).unpack_from
 _DONE = (0, 0)
 _DRAINED = -1
-_pick6 = UDP6.picker("ip.payload_length", "ip.next_header", "udp.length").unpack_from
+_pick6 = UDP6.picker("ip.version", "ip.payload_length", "ip.next_header", "ip.hop_limit", "udp.length").unpack_from
+_CLASS_SHIFT = 12  # from the place of the traffic class in the first word to that in a mark
 _IP4 = UDP4.offset("ip.version")
 _KEY4 = slice(UDP4.offset("ip.source"), UDP4.offset("udp.length"))
 _KEY6 = slice(UDP6.offset("ip.source"), UDP6.offset("udp.length"))
@@ -154,7 +157,7 @@ class Downward:
         """
         buffer = self._buffer
         if size >= _PAYLOAD4:
-            gso, ethertype, version, total, fragment, protocol, length = _pick4(buffer)
+            gso, ethertype, version, tos, total, fragment, ttl, protocol, length = _pick4(buffer)
             if ethertype == ETHERTYPE_IPV4:
                 if (
                     version == 0x45
@@ -164,12 +167,18 @@ class Downward:
                 ):
                     peer = self._down4.get(bytes(buffer[_KEY4]))
                     if peer is not None:
+                        mark = tos << 8 | ttl
+                        if mark != peer.mark:
+                            peer.remark(mark)
                         return self._known(peer, self._activity4, gso, size, _PAYLOAD4, length - 8, _repeating4)
             elif ethertype == ETHERTYPE_IPV6 and size >= _PAYLOAD6:
-                total, protocol, length = _pick6(buffer)
+                flow, total, protocol, ttl, length = _pick6(buffer)
                 if protocol == PROTOCOL_UDP and 8 <= length <= total <= size - _PAYLOAD6 + 8:
                     peer = self._down6.get(bytes(buffer[_KEY6]))
                     if peer is not None:
+                        mark = flow >> _CLASS_SHIFT & 0xFF00 | ttl
+                        if mark != peer.mark:
+                            peer.remark(mark)
                         return self._known(peer, self._activity6, gso, size, _PAYLOAD6, length - 8, _repeating6)
         for peer, payload in self._dispatch.frame(self._view[_VIRTIO:size]):
             self._send(peer, payload, buffer[1])

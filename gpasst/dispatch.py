@@ -150,6 +150,9 @@ class Dispatch:
         peer = path.tables[packet.family].down.get(packet.source + packet.destination + packet.payload[:4])
         if peer is None:
             peer = path.outbound(packet.family, packet.source, packet.destination, guest_port, port)
+        mark = packet.mark
+        if mark != peer.mark:
+            peer.remark(mark)
         return ((peer, data),)
 
     def _lease(self, packet: Packet, data: memoryview) -> None:

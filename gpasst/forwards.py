@@ -29,7 +29,7 @@ from gpasst.sockets import (
     listener_error,
     new_udp_socket,
     prepare,
-    report_errors,
+    stand_in,
 )
 from gpasst.splice import Splice
 from gpasst.udp.forwards import Place, Wanted, automatic, explicit, target_bytes
@@ -274,7 +274,7 @@ class Forwards:
                 sock = prepare(self._spare[place.family].pop(), place.family, self._gro, packet_info=True)
             else:
                 sock = new_udp_socket(place.family, self._gro, packet_info=True)
-                report_errors(sock, place.family)
+                stand_in(sock, place.family)
             bind_listener(sock, place, self._config.freebind and not place.inside)
         except OSError as error:
             raise listener_error(error, place, rule.text) from error

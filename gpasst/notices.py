@@ -16,7 +16,7 @@ from gpasst.dispatch import Link
 from gpasst.error_queue import QueuedError, read_errors
 from gpasst.errors import PacketError
 from gpasst.services import icmp_errors
-from gpasst.services.icmp_errors import REFUSED, Problem, quoted_udp
+from gpasst.services.icmp_errors import REFUSED, Problem, expired, quoted_udp
 from gpasst.udp.addresses import LOOPBACK, is_multicast
 from gpasst.udp.guest import GuestPath
 from gpasst.udp.mappings import Endpoint, Peer
@@ -64,7 +64,9 @@ class Notices:
         address, port = peer.shown
         if is_multicast(address):
             return
-        quoted = quoted_udp(mapping.guest, mapping.port, address, port, payload)
+        # It was the last router that would have counted down to 0; of others it is not known how far they are.
+        hop_limit = 1 if expired(family, problem) else peer.mark & 0xFF
+        quoted = quoted_udp(mapping.guest, mapping.port, address, port, payload, peer.mark >> 8, hop_limit)
         try:
             shown = address if offender == peer.remote[0] else self.shown(family, offender)
         except PacketError as error:

@@ -23,7 +23,9 @@ from gpasst.batch import (
     UDP_SEGMENT,
 )
 from gpasst.counters import Counters, Drop, Tally
-from gpasst.sockets import socket_address
+from gpasst.sockets import IP_TOS, IP_TTL, IPV6_HOPLIMIT, IPV6_TCLASS, socket_address
+from gpasst.udp.addresses import is_multicast
+from gpasst.udp.headers import ORDINARY
 from gpasst.udp.mappings import Peer
 
 SEGMENTS_PER_SEND = 64  # UDP_MAX_SEGMENTS before Linux 6.9
@@ -50,6 +52,7 @@ REPEATS = 3
 _in_pktinfo = struct.Struct("@i4s4x")
 _in6_pktinfo = struct.Struct("@16sI")
 _segment = struct.Struct("@H").pack
+_int = struct.Struct("@i").pack
 
 
 class Sender:
@@ -57,7 +60,8 @@ class Sender:
 
     :ivar socket: the socket.
     :ivar address: the peer's address tuple, None for a connected socket.
-    :ivar control: control messages that choose the local address; empty for the kernel's choice.
+    :ivar control: control messages that choose the local address and the mark; empty for the kernel's choice of the one
+        and the ordinary other.
     """
 
     __slots__ = ("address", "control", "socket")
@@ -76,10 +80,12 @@ class Sender:
 def sender_to(peer: Peer) -> Sender:
     """Prepare to send to a peer of the guest."""
     address, port, scope = peer.remote
-    return answering(peer.endpoint.socket, address, port, scope, peer.local)
+    return answering(peer.endpoint.socket, address, port, scope, peer.local, peer.mark)
 
 
-def answering(sock: RawSocket, address: bytes, port: int, scope: int, local: bytes) -> Sender:
+def answering(
+    sock: RawSocket, address: bytes, port: int, scope: int, local: bytes = b"", mark: int = ORDINARY
+) -> Sender:
     """Prepare to answer someone from the address that was addressed.
 
     :param sock: an unconnected socket.
@@ -87,6 +93,7 @@ def answering(sock: RawSocket, address: bytes, port: int, scope: int, local: byt
     :param port: the port to answer.
     :param scope: interface index of a link-local address, else 0.
     :param local: the addressed address as a raw sender key tells it (`batch`); empty for the kernel's choice.
+    :param mark: TOS and TTL (`gpasst.udp.headers`).
     """
     control: tuple[tuple[int, int, bytes], ...] = ()
     if len(local) == 4:
@@ -94,7 +101,18 @@ def answering(sock: RawSocket, address: bytes, port: int, scope: int, local: byt
     elif local:
         # The interface matters for link-local addresses only; elsewhere routing decides.
         control = ((IPPROTO_IPV6, IPV6_PKTINFO, _in6_pktinfo.pack(local[:16], scope)),)
+    if mark != ORDINARY or is_multicast(address):
+        control += _marking(len(address), mark)
     return Sender(sock, socket_address(address, port, scope), control)
+
+
+def _marking(width: int, mark: int) -> tuple[tuple[int, int, bytes], ...]:
+    """Give the control messages that mark a datagram to an address of 4 or 16 bytes."""
+    # A TTL of 0 never crosses a wire (RFC 1122, section 3.2.1.7), and the kernel does not take it.
+    tos, ttl = _int(mark >> 8), _int(max(mark & 0xFF, 1))
+    if width == 4:
+        return (IPPROTO_IP, IP_TOS, tos), (IPPROTO_IP, IP_TTL, ttl)
+    return (IPPROTO_IPV6, IPV6_TCLASS, tos), (IPPROTO_IPV6, IPV6_HOPLIMIT, ttl)
 
 
 def send_run(sender: Sender, payload: memoryview, segment: int, most: int, tally: Tally, counters: Counters) -> int:

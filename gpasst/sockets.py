@@ -26,6 +26,7 @@ from gpasst.errors import ConfigurationError, PacketError, PlatformError
 from gpasst.features import ALL, Feature
 from gpasst.network import FamilyNetwork
 from gpasst.udp.forwards import ANY, Place
+from gpasst.udp.headers import ORDINARY
 from gpasst.udp.mappings import Endpoint
 
 SOCK_DGRAM: Final = 2
@@ -36,11 +37,16 @@ SO_RCVBUF: Final = 8
 SO_BINDTODEVICE: Final = 25
 SO_SNDBUFFORCE: Final = 32
 SO_RCVBUFFORCE: Final = 33
+IP_TOS: Final = 1
+IP_TTL: Final = 2
 IP_RECVERR: Final = 11
 IP_FREEBIND: Final = 15
+IPV6_UNICAST_HOPS: Final = 16
 IPV6_RECVERR: Final = 25
 IPV6_V6ONLY: Final = 26
 IPV6_RECVPKTINFO: Final = 49
+IPV6_HOPLIMIT: Final = 52
+IPV6_TCLASS: Final = 67
 IPV6_FREEBIND: Final = 78
 IPPROTO_ICMP: Final = 1
 IPPROTO_ICMPV6: Final = 58
@@ -99,15 +105,24 @@ def prepare(sock: RawSocket, family: int, gro: bool, packet_info: bool) -> RawSo
     return sock
 
 
-def report_errors(sock: RawSocket, family: int) -> None:
-    """Have a socket keep the ICMP errors that its datagrams meet (`error_queue`).
+# What sockets that stand for the guest's have over those of splice pairs: they keep the ICMP errors that their
+# datagrams meet (`error_queue`), and send with the ordinary mark where none is given.
+STAND_INS = {
+    4: (IPPROTO_IP, ((IP_RECVERR, 1), (IP_TTL, ORDINARY))),
+    6: (IPPROTO_IPV6, ((IPV6_RECVERR, 1), (IPV6_UNICAST_HOPS, ORDINARY))),
+}
+
+
+def stand_in(sock: RawSocket, family: int) -> None:
+    """Let a socket stand for the guest's.
 
     :param sock: the socket.
     :param family: 4 or 6.
     :raises OSError: as the kernel says.
     """
-    level, option = (IPPROTO_IP, IP_RECVERR) if family == 4 else (IPPROTO_IPV6, IPV6_RECVERR)
-    sock.setsockopt(level, option, 1)
+    level, options = STAND_INS[family]
+    for option, value in options:
+        sock.setsockopt(level, option, value)
 
 
 def supported() -> frozenset[Feature]:
@@ -135,7 +150,7 @@ def open_own(network: FamilyNetwork, port: int, gro: bool) -> Endpoint:
     sock = None
     try:
         sock = new_udp_socket(family, gro, packet_info=False)
-        report_errors(sock, family)
+        stand_in(sock, family)
         if network.outbound_interface:
             sock.setsockopt(SOL_SOCKET, SO_BINDTODEVICE, network.outbound_interface.encode())
         host = text(network.outbound) if network.outbound else ANY[family]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import sys
 from typing import Any
 
 import pytest
 
 from gpasst.counters import Counters, Drop
-from gpasst.sends import REPEATS, Sender, send_one, send_run
+from gpasst.sends import REPEATS, Sender, answering, send_one, send_run
+from tests.test_addresses import ip
 
 ADDRESS = ("192.0.2.1", 7)
 # What an ICMP error may leave behind on a socket.
@@ -95,3 +97,26 @@ def test_refused_superframes_are_counted_by_their_datagrams() -> None:
     counters = Counters()
     assert send_run(to, memoryview(bytes(95)), SEGMENT, 4, counters.down, counters) == errno.ENETUNREACH
     assert (sock.sent, counters.drops) == ([], {Drop.SEND_FAILED: 10})
+
+
+def controls(address: bytes, mark: int) -> dict[tuple[int, int], int]:
+    sock, _ = sender()
+    made = answering(sock, address, 7, 0, mark=mark)  # type: ignore[arg-type]
+    return {(level, kind): int.from_bytes(value, sys.byteorder) for level, kind, value in made.control}
+
+
+@pytest.mark.parametrize(
+    ("address", "mark", "expected"),
+    [
+        ("192.0.2.1", 64, {}),
+        ("192.0.2.1", 0x0240, {(0, 1): 2, (0, 2): 64}),
+        ("192.0.2.1", 1, {(0, 1): 0, (0, 2): 1}),
+        ("192.0.2.1", 0xFF00, {(0, 1): 255, (0, 2): 1}),
+        ("224.0.0.251", 64, {(0, 1): 0, (0, 2): 64}),
+        ("2001:db8::1", 64, {}),
+        ("2001:db8::1", 0xB9FF, {(41, 67): 0xB9, (41, 52): 255}),
+        ("ff02::fb", 64, {(41, 67): 0, (41, 52): 64}),
+    ],
+)
+def test_only_unusual_marks_cost_a_control_message(address: str, mark: int, expected: Any) -> None:
+    assert controls(ip(address), mark) == expected

@@ -51,6 +51,7 @@ class Packet:
     :ivar payload: what follows the IP header and its extensions, without padding.
     :ivar hop_limit: TTL or hop limit.
     :ivar fragment: set if the payload is a piece of a datagram.
+    :ivar tos: TOS or traffic class: DSCP and ECN bits.
     """
 
     family: int
@@ -60,6 +61,12 @@ class Packet:
     payload: memoryview
     hop_limit: int
     fragment: Fragment | None = None
+    tos: int = 0
+
+    @property
+    def mark(self) -> int:
+        """TOS and TTL, or traffic class and hop limit, as one number (`gpasst.udp.headers`)."""
+        return self.tos << 8 | self.hop_limit
 
 
 def parse_ip(frame: memoryview) -> Packet:
@@ -90,6 +97,7 @@ def _parse4(data: memoryview) -> Packet:
         data[start:total],
         header["ttl"],
         Fragment(header["identification"], offset, more) if offset or more else None,
+        header["tos"],
     )
 
 
@@ -128,7 +136,16 @@ def _parse6(data: memoryview) -> Packet:
             break
     else:
         raise PacketError(Drop.MALFORMED_IP)
-    return Packet(6, header["source"], header["destination"], protocol, payload, header["hop_limit"], fragment)
+    return Packet(
+        6,
+        header["source"],
+        header["destination"],
+        protocol,
+        payload,
+        header["hop_limit"],
+        fragment,
+        header["traffic_class"],
+    )
 
 
 def parse_udp(payload: memoryview) -> tuple[int, int, memoryview]:

@@ -4,6 +4,9 @@ Theory of operation: all datagrams of one peer share every header byte but the l
 those bytes, from virtio-net to UDP, with the sums of what does not change, and patches the rest only when a superframe
 differs in size from the one before.
 
+A *mark* is what routers write and read in a header: TOS (traffic class) times 256 plus TTL (hop limit). The upper part
+holds DSCP and ECN bits (RFC 2474, RFC 3168).
+
 A UDP checksum over IPv4 is left out (0, "not computed": RFC 768) unless the kernel computes it for a superframe; over
 IPv6 it is always there (RFC 8200, section 8.1), computed by the kernel where the link offloads it.
 """
@@ -28,6 +31,7 @@ from gpasst.formats import (
 
 VIRTIO_SIZE = VIRTIO_NET_CODEC.size
 UDP_SIZE = UDP_CODEC.size
+ORDINARY = 64  # the mark of TOS or traffic class 0 and TTL or hop limit 64: what most systems send
 IP4_SIZE = 20  # bytes, without options
 
 _MAC = UDP4.offset("ethernet.destination")

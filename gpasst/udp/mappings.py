@@ -25,7 +25,7 @@ from typing import Any
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.udp.activity import Ages, Tracked
-from gpasst.udp.headers import Header
+from gpasst.udp.headers import ORDINARY, Header
 
 PEERS_LIMIT = 131072  # per family; what upstream's flow table holds
 
@@ -111,7 +111,8 @@ class Peer(Tracked):
     :ivar remote: (address, port, scope) as the host sees it.
     :ivar local: the host's address that it addressed, empty if that is the kernel's choice.
     :ivar header: headers of upward frames.
-    :ivar send: what the adapter needs to send to it; made by the adapter.
+    :ivar mark: of what the guest sends to it (`headers`).
+    :ivar send: what the adapter needs to send to it, with that mark; made by the adapter.
     :ivar down_key: its key in `Table.down`.
     :ivar up_keys: its keys in `Endpoint.peers`.
     """
@@ -122,6 +123,7 @@ class Peer(Tracked):
         "header",
         "local",
         "mapping",
+        "mark",
         "remote",
         "send",
         "shown",
@@ -143,9 +145,15 @@ class Peer(Tracked):
         self.remote = remote
         self.local = local
         self.header = header
+        self.mark = ORDINARY
         self.send: Any = None
         self.down_key = b""
         self.up_keys: tuple[bytes, ...] = ()
+
+    def remark(self, mark: int) -> None:
+        """Send with another mark from now on."""
+        self.mark = mark
+        self.send = None
 
 
 @dataclass(frozen=True, slots=True)

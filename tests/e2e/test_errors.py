@@ -246,6 +246,8 @@ def test_a_closed_sender_is_reported_to_a_forwarded_port(net: gpasst.Pasta, remo
         with bound(remote.socket(FAMILY[family]), FAR[family]) as client:
             client.sendto(b"in", (HOST[family], 5000))
             _, sender = guest.recvfrom(9)
+        # Whoever made the socket has let go of its own descriptor by the time it makes another.
+        remote.socket(FAMILY[family]).close()
         reporting(guest, family).sendto(b"too late", sender)
         error = told(guest, family)
         assert (error.kind, error.offender, error.target) == (PORT_UNREACHABLE[family], FAR[family], sender[:2])
@@ -263,3 +265,22 @@ def test_no_socket_spins(net: gpasst.Pasta, family: int) -> None:
         spent = time.process_time()
         time.sleep(0.2)
         assert time.process_time() - spent < 0.1
+
+
+@pytest.mark.parametrize("hops", [1, 2])
+def test_a_ttl_that_is_used_up(net: gpasst.Pasta, family: int, hops: int) -> None:
+    """Traceroute: the first hop that shows is the host's router."""
+    with guest_socket(net, family) as guest:
+        guest.setsockopt(*HOPS[family], hops)
+        target = BEYOND[family] if hops == 1 else FAR[family]
+        reporting(guest, family).sendto(b"how far?", (target, CLOSED))
+        error = told(guest, family)
+        assert error.target == (target, CLOSED)
+        if hops == 1:
+            assert (error.errno, error.kind, error.offender) == (
+                errno.EHOSTUNREACH,
+                TIME_EXCEEDED[family],
+                REMOTE[family],
+            )
+        else:
+            assert (error.kind, error.offender) == (PORT_UNREACHABLE[family], FAR[family])
