@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable
 
 from gpasst.batch import RUN_BYTES, Receiver, split_key
 from gpasst.counters import Counters, Drop
@@ -25,19 +24,15 @@ from gpasst.dispatch import Dispatch
 from gpasst.errors import PacketError
 from gpasst.features import ALL, Feature
 from gpasst.formats import (
-    ETHERTYPE_IPV4,
-    ETHERTYPE_IPV6,
-    PROTOCOL_UDP,
     UDP4,
-    UDP6,
     VIRTIO_NET_CODEC,
     VIRTIO_NET_HDR_GSO_UDP_L4,
 )
+from gpasst.known import HEADERS, repeating
 from gpasst.link.stream import Stream
 from gpasst.link.tap import FRAME_BYTES, Tap
 from gpasst.notices import Notices
 from gpasst.sends import SEGMENTS_PER_SEND, Sender, send_one, send_run, sender_to
-from gpasst.services.dhcp_formats import DHCP_SERVER_PORT, DHCPV6_SERVER_PORT
 from gpasst.splice import Splice
 from gpasst.udp.addresses import is_loopback
 from gpasst.udp.guest import GuestPath
@@ -48,40 +43,13 @@ FRAMES_PER_STEP = 128
 LONE_STEPS = 2  # steps with one frame each after which the next is expected to be like that
 LONE_CHECK = 8  # every so many steps it is found out whether that still holds
 BATCHES_PER_STEP = 4
-SERVICE_PORTS = {4: DHCP_SERVER_PORT, 6: DHCPV6_SERVER_PORT}
 
 _VIRTIO = VIRTIO_NET_CODEC.size
-_ETHERTYPE = UDP4.offset("ethernet.ethertype")
+_GSO_TYPE = UDP4.offset("virtio.gso_type")
 _GSO_SIZE = UDP4.offset("virtio.gso_size")
-_SOURCE_MAC = UDP4.offset("ethernet.source")
-_pick4 = UDP4.picker(
-    "virtio.gso_type",
-    "ethernet.ethertype",
-    "ip.version",
-    "ip.tos",
-    "ip.total_length",
-    "ip.flags",
-    "ip.ttl",
-    "ip.protocol",
-    "udp.length",
-).unpack_from
 _DONE = (0, 0)
 _DRAINED = -1
-_pick6 = UDP6.picker("ip.version", "ip.payload_length", "ip.next_header", "ip.hop_limit", "udp.length").unpack_from
-_CLASS_SHIFT = 12  # from the place of the traffic class in the first word to that in a mark
-_IP4 = UDP4.offset("ip.version")
-_KEY4 = slice(UDP4.offset("ip.source"), UDP4.offset("udp.length"))
-_KEY6 = slice(UDP6.offset("ip.source"), UDP6.offset("udp.length"))
-_PAYLOAD4 = UDP4.size
-_PAYLOAD6 = UDP6.size
-Repeating = Callable[[bytearray], tuple[bytes, ...]]
-# All of the headers but what differs between datagrams of one flow and size: identification and checksums.
-_repeating4 = struct.Struct(
-    f"{UDP4.offset('ip.identification')}s2x{UDP4.offset('ip.checksum') - UDP4.offset('ip.flags')}s2x"
-    f"{UDP4.offset('udp.checksum') - UDP4.offset('ip.source')}s"
-).unpack_from
-_repeating6 = struct.Struct(f"{UDP6.offset('udp.checksum')}s").unpack_from
-_UNFRAGMENTED = 0x3FFF  # more-fragments bit and offset
+_REPEATING = {family: repeating(family, 0) for family in (4, 6)}
 _gso_size = struct.Struct("<H").unpack_from
 
 
@@ -110,14 +78,13 @@ class Downward:
         self._notices = Notices(tap, path, counters)
         self._buffer = bytearray(2 * FRAME_BYTES)
         self._view = memoryview(self._buffer)
-        self._head = bytearray(_PAYLOAD6)
+        self._head = bytearray(HEADERS[6])
         # Without the kernel's help in splitting there is no use in joining; captured frames are read one by one.
         self._joins = features >= {Feature.JOIN, Feature.GSO} and tap.capture is None
         self._most = SEGMENTS_PER_SEND if Feature.GSO in features else 1
         self._last: Peer | None = None
         self._lone = 0
-        self._down4, self._activity4 = dispatch.known(4)
-        self._down6, self._activity6 = dispatch.known(6)
+        self._known = dispatch.known
 
     def step(self) -> int:
         """Move up to `FRAMES_PER_STEP` frames; give how many it was."""
@@ -155,70 +122,28 @@ class Downward:
         :return: size of a frame that has been read but not carried, 0 for none and `_DRAINED` if there is none to be
             read either; and how many frames were joined.
         """
-        buffer = self._buffer
-        if size >= _PAYLOAD4:
-            gso, ethertype, version, tos, total, fragment, ttl, protocol, length = _pick4(buffer)
-            if ethertype == ETHERTYPE_IPV4:
-                if (
-                    version == 0x45
-                    and protocol == PROTOCOL_UDP
-                    and not fragment & _UNFRAGMENTED
-                    and 8 <= length <= total - 20 <= size - _IP4 - 20
-                ):
-                    peer = self._down4.get(bytes(buffer[_KEY4]))
-                    if peer is not None:
-                        mark = tos << 8 | ttl
-                        if mark != peer.mark:
-                            peer.remark(mark)
-                        return self._known(peer, self._activity4, gso, size, _PAYLOAD4, length - 8, _repeating4)
-            elif ethertype == ETHERTYPE_IPV6 and size >= _PAYLOAD6:
-                flow, total, protocol, ttl, length = _pick6(buffer)
-                if protocol == PROTOCOL_UDP and 8 <= length <= total <= size - _PAYLOAD6 + 8:
-                    peer = self._down6.get(bytes(buffer[_KEY6]))
-                    if peer is not None:
-                        mark = flow >> _CLASS_SHIFT & 0xFF00 | ttl
-                        if mark != peer.mark:
-                            peer.remark(mark)
-                        return self._known(peer, self._activity6, gso, size, _PAYLOAD6, length - 8, _repeating6)
-        for peer, payload in self._dispatch.frame(self._view[_VIRTIO:size]):
-            self._send(peer, payload, buffer[1])
-        return _DONE
-
-    def _known(
-        self,
-        peer: Peer,
-        activity: bytearray,
-        gso: int,
-        size: int,
-        start: int,
-        length: int,
-        repeating: Repeating,
-    ) -> tuple[int, int]:
-        """Carry the UDP frame in the buffer to a known peer, and expect that others like it follow.
-
-        :param activity: the family's activity bitmap.
-        :param gso: kind of superframe, 0 for a single datagram.
-        :param size: bytes of the frame.
-        :param start: bytes of its headers.
-        :param length: bytes of its payload.
-        :param repeating: reads from headers what must repeat.
-        :return: as `_frame`.
-        """
+        found = self._known.look(self._buffer, 0, size)
+        if found is None:
+            for peer, payload in self._dispatch.frame(self._view[_VIRTIO:size]):
+                self._send(peer, payload, self._buffer[_GSO_TYPE])
+            return _DONE
+        peer, start, length = found
         payload = self._view[start : start + length]
+        gso = self._buffer[_GSO_TYPE]
         if gso:
             self._send(peer, payload, gso)
             return _DONE
+        # Others like the one before are expected to follow.
         if peer is self._last and size == start + length:
-            return self._join(peer, size, start, repeating)
+            return self._join(peer, size, start)
         if self._joins:
             self._last = peer
-        activity[peer.byte] |= peer.bit
         failure = send_one(peer.send or self._sender(peer), payload, self._counters.down, self._counters)
         if failure:
             self._notices.refused(peer, failure, payload)
         return _DONE
 
-    def _join(self, peer: Peer, size: int, start: int, repeating: Repeating) -> tuple[int, int]:
+    def _join(self, peer: Peer, size: int, start: int) -> tuple[int, int]:
         """Carry the frame in the buffer, and join those that follow it as long as they repeat it.
 
         Each is read with its headers apart and its payload behind the one before. What does not repeat it ends the run
@@ -227,14 +152,14 @@ class Downward:
         :param peer: where to.
         :param size: bytes of the frame.
         :param start: bytes of its headers.
-        :param repeating: reads from headers what must repeat.
         :return: as `_frame`.
         """
         view, head, fd, readv = self._view, self._head, self._tap.fd, os.readv
         segment = size - start
         end = size
         most = min(SEGMENTS_PER_SEND - 1, (RUN_BYTES[6] - segment) // segment if segment else 0)
-        pattern = repeating(self._buffer)
+        repeats = _REPEATING[peer.endpoint.family]
+        pattern = repeats(self._buffer, 0)
         vector = [memoryview(head)[:start], view[end:]]
         taken = left = 0
         while taken < most:
@@ -243,7 +168,7 @@ class Downward:
             except BlockingIOError:
                 left = _DRAINED
                 break
-            if left != size or repeating(head) != pattern:
+            if left != size or repeats(head, 0) != pattern:
                 break
             taken += 1
             end += segment

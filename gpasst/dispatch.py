@@ -23,6 +23,7 @@ from gpasst.formats import (
     PROTOCOL_TCP,
     PROTOCOL_UDP,
 )
+from gpasst.known import KnownPeers
 from gpasst.link.fragments import Reassembly
 from gpasst.link.packets import Packet, parse_ip, parse_udp
 from gpasst.network import GuestNetwork
@@ -73,6 +74,7 @@ class Dispatch:
     :param services: the services.
     :param counters: where drops are counted.
     :param now: gives monotonic seconds.
+    :ivar known: tells ordinary frames that need not come here.
     """
 
     def __init__(
@@ -84,12 +86,7 @@ class Dispatch:
         self._counters = counters
         self._now = now
         self._reassembly = Reassembly()
-
-    def known(self, family: int) -> tuple[dict[bytes, Peer], bytearray]:
-        """Give a family's peers by their downward keys, and its activity bitmap; none if UDP is not carried."""
-        table = self._path.tables.get(family) if self._services.udp else None
-        # An empty table is false.
-        return (table.down, table.activity) if table is not None else ({}, bytearray())
+        self.known = KnownPeers(path.tables if services.udp else {})
 
     def frame(self, frame: memoryview) -> Datagrams:
         """Take care of any frame; give the datagrams that it leaves to be sent, with their peers."""

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import struct
 from _socket import MSG_DONTWAIT
-from collections.abc import Callable
 
 from gpasst.batch import RUN_BYTES
 from gpasst.counters import Counters, Drop
 from gpasst.dispatch import Dispatch
 from gpasst.features import ALL, Feature
-from gpasst.formats import ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_UDP, UDP4, UDP6, VIRTIO_NET_CODEC
+from gpasst.formats import VIRTIO_NET_CODEC
+from gpasst.known import repeating
 from gpasst.link.framed import LENGTH_BYTES
 from gpasst.link.stream import FRAME_MAXIMUM, FRAME_MINIMUM, Stream
 from gpasst.link.tap import VIRTIO_BLANK
@@ -30,26 +30,10 @@ from gpasst.udp.mappings import Peer
 BUFFER_BYTES = 1 << 19  # about what a stream's socket holds, and more than eight of the largest frames
 RECEIVES_PER_STEP = 2
 
-# The declared structures begin with a virtio-net header; on a stream the frame's length stands in its last bytes.
+# Where the headers that are declared would begin, before a frame's length: with a virtio-net header.
 _LEAD = VIRTIO_NET_CODEC.size - LENGTH_BYTES
 _START = 16  # of the first frame in the buffer, so that there is room for that header
-_pick4 = UDP4.picker(
-    "ethernet.ethertype", "ip.version", "ip.total_length", "ip.flags", "ip.protocol", "udp.length"
-).unpack_from
-_pick6 = UDP6.picker("ip.payload_length", "ip.next_header", "udp.length").unpack_from
-_KEY4 = UDP4.offset("ip.source") - _LEAD, UDP4.offset("udp.length") - _LEAD
-_KEY6 = UDP6.offset("ip.source") - _LEAD, UDP6.offset("udp.length") - _LEAD
-_PAYLOAD4 = UDP4.size - _LEAD
-_PAYLOAD6 = UDP6.size - _LEAD
-_IP4 = UDP4.offset("ip.version") - _LEAD
-_UNFRAGMENTED = 0x3FFF  # more-fragments bit and offset
-Repeating = Callable[[bytearray, int], tuple[bytes, ...]]
-# All of the length and headers but what differs between datagrams of one flow and size: identification and checksums.
-_repeating4 = struct.Struct(
-    f"{UDP4.offset('ip.identification') - _LEAD}s2x{UDP4.offset('ip.checksum') - UDP4.offset('ip.flags')}s2x"
-    f"{UDP4.offset('udp.checksum') - UDP4.offset('ip.source')}s"
-).unpack_from
-_repeating6 = struct.Struct(f"{UDP6.offset('udp.checksum') - _LEAD}s").unpack_from
+_REPEATING = {family: repeating(family, _LEAD) for family in (4, 6)}
 _length = struct.Struct(">I").unpack_from
 
 
@@ -79,8 +63,7 @@ class StreamDownward:
         self._most = SEGMENTS_PER_SEND if features >= {Feature.JOIN, Feature.GSO} else 1
         self._buffer = bytearray(BUFFER_BYTES)
         self._view = memoryview(self._buffer)
-        self._down4, self._activity4 = dispatch.known(4)
-        self._down6, self._activity6 = dispatch.known(6)
+        self._known = dispatch.known
         self._end = _START
         self._skip = 0
 
@@ -146,58 +129,28 @@ class StreamDownward:
 
     def _frame(self, at: int, size: int, end: int) -> int:
         """Carry the frame of `size` bytes at `at`, and those behind it that repeat it; give how many it was."""
-        buffer = self._buffer
-        if size >= _PAYLOAD4:
-            ethertype, version, total, fragment, protocol, length = _pick4(buffer, at - _LEAD)
-            if ethertype == ETHERTYPE_IPV4:
-                if (
-                    version == 0x45
-                    and protocol == PROTOCOL_UDP
-                    and not fragment & _UNFRAGMENTED
-                    and 8 <= length <= total - 20 <= size - _IP4 - 20
-                ):
-                    peer = self._down4.get(bytes(buffer[at + _KEY4[0] : at + _KEY4[1]]))
-                    if peer is not None:
-                        self._activity4[peer.byte] |= peer.bit
-                        return self._known(peer, at, size, end, _PAYLOAD4, length - 8, _repeating4)
-            elif ethertype == ETHERTYPE_IPV6 and size >= _PAYLOAD6:
-                total, protocol, length = _pick6(buffer, at - _LEAD)
-                if protocol == PROTOCOL_UDP and 8 <= length <= total <= size - _PAYLOAD6 + 8:
-                    peer = self._down6.get(bytes(buffer[at + _KEY6[0] : at + _KEY6[1]]))
-                    if peer is not None:
-                        self._activity6[peer.byte] |= peer.bit
-                        return self._known(peer, at, size, end, _PAYLOAD6, length - 8, _repeating6)
-        for peer, payload in self._dispatch.frame(self._view[at + LENGTH_BYTES : at + size]):
-            self._path.tables[peer.endpoint.family].activity[peer.byte] |= peer.bit
-            failure = send_one(peer.send or self._sender(peer), payload, self._counters.down, self._counters)
-            if failure:
-                self._notices.refused(peer, failure, payload)
-        return 1
-
-    def _known(self, peer: Peer, at: int, size: int, end: int, start: int, length: int, repeating: Repeating) -> int:
-        """Carry the run of UDP frames at `at` to a known peer; give how many frames it has.
-
-        :param at: where the first frame begins in the buffer, with its length.
-        :param size: bytes of each frame.
-        :param end: where the buffer's content ends.
-        :param start: bytes before each payload.
-        :param length: bytes of each payload.
-        :param repeating: reads from a frame what must repeat.
-        """
+        found = self._known.look(self._buffer, at - _LEAD, size + _LEAD)
+        if found is None:
+            for peer, payload in self._dispatch.frame(self._view[at + LENGTH_BYTES : at + size]):
+                self._path.tables[peer.endpoint.family].activity[peer.byte] |= peer.bit
+                failure = send_one(peer.send or self._sender(peer), payload, self._counters.down, self._counters)
+                if failure:
+                    self._notices.refused(peer, failure, payload)
+            return 1
+        peer, headers, length = found
         buffer, view, counters = self._buffer, self._view, self._counters
         sender = peer.send or self._sender(peer)
+        # Where frames are recorded, each is taken by itself.
         most = min(self._most, (end - at) // size, RUN_BYTES[6] // length if length else 1)
-        if self._stream.capture is not None:
-            # Each frame is recorded as it is taken.
-            most = 1
         taken = 1
-        if most > 1:
-            pattern = repeating(buffer, at)
+        if most > 1 and self._stream.capture is None:
+            repeats = _REPEATING[peer.endpoint.family]
+            pattern = repeats(buffer, at)
             behind = at + size
-            while taken < most and repeating(buffer, behind) == pattern:
+            while taken < most and repeats(buffer, behind) == pattern:
                 taken += 1
                 behind += size
-        first = at + start
+        first = at - _LEAD + headers
         payload = view[first : first + length]
         if taken == 1:
             failure = send_one(sender, payload, counters.down, counters)
