@@ -198,6 +198,7 @@ class Stream:
         """Take frames one by one: count what was sent, queue what was not, drop what does not fit."""
         waiting = bool(self._queue)
         for piece, (frames, step, total) in zip(pieces, gathered, strict=True):
+            carried = size_carried = 0
             for at in range(0, frames * step, step):
                 frame = piece[at : at + step]
                 size = len(frame)
@@ -211,7 +212,10 @@ class Stream:
                 sent = max(0, sent - size)
                 if self.capture is not None:
                     self.capture.write(VIRTIO_BLANK, frame[LENGTH_BYTES:])
-                self._count(1, SERVICE if total == SERVICE else _payload_bytes(frame))
+                carried += 1
+                size_carried += 0 if total == SERVICE else _payload_bytes(frame)
+            if carried:
+                self._count(carried, SERVICE if total == SERVICE else size_carried)
         if self._queue and not waiting and self.socket is not None:
             self._await_room(self.socket)
 
