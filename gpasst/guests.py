@@ -2,7 +2,7 @@
 
 Theory of operation (context 1.1): while a guest is connected, further connections are accepted and closed at once.
 What a guest sent before it went is moved first, since its end is found by reading. Then the next one may come; or, if
-there shall be one guest only, all ends.
+there shall be one guest only, nobody is listened for any longer, and all ends.
 """
 
 from __future__ import annotations
@@ -70,9 +70,12 @@ class Guests:
             return self._downward.step()
         except ConnectionError as error:
             log.info("the guest has gone: %s", error)
-            self.disconnect()
             if self._once:
+                # Whoever came now would wait for somebody who has finished.
+                self.close()
                 self._ended()
+            else:
+                self.disconnect()
             return 0
 
     def disconnect(self) -> None:

@@ -40,6 +40,8 @@ class GuestListener:
     def __init__(self, path: str) -> None:
         self.path = path or _first_free()
         if path:
+            if "\0" in path:
+                raise ConfigurationError(f"--socket {path!r} is not the path of a file", "leave the zero byte out")
             if len(os.fsencode(path)) > PATH_BYTES:
                 raise ConfigurationError(f"--socket {path} is longer than {PATH_BYTES} bytes", "choose a shorter path")
             if _in_use(path):
@@ -85,6 +87,7 @@ def prepare_guest(sock: RawSocket) -> RawSocket:
     try:
         if sock.type != SOCK_STREAM:
             raise OSError
+        sock.getpeername()  # who is not connected has none
         for forced, plain, size in BUFFER_BYTES:
             try:
                 sock.setsockopt(SOL_SOCKET, forced, size)
