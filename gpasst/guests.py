@@ -1,19 +1,23 @@
 """Who is connected: guests that come to a listening socket, one at a time, or the one whose socket was handed over.
 
 Theory of operation (context 1.1): while a guest is connected, further connections are accepted and closed at once.
-What a guest sent before it went is moved first, since its end is found by reading. Then the next one may come; or, if
+What a guest sent before it went is moved first, since its end is found by reading; so it is when the next one is there
+before that has been read. Then the next one may come; or, if
 there shall be one guest only, nobody is listened for any longer, and all ends.
 """
 
 from __future__ import annotations
 
 import logging
+from _socket import MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK
 from _socket import socket as RawSocket  # a class
 from collections.abc import Callable
 
 from gpasst.link.listener import GuestListener, peer_process, prepare_guest
 from gpasst.link.stream import Stream
 from gpasst.streampath import StreamDownward
+
+LAST_STEPS = 64  # to move what a guest left behind; its socket holds a few of them
 
 log = logging.getLogger(__name__)
 
@@ -99,10 +103,25 @@ class Guests:
         if sock is None:
             return
         if self._stream.socket is not None:
+            self._finish(self._stream.socket)
+        if self._stream.socket is not None:
             log.warning("a second guest was refused: process %d", peer_process(sock))
             sock.close()
-            return
-        self._connect(prepare_guest(sock))
+        elif self._source.socket.fileno() < 0:
+            sock.close()
+        else:
+            self._connect(prepare_guest(sock))
+
+    def _finish(self, sock: RawSocket) -> None:
+        """Move the rest of what the guest at `sock` sent, and let go of it, if it has gone but not been missed yet."""
+        try:
+            # Nothing is sent; but who has gone could not receive it.
+            sock.send(b"", MSG_DONTWAIT | MSG_NOSIGNAL)
+        except OSError:
+            for _ in range(LAST_STEPS):
+                self._wake()
+                if sock is not self._stream.socket or not _readable(sock):
+                    return
 
     def _connect(self, sock: RawSocket) -> None:
         log.info("a guest has connected: process %d", peer_process(sock))
@@ -110,3 +129,14 @@ class Guests:
         self._stream.connect(sock)
         self._watch(sock, self._wake)
         self._greet()
+
+
+def _readable(sock: RawSocket) -> bool:
+    """Tell whether there is data, the end of the stream, or an error to be read."""
+    try:
+        sock.recv(1, MSG_PEEK | MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True

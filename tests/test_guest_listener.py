@@ -6,6 +6,7 @@ import os
 import socket
 import stat
 import tempfile
+from _socket import socket as RawSocket  # a class
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -114,7 +115,7 @@ def test_of_the_usual_paths_stale_sockets_of_others_are_left_alone(
     probed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leave_stale(probed / "passt_1.socket")
-    monkeypatch.setattr(listener_module.os, "geteuid", lambda: os.getuid() + 1)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with closing(GuestListener("")) as listener:
         assert listener.path == str(probed / "passt_2.socket")
 
@@ -207,10 +208,10 @@ def test_closing_twice_or_without_the_file_is_no_error(folder: Path) -> None:
     listener.close()
 
 
-def socket_pair(kind: int = socket.SOCK_STREAM) -> tuple[listener_module.RawSocket, socket.socket]:
+def socket_pair(kind: int = socket.SOCK_STREAM) -> tuple[RawSocket, socket.socket]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
     theirs.settimeout(2)
-    return listener_module.RawSocket(fileno=ours.detach()), theirs
+    return RawSocket(fileno=ours.detach()), theirs
 
 
 def test_a_guests_socket_has_room_and_never_waits() -> None:
@@ -228,7 +229,7 @@ def test_what_is_no_connected_stream_socket_is_refused(folder: Path, kind: str) 
     if kind in ("datagram", "packet"):
         opened += socket_pair(socket.SOCK_DGRAM if kind == "datagram" else socket.SOCK_SEQPACKET)
     else:
-        opened.append(listener_module.RawSocket(socket.AF_UNIX, socket.SOCK_STREAM, 0))
+        opened.append(RawSocket(socket.AF_UNIX, socket.SOCK_STREAM, 0))
         if kind == "listening":
             opened[0].bind(str(folder / "vm"))
             opened[0].listen(1)
@@ -245,7 +246,7 @@ def test_what_is_no_connected_stream_socket_is_refused(folder: Path, kind: str) 
 class House:
     """Guests with everything around them in sight; watchers are called by hand."""
 
-    def __init__(self, source: GuestListener | listener_module.RawSocket, once: bool = False) -> None:
+    def __init__(self, source: GuestListener | RawSocket, once: bool = False) -> None:
         self.calls: dict[Any, Any] = {}
         self.greeted = self.ended = 0
         self.moves: list[Any] = []
@@ -315,6 +316,34 @@ def test_guests_come_one_at_a_time_and_one_after_the_other(folder: Path, caplog:
     house.guests.close()
     assert not house.calls
     assert not list(folder.iterdir())
+
+
+def test_a_guest_that_comes_before_the_last_one_was_missed(folder: Path) -> None:
+    listener = GuestListener(str(folder / "vm"))
+    house = House(listener)
+    with connected(listener.path) as first:
+        house.readable(listener.socket)
+        first.send(bytes(150))
+    with connected(listener.path) as second:
+        house.readable(listener.socket)
+        assert second.recv(99), "greeted"
+        assert house.moves == ["connect", bytes(99), bytes(51), "connect"]
+        assert house.greeted == 2
+    house.guests.close()
+
+
+def test_a_guest_that_only_stopped_reading_is_still_there(folder: Path) -> None:
+    listener = GuestListener(str(folder / "vm"))
+    house = House(listener)
+    with connected(listener.path) as first:
+        house.readable(listener.socket)
+        first.shutdown(socket.SHUT_RD)
+        first.send(bytes(150))
+        with connected(listener.path) as second:
+            house.readable(listener.socket)
+            assert second.recv(99) == b""
+        assert house.moves == ["connect", bytes(99), bytes(51)]
+    house.guests.close()
 
 
 def test_after_the_only_guest_nobody_is_let_in(folder: Path) -> None:
