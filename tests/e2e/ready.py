@@ -13,6 +13,7 @@ import gpasst
 
 PATIENCE = 10.0  # seconds until something that takes milliseconds counts as failed
 STEP = 0.005  # seconds between two looks where there is no event to wait for
+LISTENING = "00010000"  # __SO_ACCEPTCON, in the flags of /proc/net/unix
 
 
 def udp_port_bound(port: int, program: subprocess.Popen[Any]) -> None:
@@ -45,3 +46,10 @@ def until(condition: Any, what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"still not: {what}"
         time.sleep(STEP)
+
+
+def unix_listening(path: Path) -> bool:
+    """Tell whether a UNIX socket of this network namespace listens at `path`; a trial connection would be a guest."""
+    table = Path("/proc/thread-self/net/unix").read_text(encoding="utf-8", errors="replace")
+    rows = (line.split(maxsplit=7) for line in table.splitlines())
+    return any(row[7:] == [str(path)] and row[3] == LISTENING for row in rows)

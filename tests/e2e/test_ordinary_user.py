@@ -22,6 +22,7 @@ SUITES = (
     "test_modes.py",
     "test_cli.py",
     "test_dhcp.py",
+    "test_passt.py",
 )
 SUITE_SECONDS = 300
 # The first interpreter is started with root's rights still; what it starts is not.
