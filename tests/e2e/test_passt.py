@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 
 import gpasst
 import gpasst.api
+from gpasst.cli import choose_identity
 from gpasst.link.stream import Stream
 from tests.conftest import need, need_module
 from tests.e2e.ready import unix_listening, until
@@ -379,6 +380,21 @@ def test_flows_outlive_a_connection_and_the_next_guest_is_known_by_its_own_addre
     expire(link)
 
 
+def test_a_guest_that_has_not_spoken_is_addressed_as_everybody(folder: Path, remote: Remote) -> None:
+    with (
+        gpasst.Passt(socket=str(folder / "silent"), udp_ports="5003") as link,
+        bound(remote.socket(socket.AF_INET), FAR4) as client,
+        Guest.connect(link.path) as guest,
+    ):
+        greeted(guest)
+        for spoken in (False, True):
+            client.sendto(b"in", (HOST4, 5003))
+            _, sender, _ = guest.recv()
+            assert guest.read[-1][:6] == (MAC if spoken else BROADCAST)
+            guest.sendto(EPHEMERAL, sender, b"out")
+            assert client.recv(9) == b"out"
+
+
 def test_between_two_guests_datagrams_are_dropped_and_counted(folder: Path, remote: Remote) -> None:
     with (
         gpasst.Passt(socket=str(folder / "between"), udp_ports="5003", no_ra=True) as link,
@@ -623,7 +639,7 @@ def text(stream: IO[str] | None) -> str:
     return stream.read()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_program_well(folder: Path, remote: Remote, number: signal.Signals) -> None:
     path = folder / "program"
     with serving(path, "-u", str(PROGRAM_PORT)) as program, Guest.connect(path) as guest:
@@ -712,8 +728,9 @@ def test_a_program_started_by_root_serves_as_nobody(folder: Path, remote: Remote
     path = folder / "nobody"
     with serving(path, "-u", str(PROGRAM_PORT), identity=[]) as program, Guest.connect(path) as guest:
         greeted(guest)
-        if AS_ROOT:
-            until(lambda: os.stat(f"/proc/{program.pid}").st_uid != 0, "another identity")
+        uid, _ = choose_identity("") or (os.getuid(), os.getgid())
+        status = Path(f"/proc/{program.pid}/status")
+        until(lambda: f"\nUid:\t{uid}\t" in status.read_text(encoding="utf-8"), "it is who it shall be")
         with bound(remote.socket(socket.AF_INET), FAR4) as far:
             guest.sendto(EPHEMERAL, far.getsockname(), b"out")
             assert far.recv(9) == b"out"
