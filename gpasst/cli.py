@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import stat
 import sys
 from collections.abc import Callable, Sequence
 from typing import IO, TYPE_CHECKING, Any, NoReturn
@@ -204,10 +205,27 @@ def run_proxy(mode: str, argv: list[str]) -> int:
         identity = choose_identity(given.runas)
     except ConfigurationError as error:
         parser.error(str(error))
+    if config.has_fd:
+        # Before anything else may get that number.
+        check_socket(config.fd)
     ready: Callable[[], None] | None = None
     if not given.foreground and not (mode == "pasta" and config.creates_namespace):
         ready = go_to_background()
     return _serve(mode, config, given, command, identity, ready)
+
+
+def check_socket(descriptor: int) -> None:
+    """Check that the socket that shall be served has been handed over.
+
+    :raises ConfigurationError: if it has not.
+    """
+    try:
+        good = stat.S_ISSOCK(os.fstat(descriptor).st_mode)
+        problem = "not a socket"
+    except OSError as error:
+        good, problem = False, error.strerror or ""
+    if not good:
+        raise ConfigurationError(f"--fd {descriptor}: {problem}", "pass one end of a connected socket pair")
 
 
 def _complete_pasta(fields: dict[str, Any], given: argparse.Namespace, argv: list[str]) -> list[str]:
@@ -243,6 +261,7 @@ def _serve(
         _set_up_logging(given, background=ready is not None, spawning=spawning)
         here = runtime.current()
         here.adopt(helper)
+        stop = await_signals()
         creates_user_namespace = spawning and not config.netns_only
         proxy: Pasta | Passt = (
             Passt(config) if mode == "passt" else Pasta(config, runas=identity if creates_user_namespace else None)
@@ -261,12 +280,28 @@ def _serve(
             # Root's own command in --netns-only must stay within reach of signals.
             keeps_identity = spawning and config.netns_only
             if isinstance(proxy, Passt) and proxy.path:
+                if identity:
+                    # Whoever the proxy becomes has to be able to remove it, and qemu may run as the same.
+                    os.chown(proxy.path, *identity)
                 announce(proxy)
-            return _wait(proxy, command, ready, given.stats, None if keeps_identity else identity)
+            return _wait(proxy, command, ready, given.stats, None if keeps_identity else identity, stop)
         finally:
             proxy.close()
     finally:
         helper.close()
+
+
+def await_signals() -> Any:
+    """Give what is set to the exit status when a signal asks the process to end."""
+    import signal
+
+    import gevent
+    import gevent.event
+
+    stop = gevent.event.AsyncResult()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        gevent.signal_handler(number, stop.set, SIGNAL_BASE + number)
+    return stop
 
 
 def announce(proxy: Passt) -> None:
@@ -284,19 +319,15 @@ def _wait(
     ready: Callable[[], None] | None,
     stats: int,
     identity: tuple[int, int] | None,
+    stop: Any,
 ) -> int:
-    """Wait for the command's end, the namespace's end or a signal; give the exit status."""
-    import signal
+    """Wait for the command's end, the namespace's or guest's end, or a signal; give the exit status."""
     import subprocess
 
     import gevent
-    import gevent.event
 
     from gpasst.api import Pasta
 
-    stop = gevent.event.AsyncResult()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-        gevent.signal_handler(number, stop.set, SIGNAL_BASE + number)
     if stats:
         gevent.spawn(_print_statistics, proxy, stats)
     program = None

@@ -253,22 +253,25 @@ class Upward:
             if not runs and not moved:
                 # What woke the watcher is an error that a send has come upon before.
                 self._notices.queued(endpoint)
-            for key, total, segment, payload in runs:
-                peer = peers.get(key)
-                if peer is None:
-                    try:
-                        peer = self._new(endpoint, key)
-                    except PacketError as error:
-                        self._counters.drop(error.reason, -(-total // segment) if total else 1)
-                        continue
-                if peer.header is None:
-                    self._splice.forward(peer, payload, segment)  # type: ignore[union-attr]
-                else:
-                    activity[peer.byte] |= peer.bit
-                    self._link.write_datagrams(peer.header, total, segment, payload)  # type: ignore[union-attr]
-                moved += 1 if segment >= total else 2
-            if self._link is not None:
-                self._link.flush()
+            try:
+                for key, total, segment, payload in runs:
+                    peer = peers.get(key)
+                    if peer is None:
+                        try:
+                            peer = self._new(endpoint, key)
+                        except PacketError as error:
+                            self._counters.drop(error.reason, -(-total // segment) if total else 1)
+                            continue
+                    if peer.header is None:
+                        self._splice.forward(peer, payload, segment)  # type: ignore[union-attr]
+                    else:
+                        activity[peer.byte] |= peer.bit
+                        self._link.write_datagrams(peer.header, total, segment, payload)  # type: ignore[union-attr]
+                    moved += 1 if segment >= total else 2
+            finally:
+                # Whatever happens, before the next receive: what was gathered lies in the receiver's buffers.
+                if self._link is not None:
+                    self._link.flush()
             if not more:
                 break
         return moved

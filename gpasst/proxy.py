@@ -51,7 +51,7 @@ from gpasst.services import arp, dhcpv6, ndp
 from gpasst.sockets import open_own, supported, text
 from gpasst.splice import Splice
 from gpasst.streampath import StreamDownward
-from gpasst.udp.guest import GuestPath
+from gpasst.udp.guest import BROADCAST_MAC, GuestPath
 from gpasst.udp.mappings import Endpoint
 from gpasst.udp.splice import Pair, Pairs
 
@@ -177,14 +177,14 @@ class Proxy:
         try:
             if not config.no_udp:
                 self._forwards.open()
+            if self._guests:
+                self._guests.open()
         except GpasstError:
             self.close()
             raise
         if isinstance(self._link, Tap):
             worker = Worker(self._hub, self._step_tap, self.counters, self._after)
             self._watch(self._link, self._link.fd, worker.wake)
-        if self._guests:
-            self._guests.open()
         self._greenlets.append(gevent.spawn(self._scan_forever))
         if self._forwards.automatic and not config.no_udp:
             self._greenlets.append(gevent.spawn(self._follow_forever))
@@ -285,7 +285,7 @@ class Proxy:
             self._dispatch.scan(now)
             self._pings.scan(now)
             # Before the guest has spoken its end may be down; and when it comes up it asks by itself.
-            if self._router and self.counters.frames_down and self._schedule.due(now):
+            if self._router and self._link.ready and self.counters.frames_down and self._schedule.due(now):
                 self._link.write_frame(ndp.unsolicited(self._router))
         self._log_drops(now)
 
@@ -352,6 +352,7 @@ class Proxy:
         """Ask the guest who it is, so that it is reached before it speaks, and tell it who its router is."""
         assert self._link is not None
         network = self.network
+        self.path.learn_mac(BROADCAST_MAC)
         if network.ip4 and network.ip4.address:
             self._link.write_frame(arp.request(network.host_mac, network.ip4.gateway, network.ip4.address))
         if network.ip6 and network.ip6.address:

@@ -68,9 +68,12 @@ class HostSocket:
     def sendmsg(self, pieces: Sequence[memoryview], control: Any, flags: int, address: Any) -> None:
         del flags
         data = b"".join(pieces)
-        ((level, kind, value),) = control
-        assert (level, kind) == (SOL_UDP, UDP_SEGMENT)
-        (segment,) = struct.unpack("@H", value)
+        segments = [value for level, kind, value in control if (level, kind) == (SOL_UDP, UDP_SEGMENT)]
+        if not segments:
+            # One datagram, with a mark that is not the ordinary one.
+            self.sendto(memoryview(data), address)
+            return
+        (segment,) = struct.unpack("@H", segments[0])
         assert 1 < len(pieces) <= 64
         assert len(data) <= 65487
         self.sent += [(address, data[at : at + segment]) for at in range(0, len(data), segment)]

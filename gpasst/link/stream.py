@@ -71,6 +71,11 @@ class Stream:
         self._queue: deque[memoryview] = deque()
         self._queued = 0
 
+    @property
+    def ready(self) -> bool:
+        """Whether anybody is there."""
+        return self.socket is not None
+
     def connect(self, sock: RawSocket) -> None:
         """Begin to write to a guest."""
         self.socket = sock

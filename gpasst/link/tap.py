@@ -29,6 +29,8 @@ class Tap:
     :param capture: where to record what crosses, or None.
     """
 
+    ready = True  # whether anybody is there
+
     def __init__(
         self, fd: int, counters: Counters, superframes: frozenset[int], capture: Capture | None = None
     ) -> None:
