@@ -4,8 +4,8 @@ Theory of operation: `recvmmsg` fills slots that lie one behind the other, each 
 that a burst of equal datagrams lands as one contiguous block: a superframe that can be passed on in one call without
 touching its datagrams. Behind each slot a second buffer catches what is longer.
 
-1. A *run* is a stretch of datagrams of one sender and one size, of which only the last may be shorter. What the kernel
-   joined already (UDP_GRO, Linux 5.0) is a run by itself.
+1. A *run* is a stretch of datagrams of one sender, size and mark, of which only the last may be shorter. What the
+   kernel joined already (UDP_GRO, Linux 5.0) is a run by itself. The mark is TOS times 256 plus TTL.
 2. Runs come in the order of arrival, and every datagram keeps its own length.
 3. The buffers belong to the receiver: a run is valid until the next `receive`.
 
@@ -30,6 +30,10 @@ IPPROTO_IP: Final = 0
 IPPROTO_IPV6: Final = 41
 IP_PKTINFO: Final = 8
 IPV6_PKTINFO: Final = 50
+IP_TOS: Final = 1
+IP_TTL: Final = 2
+IPV6_HOPLIMIT: Final = 52
+IPV6_TCLASS: Final = 67
 MSG_DONTWAIT: Final = 0x40
 
 SLOTS = 64  # datagrams per system call; UDP_MAX_SEGMENTS of Linux before 6.9
@@ -37,7 +41,9 @@ RUN_BYTES = {4: 65507, 6: 65487}  # payload bytes that fit one superframe: 65535
 DATAGRAM_BYTES = 65535
 FIRST_STRIDE = 1472  # bytes; a full Ethernet frame's payload
 _MMSGHDR = 64  # bytes of struct mmsghdr on 64-bit Linux
-_CONTROL = 96  # bytes of control messages per datagram: UDP_GRO 24 and packet info 40, rounded up
+_CONTROL = 112  # bytes of control messages per datagram: UDP_GRO 24, packet info 40, TOS and TTL 24 each
+_TOLD_LIMIT = 4096  # different control messages whose meaning is remembered
+UNTOLD = 255  # the mark of a datagram whose socket tells neither TOS nor TTL
 _NAME = {4: 16, 6: 28}  # bytes of sockaddr_in and sockaddr_in6
 _SENDER = {4: 8, 6: 28}  # bytes of these that tell senders apart
 
@@ -52,8 +58,8 @@ _recvmmsg = _libc.recvmmsg
 _recvmmsg.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p]
 _recvmmsg.restype = ctypes.c_int
 
-# (raw sender key, payload bytes in all, payload bytes of each datagram, payload)
-Run = tuple[bytes, int, int, list[memoryview]]
+# (raw sender key, payload bytes in all, payload bytes of each datagram, payload, TOS times 256 plus TTL)
+Run = tuple[bytes, int, int, list[memoryview], int]
 
 
 def sender_key(family: int, address: bytes, port: int, scope: int) -> bytes:
@@ -98,6 +104,9 @@ class Receiver:
         self._sender = _SENDER[family]
         self._names = bytearray(self._name * SLOTS)
         self._controls = bytearray(_CONTROL * SLOTS)
+        self._controls_view = memoryview(self._controls)
+        # What control messages mean: they repeat, and taking them apart costs more than looking them up.
+        self._told: dict[bytes, tuple[bytes, int, int]] = {b"": (b"", 0, UNTOLD)}
         self._data = bytearray(2 * DATAGRAM_BYTES)
         self._overflow = bytearray(DATAGRAM_BYTES * SLOTS)
         self._vectors = bytearray(32 * SLOTS)
@@ -172,20 +181,20 @@ class Receiver:
         stride = self._stride
         lengths = self._lengths[:count].tolist()
         if lengths.count(stride) == count:
-            key, segment = self._describe(0, self._control_lengths[0])
+            key, segment, mark = self._describe(0, self._control_lengths[0])
             if not segment and self._uniform(count):
                 total = count * stride
-                return [(key, total, stride, [self._view[:total]])], more
+                return [(key, total, stride, [self._view[:total]], mark)], more
         return self._runs(lengths), more
 
     def _lone(self) -> Run:
         """Give the run that is the first datagram received."""
-        key, segment = self._describe(0, self._control_lengths[0])
+        key, segment, mark = self._describe(0, self._control_lengths[0])
         length = self._lengths[0]
         parts = self._parts(0, length)
         if length > self._stride or self._slots == 1:
             self._set_stride(length)
-        return key, length, segment or length, parts
+        return key, length, segment or length, parts, mark
 
     def _uniform(self, count: int) -> bool:
         """Tell whether all datagrams have the sender and the control messages of the first."""
@@ -207,23 +216,41 @@ class Receiver:
         beyond = length - self._stride
         return [self._view[at : at + self._stride], self._overflow_view[over : over + beyond]]
 
-    def _describe(self, i: int, used: int) -> tuple[bytes, int]:
-        """Give the raw key of datagram `i`, and the segment size if the kernel joined it from several."""
+    def _describe(self, i: int, used: int) -> tuple[bytes, int, int]:
+        """Give the raw key of datagram `i`, the segment size if the kernel joined it from several, and its mark."""
         key = bytes(self._names[i * self._name : i * self._name + self._sender])
-        segment = 0
         position = i * _CONTROL
-        end = position + used
+        raw = self._controls_view[position : position + used].tobytes()
+        local, segment, mark = self._told.get(raw) or self._read(raw)
+        return (key + local if local else key), segment, mark
+
+    def _read(self, raw: bytes) -> tuple[bytes, int, int]:
+        """Take control messages apart: the addressed address as keys tell it, segment size and mark."""
+        local, segment, tos, ttl = b"", 0, UNTOLD >> 8, UNTOLD & 0xFF
+        position, end = 0, len(raw)
         while position + 16 <= end:
-            size, level, kind = _cmsg(self._controls, position)
+            size, level, kind = _cmsg(raw, position)
+            start = position + 16
             if level == SOL_UDP and kind == UDP_GRO:
-                (segment,) = _int(self._controls, position + 16)
+                (segment,) = _int(raw, start)
+            elif level == IPPROTO_IP and kind == IP_TOS:
+                tos = raw[start]  # the one that is a single byte
+            elif level == IPPROTO_IP and kind == IP_TTL:
+                (ttl,) = _int(raw, start)
             elif level == IPPROTO_IP and kind == IP_PKTINFO:
                 # The middle of in_pktinfo: the local address, also for a broadcast.
-                key += self._controls[position + 20 : position + 24]
+                local = raw[start + 4 : start + 8]
             elif level == IPPROTO_IPV6 and kind == IPV6_PKTINFO:
-                key += self._controls[position + 16 : position + 36]
+                local = raw[start : start + 20]
+            elif level == IPPROTO_IPV6 and kind == IPV6_TCLASS:
+                (tos,) = _int(raw, start)
+            elif level == IPPROTO_IPV6 and kind == IPV6_HOPLIMIT:
+                (ttl,) = _int(raw, start)
             position += (size + 7) & ~7
-        return key, segment
+        if len(self._told) >= _TOLD_LIMIT:
+            self._told.clear()
+        told = self._told[raw] = local, segment, (tos & 0xFF) << 8 | ttl & 0xFF
+        return told
 
     def _runs(self, lengths: list[int]) -> list[Run]:
         """Cut a mixed batch of at least two datagrams into runs."""
@@ -231,25 +258,25 @@ class Receiver:
         stride, view = self._stride, self._view
         used = self._control_lengths[: len(lengths)].tolist()
         open_key: bytes | None = None
-        start = total = 0
+        start = total = open_mark = 0
         for i, length in enumerate(lengths):
-            key, segment = self._describe(i, used[i])
+            key, segment, mark = self._describe(i, used[i])
             if open_key is not None:
-                if key == open_key and not segment and 0 < length <= stride:
+                if key == open_key and mark == open_mark and not segment and 0 < length <= stride:
                     total += length
                     if length == stride:
                         continue
-                    runs.append((key, total, stride, [view[start : start + total]]))
+                    runs.append((key, total, stride, [view[start : start + total]], open_mark))
                     open_key = None
                     continue
-                runs.append((open_key, total, stride, [view[start : start + total]]))
+                runs.append((open_key, total, stride, [view[start : start + total]], open_mark))
                 open_key = None
             if length == stride and not segment:
-                open_key, start, total = key, i * stride, length
+                open_key, open_mark, start, total = key, mark, i * stride, length
             else:
-                runs.append((key, length, segment or length, self._parts(i, length)))
+                runs.append((key, length, segment or length, self._parts(i, length), mark))
         if open_key is not None:
-            runs.append((open_key, total, stride, [view[start : start + total]]))
+            runs.append((open_key, total, stride, [view[start : start + total]], open_mark))
         # Any layout takes any size; laying the slots out anew pays when more of one size follow.
         if len(lengths) == self._slots or lengths[-1] == lengths[-2]:
             self._set_stride(lengths[-1])

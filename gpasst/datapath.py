@@ -254,7 +254,7 @@ class Upward:
                 # What woke the watcher is an error that a send has come upon before.
                 self._notices.queued(endpoint)
             try:
-                for key, total, segment, payload in runs:
+                for key, total, segment, payload, mark in runs:
                     peer = peers.get(key)
                     if peer is None:
                         try:
@@ -265,8 +265,11 @@ class Upward:
                     if peer.header is None:
                         self._splice.forward(peer, payload, segment)  # type: ignore[union-attr]
                     else:
+                        header = peer.header
                         activity[peer.byte] |= peer.bit
-                        self._link.write_datagrams(peer.header, total, segment, payload)  # type: ignore[union-attr]
+                        if mark != header.mark:
+                            header.remark(mark)
+                        self._link.write_datagrams(header, total, segment, payload)  # type: ignore[union-attr]
                     moved += 1 if segment >= total else 2
             finally:
                 # Whatever happens, before the next receive: what was gathered lies in the receiver's buffers.

@@ -16,14 +16,18 @@ from typing import Any
 
 from gpasst.batch import (
     IP_PKTINFO,
+    IP_TOS,
+    IP_TTL,
     IPPROTO_IP,
     IPPROTO_IPV6,
+    IPV6_HOPLIMIT,
     IPV6_PKTINFO,
+    IPV6_TCLASS,
     SOL_UDP,
     UDP_SEGMENT,
 )
 from gpasst.counters import Counters, Drop, Tally
-from gpasst.sockets import IP_TOS, IP_TTL, IPV6_HOPLIMIT, IPV6_TCLASS, socket_address
+from gpasst.sockets import socket_address
 from gpasst.udp.addresses import is_multicast
 from gpasst.udp.headers import ORDINARY
 from gpasst.udp.mappings import Peer

@@ -15,6 +15,7 @@ from gpasst.batch import (
     AF_INET,
     AF_INET6,
     IP_PKTINFO,
+    IP_TTL,
     IPPROTO_IP,
     IPPROTO_IPV6,
     SOL_UDP,
@@ -37,16 +38,16 @@ SO_RCVBUF: Final = 8
 SO_BINDTODEVICE: Final = 25
 SO_SNDBUFFORCE: Final = 32
 SO_RCVBUFFORCE: Final = 33
-IP_TOS: Final = 1
-IP_TTL: Final = 2
 IP_RECVERR: Final = 11
+IP_RECVTTL: Final = 12
+IP_RECVTOS: Final = 13
 IP_FREEBIND: Final = 15
 IPV6_UNICAST_HOPS: Final = 16
 IPV6_RECVERR: Final = 25
 IPV6_V6ONLY: Final = 26
 IPV6_RECVPKTINFO: Final = 49
-IPV6_HOPLIMIT: Final = 52
-IPV6_TCLASS: Final = 67
+IPV6_RECVHOPLIMIT: Final = 51
+IPV6_RECVTCLASS: Final = 66
 IPV6_FREEBIND: Final = 78
 IPPROTO_ICMP: Final = 1
 IPPROTO_ICMPV6: Final = 58
@@ -106,10 +107,14 @@ def prepare(sock: RawSocket, family: int, gro: bool, packet_info: bool) -> RawSo
 
 
 # What sockets that stand for the guest's have over those of splice pairs: they keep the ICMP errors that their
-# datagrams meet (`error_queue`), and send with the ordinary mark where none is given.
+# datagrams meet (`error_queue`), tell the mark of what they receive, and send with the ordinary one where
+# none is given.
 STAND_INS = {
-    4: (IPPROTO_IP, ((IP_RECVERR, 1), (IP_TTL, ORDINARY))),
-    6: (IPPROTO_IPV6, ((IPV6_RECVERR, 1), (IPV6_UNICAST_HOPS, ORDINARY))),
+    4: (IPPROTO_IP, ((IP_RECVERR, 1), (IP_RECVTOS, 1), (IP_RECVTTL, 1), (IP_TTL, ORDINARY))),
+    6: (
+        IPPROTO_IPV6,
+        ((IPV6_RECVERR, 1), (IPV6_RECVTCLASS, 1), (IPV6_RECVHOPLIMIT, 1), (IPV6_UNICAST_HOPS, ORDINARY)),
+    ),
 }
 
 

@@ -142,7 +142,7 @@ class Splice:
                 continue
             if runs:
                 self.pairs.ages.activity[pair.byte] |= pair.bit
-            for _key, total, segment, payload in runs:
+            for _key, total, segment, payload, _mark in runs:
                 send_run(pair.back, _whole(payload), segment, self._most, self._counters.spliced, self._counters)
                 moved += 1 if segment >= total else 2
             if not more:

@@ -22,6 +22,7 @@ from gpasst.batch import (
     SOL_UDP,
     UDP_GRO,
     UDP_SEGMENT,
+    UNTOLD,
     Receiver,
     sender_key,
     split_key,
@@ -65,7 +66,7 @@ def drain(receiver: Receiver, sock: socket.socket) -> Iterator[tuple[bytes, int,
     """Receive until nothing is left; check what every run promises."""
     while True:
         runs, more = receiver.receive(sock.fileno())
-        for key, total, segment, parts in runs:
+        for key, total, segment, parts, _ in runs:
             payload = b"".join(parts)
             assert len(payload) == total
             assert segment <= total or not total
@@ -154,7 +155,8 @@ def test_a_burst_of_equal_datagrams_is_one_run(family: int) -> None:
             for piece in pieces:
                 sender.send(piece)
             (run,), more = receiver.receive(target.fileno())
-            key, total, segment, parts = run
+            key, total, segment, parts, mark = run
+            assert mark == UNTOLD
             assert key == sender_key(family, ip(LOOPBACK[family]), port_of(sender), 0)
             assert (total, segment, len(parts), more) == (40 * FIRST_STRIDE, FIRST_STRIDE, 1, False)
             assert bytes(parts[0]) == b"".join(pieces)
@@ -229,7 +231,7 @@ def test_fewer_slots_make_smaller_batches_of_the_same(family: int, slots: int) -
         for _ in range(slots + 1):
             sender.send(bytes(500))
         runs, more = receiver.receive(target.fileno())
-        assert sum(max(1, -(-total // (segment or 1))) for _, total, segment, _ in runs) == slots
+        assert sum(max(1, -(-total // (segment or 1))) for _, total, segment, *_ in runs) == slots
         assert more
 
 
@@ -352,3 +354,59 @@ def test_no_socket_is_an_error() -> None:
 def test_keys_can_be_read_back(fields: tuple[int, bytes, int, int, bytes]) -> None:
     family, address, port, scope, local = fields
     assert split_key(family, sender_key(family, address, port, scope) + local) == (address, port, scope, local)
+
+
+MARKED = {
+    4: ((0, 13), (0, 12), (socket.IPPROTO_IP, socket.IP_TOS), (socket.IPPROTO_IP, socket.IP_TTL)),
+    6: ((41, 66), (41, 51), (socket.IPPROTO_IPV6, socket.IPV6_TCLASS), (socket.IPPROTO_IPV6, 16)),
+}
+
+
+@pytest.mark.parametrize("gro", [False, True], ids=["each", "joined"])
+@pytest.mark.parametrize("info", [False, True], ids=["", "told"])
+@FAMILIES
+@settings(max_examples=30, deadline=None)
+@given(
+    bursts=st.lists(
+        st.tuples(st.integers(0, 255), st.integers(1, 255), st.sampled_from([0, 20, FIRST_STRIDE]), st.integers(1, 5)),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_runs_are_cut_where_the_mark_changes(
+    family: int, info: bool, gro: bool, bursts: list[tuple[int, int, int, int]]
+) -> None:
+    receiver = Receiver(family)
+    tos, ttl, set_tos, set_ttl = MARKED[family]
+    with sockets(family, 1, gro, info) as (target, sender):
+        for option in (tos, ttl):
+            target.setsockopt(*option, 1)
+        expected = []
+        for number, (class_, hops, size, count) in enumerate(bursts):
+            sender.setsockopt(*set_tos, class_)
+            sender.setsockopt(*set_ttl, hops)
+            for copy in range(count):
+                piece = bytes([number, copy])[:size] + bytes(max(0, size - 2))
+                sender.send(piece)
+                expected.append((piece, class_ << 8 | hops))
+        got = []
+        while True:
+            runs, _ = receiver.receive(target.fileno())
+            if not runs:
+                break
+            for _, total, segment, parts, mark in runs:
+                got += [(piece, mark) for piece in cut(total, segment, b"".join(parts))]
+        assert got == expected
+
+
+def test_equal_marks_stay_one_run() -> None:
+    receiver = Receiver(4)
+    with sockets(4, info=True) as (target, sender):
+        for option in MARKED[4][:2]:
+            target.setsockopt(*option, 1)
+        sender.setsockopt(*MARKED[4][2], 0xB9)
+        for _ in range(3):
+            for _ in range(40):
+                sender.send(bytes(FIRST_STRIDE))
+            ((_, total, segment, _, mark),), _ = receiver.receive(target.fileno())
+            assert (total, segment, mark) == (40 * FIRST_STRIDE, FIRST_STRIDE, 0xB940)

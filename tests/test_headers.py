@@ -49,6 +49,7 @@ def built(
     size: int,
     udp_checksum: int,
     virtio: dict[str, int],
+    mark: int = 255,
 ) -> bytes:
     """Build a header from its declaration; the IPv4 checksum by adding words."""
     source, guest, port, guest_port = ends
@@ -59,10 +60,12 @@ def built(
     }
     addresses = {"source": source, "destination": guest}
     if family == 6:
-        fields["ip"] = {"payload_length": size + 8, "next_header": 17, "hop_limit": 255, **addresses}
+        hops = {"traffic_class": mark >> 8, "hop_limit": mark & 255}
+        fields["ip"] = {"payload_length": size + 8, "next_header": 17, **hops, **addresses}
         frame: bytes = UDP6_FRAME.build(fields)
         return frame
-    fields["ip"] = {"total_length": size + 28, "ttl": 255, "protocol": 17, **addresses}
+    hops = {"tos": mark >> 8, "ttl": mark & 255}
+    fields["ip"] = {"total_length": size + 28, "protocol": 17, **hops, **addresses}
     blank = UDP4_FRAME.build(fields)
     fields["ip"]["checksum"] = 0xFFFF ^ word_sum(blank[24:44])
     frame = UDP4_FRAME.build(fields)
@@ -180,3 +183,22 @@ def test_a_new_mac_address_changes_nothing_else(family: int) -> None:
     one.readdress(b"\x02\0\0\0\0\x07")
     after = bytes(one.fill(100, 100))
     assert after == before[:VIRTIO] + b"\x02\0\0\0\0\x07" + before[VIRTIO + 6 :]
+
+
+MARKS = st.integers(0, 0xFFFF) | st.sampled_from([0, 64, 255, 0x0140, 0x0240, 0x0340, 0xB840, 0xFFFF])
+
+
+@FAMILIES
+@given(steps=st.lists(st.tuples(MARKS, st.integers(0, 3000), st.integers(1, 3000)), min_size=1, max_size=6))
+def test_marks_are_patched_like_those_built_anew(family: int, steps: list[tuple[int, int, int]]) -> None:
+    one = header(family)
+    ends = SOURCE[family], GUEST[family], 40000, 5000
+    for mark, size, segment in steps:
+        if mark != one.mark:
+            one.remark(mark)
+        assert one.mark == mark
+        partial = 0
+        if family == 6 or segment < size:
+            partial = word_sum(pseudo(family, *ends[:2], size + 8))
+        expected = built(family, (GUEST_MAC, HOST_MAC), ends, size, partial, offload(family, size, segment), mark)
+        assert one.fill(size, segment) == expected

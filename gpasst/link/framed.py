@@ -81,9 +81,10 @@ class FramedReceiver(Receiver):
         lengths = self._lengths[:count].tolist()
         stride = self._stride
         if count > 1 and lengths.count(stride) == count:
-            key, segment = self._describe(0, self._control_lengths[0])
+            key, segment, mark = self._describe(0, self._control_lengths[0])
             if not segment and self._uniform(count):
-                return [(key, count * stride, stride, [self._view[: count * self._step], self._layout])], more
+                frames = self._view[: count * self._step]
+                return [(key, count * stride, stride, [frames, self._layout], mark)], more
         return self._runs(lengths), more
 
     def _set_stride(self, stride: int) -> None:
@@ -120,10 +121,10 @@ class FramedReceiver(Receiver):
 
     def _joined(self) -> Run:
         """Give the one run that came into the layout for joined datagrams."""
-        key, segment = self._describe(0, self._control_lengths[0])
+        key, segment, mark = self._describe(0, self._control_lengths[0])
         length, laid = self._lengths[0], self._segment
         if segment == laid and length <= laid * self._room:
-            return key, length, segment, [self._frames(0, length, segment), self._layout]
+            return key, length, segment, [self._frames(0, length, segment), self._layout], mark
         step = frame_bytes(self.family, laid)
         starts = range(self._gap, self._gap + step * min(self._room, -(-length // laid)), step)
         pieces = [self._view[at : at + laid] for at in starts]
@@ -133,7 +134,7 @@ class FramedReceiver(Receiver):
         else:
             self._use(False)
             self._set_stride(length)
-        return key, length, segment or length, [self._copied(whole, segment or length)]
+        return key, length, segment or length, [self._copied(whole, segment or length)], mark
 
     def _runs(self, lengths: list[int]) -> list[Run]:
         """Cut a batch in the layout for single datagrams into runs."""
@@ -141,30 +142,30 @@ class FramedReceiver(Receiver):
         stride, step = self._stride, self._step
         used = self._control_lengths[: len(lengths)].tolist()
         open_key: bytes | None = None
-        start = total = joined = 0
+        start = total = joined = open_mark = 0
         for i, length in enumerate(lengths):
-            key, segment = self._describe(i, used[i])
+            key, segment, mark = self._describe(i, used[i])
             if open_key is not None:
-                if key == open_key and not segment and 0 < length <= stride:
+                if key == open_key and mark == open_mark and not segment and 0 < length <= stride:
                     total += length
                     if length < stride:
-                        runs.append((key, total, stride, [self._frames(start, total, stride)]))
+                        runs.append((key, total, stride, [self._frames(start, total, stride)], open_mark))
                         open_key = None
                     continue
-                runs.append((open_key, total, stride, [self._frames(start, total, stride)]))
+                runs.append((open_key, total, stride, [self._frames(start, total, stride)], open_mark))
                 open_key = None
             if length == stride and not segment:
-                open_key, start, total = key, i * step, length
+                open_key, open_mark, start, total = key, mark, i * step, length
             elif length <= stride and segment in (0, length):
-                runs.append((key, length, length, [self._frames(i * step, length, length)]))
+                runs.append((key, length, length, [self._frames(i * step, length, length)], mark))
             else:
                 joined = segment if segment < length else 0
                 whole = bytes(self._view[i * step + self._gap : i * step + self._gap + min(length, stride)])
                 over = i * DATAGRAM_BYTES
                 whole += self._overflow_view[over : over + max(0, length - stride)]
-                runs.append((key, length, segment or length, [self._copied(whole, segment or length)]))
+                runs.append((key, length, segment or length, [self._copied(whole, segment or length)], mark))
         if open_key is not None:
-            runs.append((open_key, total, stride, [self._frames(start, total, stride)]))
+            runs.append((open_key, total, stride, [self._frames(start, total, stride)], open_mark))
         if joined:
             self._use(True, joined)
         elif len(lengths) == 1:

@@ -33,9 +33,14 @@ VIRTIO_SIZE = VIRTIO_NET_CODEC.size
 UDP_SIZE = UDP_CODEC.size
 ORDINARY = 64  # the mark of TOS or traffic class 0 and TTL or hop limit 64: what most systems send
 IP4_SIZE = 20  # bytes, without options
+HOP_LIMIT = 255
 
 _MAC = UDP4.offset("ethernet.destination")
 _IP = UDP4.offset("ip.version")
+_TOS4 = UDP4.offset("ip.tos")
+_TTL4 = UDP4.offset("ip.ttl")
+_HOPS6 = UDP6.offset("ip.hop_limit")
+_VERSION6 = 0x6000
 _LENGTH4 = UDP4.offset("ip.total_length")
 _CHECKSUM4 = UDP4.offset("ip.checksum")
 _LENGTH6 = UDP6.offset("ip.payload_length")
@@ -56,6 +61,7 @@ _put_words = struct.Struct(">HH").pack_into
 class Header:
     """Virtio-net, Ethernet, IP and UDP header of one peer's upward frames.
 
+    :ivar mark: their mark; that of what does not come from a socket is TOS 0 and TTL 255.
     :param family: 4 or 6.
     :param destination_mac: the guest's, 6 bytes.
     :param source_mac: the host's as the guest sees it, 6 bytes.
@@ -65,7 +71,7 @@ class Header:
     :param destination_port: the guest's port.
     """
 
-    __slots__ = ("buffer", "family", "framing", "ip_sum", "pseudo", "segment", "total")
+    __slots__ = ("buffer", "family", "framing", "ip_sum", "mark", "pseudo", "segment", "total")
 
     def __init__(
         self,
@@ -81,8 +87,9 @@ class Header:
             (udp4_template, checksum.pseudo_sum4) if family == 4 else (udp6_template, checksum.pseudo_sum6)
         )
         self.family = family
+        self.mark = HOP_LIMIT
         self.buffer = bytearray(
-            template(destination_mac, source_mac, source, destination, source_port, destination_port)
+            template(destination_mac, source_mac, source, destination, source_port, destination_port, HOP_LIMIT)
         )
         start = _UDP4 if family == 4 else _UDP6
         self.pseudo = pseudo_sum(source, destination, PROTOCOL_UDP)
@@ -94,6 +101,22 @@ class Header:
         """Send to another MAC address from now on."""
         self.buffer[_MAC : _MAC + 6] = destination_mac
         self.framing = NO_FRAMING
+
+    def remark(self, mark: int) -> None:
+        """Send with another TOS and TTL, or traffic class and hop limit, from now on."""
+        buffer = self.buffer
+        self.mark = mark
+        self.total = self.segment = -1
+        self.framing = NO_FRAMING
+        if self.family == 6:
+            # Between the version and the flow label, which is 0.
+            _put_word(buffer, _IP, _VERSION6 | mark >> 8 << 4)
+            buffer[_HOPS6] = mark & 0xFF
+            return
+        # RFC 1624: what no longer counts is added as its complement.
+        old = buffer[_TOS4] + (buffer[_TTL4] << 8)
+        buffer[_TOS4], buffer[_TTL4] = mark >> 8, mark & 0xFF
+        self.ip_sum = checksum.fold(self.ip_sum + 2 * 0xFFFF - old + (mark >> 8) + ((mark & 0xFF) << 8))
 
     def fill(self, total: int, segment: int) -> bytearray:
         """Give the header of a superframe for a link that offloads.

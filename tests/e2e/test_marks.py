@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import gpasst
-from tests.e2e.test_udp import ENGINES, FAMILY, FAR, LOOPBACK, expire, gateway, guest_socket
+from tests.e2e.test_udp import ENGINES, FAMILY, FAR, HOST, LOOPBACK, expire, gateway, guest_socket
 from tests.lab import Remote, bound, host_socket
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
@@ -20,7 +20,6 @@ HOPS = {4: (socket.IPPROTO_IP, socket.IP_TTL), 6: (socket.IPPROTO_IPV6, socket.I
 RECV = {4: ((socket.IPPROTO_IP, 13), (socket.IPPROTO_IP, 12)), 6: ((41, 66), (41, 51))}
 SEEN = {(0, 1): "tos", (0, 2): "hops", (41, 67): "tos", (41, 52): "hops"}
 UDP_SEGMENT = 103
-UDP_GRO = 104
 MARKS = [(0, 64), (1, 64), (2, 64), (3, 64), (0xB8, 64), (0xB9, 17), (0, 255), (0, 64), (0xFF, 9), (0, 128)]
 Seen = tuple[bytes, int, int]
 
@@ -124,3 +123,29 @@ def test_a_multicast_ttl_is_the_guests(net: gpasst.Pasta, remote: Remote) -> Non
             guest.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, hops)
             guest.sendto(b"all", (group, server.getsockname()[1]))
             assert seen(server) == (b"all", 0, hops)
+
+
+def test_marks_of_the_remote_machine_reach_the_guest(net: gpasst.Pasta, remote: Remote, family: int) -> None:
+    with bound(remote.socket(FAMILY[family]), FAR[family]) as client, guest_socket(net, family, 5000) as guest:
+        watching(guest, family)
+        expected = send_all(client, family, (HOST[family], 5000))
+        assert [seen(guest) for _ in expected] == expected
+
+
+def test_marks_of_answers_reach_the_guest(net: gpasst.Pasta, remote: Remote, family: int) -> None:
+    with bound(remote.socket(FAMILY[family]), FAR[family]) as server, guest_socket(net, family) as guest:
+        watching(guest, family).sendto(b"?", server.getsockname()[:2])
+        _, sender = server.recvfrom(9)
+        expected = send_all(server, family, sender)
+        assert [seen(guest) for _ in expected] == expected
+
+
+def test_marks_of_superframes_to_the_guest(net: gpasst.Pasta, remote: Remote, family: int) -> None:
+    control = [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("@H", 100))]
+    with bound(remote.socket(FAMILY[family]), FAR[family]) as server, guest_socket(net, family) as guest:
+        watching(guest, family).sendto(b"?", server.getsockname()[:2])
+        _, sender = server.recvfrom(9)
+        for mark in MARKS:
+            marked(server, family, mark)
+            server.sendmsg([bytes(1050)], control, 0, sender)
+            assert [seen(guest) for _ in range(11)] == [(bytes(100), *mark)] * 10 + [(bytes(50), *mark)]
