@@ -27,7 +27,7 @@ from gpasst.known import KnownPeers
 from gpasst.link.fragments import Reassembly
 from gpasst.link.packets import Packet, parse_ip, parse_udp
 from gpasst.network import GuestNetwork
-from gpasst.services import arp, dhcp, dhcpv6, ndp, tcp
+from gpasst.services import arp, dhcp, dhcpv6, icmp_errors, ndp, tcp
 from gpasst.services.dhcp_formats import DHCP_SERVER_PORT, DHCPV6_SERVER_PORT
 from gpasst.udp.addresses import is_loopback
 from gpasst.udp.guest import GuestPath
@@ -56,6 +56,7 @@ class Services:
     :ivar echo: takes the guest's echo requests.
     :ivar tcp: whether TCP is answered with RST.
     :ivar udp: whether UDP is carried.
+    :ivar errors: takes the guest's ICMP errors.
     """
 
     router: ndp.Router | None = None
@@ -64,6 +65,7 @@ class Services:
     echo: Callable[[Packet], None] | None = None
     tcp: bool = True
     udp: bool = True
+    errors: Callable[[Packet], None] | None = None
 
 
 class Dispatch:
@@ -191,6 +193,9 @@ class Dispatch:
                 answer = ndp.answer(services.router, packet, self._path.guest_mac, own)
                 if answer:
                     self._link.write_frame(answer)
+            return
+        if services.errors and packet.payload and packet.payload[0] in icmp_errors.TYPES[packet.family]:
+            services.errors(packet)
             return
         if services.echo is None:
             raise PacketError(Drop.PROTOCOL_DISABLED)

@@ -47,6 +47,7 @@ from gpasst.link.tap import Tap
 from gpasst.network import GuestNetwork, pack
 from gpasst.pings import Exchange, Pings
 from gpasst.portspec import EPHEMERAL, reverse
+from gpasst.refusals import GuestErrors, Refusals
 from gpasst.services import arp, dhcpv6, ndp
 from gpasst.sockets import open_own, supported, text
 from gpasst.splice import Splice
@@ -141,6 +142,7 @@ class Proxy:
             filtered=config.udp_filter == "address",
             now=self._now(),
         )
+        self._refusals = Refusals(namespace.sockets if namespace else None)
         self._capture: Capture | None = None
         self._link: Tap | Stream | None = None
         self._guests: Guests | None = None
@@ -160,7 +162,14 @@ class Proxy:
                 self._now(),
             )
             self._splice = Splice(
-                pairs, namespace.sockets, self._watch_pair, self._unwatch, receivers, self.counters, features
+                pairs,
+                namespace.sockets,
+                self._watch_pair,
+                self._unwatch,
+                self._refusals,
+                receivers,
+                self.counters,
+                features,
             )
         self._upward = Upward(self._link, self.path, self._splice, receivers, self.counters)
         self._mappings = Worker(self._hub, self._upward.step, self.counters, self._after)
@@ -214,6 +223,7 @@ class Proxy:
             None if config.no_icmp else self._pings.request,
             not config.no_tcp,
             not config.no_udp,
+            None if config.no_icmp or config.no_udp else GuestErrors(self._refusals, self.path, counters).take,
         )
         self._dispatch = Dispatch(link, self.path, services, counters, self._now)
         if isinstance(link, Tap):
@@ -303,6 +313,7 @@ class Proxy:
         self._forwards.close()
         if self._splice:
             self._splice.close()
+        self._refusals.close()
         if self._link:
             self._pings.close()
         if self._guests:
@@ -444,6 +455,7 @@ QUIET_DROPS = dict.fromkeys(
         Drop.SEND_FAILED,
         Drop.TCP,
         Drop.FILTERED,
+        Drop.GUEST_ERROR,
     ),
     logging.DEBUG,
 )

@@ -5,8 +5,7 @@ asking anyone: its socket comes from a pool of sockets made in the namespace bef
 then cross in one receive and one send, as superframes where the kernel joins and splits them.
 
 The kernel reports a closed port on the pair's connected socket. The error is read there, counted, and passed on to the
-sender as the ICMP error that it would have got, through a raw socket on the sender's side. The namespace's owner may
-have one there; on the host it takes CAP_NET_RAW, and without it the error is only counted.
+sender as the ICMP error that it would have got, where that can be done (`refusals`).
 """
 
 from __future__ import annotations
@@ -16,19 +15,16 @@ import logging
 from _socket import inet_pton
 from _socket import socket as RawSocket  # a class
 from collections.abc import Callable
-from typing import Final
 
 from gpasst.batch import Receiver
 from gpasst.counters import Counters, Drop
 from gpasst.errors import GpasstError, PacketError
 from gpasst.features import Feature
+from gpasst.refusals import MakeSockets, Refusals
 from gpasst.sends import SEGMENTS_PER_SEND, Sender, answering, send_run
 from gpasst.services.icmp_errors import port_unreachable
 from gpasst.sockets import (
-    IPPROTO_ICMP,
-    IPPROTO_ICMPV6,
     SOCK_DGRAM,
-    SOCK_RAW,
     family_constant,
     new_udp_socket,
     prepare,
@@ -41,15 +37,9 @@ from gpasst.udp.splice import Pair, Pairs, Route
 
 POOL = 64  # sockets of a family kept ready; one message of the helper brings that many
 BATCHES_PER_STEP = 4
-SOL_RAW: Final = 255
-ICMP_FILTER: Final = 1  # linux/icmp.h: a set bit blocks a type
-ICMPV6_FILTER: Final = 1  # RFC 3542, section 3.2: likewise
 TRIES = 4  # sockets tried until one does not happen to be bound to its own target
 
 log = logging.getLogger(__name__)
-
-# Makes sockets in the namespace: (family constant, type, protocol, count) to descriptors.
-MakeSockets = Callable[[int, int, int, int], list[int]]
 
 
 class Splice:
@@ -59,6 +49,7 @@ class Splice:
     :param make_inside: makes sockets in the namespace, without switching to another greenlet.
     :param watch: begins to call back when a pair's socket is readable.
     :param unwatch: stops that; called before the socket is closed.
+    :param refusals: reports closed ports.
     :param receivers: the receiver of each family.
     :param counters: where traffic and drops are counted.
     :param features: what may move more than one datagram at once.
@@ -70,6 +61,7 @@ class Splice:
         make_inside: MakeSockets,
         watch: Callable[[Pair], None],
         unwatch: Callable[[Pair], None],
+        refusals: Refusals,
         receivers: dict[int, Receiver],
         counters: Counters,
         features: frozenset[Feature],
@@ -81,17 +73,16 @@ class Splice:
         self._counters = counters
         self._gro = Feature.GRO in features
         self._most = SEGMENTS_PER_SEND if Feature.GSO in features else 1
+        self._refusals = refusals
         self._receivers = receivers
         self._pool: dict[int, list[RawSocket]] = {}
-        self._raw: dict[tuple[bool, int], RawSocket | None] = {}
 
     def listen(self, inside: bool, family: int) -> None:
         """Get ready for pairs of senders on one side: a pool for their sockets, a raw socket for their errors."""
         if not inside and family not in self._pool:
             self._pool[family] = []
             self.top_up()
-        if (inside, family) not in self._raw:
-            self._raw[inside, family] = self._raw_socket(inside, family)
+        self._refusals.open(inside, family)
 
     def open(self, listener: Endpoint, key: bytes, source: bytes, port: int, scope: int, addressed: bytes) -> Pair:
         """Set up the pair of a new sender.
@@ -179,11 +170,10 @@ class Splice:
         for pair in list(self.pairs):
             self.pairs.remove(pair)
             self._end(pair)
-        for sock in [*(sock for pool in self._pool.values() for sock in pool), *self._raw.values()]:
-            if sock is not None:
+        for pool in self._pool.values():
+            for sock in pool:
                 sock.close()
         self._pool.clear()
-        self._raw.clear()
 
     def _end(self, pair: Pair) -> None:
         self._unwatch(pair)
@@ -236,37 +226,11 @@ class Splice:
 
     def _refuse(self, pair: Pair) -> None:
         """Tell a pair's sender that nobody listens where its datagrams go."""
-        raw = self._raw.get((pair.listener.inside, pair.listener.family))
-        if raw is None:
-            return
-        source, port, _ = pair.sender
+        source, port, scope = pair.sender
         addressed = pair.addressed[: len(source)]
         message = port_unreachable(source, port, addressed, pair.listener.port)
-        try:
-            raw.sendto(message, (text(source), 0))
-        except OSError as error:
-            log.debug("a refusal could not be reported: %s", error.strerror)
-            return
-        self._counters.refusals += 1
-
-    def _raw_socket(self, inside: bool, family: int) -> RawSocket | None:
-        kind, protocol = family_constant(family), IPPROTO_ICMP if family == 4 else IPPROTO_ICMPV6
-        try:
-            if inside:
-                (descriptor,) = self._make_inside(kind, SOCK_RAW, protocol, 1)
-                sock = RawSocket(fileno=descriptor)
-            else:
-                sock = RawSocket(kind, SOCK_RAW, protocol)
-        except (OSError, GpasstError) as error:
-            log.debug("refusals of IPv%d splice pairs are only counted: %s", family, error)
-            return None
-        # It only sends; without the filter the kernel would keep copies of all that arrives.
-        if family == 4:
-            sock.setsockopt(SOL_RAW, ICMP_FILTER, b"\xff" * 4)
-        else:
-            sock.setsockopt(IPPROTO_ICMPV6, ICMPV6_FILTER, b"\xff" * 32)
-        sock.setblocking(False)
-        return sock
+        if self._refusals.send(pair.listener.inside, message, source, scope):
+            self._counters.refusals += 1
 
 
 def _bind(sock: RawSocket, family: int, route: Route) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import itertools
+import os
 import socket
 import struct
 import time
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 import gpasst
+from gpasst.services.icmp_errors import port_unreachable
 from tests.e2e.test_udp import ENGINES, FAMILY, FAR, HOST, LOOPBACK, REMOTE, expire, gateway, guest_socket
 from tests.lab import (
     BEYOND4,
@@ -284,3 +286,45 @@ def test_a_ttl_that_is_used_up(net: gpasst.Pasta, family: int, hops: int) -> Non
             )
         else:
             assert (error.kind, error.offender) == (PORT_UNREACHABLE[family], FAR[family])
+
+
+@pytest.mark.parametrize("where", ["remote", "loopback"])
+def test_errors_of_the_guest_reach_the_sender(net: gpasst.Pasta, remote: Remote, family: int, where: str) -> None:
+    """Raw sockets on the host take CAP_NET_RAW."""
+    far = where == "remote"
+    made = remote.socket(FAMILY[family]) if far else host_socket(FAMILY[family])
+    before = net.statistics()
+    with bound(made, FAR[family] if far else HOST[family]) as client:
+        client.connect((HOST[family], 5001))
+        client.send(b"anyone?")
+        if os.geteuid():
+            wait(lambda: net.statistics().drops.get(gpasst.Drop.GUEST_ERROR.value, 0) > 0)
+            return
+        with pytest.raises(ConnectionRefusedError):
+            client.recv(9)
+    assert net.statistics().errors_down == before.errors_down + 1
+
+
+def test_errors_of_the_guest_reach_who_answers_too_late(net: gpasst.Pasta, remote: Remote, family: int) -> None:
+    if os.geteuid():
+        pytest.skip("needs to be root: raw sockets on the host take CAP_NET_RAW")
+    with bound(remote.socket(FAMILY[family]), FAR[family]) as server:
+        with guest_socket(net, family) as guest:
+            guest.sendto(b"?", server.getsockname()[:2])
+            _, sender = server.recvfrom(9)
+        server.connect(sender)
+        server.send(b"too late")
+        with pytest.raises(ConnectionRefusedError):
+            server.recv(9)
+
+
+def test_errors_of_the_guest_about_nothing_known_are_counted(net: gpasst.Pasta, family: int) -> None:
+    if os.geteuid():
+        pytest.skip("needs to be root: raw sockets of the guest take CAP_NET_RAW of its owner")
+    protocol = socket.IPPROTO_ICMP if family == 4 else socket.IPPROTO_ICMPV6
+    guest, peer = (socket.inet_pton(FAMILY[family], address[family]) for address in (HOST, FAR))
+    reason = gpasst.Drop.GUEST_ERROR.value
+    before = net.statistics().drops.get(reason, 0)
+    with net.socket(FAMILY[family], socket.SOCK_RAW, protocol) as raw:
+        raw.sendto(port_unreachable(peer, 7, guest, 7), (FAR[family], 0))
+        wait(lambda: net.statistics().drops.get(reason, 0) == before + 1)
