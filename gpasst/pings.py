@@ -2,7 +2,8 @@
 
 Theory of operation: an exchange is a guest address, an identifier and the address asked, as the guest sees it. Its
 socket is bound to the guest's identifier if that is free; the identifier is restored in answers, which come from the
-address that was asked. An exchange ends after `IDLE_SECONDS` without a request (context 5).
+address that was asked. An error that a request met reaches the guest as one about its own request. An exchange ends
+after `IDLE_SECONDS` without a request (context 5).
 
 NOTE: ping sockets need net.ipv4.ping_group_range to include a group of the process.
 """
@@ -15,12 +16,16 @@ from _socket import socket as RawSocket  # a class
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gpasst.counters import Counters, Drop
+from gpasst.counters import Counters, Drop, Tally
 from gpasst.dispatch import Link
+from gpasst.error_queue import read_errors
 from gpasst.errors import PacketError
 from gpasst.link.packets import Packet
+from gpasst.notices import Notices
+from gpasst.sends import answering, send_one
 from gpasst.services import echo
-from gpasst.sockets import ping_socket, socket_address
+from gpasst.services.icmp_errors import REFUSED, Problem, expired, quoted_echo
+from gpasst.sockets import ping_socket
 from gpasst.udp.guest import GuestPath
 
 IDLE_SECONDS = 60  # seed
@@ -39,12 +44,16 @@ class Exchange:
     :ivar key: guest address, address asked, identifier.
     :ivar socket: the ping socket.
     :ivar last: when the guest last asked, in monotonic seconds.
+    :ivar target: the address asked as the host sees it.
+    :ivar hop_limit: TTL or hop limit of the last request.
     :ivar answered: sequence number of the last answer.
     """
 
     key: Key
     socket: RawSocket
     last: int
+    target: bytes = b""
+    hop_limit: int = 0
     answered: int | None = None
 
 
@@ -74,6 +83,8 @@ class Pings:
         self._watch = watch
         self._unwatch = unwatch
         self._now = now
+        self._notices = Notices(link, path, counters)
+        self._sent = Tally()
         self._exchanges: dict[Key, Exchange] = {}
         self._warned = False
 
@@ -89,22 +100,30 @@ class Pings:
         key = (packet.source, packet.destination, request.identifier)
         exchange = self._exchanges.get(key) or self._open(packet.family, key)
         exchange.last = self._now()
-        try:
-            exchange.socket.sendto(request.message, socket_address(target.address, 0, target.scope))
-        except OSError as error:
-            raise PacketError(Drop.SEND_FAILED) from error
+        exchange.target, exchange.hop_limit = target.address, packet.hop_limit
+        sender = answering(exchange.socket, target.address, 0, target.scope, mark=packet.mark)
+        failure = send_one(sender, memoryview(request.message), self._sent, self._counters)
+        problem = REFUSED.get((packet.family, failure))
+        if problem is not None:
+            self._tell(exchange, problem, b"", request.message)
 
     def step(self, exchange: Exchange) -> None:
         """Pass on what has been answered."""
         source, identifier = exchange.key[1], exchange.key[2]
+        answered = False
         while True:
             try:
                 message = exchange.socket.recv(MESSAGE_BYTES)
             except BlockingIOError:
+                if not answered:
+                    # What woke the watcher is an error that a send has come upon before.
+                    self._errors(exchange)
                 return
             except OSError:
-                self._counters.socket_errors += 1
+                if not self._errors(exchange):
+                    self._counters.socket_errors += 1
                 return
+            answered = True
             sequence = echo.sequence_of(message)
             if sequence == exchange.answered:
                 self._counters.drop(Drop.ECHO_DUPLICATE)
@@ -114,6 +133,32 @@ class Pings:
             self._link.write_frame(
                 echo.reply(message, identifier, source, exchange.key[0], path.guest_mac, path.network.host_mac)
             )
+
+    def _errors(self, exchange: Exchange) -> int:
+        """Pass on the errors that requests met; give how many it was."""
+        errors = read_errors(exchange.socket, 4 if len(exchange.target) == 4 else 6)
+        self._counters.socket_errors += len(errors)
+        for error in errors:
+            if error.problem is not None:
+                self._tell(exchange, error.problem, error.offender, error.payload)
+        return len(errors)
+
+    def _tell(self, exchange: Exchange, problem: Problem, offender: bytes, request: bytes) -> None:
+        """Tell the guest what a request met.
+
+        :param offender: who reported it, as the host sees it; empty for the host itself.
+        :param request: the start of the request.
+        """
+        guest, asked, identifier = exchange.key
+        family = 4 if len(guest) == 4 else 6
+        hop_limit = 1 if expired(family, problem) else exchange.hop_limit
+        try:
+            shown = asked if offender == exchange.target else self._notices.shown(family, offender)
+            quoted = quoted_echo(guest, asked, request, identifier, hop_limit)
+        except PacketError as error:
+            self._counters.drop(error.reason)
+            return
+        self._notices.tell(problem, shown, guest, quoted)
 
     def scan(self, now: int) -> None:
         """End exchanges that have been idle for too long."""

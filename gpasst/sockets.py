@@ -237,6 +237,7 @@ def ping_socket(family: int, identifier: int) -> RawSocket:
             sock.bind((ANY[family], identifier))
         except OSError:
             sock.bind((ANY[family], 0))
+        stand_in(sock, family)
     except OSError:
         sock.close()
         raise

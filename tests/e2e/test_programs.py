@@ -15,7 +15,19 @@ import pytest
 import gpasst
 from tests.conftest import need
 from tests.e2e.ready import udp_port_bound
-from tests.lab import FAR4, FAR6, HOST4, HOST_LINK_LOCAL, REMOTE4, Remote
+from tests.lab import (
+    BEYOND4,
+    BEYOND6,
+    FAR4,
+    FAR6,
+    HOST4,
+    HOST_LINK_LOCAL,
+    REMOTE4,
+    REMOTE6,
+    UNREACHABLE4,
+    UNREACHABLE6,
+    Remote,
+)
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 
@@ -209,3 +221,15 @@ def test_the_capture_file_holds_what_crossed(tun: None, remote: Remote, tmp_path
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     # Superframes are split, and every checksum is right (1) or not computed (3).
     assert text.splitlines() == ["1008\t1\t1", "1008\t1\t1", "508\t1\t1", "14\t3\t1"]
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_ping_is_told_why_there_is_no_answer(tun: None, remote: Remote, family: int) -> None:
+    with gpasst.Pasta(config_net=True) as net:
+        command = [need("ping"), f"-{family}", "-n", "-c", "1", "-W", "2"]
+        target, router = (BEYOND4, REMOTE4) if family == 4 else (BEYOND6, REMOTE6)
+        done = net.run([*command, "-t", "1", target], capture_output=True, text=True)
+        assert f"From {router} icmp_seq=1 Time " in done.stdout, done.stdout + done.stderr
+        target = UNREACHABLE4 if family == 4 else UNREACHABLE6
+        done = net.run([*command, target], capture_output=True, text=True)
+        assert f"From {router} icmp_seq=1 Destination " in done.stdout, done.stdout + done.stderr
