@@ -332,7 +332,7 @@ def _wait(
         gevent.spawn(_print_statistics, proxy, stats)
     program = None
     if not isinstance(proxy, Pasta):
-        gevent.spawn(lambda: (proxy.wait(), stop.set(0)))
+        gevent.spawn(_await_end, proxy, stop)
     elif proxy.config.creates_namespace:
         shell = os.environ.get("SHELL") or "/bin/sh"
         try:
@@ -341,7 +341,7 @@ def _wait(
             raise ConfigurationError(f"{command[0]}: command not found", "check its name and PATH") from None
         gevent.spawn(lambda: stop.set(program.wait()))
     else:
-        gevent.spawn(lambda: (proxy.wait(), stop.set(0)))
+        gevent.spawn(_await_end, proxy, stop)
         if not proxy.config.no_netns_quit:
             gevent.spawn(_watch_namespace, proxy, stop)
     if identity:
@@ -362,11 +362,18 @@ def _wait(
     return status if status >= 0 else SIGNAL_BASE - status
 
 
+def _await_end(proxy: Pasta | Passt, stop: Any) -> None:
+    """Stop when the guest has gone for good, unless a signal came first."""
+    if not stop.ready():
+        proxy.wait()
+        stop.set(0)
+
+
 def _watch_namespace(pasta: Pasta, stop: Any) -> None:
     """Stop when the file of the joined namespace is gone or has become another's."""
     import gevent
 
-    while pasta.exists():
+    while not stop.ready() and pasta.exists():
         gevent.sleep(1)
     stop.set(0)
 
