@@ -82,7 +82,7 @@ def send(guest: Guest, port: int, size: int, seconds: float) -> None:
     print(json.dumps({"sent": sent, "seconds": now - began}))
 
 
-def receive(guest: Guest, port: int, size: int) -> None:
+def receive(guest: Guest, size: int) -> None:
     guest.speak()
     print("ready", flush=True)
     poll = select.poll()
@@ -94,8 +94,11 @@ def receive(guest: Guest, port: int, size: int) -> None:
         ready = [fd for fd, _ in poll.poll()]
         if guest.sock.fileno() not in ready:
             break
+        came = guest.sock.recv_into(guest.view)
+        if not came:
+            raise SystemExit("the proxy closed the connection")
         # Nearly all frames are of one size; the few others are less than one of these in all.
-        rest += guest.sock.recv_into(guest.view)
+        rest += came
         received, rest = received + rest // whole, rest % whole
     print(json.dumps({"received": received}))
 
@@ -137,7 +140,7 @@ if __name__ == "__main__":
     if mode == "send":
         send(guest, int(port), int(rest[0]), float(rest[1]))
     elif mode == "receive":
-        receive(guest, int(port), int(rest[0]))
+        receive(guest, int(rest[0]))
     elif mode == "echo":
         echo(guest, int(port))
     else:
