@@ -23,6 +23,8 @@ SUITES = (
     "test_cli.py",
     "test_dhcp.py",
     "test_passt.py",
+    "test_errors.py",
+    "test_marks.py",
 )
 SUITE_SECONDS = 300
 # The first interpreter is started with root's rights still; what it starts is not.

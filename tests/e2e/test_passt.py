@@ -380,6 +380,37 @@ def test_flows_outlive_a_connection_and_the_next_guest_is_known_by_its_own_addre
     expire(link)
 
 
+def test_the_next_guest_is_addressed_as_everybody_until_it_speaks(folder: Path, remote: Remote) -> None:
+    with gpasst.Passt(socket=str(folder / "next"), udp_ports="5004") as link:
+        with bound(remote.socket(socket.AF_INET), FAR4) as client:
+            with Guest.connect(link.path) as first:
+                greeted(first)
+                client.sendto(b"one", (HOST4, 5004))
+                _, sender, _ = first.recv()
+                first.sendto(5004, sender, b"answer")
+                assert client.recv(9) == b"answer"
+            with Guest.connect(link.path, OTHER_MAC) as second:
+                greeted(second)
+                client.sendto(b"two", (HOST4, 5004))
+                assert second.recv()[0] == b"two"
+                assert second.read[-1][:6] == BROADCAST
+
+
+def test_nothing_is_advertised_to_nobody(folder: Path) -> None:
+    with gpasst.Passt(socket=str(folder / "nobody")) as link:
+        with Guest.connect(link.path) as guest:
+            greeted(guest)
+            guest.send(ARP + struct.pack(">HHBBH", 1, 0x0800, 6, 4, 1) + MAC + bytes(10) + socket.inet_aton(REMOTE4))
+            guest.await_frame(lambda frame: frame[12:14] == ARP and frame[21] == 2)
+        until(lambda: link._proxy is not None and not link._proxy._link.ready, "the guest missed")  # type: ignore[union-attr]
+        proxy = link._proxy
+        assert proxy is not None and link._runtime is not None
+        before = link.statistics().drops
+        for later in (0, 20, 40, 4000):
+            link._runtime.call(lambda later=later: proxy.scan(proxy._now() + later))
+        assert link.statistics().drops == before
+
+
 def test_a_guest_that_has_not_spoken_is_addressed_as_everybody(folder: Path, remote: Remote) -> None:
     with (
         gpasst.Passt(socket=str(folder / "silent"), udp_ports="5003") as link,
@@ -587,6 +618,7 @@ def test_what_is_no_guests_socket_is_one_line(link: gpasst.Passt, folder: Path) 
             ({"fd": os.dup(other.fileno())}, "is not a connected stream socket"),
             ({"fd": os.dup(pair[0].fileno())}, "is not a connected stream socket"),
             ({"fd": os.dup(listening.fileno())}, "is not a connected stream socket"),
+            ({"fd": os.dup(pair[0].fileno()), "udp_ports": "5005"}, "is not a connected stream socket"),
             ({"socket": str(folder / "in-use")}, "in-use is in use"),
             ({"socket": str(folder / "file")}, "file exists and is no socket"),
             ({"socket": str(folder / "new"), "pcap": "/nosuch/file"}, "--pcap /nosuch/file"),
@@ -600,6 +632,8 @@ def test_what_is_no_guests_socket_is_one_line(link: gpasst.Passt, folder: Path) 
             assert caught.value.remedy
             assert descriptors() == before - (0 < options.get("fd", 0) < 9999), options
         assert not (folder / "new").exists()
+        with bound(host_socket(socket.AF_INET), "0.0.0.0", 5005):
+            pass
 
 
 def test_a_file_that_is_handed_over_for_a_socket_stays_its_owners(link: gpasst.Passt) -> None:
