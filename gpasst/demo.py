@@ -11,21 +11,24 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 
 from gpasst.api import Pasta
 from gpasst.errors import PlatformError
+from gpasst.sockets import text
+from gpasst.udp.addresses import is_link_local
 
 PEER = os.path.join(os.path.dirname(__file__), "demo_peer.py")
 INSIDE_PORT = 7000
+LOOPBACK_PORT = 7100  # of the namespace; leads to the host's loopback
 ANY = {4: "0.0.0.0", 6: "::"}
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 ROW_SECONDS = 10  # for one path; it takes a fraction of one
 
 COLUMNS = (
-    f"{'path':<46} {'sent':>7} {'received':>9}  {'payload':<8} {'round trip':>10} {'datagrams/s':>12} {'Mbit/s':>8}"
+    f"{'path':<52} {'sent':>7} {'received':>9}  {'payload':<8} {'round trip':>10} {'datagrams/s':>12} {'Mbit/s':>8}"
 )
 
 
@@ -59,20 +62,21 @@ class Row:
 def run(as_json: bool = False) -> int:
     """Run the demo; give the exit status."""
     began = time.perf_counter()
-    forwarded, remapped = free_ports(2)
+    forwarded, remapped, outside = free_ports(3)
     say: Callable[[str], None] = (lambda line: None) if as_json else (lambda line: print(line, flush=True))
     rows: list[Row] = []
-    with Pasta(config_net=True, udp_ports=f"{forwarded}:{INSIDE_PORT},{remapped}:{INSIDE_PORT + 1}") as net:
+    ports = f"{forwarded}:{INSIDE_PORT},{remapped}:{INSIDE_PORT + 1}"
+    with Pasta(config_net=True, udp_ports=ports, udp_ns=f"{LOOPBACK_PORT}:{outside}") as net:
         opened = time.perf_counter() - began
         families = [network.family for network in (net.network.ip4, net.network.ip6) if network]
         say(f"A namespace with the network of this machine, ready in {opened * 1000:.0f} ms.\n")
         say(COLUMNS)
         say("-" * len(COLUMNS))
-        for row in _rows(net, families, forwarded, remapped):
+        for row in _rows(net, families, forwarded, remapped, outside):
             rows.append(row)
             verdict = "intact" if row.good else "WRONG" if row.wrong else "LOST"
             say(
-                f"{row.path:<46} {row.sent:>7} {row.received:>9}  {verdict:<8} {row.round_trip_us:>7.0f} us "
+                f"{row.path:<52} {row.sent:>7} {row.received:>9}  {verdict:<8} {row.round_trip_us:>7.0f} us "
                 f"{row.datagrams_per_second:>12,} {row.megabits_per_second:>8,.0f}"
             )
         statistics = net.statistics()
@@ -82,29 +86,41 @@ def run(as_json: bool = False) -> int:
         print(json.dumps({"good": good, "seconds": round(seconds, 3), "rows": [asdict(row) for row in rows]}))
         return 0 if good else 1
     say(
-        f"\nThe proxy moved {statistics.datagrams_up + statistics.datagrams_down:,} datagrams, "
-        f"{statistics.superframes_up + statistics.superframes_down:,} times several in one system call."
+        f"\nThe proxy moved {statistics.datagrams_up + statistics.datagrams_down:,} datagrams through the tap and "
+        f"{statistics.datagrams_spliced:,} past it, "
+        f"{statistics.superframes_up + statistics.superframes_down + statistics.superframes_spliced:,} times several "
+        "in one system call."
     )
     say(f"{'All arrived, unchanged.' if good else 'Something was lost or changed.'} It took {seconds:.1f} s.")
     return 0 if good else 1
 
 
-def _rows(net: Pasta, families: list[int], forwarded: int, remapped: int) -> Iterator[Row]:
+def _rows(net: Pasta, families: list[int], forwarded: int, remapped: int, outside: int) -> Iterator[Row]:
     """Try every path."""
     gateways = {4: net.gateway4, 6: net.gateway6}
+    own = {network.family: network.host_addresses for network in (net.network.ip4, net.network.ip6) if network}
     with ExitStack() as stack:
         for family in families:
-            outside = stack.enter_context(_service(LOOPBACK[family], 0, None))
+            stack.enter_context(_service(ANY[family], outside, None))
             stack.enter_context(_service(ANY[family], INSIDE_PORT, net))
             moved = stack.enter_context(_service(ANY[family], INSIDE_PORT + 1, net))
-            for mode, words in (("single", "one by one"), ("gso", "GSO, 31 a call")):
-                path = f"IPv{family}  namespace -> host     {words}"
-                yield _row(path, gateways[family], outside, mode, net)
-            for mode, words in (("single", "one by one"), ("gso", "GSO, 31 a call")):
-                path = f"IPv{family}  host -> namespace     {words}"
-                yield _row(path, LOOPBACK[family], forwarded, mode, None)
-            path = f"IPv{family}  host -> port {remapped}:{moved}  one by one"
+            paths: list[tuple[str, str, int, Pasta | None]] = [
+                ("namespace -> host", gateways[family], outside, net),
+                ("namespace -> host's loopback", LOOPBACK[family], LOOPBACK_PORT, net),
+                ("host's loopback -> namespace", LOOPBACK[family], forwarded, None),
+            ]
+            # From loopback a datagram would go past the tap.
+            paths += [("host -> namespace", text(address), forwarded, None) for address in _global(own[family])[:1]]
+            for words, address, port, place in paths:
+                for mode, how in (("single", "one by one"), ("gso", "GSO, 31 a call")):
+                    yield _row(f"IPv{family}  {words:<30}{how}", address, port, mode, place)
+            path = f"IPv{family}  {f'host -> port {remapped}:{moved}':<30}one by one"
             yield _row(path, LOOPBACK[family], remapped, "single", None)
+
+
+def _global(addresses: Iterable[bytes]) -> list[bytes]:
+    """Give those of the host's addresses that are not link-local."""
+    return sorted(address for address in addresses if not is_link_local(address))
 
 
 def _row(path: str, address: str, port: int, mode: str, net: Pasta | None) -> Row:
