@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpasst import checksum, formats
+from gpasst.codec import Bits, Codec, Field, parse_untrusted
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 
@@ -272,7 +273,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 VARIABLE = {"NDP_RDNSS", "NDP_DNSSL", "NDP_UNKNOWN"}
-CODECS = {codec.name: codec for codec in vars(formats).values() if isinstance(codec, formats.Codec)}
+CODECS = {codec.name: codec for codec in vars(formats).values() if isinstance(codec, Codec)}
 
 every_case = pytest.mark.parametrize(("name", "wire", "values"), CASES, ids=[case[0] for case in CASES])
 FIXED = [case for case in CASES if case[0] not in VARIABLE]
@@ -334,14 +335,14 @@ def test_truncation(name: str, wire: str, values: dict[str, Any]) -> None:
     data = bytes.fromhex(wire)
     for length in range(len(data)):
         with pytest.raises(PacketError) as caught:
-            formats.parse_untrusted(getattr(formats, name), data[:length], Drop.FRAME_SHORT)
+            parse_untrusted(getattr(formats, name), data[:length], Drop.FRAME_SHORT)
         assert caught.value.reason is Drop.FRAME_SHORT
 
 
 @pytest.mark.parametrize("buffer", [bytes, bytearray, memoryview])
 @every_case
 def test_any_buffer_can_be_parsed(name: str, wire: str, values: dict[str, Any], buffer: Any) -> None:
-    parsed = formats.parse_untrusted(getattr(formats, name), buffer(bytes.fromhex(wire)), Drop.FRAME_SHORT)
+    parsed = parse_untrusted(getattr(formats, name), buffer(bytes.fromhex(wire)), Drop.FRAME_SHORT)
     assert plain(parsed) == values
 
 
@@ -376,7 +377,7 @@ def test_both_speeds_on_the_table(name: str, wire: str, values: dict[str, Any]) 
 )
 def test_defaults_of_both_speeds(declaration: Any, given: dict[str, Any], wire: str) -> None:
     assert declaration.build(given) == bytes.fromhex(wire)
-    assert formats.Codec(declaration).pack(**given) == bytes.fromhex(wire)
+    assert Codec(declaration).pack(**given) == bytes.fromhex(wire)
 
 
 # --- Worked frames ------------------------------------------------------------------------------------------
@@ -460,7 +461,7 @@ def test_templates_take_lifetime_and_class() -> None:
 @every_codec
 @given(data=st.data())
 @settings(max_examples=50)
-def test_both_speeds_parse_alike(codec: formats.Codec, data: st.DataObject) -> None:
+def test_both_speeds_parse_alike(codec: Codec, data: st.DataObject) -> None:
     wire = data.draw(st.binary(min_size=codec.size, max_size=codec.size))
     values = codec.unpack_from(wire)
     assert values == dotted(plain(codec.declaration.parse(wire)))
@@ -476,7 +477,7 @@ def test_both_speeds_parse_alike(codec: formats.Codec, data: st.DataObject) -> N
             assert values[name] % (1 << width) == (word & field.mask) >> field.shift
 
 
-def limits(field: formats.Field) -> tuple[int, int]:
+def limits(field: Field) -> tuple[int, int]:
     """Smallest and largest value of an integer field."""
     width = (field.mask >> field.shift).bit_length()
     return (-(1 << width - 1), (1 << width - 1) - 1) if field.format.islower() else (0, (1 << width) - 1)
@@ -485,7 +486,7 @@ def limits(field: formats.Field) -> tuple[int, int]:
 @every_codec
 @given(data=st.data())
 @settings(max_examples=50)
-def test_both_speeds_build_alike(codec: formats.Codec, data: st.DataObject) -> None:
+def test_both_speeds_build_alike(codec: Codec, data: st.DataObject) -> None:
     values: dict[str, Any] = {
         name: data.draw(
             st.binary(min_size=field.size, max_size=field.size) if field.is_bytes else st.integers(*limits(field)),
@@ -499,7 +500,7 @@ def test_both_speeds_build_alike(codec: formats.Codec, data: st.DataObject) -> N
 
 
 @every_codec
-def test_both_speeds_refuse_what_does_not_fit(codec: formats.Codec) -> None:
+def test_both_speeds_refuse_what_does_not_fit(codec: Codec) -> None:
     good = codec.unpack_from(bytes(codec.size))
     for name, field in codec.fields.items():
         wrong: list[Any] = [bytes(field.size - 1), bytes(field.size + 1)]
@@ -531,7 +532,7 @@ def test_codec_refuses_wrong_names_and_short_buffers() -> None:
 
 def test_codec_needs_a_fixed_shape() -> None:
     with pytest.raises(ConstructError):
-        formats.Codec(formats.NDP_RDNSS)
+        Codec(formats.NDP_RDNSS)
 
 
 @pytest.mark.parametrize(
@@ -577,7 +578,7 @@ def test_picker_refuses(names: tuple[str, ...]) -> None:
 
 def test_bits_fill_their_unit() -> None:
     with pytest.raises(ValueError, match="leave 3 bits"):
-        formats.Bits(Int8ub, ("version", 5))
+        Bits(Int8ub, ("version", 5))
 
 
 # --- Neighbour discovery options ----------------------------------------------------------------------------
@@ -615,18 +616,18 @@ def test_truncated_options() -> None:
         ends.append(ends[-1] + len(bytes.fromhex(wire)))
     for length in range(len(ALL_OPTIONS)):
         if length in ends:
-            parsed = formats.parse_untrusted(formats.NDP_OPTIONS, ALL_OPTIONS[:length], Drop.MALFORMED_NDP)
+            parsed = parse_untrusted(formats.NDP_OPTIONS, ALL_OPTIONS[:length], Drop.MALFORMED_NDP)
             assert len(parsed) == ends.index(length)
         else:
             with pytest.raises(PacketError) as caught:
-                formats.parse_untrusted(formats.NDP_OPTIONS, ALL_OPTIONS[:length], Drop.MALFORMED_NDP)
+                parse_untrusted(formats.NDP_OPTIONS, ALL_OPTIONS[:length], Drop.MALFORMED_NDP)
             assert caught.value.reason is Drop.MALFORMED_NDP
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2, 3, 5, 14, 25, 31, 255])
 def test_options_of_length_zero_are_malformed(kind: int) -> None:
     with pytest.raises(PacketError):
-        formats.parse_untrusted(formats.NDP_OPTIONS, bytes([kind, 0]) + bytes(62), Drop.MALFORMED_NDP)
+        parse_untrusted(formats.NDP_OPTIONS, bytes([kind, 0]) + bytes(62), Drop.MALFORMED_NDP)
 
 
 @pytest.mark.parametrize(("kind", "length"), [(1, 2), (3, 1), (5, 2), (25, 1), (25, 2), (25, 4), (31, 1)])
@@ -639,7 +640,7 @@ def test_known_options_of_unusual_length_stay_raw(kind: int, length: int) -> Non
 
 def test_half_an_address_is_malformed() -> None:
     with pytest.raises(PacketError):
-        formats.parse_untrusted(formats.NDP_RDNSS, bytes([25, 4]) + bytes(30), Drop.MALFORMED_NDP)
+        parse_untrusted(formats.NDP_RDNSS, bytes([25, 4]) + bytes(30), Drop.MALFORMED_NDP)
 
 
 # --- Untrusted input ----------------------------------------------------------------------------------------
@@ -656,7 +657,7 @@ EVERYTHING = [
 @settings(max_examples=500)
 def test_untrusted_bytes_raise_only_packet_errors(declaration: Any, data: bytes) -> None:
     try:
-        formats.parse_untrusted(declaration, data, Drop.MALFORMED_IP)
+        parse_untrusted(declaration, data, Drop.MALFORMED_IP)
     except PacketError as error:
         assert error.reason is Drop.MALFORMED_IP
         assert str(error)
@@ -671,7 +672,7 @@ def test_untrusted_bytes_raise_only_packet_errors(declaration: Any, data: bytes)
 def test_whatever_options_parse_come_back(items: list[tuple[int, int, bytes]]) -> None:
     wire = b"".join(bytes([kind, length]) + body[: max(0, 8 * length - 2)] for kind, length, body in items)
     try:
-        options = formats.parse_untrusted(formats.NDP_OPTIONS, wire, Drop.MALFORMED_NDP)
+        options = parse_untrusted(formats.NDP_OPTIONS, wire, Drop.MALFORMED_NDP)
     except PacketError:
         return
     assert formats.NDP_OPTIONS.build(options) == wire

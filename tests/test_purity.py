@@ -12,6 +12,7 @@ import pytest
 PURE = [
     "gpasst.formats",
     "gpasst.checksum",
+    "gpasst.codec",
     "gpasst.portspec",
     "gpasst.config",
     "gpasst.network",

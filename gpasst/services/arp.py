@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gpasst.codec import parse_untrusted
 from gpasst.counters import Drop
 from gpasst.formats import (
     ARP,
@@ -12,7 +13,6 @@ from gpasst.formats import (
     ETHERNET_CODEC,
     ETHERTYPE_ARP,
     ETHERTYPE_IPV4,
-    parse_untrusted,
 )
 
 BROADCAST_MAC = b"\xff" * 6

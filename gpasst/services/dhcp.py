@@ -23,9 +23,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from gpasst.codec import parse_untrusted
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
-from gpasst.formats import IPV4_CODEC, UDP_CODEC, parse_untrusted
+from gpasst.formats import IPV4_CODEC, UDP_CODEC
 from gpasst.network import FamilyNetwork, GuestNetwork
 from gpasst.services.dhcp_formats import (
     BOOTP_REPLY,

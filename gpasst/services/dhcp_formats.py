@@ -24,7 +24,7 @@ from construct import (
     Terminated,
 )
 
-from gpasst.formats import Codec, Header
+from gpasst.codec import Codec, Header
 
 DHCP_SERVER_PORT = 67
 DHCP_CLIENT_PORT = 68

@@ -25,9 +25,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gpasst.codec import parse_untrusted
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
-from gpasst.formats import parse_untrusted
 from gpasst.link.packets import Packet
 from gpasst.network import FamilyNetwork, GuestNetwork
 from gpasst.services.dhcp_formats import (

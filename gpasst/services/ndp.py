@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from gpasst.codec import parse_untrusted
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.formats import (
@@ -41,7 +42,6 @@ from gpasst.formats import (
     NDP_TYPE_ROUTER_SOLICITATION,
     NDP_TYPE_SOLICITATION,
     PROTOCOL_ICMPV6,
-    parse_untrusted,
 )
 from gpasst.link.packets import Packet
 from gpasst.network import FamilyNetwork, GuestNetwork

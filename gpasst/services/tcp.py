@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
+from gpasst.codec import parse_untrusted
 from gpasst.counters import Drop
-from gpasst.formats import (
-    PROTOCOL_TCP,
-    TCP,
-    TCP_ACK,
-    TCP_CODEC,
-    TCP_FIN,
-    TCP_RST,
-    TCP_SYN,
-    parse_untrusted,
-)
+from gpasst.formats import PROTOCOL_TCP, TCP, TCP_ACK, TCP_CODEC, TCP_FIN, TCP_RST, TCP_SYN
 from gpasst.link.packets import Packet
 from gpasst.services.wrap import with_checksum, wrap
 

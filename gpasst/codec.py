@@ -1,0 +1,313 @@
+"""How wire structures are declared, and how a fast form is derived from a declaration.
+
+Theory of operation: each structure is a construct declaration that both parses and builds. Where a datagram must not
+cost 30 us, a `Codec` walks the declaration and derives a `struct.Struct`, offsets and bit masks from it, so that nobody
+writes an offset by hand. `Bits` cuts one integer into fields, and `Header` (a Struct) presents these beside the others:
+``IPV4.parse(data).ihl``, not a nested container. Construct's own BitStruct works bit by bit and costs twice the time.
+
+NOTE: construct's compile() is not used: every import would pay for it, and a `Codec` is faster still.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from construct import (
+    Adapter,
+    Bytes,
+    Construct,
+    Container,
+    Default,
+    FormatField,
+    Renamed,
+    Struct,
+)
+
+from gpasst.counters import Drop
+from gpasst.errors import PacketError
+
+# --- Bit fields ---------------------------------------------------------------------------------------------
+
+
+class Bits(Adapter):  # type: ignore[misc]  # construct ships no types
+    """One unsigned integer cut into bit fields, the most significant first.
+
+    :param unit: the integer's declaration, for example Int16ub.
+    :param fields: (name, width in bits) or (name, width in bits, default).
+    """
+
+    def __init__(self, unit: Any, *fields: tuple[str, int] | tuple[str, int, int]) -> None:
+        super().__init__(unit)
+        shift = 8 * unit.sizeof()
+        self.layout: dict[str, tuple[int, int]] = {}  # name: (mask in place, shift)
+        self.defaults: dict[str, int] = {}
+        for name, width, *default in fields:
+            shift -= width
+            self.layout[name] = ((1 << width) - 1) << shift, shift
+            self.defaults.update((name, value) for value in default)
+        if shift:
+            raise ValueError(f"bit fields leave {shift} bits of their unit over")
+
+    def split(self, word: int) -> dict[str, int]:
+        """Cut `word` into the values of the fields."""
+        return {name: (word & mask) >> shift for name, (mask, shift) in self.layout.items()}
+
+    def join(self, values: Mapping[str, Any]) -> int:
+        """Put the values or defaults of the fields together; too large a value is a ValueError."""
+        word = 0
+        for name, (mask, shift) in self.layout.items():
+            value = values[name] if name in values else self.defaults[name]
+            if not 0 <= value <= mask >> shift:
+                raise ValueError(f"{name}: {value} does not fit its bits")
+            word |= value << shift
+        return word
+
+    def _decode(self, obj: int, context: Any, path: str) -> Any:
+        return Container(self.split(obj))
+
+    def _encode(self, obj: Mapping[str, Any], context: Any, path: str) -> int:
+        return self.join(obj)
+
+
+def _is_bits(member: Any) -> bool:
+    return isinstance(member, Renamed) and isinstance(member.subcon, Bits)
+
+
+class Header(Struct):  # type: ignore[misc]  # construct ships no types
+    """A Struct whose `Bits` members need no name: their fields appear among its own, both ways."""
+
+    def __init__(self, *members: Any) -> None:
+        named = ["+".join(member.layout) / member if isinstance(member, Bits) else member for member in members]
+        super().__init__(*named)
+        self.bit_units = frozenset(member.name for member in named if _is_bits(member))
+
+    def _parse(self, stream: Any, context: Any, path: str) -> Any:
+        flat = Container()
+        for name, value in super()._parse(stream, context, path).items():
+            if name in self.bit_units:
+                flat.update(value)
+            else:
+                flat[name] = value
+        return flat
+
+    def _build(self, obj: Any, stream: Any, context: Any, path: str) -> Any:
+        values = dict(obj or {})
+        return super()._build({**values, **dict.fromkeys(self.bit_units, values)}, stream, context, path)
+
+
+# --- The fast form ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """Where a field of a declaration is, and how to get at it: ``(unit & mask) >> shift``.
+
+    :ivar name: its name, dotted within nested structures ("ip.total_length").
+    :ivar offset: bytes from the start of the declaration to the unit that contains it.
+    :ivar size: bytes of that unit, which is the field itself unless it is a bit field.
+    :ivar mask: its bits, in place; 0 for raw bytes.
+    :ivar shift: bits to the right of it.
+    :ivar format: the unit in the notation of `struct`, without byte order ("H", "6s").
+    :ivar order: byte order of the unit in the notation of `struct`, ">" or "<".
+    """
+
+    name: str
+    offset: int
+    size: int
+    mask: int
+    shift: int
+    format: str
+    order: str
+
+    @property
+    def is_bytes(self) -> bool:
+        """Whether the value is raw bytes rather than an integer."""
+        return self.format.endswith("s")
+
+
+def _fields(declaration: Any, name: str, offset: int) -> Iterator[tuple[Field, Any]]:
+    """Walk a declaration of fixed size; yield each field and its default, None if it has none."""
+    default = None
+    while isinstance(declaration, (Renamed, Default)):
+        if isinstance(declaration, Default):
+            default = declaration.value
+        declaration = declaration.subcon
+    if isinstance(declaration, Struct):
+        for member in declaration.subcons:
+            # The generated name of a bit unit is not part of its fields' names.
+            yield from _fields(member, name if _is_bits(member) else f"{name}.{member.name}".lstrip("."), offset)
+            offset += member.sizeof()
+    elif isinstance(declaration, Bits):
+        ((unit, _),) = _fields(declaration.subcon, name, offset)
+        for part, (mask, shift) in declaration.layout.items():
+            path = f"{name}.{part}".lstrip(".")
+            yield (
+                Field(path, offset, unit.size, mask, shift, unit.format, unit.order),
+                declaration.defaults.get(part),
+            )
+    elif isinstance(declaration, FormatField):
+        order, form = declaration.fmtstr
+        if order == "=":
+            order = "<" if sys.byteorder == "little" else ">"
+        yield (
+            Field(name, offset, declaration.length, (1 << 8 * declaration.length) - 1, 0, form, order),
+            default,
+        )
+    elif isinstance(declaration, Bytes):
+        yield Field(name, offset, declaration.length, 0, 0, f"{declaration.length}s", ">"), default
+    else:
+        raise TypeError(f"{name}: no fast form of {declaration!r}")
+
+
+class Codec:
+    """The fast form of a declaration of fixed size: same names, values and defaults, but of `struct`'s speed.
+
+    :ivar declaration: the construct declaration it was derived from.
+    :ivar name: what it is called in messages.
+    :ivar size: bytes.
+    :ivar fields: every `Field` by its dotted name, in order of offset.
+    :ivar layout: the `struct.Struct` of all units in order; bit fields are one unit.
+    """
+
+    __slots__ = (
+        "_cuts",
+        "_defaults",
+        "_raw",
+        "_swapped",
+        "_units",
+        "_whole",
+        "declaration",
+        "fields",
+        "layout",
+        "name",
+        "size",
+    )
+
+    def __init__(self, declaration: Construct, name: str = "") -> None:
+        self.declaration = declaration
+        self.name = name or declaration.name or "structure"
+        self.size: int = declaration.sizeof()
+        walked = list(_fields(declaration, "", 0))
+        self.fields: dict[str, Field] = {field.name: field for field, _ in walked}
+        self._defaults: dict[str, Any] = {field.name: default for field, default in walked if default is not None}
+
+        by_offset: dict[int, list[Field]] = {}
+        for field, _ in walked:
+            by_offset.setdefault(field.offset, []).append(field)
+        self._units = list(by_offset.values())
+        orders = {field.order for field in self.fields.values() if field.size > 1 and not field.is_bytes}
+        order = orders.pop() if len(orders) == 1 else ">"
+        self.layout = struct.Struct(order + "".join(unit[0].format for unit in self._units))
+        self._raw = struct.Struct(f"{self.size}s")
+        assert self.layout.size == self.size, self.name
+
+        # What zip() over the units gets wrong: bit fields, and integers against the order of the others.
+        self._whole = [unit[0].name for unit in self._units]
+        self._cuts = [(index, field) for index, unit in enumerate(self._units) for field in unit if len(unit) > 1]
+        self._swapped = [
+            field for field in self.fields.values() if field.size > 1 and not field.is_bytes and field.order != order
+        ]
+
+    def offset(self, name: str) -> int:
+        """Bytes from the start to field `name`; for a bit field, to the integer that contains it."""
+        return self.fields[name].offset
+
+    def unpack_from(self, buffer: bytes | bytearray | memoryview, offset: int = 0) -> dict[str, Any]:
+        """Values (int or bytes) by dotted name of the structure at `offset`.
+
+        A buffer too short is a `struct.error`.
+        """
+        units = self.layout.unpack_from(buffer, offset)
+        values = dict(zip(self._whole, units, strict=True))
+        for index, field in self._cuts:
+            values[field.name] = (units[index] & field.mask) >> field.shift
+        for field in self._swapped:
+            values[field.name] = _swap(values[field.name], field.size)
+        return values
+
+    def pack(self, **values: int | bytes) -> bytes:
+        """Build the structure; dotted names go in as ``pack(**{"ip.ttl": 64})``. Errors as in `pack_into`."""
+        return self.layout.pack(*self._arguments(values))
+
+    def pack_into(self, buffer: bytearray | memoryview, offset: int, values: Mapping[str, int | bytes]) -> None:
+        """Build the structure at `offset` of `buffer`.
+
+        A name that is unknown, or missing and without default, is a KeyError; a value that does not fit is a
+        ValueError or a `struct.error`. The buffer is then left as it was.
+        """
+        # Two steps, for struct writes field by field and stops half way at one that does not fit.
+        self._raw.pack_into(buffer, offset, self.pack(**values))
+
+    def picker(self, *names: str) -> struct.Struct:
+        """A big-endian `struct.Struct` that reads just these fields, from the start of the structure on.
+
+        It skips what lies between them and ends with the last one. Naming a bit field picks the integer that
+        contains it, uncut: the picker of "ip.version" returns version and header length in one byte.
+
+        :param names: in order of offset; anything else, and a little-endian integer, is a ValueError.
+        """
+        parts = [">"]
+        position = 0
+        for name in names:
+            field = self.fields[name]
+            if field.offset < position:
+                raise ValueError(f"{name}: fields must be picked in order, each unit once")
+            if field.order == "<" and field.size > 1:
+                raise ValueError(f"{name}: little-endian fields cannot be picked")
+            gap = field.offset - position
+            parts.append(f"{gap}x{field.format}" if gap else field.format)
+            position = field.offset + field.size
+        return struct.Struct("".join(parts))
+
+    def _arguments(self, given: Mapping[str, Any]) -> list[Any]:
+        """One argument for the `struct.Struct` per unit."""
+        if not given.keys() <= self.fields.keys():
+            raise KeyError(f"{self.name} has no field {', '.join(sorted(given.keys() - self.fields.keys()))}")
+        values = {**self._defaults, **given}
+        for field in self._swapped:
+            values[field.name] = _swap(values[field.name], field.size)
+        arguments = []
+        for unit in self._units:
+            if len(unit) == 1:
+                (field,) = unit
+                value = values[field.name]
+                # struct would cut or pad silently.
+                if field.is_bytes and len(value) != field.size:
+                    raise ValueError(f"{field.name}: {len(value)} bytes instead of {field.size}")
+                arguments.append(value)
+                continue
+            word = 0
+            for field in unit:
+                value = values[field.name]
+                if not 0 <= value <= field.mask >> field.shift:
+                    raise ValueError(f"{field.name}: {value} does not fit its bits")
+                word |= value << field.shift
+            arguments.append(word)
+        return arguments
+
+
+def _swap(value: int, size: int) -> int:
+    """The integer that the `size` bytes of `value` make when read backwards; ValueError if too large."""
+    try:
+        return int.from_bytes(value.to_bytes(size, "big"), "little")
+    except OverflowError as error:
+        raise ValueError(f"{value} does not fit {size} bytes") from error
+
+
+def parse_untrusted(declaration: Any, data: bytes | bytearray | memoryview, reason: Drop) -> Any:
+    """Parse what the other end of the wire sent.
+
+    :param declaration: a construct declaration; a header ignores the bytes behind it.
+    :param reason: the drop to report if `data` cannot be parsed.
+    :return: construct's container, with fields as attributes and items.
+    :raises PacketError: and nothing else, whatever the data.
+    """
+    try:
+        return declaration.parse(data)
+    except Exception as error:
+        # Besides its own errors construct lets through those of struct, of lambdas and of byte streams.
+        raise PacketError(reason, f"{reason.value}: {type(error).__name__}") from error
