@@ -95,6 +95,7 @@ class Forwards:
     :param watch: begins to call back when a listener is readable.
     :param unwatch: stops that; called before the socket is closed.
     :param gro: let the kernel join datagrams of one sender.
+    :ivar automatic: whether any rule follows what is bound.
     """
 
     def __init__(
@@ -112,6 +113,8 @@ class Forwards:
         self._rules = {False: config.forward_rules(ephemeral)}
         if namespace is not None:
             self._rules[True] = config.namespace_rules(namespace.ephemeral)
+        # Asked for each new mapping, and there may be thousands of rules.
+        self.automatic = any(rule.auto for rules in self._rules.values() for rule in rules)
         self._path = path
         self._splice = splice
         self._namespace = namespace
@@ -126,11 +129,6 @@ class Forwards:
         self._following = {False: Following(), True: Following()}
         self._room = 0
         self._full = False
-
-    @property
-    def automatic(self) -> bool:
-        """Whether any rule follows what is bound."""
-        return any(rule.auto for rules in self._rules.values() for rule in rules)
 
     def listed(self) -> tuple[Forward, ...]:
         """List the open listeners."""
@@ -198,13 +196,19 @@ class Forwards:
                     self._own,
                     self._config.splice_only,
                 )
-                following.pending = [entry for place, entry in following.wanted.items() if place not in self._opened]
             elif not following.missing and not following.pending:
                 continue
             self._close_gone(inside, following, breathe)
             # What could not be had before is tried again a few at a time: it may be taken for long.
-            trying = following.pending if fresh else following.pending[:TRIED_AGAIN]
-            following.pending = following.pending[len(trying) :] + self._open_new(trying, breathe)
+            before = [entry for entry in following.pending if following.wanted.get(entry.place) == entry]
+            again = {entry.place for entry in before}
+            unseen = [
+                entry
+                for place, entry in (following.wanted.items() if fresh else ())
+                if place not in self._opened and place not in again
+            ]
+            failed = self._open_new(unseen + before[:TRIED_AGAIN], breathe)
+            following.pending = before[TRIED_AGAIN:] + failed
         self._own.difference_update(self._released[:released])
         del self._released[:released]
 
