@@ -164,17 +164,9 @@ class Receiver:
         :return: the runs in order of arrival, and whether there may be more.
         :raises OSError: what the socket's error queue held; nothing was received then.
         """
-        if self._dirty == 1:
-            self._control_lengths[0] = _CONTROL
-        else:
-            self._control_lengths[:] = self._control_reset
-        count = _recvmmsg(fd, self._headers_at, self._slots, MSG_DONTWAIT, None)
-        if count < 0:
-            number = ctypes.get_errno()
-            if number == errno.EAGAIN:
-                return [], False
-            raise OSError(number, os.strerror(number))
-        self._dirty = count
+        count = self._take(fd, self._slots)
+        if not count:
+            return [], False
         more = count == self._slots
         if count == 1:
             return [self._lone()], more
@@ -186,6 +178,24 @@ class Receiver:
                 total = count * stride
                 return [(key, total, stride, [self._view[:total]], mark)], more
         return self._runs(lengths), more
+
+    def _take(self, fd: int, most: int) -> int:
+        """Let the kernel fill up to `most` slots; give how many it did.
+
+        :raises OSError: what the socket's error queue held.
+        """
+        if self._dirty == 1:
+            self._control_lengths[0] = _CONTROL
+        else:
+            self._control_lengths[:] = self._control_reset
+        count: int = _recvmmsg(fd, self._headers_at, most, MSG_DONTWAIT, None)
+        if count < 0:
+            number = ctypes.get_errno()
+            if number == errno.EAGAIN:
+                return 0
+            raise OSError(number, os.strerror(number))
+        self._dirty = count
+        return count
 
     def _lone(self) -> Run:
         """Give the run that is the first datagram received."""

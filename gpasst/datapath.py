@@ -32,7 +32,7 @@ from gpasst.known import HEADERS, repeating
 from gpasst.link.stream import Stream
 from gpasst.link.tap import FRAME_BYTES, Tap
 from gpasst.notices import Notices
-from gpasst.sends import SEGMENTS_PER_SEND, Sender, send_one, send_run, sender_to
+from gpasst.sends import SEGMENTS_PER_SEND, send_one, send_run, sender_to
 from gpasst.splice import Splice
 from gpasst.udp.addresses import is_loopback
 from gpasst.udp.guest import GuestPath
@@ -138,7 +138,7 @@ class Downward:
             return self._join(peer, size, start)
         if self._joins:
             self._last = peer
-        failure = send_one(peer.send or self._sender(peer), payload, self._counters.down, self._counters)
+        failure = send_one(peer.send or sender_to(peer), payload, self._counters.down, self._counters)
         if failure:
             self._notices.refused(peer, failure, payload)
         return _DONE
@@ -186,7 +186,7 @@ class Downward:
         """Send datagrams of `segment` bytes each, the last perhaps shorter, to `peer`."""
         self._path.tables[peer.endpoint.family].activity[peer.byte] |= peer.bit
         counters = self._counters
-        sender = peer.send or self._sender(peer)
+        sender = peer.send or sender_to(peer)
         failure = send_run(sender, payload, segment, self._most, counters.down, counters)
         if failure:
             self._notices.refused(peer, failure, payload[:segment])
@@ -200,10 +200,6 @@ class Downward:
                 self._counters.drop(Drop.MALFORMED_UDP)
                 return
         self._send_joined(peer, payload, segment)
-
-    def _sender(self, peer: Peer) -> Sender:
-        sender = peer.send = sender_to(peer)
-        return sender
 
 
 class Upward:

@@ -82,9 +82,11 @@ class Sender:
 
 
 def sender_to(peer: Peer) -> Sender:
-    """Prepare to send to a peer of the guest."""
+    """Prepare to send to a peer of the guest, and let it remember how."""
     address, port, scope = peer.remote
-    return answering(peer.endpoint.socket, address, port, scope, peer.local, peer.mark)
+    sender = answering(peer.endpoint.socket, address, port, scope, peer.local, peer.mark)
+    peer.send = sender
+    return sender
 
 
 def answering(

@@ -23,9 +23,8 @@ from gpasst.link.framed import LENGTH_BYTES
 from gpasst.link.stream import FRAME_MAXIMUM, FRAME_MINIMUM, Stream
 from gpasst.link.tap import VIRTIO_BLANK
 from gpasst.notices import Notices
-from gpasst.sends import SEGMENTS_PER_SEND, Sender, send_one, send_slices, sender_to
+from gpasst.sends import SEGMENTS_PER_SEND, send_one, send_slices, sender_to
 from gpasst.udp.guest import GuestPath
-from gpasst.udp.mappings import Peer
 
 BUFFER_BYTES = 1 << 19  # about what a stream's socket holds, and more than eight of the largest frames
 RECEIVES_PER_STEP = 2
@@ -133,13 +132,13 @@ class StreamDownward:
         if found is None:
             for peer, payload in self._dispatch.frame(self._view[at + LENGTH_BYTES : at + size]):
                 self._path.tables[peer.endpoint.family].activity[peer.byte] |= peer.bit
-                failure = send_one(peer.send or self._sender(peer), payload, self._counters.down, self._counters)
+                failure = send_one(peer.send or sender_to(peer), payload, self._counters.down, self._counters)
                 if failure:
                     self._notices.refused(peer, failure, payload)
             return 1
         peer, headers, length = found
         buffer, view, counters = self._buffer, self._view, self._counters
-        sender = peer.send or self._sender(peer)
+        sender = peer.send or sender_to(peer)
         # Where frames are recorded, each is taken by itself.
         most = min(self._most, (end - at) // size, RUN_BYTES[6] // length if length else 1)
         taken = 1
@@ -160,7 +159,3 @@ class StreamDownward:
         if failure:
             self._notices.refused(peer, failure, payload)
         return taken
-
-    def _sender(self, peer: Peer) -> Sender:
-        sender = peer.send = sender_to(peer)
-        return sender

@@ -15,13 +15,10 @@ in one call, from one buffer, without its datagrams being touched.
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import os
 import struct
 from array import array
 
-from gpasst.batch import _CONTROL, DATAGRAM_BYTES, MSG_DONTWAIT, SLOTS, Receiver, Run, _address_of, _recvmmsg
+from gpasst.batch import _CONTROL, DATAGRAM_BYTES, SLOTS, Receiver, Run, _address_of
 from gpasst.formats import UDP4, UDP6, VIRTIO_NET_CODEC
 from gpasst.udp.headers import FRAME_LEAST
 
@@ -63,18 +60,10 @@ class FramedReceiver(Receiver):
 
     def receive(self, fd: int) -> tuple[list[Run], bool]:
         """Take what a socket has, without waiting; see `Receiver.receive` and this module's theory of operation."""
-        if self._dirty == 1:
-            self._control_lengths[0] = _CONTROL
-        else:
-            self._control_lengths[:] = self._control_reset
         wanted = 1 if self._joins else self._slots
-        count = _recvmmsg(fd, self._headers_at, wanted, MSG_DONTWAIT, None)
-        if count < 0:
-            number = ctypes.get_errno()
-            if number == errno.EAGAIN:
-                return [], False
-            raise OSError(number, os.strerror(number))
-        self._dirty = count
+        count = self._take(fd, wanted)
+        if not count:
+            return [], False
         more = count == wanted
         if self._joins:
             return [self._joined()], more
