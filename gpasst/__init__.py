@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from gpasst.api import Passt, Pasta
+    from gpasst.api.passt import Passt
+    from gpasst.api.pasta import Pasta
     from gpasst.config import Config
     from gpasst.counters import Drop, Statistics
     from gpasst.errors import ConfigurationError, GpasstError, PacketError, PlatformError
-    from gpasst.forwards import Forward
-    from gpasst.proxy import Flow
+    from gpasst.flow.record import Flow, Forward
 
 __all__ = [
     "Config",
@@ -37,12 +37,12 @@ _HOMES = {
     "Config": "gpasst.config",
     "ConfigurationError": "gpasst.errors",
     "Drop": "gpasst.counters",
-    "Flow": "gpasst.proxy",
-    "Forward": "gpasst.forwards",
+    "Flow": "gpasst.flow.record",
+    "Forward": "gpasst.flow.record",
     "GpasstError": "gpasst.errors",
     "PacketError": "gpasst.errors",
-    "Passt": "gpasst.api",
-    "Pasta": "gpasst.api",
+    "Passt": "gpasst.api.passt",
+    "Pasta": "gpasst.api.pasta",
     "PlatformError": "gpasst.errors",
     "Statistics": "gpasst.counters",
 }

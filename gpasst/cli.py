@@ -22,7 +22,8 @@ from gpasst import __version__
 from gpasst.errors import ConfigurationError, GpasstError, PlatformError
 
 if TYPE_CHECKING:
-    from gpasst.api import Passt, Pasta
+    from gpasst.api.passt import Passt
+    from gpasst.api.pasta import Pasta
     from gpasst.config import Config
 
 EXIT_FAILURE = 1
@@ -255,7 +256,8 @@ def _serve(
 
         monkey.patch_all()
         from gpasst import runtime
-        from gpasst.api import Passt, Pasta
+        from gpasst.api.passt import Passt
+        from gpasst.api.pasta import Pasta
 
         spawning = mode == "pasta" and config.creates_namespace
         _set_up_logging(given, background=ready is not None, spawning=spawning)
@@ -326,7 +328,7 @@ def _wait(
 
     import gevent
 
-    from gpasst.api import Pasta
+    from gpasst.api.pasta import Pasta
 
     if stats:
         gevent.spawn(_print_statistics, proxy, stats)
@@ -524,6 +526,6 @@ def run_demo(argv: list[str]) -> int:
     parser = Parser(prog="gpasst demo", description="Show that it works, in ten seconds.", allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="print the figures for a program to read")
     given = parser.parse_args(argv)
-    from gpasst import demo
+    from gpasst.commands import demo
 
     return demo.run(as_json=given.json)

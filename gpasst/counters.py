@@ -36,7 +36,7 @@ class Drop(Enum):
     SOURCE_PORT_ZERO = "UDP source port 0"
     DESTINATION_PORT_ZERO = "UDP destination port 0"
     SERVICE = "DHCP or DHCPv6 message, not served"
-    REFLECTION = "datagram to the host's port that stands for its own sender"
+    HAIRPIN = "datagram to the host's port that stands for its own sender"
     NO_SOCKET = "no host socket could be made"
     SEND_FAILED = "host socket refused the datagram"
     SEND_FULL = "host socket buffer full"

@@ -1,17 +1,14 @@
-"""Where the tests run: see `tests.lab`."""
+"""Where the tests run: see `tests.support.lab`."""
 
 from __future__ import annotations
 
-import importlib
 import os
-import shutil
 import stat
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from tests import lab
+from tests.support import lab
 
 TUN = "/dev/net/tun"
 REMOTE = pytest.StashKey[lab.Remote | str]()
@@ -52,19 +49,3 @@ def tun() -> Iterator[None]:
         pytest.skip(f"needs access to {TUN}: chmod 0666 {TUN}")
     yield
     os.chmod(TUN, mode)
-
-
-def need(program: str) -> str:
-    """Give the path of a program, or skip the test by its name."""
-    path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
-    if path is None:
-        pytest.skip(f"needs the program {program}")
-    return path
-
-
-def need_module(name: str) -> Any:
-    """Import a module that is no dependency, or skip the test by its name."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        pytest.skip(f"needs the Python module {name}")

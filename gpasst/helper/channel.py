@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gpasst.errors import ConfigurationError, GpasstError, PlatformError
+from gpasst.linux import SCM_MAX_FD
 
 Wait = Callable[[int], object]
 """Returns when the descriptor is readable."""
@@ -32,7 +33,6 @@ Wait = Callable[[int], object]
 Message = dict[str, Any]
 
 CHUNK = 32 * 1024  # far below the default send buffer of 208 KiB, so one packet always fits
-MAX_FDS = 253  # SCM_MAX_FD of Linux
 LAST = b"."
 MORE = b"+"
 
@@ -155,7 +155,7 @@ class Channel:
         while True:
             try:
                 data, ancillary, status, _ = self._sock.recvmsg(
-                    CHUNK + 1, _socket.CMSG_SPACE(MAX_FDS * array("i").itemsize), flags
+                    CHUNK + 1, _socket.CMSG_SPACE(SCM_MAX_FD * array("i").itemsize), flags
                 )
             except BlockingIOError:
                 if wait is None:

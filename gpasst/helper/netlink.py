@@ -21,21 +21,23 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from gpasst.errors import ConfigurationError, PlatformError
 from gpasst.helper.request import OpenRequest, Route
+from gpasst.linux import (
+    AF_INET,
+    AF_INET6,
+    IFA_F_NODAD,
+    IFF_LOOPBACK,
+    IFF_UP,
+    IN6_ADDR_GEN_MODE_NONE,
+    RT_SCOPE_LINK,
+    RT_TABLE_MAIN,
+    RTN_UNICAST,
+    RTNH_F_ONLINK,
+)
 
-AF_INET = 2
-AF_INET6 = 10
 PORT_RANGE = "/proc/sys/net/ipv4/ip_local_port_range"
 FAMILIES = {AF_INET: 4, AF_INET6: 6}
 NUMBERS = {4: AF_INET, 6: AF_INET6}
 
-IFF_UP = 0x1
-IFF_LOOPBACK = 0x8
-IFA_F_NODAD = 0x02
-IN6_ADDR_GEN_MODE_NONE = 1
-RTNH_F_ONLINK = 4
-RTN_UNICAST = 1
-RT_TABLE_MAIN = 254
-RT_SCOPE_LINK = 253
 
 TX_QUEUE_LENGTH = 10_000  # frames; the default of 1000 loses bursts while the proxy serves other sockets
 LINK_LOCAL_PREFIX = 64

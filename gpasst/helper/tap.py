@@ -19,14 +19,21 @@ import os
 import struct
 
 from gpasst.errors import ConfigurationError, PlatformError
+from gpasst.linux import (
+    IFF_NO_PI,
+    IFF_TAP,
+    IFF_TUN_EXCL,
+    IFF_VNET_HDR,
+    IFNAMSIZ,
+    TUN_F_CSUM,
+    TUN_F_TSO4,
+    TUN_F_TSO6,
+    TUN_F_USO4,
+    TUN_F_USO6,
+)
 
 TUN_DEVICE = "/dev/net/tun"
 
-IFNAMSIZ = 16
-IFF_TAP = 0x0002
-IFF_NO_PI = 0x1000
-IFF_VNET_HDR = 0x4000
-IFF_TUN_EXCL = 0x8000  # refuse a name that exists instead of attaching to it
 
 VNET_HEADER_SIZE = 10  # struct virtio_net_hdr, without the merged buffer count
 
@@ -36,7 +43,7 @@ TUNSETIFF = _WRITE | 0x000454CA
 TUNSETOFFLOAD = _WRITE | 0x000454D0
 TUNSETVNETHDRSZ = _WRITE | 0x000454D8
 
-OFFLOADS = {"csum": 0x01, "tso4": 0x02, "tso6": 0x04, "uso4": 0x20, "uso6": 0x40}  # TUN_F_*
+OFFLOADS = {"csum": TUN_F_CSUM, "tso4": TUN_F_TSO4, "tso6": TUN_F_TSO6, "uso4": TUN_F_USO4, "uso6": TUN_F_USO6}
 OFFLOAD_SETS = (("csum", "tso4", "tso6", "uso4", "uso6"), ("csum", "tso4", "tso6"), ("csum",), ())
 
 _ACCESS_REMEDY = f"make it accessible: chmod 0666 {TUN_DEVICE}"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from gpasst.errors import PlatformError
 from gpasst.formats import PCAP_FILE_CODEC, PCAP_RECORD_CODEC
-from gpasst.link.superframes import split
+from gpasst.packet.segmentation import split
 
 # More than the largest frame, 65535 bytes of IPv6 payload and its headers.
 SNAP_LENGTH = 262144  # bytes; what libpcap writes by default

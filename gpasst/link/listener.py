@@ -16,13 +16,13 @@ from _socket import AF_UNIX, SO_PEERCRED, SO_RCVBUF, SO_SNDBUF, SOCK_STREAM, SOL
 from _socket import socket as RawSocket  # a class
 
 from gpasst.errors import ConfigurationError, PlatformError
+from gpasst.linux import SO_RCVBUFFORCE, SO_SNDBUFFORCE, UNIX_PATH_MAX
 
-SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33  # Linux
 PROBED = "/tmp/passt_{}.socket"  # as passt names it, so that scripts find it
 PROBES = range(1, 100)
 FREE = (errno.ENOENT, errno.ECONNREFUSED, errno.EACCES)
 BUFFER_BYTES = ((SO_SNDBUFFORCE, SO_SNDBUF, 4 << 20), (SO_RCVBUFFORCE, SO_RCVBUF, 2 << 20))
-PATH_BYTES = 107  # of sun_path, less its final zero
+PATH_BYTES = UNIX_PATH_MAX - 1
 
 _credentials = struct.Struct("@iII")
 

@@ -23,15 +23,15 @@ from collections.abc import Callable
 
 from gpasst.counters import Counters, Drop
 from gpasst.formats import ETHERTYPE_IPV4, UDP4, UDP6, UDP_CODEC, VIRTIO_NET_CODEC
+from gpasst.host.receive_framed import GAP, LENGTH_BYTES, frame_bytes
 from gpasst.link.capture import Capture
-from gpasst.link.framed import GAP, LENGTH_BYTES, frame_bytes
 from gpasst.link.tap import VIRTIO_BLANK
-from gpasst.udp.headers import FRAME_LEAST, Header
+from gpasst.linux import UIO_MAXIOV
+from gpasst.udp.header import FRAME_MINIMUM_BYTES, Header
 
 FRAME_MINIMUM = 14  # bytes; an Ethernet header
 FRAME_MAXIMUM = 65535  # bytes of a frame from the guest
 QUEUE_BYTES = 4 << 20  # of frames that wait for the guest to read
-PIECES = 1024  # IOV_MAX of Linux
 FLAGS = MSG_DONTWAIT | MSG_NOSIGNAL
 
 SERVICE = -1  # instead of payload bytes, for an answer of a service
@@ -67,7 +67,7 @@ class Stream:
         # Of each piece: how many frames, the distance from one to the next, payload bytes of the datagrams in them.
         self._gathered: list[tuple[int, int, int]] = []
         # Layout of the receiver's buffer, and which header stands how often at its start.
-        self._laid: tuple[memoryview | None, bytes, int] = (None, b"", 0)
+        self._written: tuple[memoryview | None, bytes, int] = (None, b"", 0)
         self._queue: deque[memoryview] = deque()
         self._queued = 0
 
@@ -98,40 +98,40 @@ class Stream:
         count = -(-total // segment) if total else 1
         rest = total - (count - 1) * segment
         if family == 4:
-            alike = count if rest == segment else count - 1
-            if alike:
+            equal = count if rest == segment else count - 1
+            if equal:
                 head, pad = header.framed(segment)
-                for at in range(self._laid_out(payload, head, alike, alike < count) * step, alike * step, step):
+                for at in range(self._already_written(payload, head, equal, equal < count) * step, equal * step, step):
                     frames[at : at + gap] = head
                     frames[at + gap + segment : at + step] = pad
         else:
             # Each header has a checksum of its own.
-            alike = 0
-        for i in range(alike, count):
+            equal = 0
+        for i in range(equal, count):
             at, size = i * step, segment if i < count - 1 else rest
             head, pad = header.framed(size, frames[at + gap : at + gap + size])
             frames[at : at + gap] = head
             frames[at + gap + size : at + gap + size + len(pad)] = pad
         self._pieces.append(frames)
         self._gathered.append((count, step, total))
-        if len(self._pieces) == PIECES:
+        if len(self._pieces) == UIO_MAXIOV:
             self.flush()
 
-    def _laid_out(self, payload: list[memoryview], head: bytes, alike: int, ends: bool) -> int:
+    def _already_written(self, payload: list[memoryview], head: bytes, equal: int, ends: bool) -> int:
         """Give how many gaps at the start of the buffer have `head` already, and take note that `alike` will.
 
         :param ends: whether another header follows these.
         """
         layout = payload[-1] if len(payload) > 1 else None
-        known, laid, count = self._laid
-        if layout is None or known is not layout or laid is not head:
+        known, written, count = self._written
+        if layout is None or known is not layout or written is not head:
             count = 0
-        self._laid = layout, head, alike if ends else max(alike, count)
+        self._written = layout, head, equal if ends else max(equal, count)
         return count
 
     def write_frame(self, frame: bytes) -> None:
         """Write one complete Ethernet frame."""
-        padded = frame.ljust(FRAME_LEAST, b"\0")
+        padded = frame.ljust(FRAME_MINIMUM_BYTES, b"\0")
         self._pieces.append(memoryview(len(padded).to_bytes(LENGTH_BYTES, "big") + padded))
         self._gathered.append((1, len(padded) + LENGTH_BYTES, SERVICE))
         self.flush()
@@ -165,7 +165,9 @@ class Stream:
         assert self.socket is not None
         while self._queue:
             try:
-                sent = self.socket.sendmsg([self._queue[i] for i in range(min(len(self._queue), PIECES))], (), FLAGS)
+                sent = self.socket.sendmsg(
+                    [self._queue[i] for i in range(min(len(self._queue), UIO_MAXIOV))], (), FLAGS
+                )
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.ENOBUFS):
                     # The reader of the stream finds out by itself, and ends the connection.

@@ -13,7 +13,7 @@ import os
 from gpasst.counters import Counters, Drop
 from gpasst.formats import VIRTIO_NET_CODEC
 from gpasst.link.capture import Capture
-from gpasst.udp.headers import Header
+from gpasst.udp.header import Header
 
 VIRTIO_BLANK = bytes(VIRTIO_NET_CODEC.size)
 # The tap driver takes any frame whose IP packet is legal; the largest has 65535 bytes of IPv6 payload.

@@ -14,8 +14,7 @@ from gpasst.formats import (
     ETHERTYPE_ARP,
     ETHERTYPE_IPV4,
 )
-
-BROADCAST_MAC = b"\xff" * 6
+from gpasst.packet.address import BROADCAST_MAC
 
 
 def answer(payload: memoryview, host_mac: bytes, guest_address: bytes | None) -> bytes | None:

@@ -26,9 +26,11 @@ from collections.abc import Mapping
 from gpasst.codec import parse_untrusted
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
+from gpasst.flow.network import FamilyNetwork, GuestNetwork
 from gpasst.formats import IPV4_CODEC, UDP_CODEC
-from gpasst.network import FamilyNetwork, GuestNetwork
-from gpasst.services.dhcp_formats import (
+from gpasst.packet.address import BROADCAST_MAC, UNSPECIFIED, is_loopback
+from gpasst.packet.build import wrap_udp
+from gpasst.packet.dhcp_formats import (
     BOOTP_REPLY,
     BOOTP_REQUEST,
     DHCP_ACK,
@@ -72,13 +74,9 @@ from gpasst.services.dhcp_formats import (
     DHCP_SUBNET_MASK,
     DHCP_TEXT,
 )
-from gpasst.services.names import compress_names, encode_name, encode_text
-from gpasst.services.wrap import wrap_udp
-from gpasst.udp.addresses import is_loopback
+from gpasst.packet.dns_names import compress_names, encode_name, encode_text
 
 BROADCAST = b"\xff" * 4
-BROADCAST_MAC = b"\xff" * 6
-UNSPECIFIED = bytes(4)
 HEADERS_BYTES = IPV4_CODEC.size + UDP_CODEC.size
 DATAGRAM_BYTES = 576  # IP header included, what every client takes (RFC 2131, section 2)
 OPTIONS_MINIMUM = 60  # bytes behind the cookie: the vendor field of RFC 951, which old clients insist on
@@ -124,7 +122,7 @@ def answer(network: GuestNetwork, data: bytes | memoryview, guest_mac: bytes) ->
         if kind is None:
             return None
     informs = asked is not None and asked[0] == DHCP_INFORM
-    yours = UNSPECIFIED if informs or kind == DHCP_NAK else ip4.address
+    yours = UNSPECIFIED[4] if informs or kind == DHCP_NAK else ip4.address
     destination = request["client"] if informs else ip4.address
     # RFC 2131, section 4.1: a client that has no address yet may ask for broadcast, and one that is refused has none.
     broadcast = request["flags"] & DHCP_FLAG_BROADCAST and not any(request["client"])
@@ -136,7 +134,7 @@ def answer(network: GuestNetwork, data: bytes | memoryview, guest_mac: bytes) ->
         hardware_length=request["hardware_length"],
         transaction=request["transaction"],
         flags=request["flags"],
-        client=UNSPECIFIED if kind == DHCP_NAK else request["client"],
+        client=UNSPECIFIED[4] if kind == DHCP_NAK else request["client"],
         yours=yours,
         relay=request["relay"],
         client_mac=request["client_mac"],
@@ -194,8 +192,8 @@ def _answer_to(asked: int, client: bytes, options: Options, ip4: FamilyNetwork) 
     if asked == DHCP_REQUEST:
         if _fixed(options, DHCP_SERVER_IDENTIFIER, 4) not in (None, ip4.gateway):
             return None
-        wanted = {client, _fixed(options, DHCP_REQUESTED_ADDRESS, 4) or UNSPECIFIED}
-        return DHCP_ACK if wanted <= {ip4.address, UNSPECIFIED} else DHCP_NAK
+        wanted = {client, _fixed(options, DHCP_REQUESTED_ADDRESS, 4) or UNSPECIFIED[4]}
+        return DHCP_ACK if wanted <= {ip4.address, UNSPECIFIED[4]} else DHCP_NAK
     if asked == DHCP_INFORM:
         return DHCP_ACK
     if asked in (DHCP_RELEASE, DHCP_DECLINE):
@@ -230,7 +228,7 @@ def _contents(
         contents[DHCP_CLIENT_FQDN] = _fqdn(network.fqdn, options)
     if (int.from_bytes(ip4.gateway, "big") ^ int.from_bytes(ip4.address, "big")) & mask:
         # RFC 3442: the gateway is on the link though outside the subnet, and leads everywhere.
-        contents[DHCP_CLASSLESS_ROUTES] = b"\x20" + ip4.gateway + UNSPECIFIED + b"\x00" + ip4.gateway
+        contents[DHCP_CLASSLESS_ROUTES] = b"\x20" + ip4.gateway + UNSPECIFIED[4] + b"\x00" + ip4.gateway
     for code in (DHCP_LEASE_TIME,) if informs else BEYOND_BOOTP if kind is None else ():
         del contents[code]
     contents = {code: data for code, data in contents.items() if data}

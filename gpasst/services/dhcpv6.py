@@ -28,9 +28,10 @@ from dataclasses import dataclass
 from gpasst.codec import parse_untrusted
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
-from gpasst.link.packets import Packet
-from gpasst.network import FamilyNetwork, GuestNetwork
-from gpasst.services.dhcp_formats import (
+from gpasst.flow.network import FamilyNetwork, GuestNetwork
+from gpasst.packet.address import UNSPECIFIED, is_loopback, is_multicast
+from gpasst.packet.build import wrap_udp
+from gpasst.packet.dhcp_formats import (
     DHCPV6_ADDRESS_CODEC,
     DHCPV6_ADVERTISE,
     DHCPV6_CLIENT_FQDN,
@@ -70,12 +71,10 @@ from gpasst.services.dhcp_formats import (
     DHCPV6_STATUS_CODEC,
     DHCPV6_SUCCESS,
 )
-from gpasst.services.names import encode_name, encode_names
+from gpasst.packet.dns_names import encode_name, encode_names
+from gpasst.packet.parse import Packet
 from gpasst.services.ndp import DNSSL_BYTES, MAX_RESOLVERS, router_address
-from gpasst.services.wrap import wrap_udp
-from gpasst.udp.addresses import is_loopback, is_multicast
 
-UNSPECIFIED = bytes(16)
 EPOCH = 946684800  # 2000-01-01 00:00 UTC, in seconds since 1970
 CLIENT_ID_MAXIMUM = 128  # bytes
 NOT_ON_LINK = b"Prefix not appropriate for link."
@@ -134,7 +133,7 @@ def answer(server: Server, packet: Packet, data: bytes | memoryview, guest_mac: 
     assert network is not None
     if is_loopback(packet.source):
         raise PacketError(Drop.LOOPBACK_ADDRESS)
-    if packet.source == UNSPECIFIED or is_multicast(packet.source):
+    if packet.source == UNSPECIFIED[6] or is_multicast(packet.source):
         raise PacketError(Drop.UNSPECIFIED_ADDRESS)
     if not is_multicast(packet.destination):
         raise PacketError(Drop.SERVICE)

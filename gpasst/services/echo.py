@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpasst import checksum
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.formats import (
@@ -16,8 +15,9 @@ from gpasst.formats import (
     PROTOCOL_ICMP,
     PROTOCOL_ICMPV6,
 )
-from gpasst.link.packets import Packet
-from gpasst.services.wrap import with_checksum, wrap
+from gpasst.packet import checksum
+from gpasst.packet.build import with_checksum, wrap
+from gpasst.packet.parse import Packet
 
 PROTOCOLS = {4: PROTOCOL_ICMP, 6: PROTOCOL_ICMPV6}
 REQUESTS = {4: ICMP_ECHO_REQUEST, 6: ICMPV6_ECHO_REQUEST}

@@ -15,6 +15,7 @@ from typing import Any
 from gpasst.codec import parse_untrusted
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
+from gpasst.flow.network import FamilyNetwork, GuestNetwork
 from gpasst.formats import (
     ICMP_CODEC,
     NDP_ADVERTISEMENT_CODEC,
@@ -43,15 +44,14 @@ from gpasst.formats import (
     NDP_TYPE_SOLICITATION,
     PROTOCOL_ICMPV6,
 )
-from gpasst.link.packets import Packet
-from gpasst.network import FamilyNetwork, GuestNetwork
-from gpasst.services.names import encode_names
-from gpasst.services.wrap import with_checksum, wrap
+from gpasst.packet.address import UNSPECIFIED
+from gpasst.packet.build import with_checksum, wrap
+from gpasst.packet.dns_names import encode_names
+from gpasst.packet.parse import Packet
 
 ROUTER_LIFETIME = 65535  # seconds; the longest there is, so that guests keep their route (upstream since 2023-12)
 DNSSL_BYTES = 8 * 255 - 8  # bytes of names that fit the option: its length is 8 bits, in units of 8 bytes
 MAX_RESOLVERS = 127  # that fit the option, whose length is 8 bits, in units of half an address
-UNSPECIFIED = bytes(16)
 ALL_NODES = bytes.fromhex("ff020000000000000000000000000001")
 SOLICITED_NODE = bytes.fromhex("ff0200000000000000000001ff")  # RFC 4291, section 2.7.1; 3 bytes of the address follow
 MULTICAST_MAC = b"\x33\x33"  # RFC 2464, section 7; the last 4 bytes of the group follow
@@ -113,7 +113,7 @@ def answer(router: Router, packet: Packet, guest_mac: bytes, own: tuple[bytes | 
         return None
     source = router_address(network)
     # A sender without address yet hears the answer at the all-nodes address (RFC 4861, section 6.2.6).
-    destination = packet.source if packet.source != UNSPECIFIED else ALL_NODES
+    destination = packet.source if packet.source != UNSPECIFIED[6] else ALL_NODES
     complete = with_checksum(message, CHECKSUM, source, destination, PROTOCOL_ICMPV6)
     return wrap(guest_mac, router.network.host_mac, source, destination, PROTOCOL_ICMPV6, complete)
 
@@ -179,7 +179,7 @@ def _advertisement(router: Router, packet: Packet, own: tuple[bytes | None, ...]
     if request.target[0] == 0xFF:
         # RFC 4861, section 7.1.1: a group is not to be asked for.
         raise PacketError(Drop.MALFORMED_NDP)
-    if packet.source == UNSPECIFIED or request.target in own:
+    if packet.source == UNSPECIFIED[6] or request.target in own:
         return None
     flags = NDP_FLAG_ROUTER | NDP_FLAG_SOLICITED | NDP_FLAG_OVERRIDE
     return NDP_ADVERTISEMENT_CODEC.pack(type=NDP_TYPE_ADVERTISEMENT, flags=flags, target=request.target) + _options(

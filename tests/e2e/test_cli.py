@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 import gpasst
-from tests.e2e.ready import sleeper, until
-from tests.lab import bound, host_socket
+from tests.support.lab import bound, host_socket
+from tests.support.ready import sleeper, until
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 import gpasst
-from tests.conftest import need
-from tests.e2e.ready import PATIENCE, until
-from tests.lab import FAR4, FAR6, HOST4, HOST6, HOST_LINK_LOCAL, REMOTE4, Remote, bound
+from tests.support.lab import FAR4, FAR6, HOST4, HOST6, HOST_LINK_LOCAL, REMOTE4, Remote, bound
+from tests.support.need import need
+from tests.support.ready import PATIENCE, until
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 
@@ -88,16 +88,16 @@ def dhclient(
 
 def test_dhclient(tmp_path: Path) -> None:
     with guest(**TOLD) as net:
-        _, told = dhclient(net, 4, tmp_path, "bound to")
-        assert told["new_ip_address"] == HOST4
-        assert told["new_subnet_mask"] == "255.255.255.0"
-        assert told["new_routers"] == REMOTE4
-        assert told["new_domain_name_servers"] == "198.51.100.53 198.51.100.54"
-        assert told["new_domain_search"] == "example.org. b.example.org."
-        assert told["new_interface_mtu"] == "1400"
-        assert told["new_host_name"] == "guest"
-        assert told["new_dhcp_lease_time"] == str(0xFFFFFFFF)
-        assert told["new_dhcp_server_identifier"] == REMOTE4
+        _, reported = dhclient(net, 4, tmp_path, "bound to")
+        assert reported["new_ip_address"] == HOST4
+        assert reported["new_subnet_mask"] == "255.255.255.0"
+        assert reported["new_routers"] == REMOTE4
+        assert reported["new_domain_name_servers"] == "198.51.100.53 198.51.100.54"
+        assert reported["new_domain_search"] == "example.org. b.example.org."
+        assert reported["new_interface_mtu"] == "1400"
+        assert reported["new_host_name"] == "guest"
+        assert reported["new_dhcp_lease_time"] == str(0xFFFFFFFF)
+        assert reported["new_dhcp_server_identifier"] == REMOTE4
 
 
 def test_dhclient_is_told_its_full_name_when_it_asks(tmp_path: Path) -> None:
@@ -114,10 +114,10 @@ def test_dhclient_with_a_lease_of_elsewhere(tmp_path: Path) -> None:
         lease = f'lease {{\n interface "{net.interface}";\n fixed-address {OTHER4};\n'
         lease += " option subnet-mask 255.255.255.0;\n option dhcp-lease-time 4294967295;\n"
         lease += " renew never;\n rebind never;\n expire never;\n}\n"
-        output, told = dhclient(net, 4, tmp_path, "bound to", lease)
+        output, reported = dhclient(net, 4, tmp_path, "bound to", lease)
         assert f"DHCPREQUEST for {OTHER4}" in output
         assert f"DHCPNAK from {REMOTE4}" in output
-        assert told["new_ip_address"] == HOST4
+        assert reported["new_ip_address"] == HOST4
 
 
 def test_dhclient_again_with_its_lease(tmp_path: Path) -> None:
@@ -131,21 +131,21 @@ def test_dhclient_again_with_its_lease(tmp_path: Path) -> None:
 
 def test_dhclient6(tmp_path: Path) -> None:
     with guest(**TOLD) as net:
-        _, told = dhclient(net, 6, tmp_path, "Bound to lease")
-        assert told["new_ip6_address"] == HOST6
-        assert told["new_dhcp6_name_servers"] == "2001:db8::53"
-        assert told["new_dhcp6_domain_search"] == "example.org. b.example.org."
-        assert told["new_max_life"] == told["new_preferred_life"] == str(0xFFFFFFFF)
+        _, reported = dhclient(net, 6, tmp_path, "Bound to lease")
+        assert reported["new_ip6_address"] == HOST6
+        assert reported["new_dhcp6_name_servers"] == "2001:db8::53"
+        assert reported["new_dhcp6_domain_search"] == "example.org. b.example.org."
+        assert reported["new_max_life"] == reported["new_preferred_life"] == str(0xFFFFFFFF)
 
 
 def test_dhclient6_with_a_lease_of_elsewhere(tmp_path: Path) -> None:
     with guest() as net:
         dhclient(net, 6, tmp_path, "Bound to lease")
         lease = (tmp_path / "leases").read_text(encoding="utf-8").replace(f"iaaddr {HOST6}", f"iaaddr {OTHER6}")
-        output, told = dhclient(net, 6, tmp_path, "Bound to lease", lease)
+        output, reported = dhclient(net, 6, tmp_path, "Bound to lease", lease)
         assert "Forming Confirm" in output
         assert "Forming Solicit" in output, output
-        assert told["new_ip6_address"] == HOST6
+        assert reported["new_ip6_address"] == HOST6
 
 
 def test_dhclient6_for_information_alone(tmp_path: Path) -> None:
@@ -154,9 +154,9 @@ def test_dhclient6_for_information_alone(tmp_path: Path) -> None:
     command += ["-lf", str(tmp_path / "leases"), "-pf", str(tmp_path / "pid")]
     with guest(**TOLD) as net:
         net.run([*command, net.interface], capture_output=True, text=True, timeout=PATIENCE)
-    told = recorded(record, "reason=RENEW6")
-    assert told["new_dhcp6_name_servers"] == "2001:db8::53"
-    assert "new_ip6_address" not in told
+    reported = recorded(record, "reason=RENEW6")
+    assert reported["new_dhcp6_name_servers"] == "2001:db8::53"
+    assert "new_ip6_address" not in reported
 
 
 @pytest.mark.parametrize(("family", "address", "far"), [(4, HOST4, FAR4), (6, HOST6, FAR6)])
@@ -187,10 +187,10 @@ def test_udhcpc(tmp_path: Path, options: dict[str, Any]) -> None:
     with guest(**TOLD, **options) as net:
         done = net.run([*command, "-i", net.interface], capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, done.stderr
-    told = recorded(record, "called=bound")
-    assert (told["ip"], told["subnet"], told["router"]) == (HOST4, "255.255.255.0", REMOTE4)
-    assert (told["dns"], told["search"]) == ("198.51.100.53 198.51.100.54", "example.org b.example.org")
-    assert (told["hostname"], told["serverid"], told["lease"]) == ("guest", REMOTE4, str(0xFFFFFFFF))
+    reported = recorded(record, "called=bound")
+    assert (reported["ip"], reported["subnet"], reported["router"]) == (HOST4, "255.255.255.0", REMOTE4)
+    assert (reported["dns"], reported["search"]) == ("198.51.100.53 198.51.100.54", "example.org b.example.org")
+    assert (reported["hostname"], reported["serverid"], reported["lease"]) == ("guest", REMOTE4, str(0xFFFFFFFF))
 
 
 def test_udhcpc_asks_for_broadcast(tmp_path: Path) -> None:
@@ -206,9 +206,9 @@ def test_a_gateway_outside_the_subnet(tmp_path: Path) -> None:
     command = [need("udhcpc"), "-f", "-q", "-n", "-t", "3", "-T", "1", "-s", script, "-O", "staticroutes"]
     with guest(address="203.0.113.5/32", gateway=REMOTE4) as net:
         net.run([*command, "-i", net.interface], check=True, capture_output=True, timeout=PATIENCE)
-    told = recorded(record, "called=bound")
-    assert (told["ip"], told["mask"]) == ("203.0.113.5", "32")
-    assert told["staticroutes"] == f"{REMOTE4}/32 0.0.0.0 0.0.0.0/0 {REMOTE4}"
+    reported = recorded(record, "called=bound")
+    assert (reported["ip"], reported["mask"]) == ("203.0.113.5", "32")
+    assert reported["staticroutes"] == f"{REMOTE4}/32 0.0.0.0 0.0.0.0/0 {REMOTE4}"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import gpasst
 from gpasst.features import NAMES
-from tests.lab import FAR4, FAR6, HOST4, HOST6, NARROW4, NARROW6, NARROW_MTU, REMOTE4, REMOTE6, Remote, bound
+from tests.support.lab import FAR4, FAR6, HOST4, HOST6, NARROW4, NARROW6, NARROW_MTU, REMOTE4, REMOTE6, Remote, bound
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 

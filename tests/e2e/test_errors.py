@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 import gpasst
-from gpasst.services.icmp_errors import port_unreachable
+from gpasst.packet.icmp_error import port_unreachable
 from tests.e2e.test_udp import ENGINES, FAMILY, FAR, HOST, LOOPBACK, REMOTE, expire, gateway, guest_socket
-from tests.lab import (
+from tests.support.lab import (
     BEYOND4,
     BEYOND6,
     INHERITED,
@@ -97,7 +97,7 @@ def wait(check: Any) -> None:
         time.sleep(0.005)
 
 
-def told(guest: socket.socket, family: int) -> Told:
+def reported(guest: socket.socket, family: int) -> Told:
     """Wait for an error in the queue of a guest's socket."""
     deadline = time.monotonic() + PATIENCE
     guest.settimeout(0.005)
@@ -148,7 +148,7 @@ def test_a_closed_port_is_reported_with_all_that_is_known(net: gpasst.Pasta, fam
     payload = bytes(range(200))
     with guest_socket(net, family) as guest:
         reporting(guest, family).sendto(payload, (FAR[family], CLOSED))
-        assert told(guest, family) == Told(
+        assert reported(guest, family) == Told(
             errno.ECONNREFUSED,
             ORIGIN[family],
             PORT_UNREACHABLE[family],
@@ -163,7 +163,7 @@ def test_the_hosts_loopback_is_reported_as_the_gateway(net: gpasst.Pasta, family
     port = closed_port(family)
     with guest_socket(net, family) as guest:
         reporting(guest, family).sendto(b"?", (gateway(net, family), port))
-        error = told(guest, family)
+        error = reported(guest, family)
         assert (error.kind, error.offender) == (PORT_UNREACHABLE[family], gateway(net, family))
         assert error.target == (gateway(net, family), port)
 
@@ -181,7 +181,7 @@ def test_what_cannot_be_reached(
 ) -> None:
     with guest_socket(net, family) as guest:
         reporting(guest, family).sendto(b"anyone?", (targets[family], CLOSED))
-        error = told(guest, family)
+        error = reported(guest, family)
         assert (error.errno, error.kind, error.target) == (number[family], kinds[family], (targets[family], CLOSED))
         assert error.payload == b"anyone?"
         assert error.offender in {offenders[family], "fe80::2"}
@@ -193,7 +193,7 @@ def test_a_next_hop_that_is_too_narrow(net: gpasst.Pasta, family: int) -> None:
     with guest_socket(net, family) as guest:
         guest.setsockopt(*MTU_DISCOVER[family], PMTUDISC_DO)
         reporting(guest, family).sendto(bytes(1400), (target, CLOSED))
-        error = told(guest, family)
+        error = reported(guest, family)
         assert (error.errno, error.kind, error.info) == (errno.EMSGSIZE, TOO_BIG[family], NARROW_MTU)
         assert error.offender == REMOTE[family]
         with pytest.raises(OSError) as caught:
@@ -253,7 +253,7 @@ def test_a_closed_sender_is_reported_to_a_forwarded_port(net: gpasst.Pasta, remo
         # Whoever made the socket has let go of its own descriptor by the time it makes another.
         remote.socket(FAMILY[family]).close()
         reporting(guest, family).sendto(b"too late", sender)
-        error = told(guest, family)
+        error = reported(guest, family)
         assert (error.kind, error.offender, error.target) == (PORT_UNREACHABLE[family], FAR[family], sender[:2])
         assert error.payload == b"too late"
 
@@ -278,7 +278,7 @@ def test_a_ttl_that_is_used_up(net: gpasst.Pasta, family: int, hops: int) -> Non
         guest.setsockopt(*HOPS[family], hops)
         target = BEYOND[family] if hops == 1 else FAR[family]
         reporting(guest, family).sendto(b"how far?", (target, CLOSED))
-        error = told(guest, family)
+        error = reported(guest, family)
         assert error.target == (target, CLOSED)
         if hops == 1:
             assert (error.errno, error.kind, error.offender) == (

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 import gpasst
-from gpasst import proxy
-from gpasst.forwards import Forward
-from tests.conftest import need
-from tests.e2e.ready import sleeper, until
-from tests.lab import FAR4, HOST4, HOST4_SECOND, HOST6, REMOTE4, REMOTE6, UPSTREAM, Remote, bound, host_socket
+from gpasst.flow.record import Forward
+from gpasst.proxy import proxy
+from tests.support.lab import FAR4, HOST4, HOST4_SECOND, HOST6, REMOTE4, REMOTE6, UPSTREAM, Remote, bound, host_socket
+from tests.support.need import need
+from tests.support.ready import sleeper, until
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 
@@ -101,15 +101,15 @@ def after_a_look(net: gpasst.Pasta, inward: bool) -> set[tuple[str, int, str | N
     """
     markers = (7996, 7997) if inward else (7998, 7999)
 
-    def marked(port: int) -> bool:
+    def with_tos_ttl(port: int) -> bool:
         return port in {entry[3] for entry in automatic(net, not inward)}
 
     # What appears first may have been bound while the list was made; the list with the second began after that.
     for marker in markers:
         with bound(net.socket() if inward else host_socket(socket.AF_INET), "0.0.0.0", marker):
-            until(lambda port=marker: marked(port), "a look")
+            until(lambda port=marker: with_tos_ttl(port), "a look")
     # And once these have gone, so has all that ended before them.
-    until(lambda: not any(map(marked, markers)), "another look")
+    until(lambda: not any(map(with_tos_ttl, markers)), "another look")
     return automatic(net, not inward)
 
 

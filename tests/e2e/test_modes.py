@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import gpasst
-from tests.e2e.ready import sleeper
-from tests.lab import FAR4, HOST4, HOST6, REMOTE4, UPSTREAM, Remote, bound, host_socket
+from tests.support.lab import FAR4, HOST4, HOST6, REMOTE4, UPSTREAM, Remote, bound, host_socket
+from tests.support.ready import sleeper
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import need
-from tests.lab import INHERITED, Remote
+from tests.support.lab import INHERITED, Remote
+from tests.support.need import need
 
 USER = f"gpasst-{os.getpid()}"  # what an earlier run may have left behind does not matter
 SUITES = (
@@ -24,11 +24,13 @@ SUITES = (
     "test_dhcp.py",
     "test_passt.py",
     "test_errors.py",
-    "test_marks.py",
+    "test_tos_ttl.py",
 )
 SUITE_SECONDS = 300
 # The first interpreter is started with root's rights still; what it starts is not.
-READABLE = "import os, sys, gpasst.api, pytest, tests.lab; sys.exit(not os.access(sys.executable, os.X_OK))"
+READABLE = (
+    "import os, sys, gpasst.api.pasta, pytest, tests.support.lab; sys.exit(not os.access(sys.executable, os.X_OK))"
+)
 
 
 @pytest.fixture

@@ -18,16 +18,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 import gpasst
-import gpasst.api
 from gpasst.cli import choose_identity
 from gpasst.link.stream import Stream
-from tests.conftest import need, need_module
-from tests.e2e.ready import unix_listening, until
 from tests.e2e.test_cli import AS_ROOT, GPASST, cli, ended
 from tests.e2e.test_engine import bursts, datagrams, send_all
 from tests.e2e.test_udp import ENGINES
-from tests.lab import FAR4, FAR6, HOST4, HOST6, REMOTE4, REMOTE6, UPSTREAM, Remote, bound, host_socket
-from tests.scripted import ARP, BROADCAST, HOST_MAC, MAC, Guest
+from tests.support.lab import FAR4, FAR6, HOST4, HOST6, REMOTE4, REMOTE6, UPSTREAM, Remote, bound, host_socket
+from tests.support.need import need, need_module
+from tests.support.ready import unix_listening, until
+from tests.support.scripted import ARP, BROADCAST, HOST_MAC, MAC, Guest
 
 pytestmark = pytest.mark.usefixtures("remote")
 
@@ -300,15 +299,15 @@ def test_neighbour_discovery(guest: Guest, scapy: Any) -> None:
     assert answer[scapy.ICMPv6NDOptMTU].mtu == 65520
 
 
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("reported", [True, False])
 def test_a_lease_tells_address_router_and_resolvers(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, scapy: Any, told: bool
+    folder: Path, monkeypatch: pytest.MonkeyPatch, scapy: Any, reported: bool
 ) -> None:
     """A namespace has the host's resolver file; a virtual machine has to be told."""
     resolver_file = folder / "resolv.conf"
     resolver_file.write_text("nameserver 198.51.100.53\nsearch example.org\n", encoding="ascii")
-    monkeypatch.setattr(gpasst.api, "RESOLVER_FILE", str(resolver_file))
-    options: dict[str, Any] = {} if told else {"no_dhcp_dns": True, "no_dhcp_search": True}
+    monkeypatch.setattr("gpasst.api.passt.RESOLVER_FILE", str(resolver_file))
+    options: dict[str, Any] = {} if reported else {"no_dhcp_dns": True, "no_dhcp_search": True}
     with gpasst.Passt(socket=str(folder / "lease"), **options) as link, Guest.connect(link.path) as guest:
         question = (
             scapy.IP(src="0.0.0.0", dst="255.255.255.255")
@@ -320,8 +319,8 @@ def test_a_lease_tells_address_router_and_resolvers(
         options4 = {item[0]: item[1] for item in answer[scapy.DHCP].options if isinstance(item, tuple)}
         assert answer[scapy.BOOTP].yiaddr == HOST4
         assert (options4["message-type"], options4["subnet_mask"], options4["router"]) == (2, "255.255.255.0", REMOTE4)
-        assert options4.get("name_server") == ("198.51.100.53" if told else None)
-        assert (119 in options4 or "DomainSearch" in str(options4) or "domain" in str(options4).lower()) == told
+        assert options4.get("name_server") == ("198.51.100.53" if reported else None)
+        assert (119 in options4 or "DomainSearch" in str(options4) or "domain" in str(options4).lower()) == reported
 
 
 @pytest.mark.parametrize("target", [REMOTE4, FAR4])

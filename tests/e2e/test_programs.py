@@ -13,9 +13,7 @@ from typing import Any
 import pytest
 
 import gpasst
-from tests.conftest import need
-from tests.e2e.ready import udp_port_bound
-from tests.lab import (
+from tests.support.lab import (
     BEYOND4,
     BEYOND6,
     FAR4,
@@ -28,6 +26,8 @@ from tests.lab import (
     UNREACHABLE6,
     Remote,
 )
+from tests.support.need import need
+from tests.support.ready import udp_port_bound
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 

@@ -17,15 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import gpasst
-from gpasst import splice
-from gpasst.batch import IP_PKTINFO, IPPROTO_IP, IPPROTO_IPV6, IPV6_PKTINFO
-from gpasst.forwards import Forward
-from gpasst.proxy import Flow, Proxy
-from gpasst.sockets import IPV6_RECVPKTINFO
-from gpasst.splice import POOL
-from tests.e2e.ready import until
+from gpasst.flow.record import Flow, Forward
+from gpasst.linux import IP_PKTINFO, IPPROTO_IP, IPPROTO_IPV6, IPV6_PKTINFO, IPV6_RECVPKTINFO
+from gpasst.path import udp_splice
+from gpasst.path.udp_splice import POOL
+from gpasst.proxy.proxy import Proxy
 from tests.e2e.test_engine import ENGINES, UDP_SEGMENT, datagrams, receive_all, send_all
-from tests.lab import HOST4, HOST6, PATIENCE, REMOTE4, REMOTE6, Remote, bound, host_socket
+from tests.support.lab import HOST4, HOST6, PATIENCE, REMOTE4, REMOTE6, Remote, bound, host_socket
+from tests.support.ready import until
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 
@@ -435,7 +434,7 @@ def test_what_strangers_send_before_a_pair_is_connected_is_dropped(
     way: Way, strays: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It reaches nobody, and harms nothing of the burst that the pair was made for."""
-    bind = splice._bind
+    bind = udp_splice._bind
 
     def bind_slowly(sock: Any, family: int, route: Any) -> None:
         bind(sock, family, route)
@@ -443,7 +442,7 @@ def test_what_strangers_send_before_a_pair_is_connected_is_dropped(
             stranger.sendto(b"stray" * 280, (way.address, sock.getsockname()[1]))
 
     port, reason = way.free_port(), gpasst.Drop.SPLICE_STRAY.value
-    monkeypatch.setattr(splice, "_bind", bind_slowly)
+    monkeypatch.setattr(udp_splice, "_bind", bind_slowly)
     before = way.net.statistics().drops.get(reason, 0)
     expected = [b"%d" % number * 1400 for number in range(5)]
     control = [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("@H", 1400))]
@@ -470,7 +469,7 @@ def test_a_closed_port_is_reported_and_opens_later(way: Way) -> None:
                 with pytest.raises(ConnectionRefusedError):
                     client.recv(9)
             expected = before.socket_errors + turn
-            until(lambda least=expected: way.net.statistics().socket_errors >= least, "refused")
+            until(lambda minimum=expected: way.net.statistics().socket_errors >= minimum, "refused")
         refusals = 2 if way.outward or PRIVILEGED else 0
         assert way.net.statistics().refusals == before.refusals + refusals
         with way.service() as service:
@@ -659,7 +658,7 @@ def test_an_ended_pair_leaves_no_memory_behind(way: Way) -> None:
     with way.service() as service, ExitStack() as stack:
         for _ in range(20):
             exchange(way, stack.enter_context(way.client()), service)
-        kept = [weakref.ref(pair.endpoint) for pair in pairs]
+        kept = [weakref.ref(pair.udp_socket) for pair in pairs]
         assert len(kept) == 20
     expire(way.net)
     assert way.net._runtime is not None
@@ -706,7 +705,7 @@ def test_without_a_tap_what_arrives_elsewhere_all_the_same_is_dropped(address: s
 
 
 def test_what_leads_both_ways_is_no_circle(family: int) -> None:
-    reason = gpasst.Drop.REFLECTION.value
+    reason = gpasst.Drop.HAIRPIN.value
     with gpasst.Pasta(udp_ports="5000", udp_ns="5000", host_lo_to_ns_lo=True) as net:
         for turn, way in enumerate((inward(net, 5000, family), outward(net, 5000, family)), 1):
             with way.client() as client:

@@ -12,7 +12,7 @@ import pytest
 
 import gpasst
 from gpasst.features import NAMES
-from tests.lab import (
+from tests.support.lab import (
     FAR4,
     FAR6,
     HOST4,

@@ -1,0 +1,1 @@
+"""The Python interface: `pasta` for namespaces, `passt` for virtual machines, `connection` for what both share."""

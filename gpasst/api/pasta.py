@@ -1,0 +1,223 @@
+"""The Python interface: `Pasta`, a network namespace with the network of an ordinary process, and `Passt`, a virtual
+machine with that.
+
+Theory of operation: opening a `Pasta` asks the helper for the host's facts, settles the guest's network, lets the
+helper make or join the namespace and its tap, and starts a proxy on the runtime's hub. Closing it undoes all of that.
+Programs are run in the namespace by a small program that joins it and then becomes them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from gevent.socket import wait_read
+
+from gpasst import runtime
+from gpasst.config import TAP_MTU_MAXIMUM, Config
+from gpasst.features import Feature
+from gpasst.flow.network import GuestNetwork, build_network, parse_resolver_file
+from gpasst.helper.client import Namespace, OpenRequest, enter_command
+from gpasst.host.sockets import text
+from gpasst.proxy.proxy import Proxy
+
+if TYPE_CHECKING:
+    pass
+
+from gpasst.api.connection import RESOLVER_FILE, Connection, read_text
+
+KILL_SECONDS = 0.5  # between SIGTERM and SIGKILL for programs that outlive their namespace
+NETNS_FOLDER = "/run/netns"
+
+
+class Pasta(Connection):
+    """A network namespace connected to the host's sockets.
+
+    ::
+
+        with gpasst.Pasta(config_net=True, udp_ports="5000") as net:
+            net.run(["dig", "@" + net.gateway4, "example.org"], check=True)
+
+    :param config: what to do; or its fields as keywords, which are the long option names with ``_`` for ``-``.
+    :param runas: user and group id that the namespace's programs get; root only.
+    :raises ConfigurationError: if an option makes no sense, or names what does not exist.
+    :raises PlatformError: if the kernel, a permission or a busy port is in the way.
+    """
+
+    mode = "pasta"
+
+    def __init__(self, config: Config | None = None, *, runas: tuple[int, int] | None = None, **fields: Any) -> None:
+        super().__init__(config, fields)
+        self._runas = runas
+        self._namespace: Namespace | None = None
+        self._programs: list[subprocess.Popen[Any]] = []
+
+    def _open(self) -> None:
+        assert self._runtime is not None
+        config = self.config
+        with self._runtime.lock:
+            helper = self._runtime.helper()
+            facts = helper.facts(wait_read)
+            network = build_network(config, facts, parse_resolver_file(read_text(RESOLVER_FILE)))
+            namespace = helper.open(_request(config, network, self._runas), wait_read)
+        try:
+            first, last = facts["ephemeral"]
+            self._proxy = Proxy(config, network, namespace, (first, last), polls=self._runtime.polls)
+        except BaseException:
+            namespace.close()
+            raise
+        self._namespace = namespace
+
+    def close(self) -> None:
+        """End programs that still run in it, stop the proxy, let go of the namespace. More calls do nothing."""
+        programs, self._programs = self._programs, []
+        running = [program for program in programs if program.poll() is None]
+        for program in running:
+            program.terminate()
+        for program in running:
+            try:
+                program.wait(KILL_SECONDS)
+            except subprocess.TimeoutExpired:
+                program.kill()
+                program.wait()
+        super().close()
+
+    def _close(self) -> None:
+        super()._close()
+        namespace, self._namespace = self._namespace, None
+        if namespace is not None:
+            namespace.close()
+
+    def run(self, args: Sequence[str] | str, **options: Any) -> subprocess.CompletedProcess[Any]:
+        """Run a program in the namespace and wait for it, as `subprocess.run` does."""
+        command, options = self._command(args, options)
+        return subprocess.run(command, **options)  # check is the caller's
+
+    def popen(
+        self, args: Sequence[str] | str, *, init: bool = False, tied: bool = False, **options: Any
+    ) -> subprocess.Popen[Any]:
+        """Start a program in the namespace, as `subprocess.Popen` does; closing the namespace ends it.
+
+        When this returns the program has been executed, so its process ID leads to the namespace.
+
+        :param args: the program and its arguments; or a shell's command line, with ``shell=True``.
+        :param init: make it process 1 of a PID namespace of its own, so that whatever it starts ends with it.
+        :param tied: with `init`, kill it when the thread that calls this ends, even by SIGKILL.
+        """
+        self._opened()
+        reader, writer = os.pipe()
+        try:
+            command, options = self._command(args, options, init, tied, writer)
+            program = subprocess.Popen(command, **options)
+        except BaseException:
+            os.close(reader)
+            raise
+        finally:
+            os.close(writer)
+        self._programs = [other for other in self._programs if other.poll() is None]
+        self._programs.append(program)
+        try:
+            runtime.current().wait_end(reader)
+        finally:
+            os.close(reader)
+        return program
+
+    def _command(
+        self,
+        args: Sequence[str] | str,
+        options: dict[str, Any],
+        init: bool = False,
+        tied: bool = False,
+        ready: int | None = None,
+    ) -> tuple[list[str], dict[str, Any]]:
+        namespace = self._joined()
+        options = dict(options)
+        argv = [args] if isinstance(args, str) else [os.fspath(arg) for arg in args]
+        if options.pop("shell", False):
+            argv = ["/bin/sh", "-c", *argv]
+        path = (options.get("env") or os.environ).get("PATH", os.defpath)
+        if os.sep not in argv[0] and shutil.which(argv[0], path=path) is None:
+            raise FileNotFoundError(2, "No such file or directory", argv[0])
+        command, descriptors = enter_command(namespace, argv, init, self._runas, tied, ready)
+        options["pass_fds"] = (*options.get("pass_fds", ()), *descriptors)
+        return command, options
+
+    def socket(
+        self,
+        family: int = socket.AF_INET,
+        type: int = socket.SOCK_DGRAM,
+        proto: int = 0,
+    ) -> socket.socket:
+        """Make a socket that lives in the namespace, of the class that `socket.socket` is to the caller."""
+        namespace = self._joined()
+        assert self._runtime is not None
+        # Without a greenlet switch: the proxy asks the same process for sockets, at any time.
+        descriptor = self._runtime.call(lambda: namespace.sockets(family, type, proto, 1)[0])
+        return socket.socket(family, type, proto, descriptor)
+
+    def exists(self) -> bool:
+        """Tell whether the file that named a joined namespace still does; always true of one that was made."""
+        namespace, path = self._joined(), _netns_path(self.config)
+        if path is None:
+            return True
+        try:
+            return os.path.samestat(os.stat(path), os.fstat(namespace.netns))
+        except OSError:
+            return False
+
+    @property
+    def interface(self) -> str:
+        """Name of the tap in the namespace."""
+        return self._joined().name
+
+    @property
+    def gateway4(self) -> str:
+        """The namespace's IPv4 gateway, which stands for the host unless told otherwise; empty without IPv4."""
+        return text(self.network.ip4.gateway) if self.network.ip4 else ""
+
+    @property
+    def gateway6(self) -> str:
+        """The namespace's IPv6 gateway, with ``%interface`` if it is link-local; empty without IPv6."""
+        if self.network.ip6 is None:
+            return ""
+        gateway = text(self.network.ip6.gateway)
+        return f"{gateway}%{self.interface}" if gateway.startswith("fe80:") else gateway
+
+    def _joined(self) -> Namespace:
+        self._opened()
+        assert self._namespace is not None
+        return self._namespace
+
+
+def _request(config: Config, network: GuestNetwork, runas: tuple[int, int] | None) -> OpenRequest:
+    """Say what the helper has to make."""
+    netns, userns = _netns_path(config), config.userns or None
+    if config.pid is not None and not userns and not config.netns_only:
+        userns = f"/proc/{config.pid}/ns/user"
+    return OpenRequest(
+        netns=netns,
+        userns=userns,
+        netns_only=config.netns_only or (netns is not None and userns is None),
+        runas=runas,
+        ifname=network.interface,
+        mac=config.ns_mac_addr or None,
+        mtu=min(network.mtu, TAP_MTU_MAXIMUM),
+        offload=Feature.USO in config.features,
+        configure=config.config_net and not config.splice_only,
+        tap=not config.splice_only,
+        addresses=network.addresses,
+        routes=network.routes,
+    )
+
+
+def _netns_path(config: Config) -> str | None:
+    """Give the file of the network namespace to join, None to make one."""
+    if config.pid is not None:
+        return f"/proc/{config.pid}/ns/net"
+    if config.netns and os.sep not in config.netns:
+        return os.path.join(NETNS_FOLDER, config.netns)
+    return config.netns or None

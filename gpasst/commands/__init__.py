@@ -1,0 +1,1 @@
+"""What the console script runs: options, the process itself, serving a guest, the demo."""

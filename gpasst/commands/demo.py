@@ -1,0 +1,172 @@
+"""``gpasst demo``: a namespace, a service on either side, and datagrams both ways on every path there is.
+
+Everything that it prints was measured while it ran; a datagram that was lost or changed makes the exit status 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+
+from gpasst.api.pasta import Pasta
+from gpasst.errors import PlatformError
+from gpasst.host.sockets import text
+from gpasst.packet.address import is_link_local
+
+PEER = os.path.join(os.path.dirname(__file__), "demo_peer.py")
+INSIDE_PORT = 7000
+LOOPBACK_PORT = 7100  # of the namespace; leads to the host's loopback
+ANY = {4: "0.0.0.0", 6: "::"}
+LOOPBACK = {4: "127.0.0.1", 6: "::1"}
+ROW_SECONDS = 10  # for one path; it takes a fraction of one
+
+COLUMNS = (
+    f"{'path':<52} {'sent':>7} {'received':>9}  {'payload':<8} {'round trip':>10} {'datagrams/s':>12} {'Mbit/s':>8}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one path showed.
+
+    :ivar path: who sends to whom, and how.
+    :ivar sent: datagrams sent.
+    :ivar received: echoes received.
+    :ivar wrong: echoes that differ from what was sent.
+    :ivar round_trip_us: median of single round trips, in microseconds.
+    :ivar datagrams_per_second: datagrams echoed per second with a window under way.
+    :ivar megabits_per_second: their payload.
+    """
+
+    path: str
+    sent: int
+    received: int
+    wrong: int
+    round_trip_us: float
+    datagrams_per_second: int
+    megabits_per_second: float
+
+    @property
+    def good(self) -> bool:
+        """Whether all came back, unchanged."""
+        return self.sent == self.received > 0 and not self.wrong
+
+
+def run(as_json: bool = False) -> int:
+    """Run the demo; give the exit status."""
+    began = time.perf_counter()
+    forwarded, remapped, outside = free_ports(3)
+    say: Callable[[str], None] = (lambda line: None) if as_json else (lambda line: print(line, flush=True))
+    rows: list[Row] = []
+    ports = f"{forwarded}:{INSIDE_PORT},{remapped}:{INSIDE_PORT + 1}"
+    with Pasta(config_net=True, udp_ports=ports, udp_ns=f"{LOOPBACK_PORT}:{outside}") as net:
+        opened = time.perf_counter() - began
+        families = [network.family for network in (net.network.ip4, net.network.ip6) if network]
+        say(f"A namespace with the network of this machine, ready in {opened * 1000:.0f} ms.\n")
+        say(COLUMNS)
+        say("-" * len(COLUMNS))
+        for row in _rows(net, families, forwarded, remapped, outside):
+            rows.append(row)
+            verdict = "intact" if row.good else "WRONG" if row.wrong else "LOST"
+            say(
+                f"{row.path:<52} {row.sent:>7} {row.received:>9}  {verdict:<8} {row.round_trip_us:>7.0f} us "
+                f"{row.datagrams_per_second:>12,} {row.megabits_per_second:>8,.0f}"
+            )
+        statistics = net.statistics()
+    good = bool(rows) and all(row.good for row in rows)
+    seconds = time.perf_counter() - began
+    if as_json:
+        print(json.dumps({"good": good, "seconds": round(seconds, 3), "rows": [asdict(row) for row in rows]}))
+        return 0 if good else 1
+    say(
+        f"\nThe proxy moved {statistics.datagrams_up + statistics.datagrams_down:,} datagrams through the tap and "
+        f"{statistics.datagrams_spliced:,} past it, "
+        f"{statistics.superframes_up + statistics.superframes_down + statistics.superframes_spliced:,} times several "
+        "in one system call."
+    )
+    say(f"{'All arrived, unchanged.' if good else 'Something was lost or changed.'} It took {seconds:.1f} s.")
+    return 0 if good else 1
+
+
+def _rows(net: Pasta, families: list[int], forwarded: int, remapped: int, outside: int) -> Iterator[Row]:
+    """Try every path."""
+    gateways = {4: net.gateway4, 6: net.gateway6}
+    own = {network.family: network.host_addresses for network in (net.network.ip4, net.network.ip6) if network}
+    with ExitStack() as stack:
+        for family in families:
+            stack.enter_context(_service(ANY[family], outside, None))
+            stack.enter_context(_service(ANY[family], INSIDE_PORT, net))
+            moved = stack.enter_context(_service(ANY[family], INSIDE_PORT + 1, net))
+            paths: list[tuple[str, str, int, Pasta | None]] = [
+                ("namespace -> host", gateways[family], outside, net),
+                ("namespace -> host's loopback", LOOPBACK[family], LOOPBACK_PORT, net),
+                ("host's loopback -> namespace", LOOPBACK[family], forwarded, None),
+            ]
+            # From loopback a datagram would go past the tap.
+            paths += [("host -> namespace", text(address), forwarded, None) for address in _global(own[family])[:1]]
+            for words, address, port, place in paths:
+                for mode, how in (("single", "one by one"), ("gso", "GSO, 31 a call")):
+                    yield _row(f"IPv{family}  {words:<30}{how}", address, port, mode, place)
+            path = f"IPv{family}  {f'host -> port {remapped}:{moved}':<30}one by one"
+            yield _row(path, LOOPBACK[family], remapped, "single", None)
+
+
+def _global(addresses: Iterable[bytes]) -> list[bytes]:
+    """Give those of the host's addresses that are not link-local."""
+    return sorted(address for address in addresses if not is_link_local(address))
+
+
+def _row(path: str, address: str, port: int, mode: str, net: Pasta | None) -> Row:
+    """Exchange datagrams with a service, from the host or from within `net`."""
+    command = [sys.executable, "-I", "-S", PEER, "exchange", address, str(port), mode]
+    run_program = subprocess.run if net is None else net.run
+    done = run_program(command, capture_output=True, text=True, timeout=ROW_SECONDS, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise PlatformError(f"the demo's client failed: {last}", "please report this with the line above")
+    return Row(path, **json.loads(done.stdout))
+
+
+@contextmanager
+def _service(address: str, port: int, net: Pasta | None) -> Iterator[int]:
+    """Run the echo service on the host or within `net`; give its port."""
+    command = [sys.executable, "-I", "-S", PEER, "serve", address, str(port)]
+    start = subprocess.Popen if net is None else net.popen
+    service = start(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert service.stdout is not None
+        line = service.stdout.readline()
+        if not line:
+            raise PlatformError("the demo's service did not start", "see the message above")
+        yield int(line)
+    finally:
+        service.kill()
+        service.wait()
+        if service.stdout is not None:
+            service.stdout.close()
+
+
+def free_ports(count: int) -> list[int]:
+    """Find UDP ports that are free in both families, as the kernel gives them out."""
+    held = []
+    try:
+        for _ in range(count):
+            try:
+                sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+                held.append(sock)
+                sock.bind(("::", 0))
+            except OSError:  # a kernel without IPv6
+                sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                held.append(sock)
+                sock.bind(("0.0.0.0", 0))
+        return [int(sock.getsockname()[1]) for sock in held[-count:]]
+    finally:
+        for sock in held:
+            sock.close()

@@ -1,0 +1,242 @@
+"""Which UDP sockets are bound in a network namespace, asked of the kernel in small bites.
+
+Theory of operation: a netlink socket of NETLINK_SOCK_DIAG (linux/sock_diag.h, Linux 3.3) lists the sockets of the
+namespace that it was made in, wherever it is used. For each family one request is sent, and the kernel answers with
+chunks of up to 32 KiB, about 260 sockets, of which it makes the next one when the one before is received.
+
+1. *No long stall.* Before each chunk the caller's `wait` lets others run; so a stall is as long as one chunk takes, in
+   the kernel and here.
+2. *What is known costs little.* A chunk that equals one of the last scan is not looked into: requests carry no sequence
+   number, so nothing in it changes by itself but the queue lengths of a busy socket. In other chunks the part of a
+   message from the family to the kernel's cookie tells a socket for good. It is the key of the answer, and what follows
+   is taken apart only when the last scan did not have the key: inode and IPV6_V6ONLY of a bound socket never change.
+3. *Only unconnected sockets are asked for* (TCP_CLOSE in the kernel's words): a connected one hears its peer alone.
+
+NOTE: the kernel does not lock its table between chunks. While sockets come and go, one that stays may be missing from a
+scan: if a chunk ends within a bucket of the table and another socket leaves that bucket. The next scan has it.
+NOTE: a port that was asked for cannot be told from one that the kernel chose when an unbound socket first sent.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from _socket import socket as RawSocket  # a class
+from dataclasses import dataclass
+from typing import Final
+
+from gpasst.errors import PlatformError
+from gpasst.formats import (
+    INET_DIAG_CODEC,
+    INET_DIAG_REQUEST_CODEC,
+    NLMSG_CODEC,
+    NLMSG_STATUS_CODEC,
+    PROTOCOL_UDP,
+    RTATTR_CODEC,
+)
+from gpasst.helper.channel import Wait
+from gpasst.linux import (
+    AF_INET,
+    AF_INET6,
+    AF_NETLINK,
+    INET_DIAG_SKV6ONLY,
+    MAX_ERRNO,
+    NETLINK_SOCK_DIAG,
+    NLM_F_DUMP,
+    NLM_F_DUMP_INTR,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    SOCK_DIAG_BY_FAMILY,
+    SOCK_RAW,
+    TCP_CLOSE,
+)
+
+CHUNK_BYTES: Final = 32768  # the kernel makes no larger chunks (net/netlink/af_netlink.c)
+ATTEMPTS: Final = 2  # at a list that changes interrupted; the second is taken as it is
+
+_HEAD = NLMSG_CODEC.size
+_KEY = _HEAD + INET_DIAG_CODEC.offset("family")
+_KEY_END = _HEAD + INET_DIAG_CODEC.offset("expires")
+_INTERFACE = INET_DIAG_CODEC.offset("interface")
+_INODE = INET_DIAG_CODEC.offset("inode")
+
+_head = NLMSG_CODEC.layout.unpack_from
+_status = NLMSG_STATUS_CODEC.layout.unpack_from
+_attribute = RTATTR_CODEC.layout.unpack_from
+_local = INET_DIAG_CODEC.picker("family", "source_port", "source").unpack_from
+_word = struct.Struct("=I").unpack_from
+
+
+def _request(family: int) -> bytes:
+    """Give the request for all unconnected UDP sockets of AF_INET or AF_INET6."""
+    head = NLMSG_CODEC.pack(
+        length=NLMSG_CODEC.size + INET_DIAG_REQUEST_CODEC.size,
+        type=SOCK_DIAG_BY_FAMILY,
+        flags=NLM_F_REQUEST | NLM_F_DUMP,
+    )
+    return head + INET_DIAG_REQUEST_CODEC.pack(family=family, protocol=PROTOCOL_UDP, states=1 << TCP_CLOSE)
+
+
+_REQUESTS = (_request(AF_INET), _request(AF_INET6))
+
+
+@dataclass(frozen=True, slots=True)
+class BoundSocket:
+    """An unconnected UDP socket.
+
+    :ivar family: 4 or 6.
+    :ivar address: the address it is bound to, 4 or 16 bytes, all zero for any; an IPv6 socket that is bound to an IPv4
+        address has it mapped (::ffff:192.0.2.1).
+    :ivar port: 1 to 65535.
+    :ivar only6: IPV6_V6ONLY is set; False for IPv4.
+    :ivar interface: index of the device that it is bound to, 0 without one.
+    :ivar inode: what /proc/PID/fd shows as ``socket:[inode]``; 0 for the kernel's own sockets.
+    """
+
+    family: int
+    address: bytes
+    port: int
+    only6: bool
+    interface: int
+    inode: int
+
+
+Listing = dict[bytes, BoundSocket]
+"""Sockets by a key that no other socket of the namespace ever has, nor the same one bound elsewhere."""
+
+_Chunk = tuple[Listing, int, bool]
+
+
+class SockDiag:
+    """Lists the unconnected UDP sockets of the namespace that a netlink socket was made in.
+
+    One thread or greenlet at a time may scan. A scan that was given up (an exception out of `wait`) leaves this usable.
+
+    :param descriptor: a socket of AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG; it becomes non-blocking, and is closed by
+        `close`.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._sock = RawSocket(fileno=descriptor)
+        self._sock.setblocking(False)
+        self._known: Listing = {}
+        self._chunks: dict[bytes, _Chunk] = {}
+
+    @classmethod
+    def here(cls) -> SockDiag:
+        """Make one for the namespace of the calling thread.
+
+        :raises PlatformError: if the kernel gives no such netlink socket.
+        """
+        try:
+            return cls(RawSocket(AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG).detach())
+        except OSError as error:
+            raise _refused(error) from error
+
+    def scan(self, wait: Wait) -> Listing:
+        """Ask the kernel for the sockets of both families.
+
+        :param wait: called with the netlink socket's descriptor before each chunk; returns when that is readable.
+        :return: a new dictionary. A socket that was there at the last scan has the same key and is the same object, so
+            two answers are compared by their keys.
+        :raises PlatformError: if the kernel refuses (without its module udp_diag it does), or its answer cannot be
+            understood.
+        """
+        found: Listing = {}
+        chunks: dict[bytes, _Chunk] = {}
+        try:
+            for request in _REQUESTS:
+                for _ in range(ATTEMPTS):
+                    if not self._list(request, found, chunks, wait):
+                        break
+        except OSError as error:
+            raise _refused(error) from error
+        except struct.error as error:
+            raise _malformed() from error
+        self._known, self._chunks = found, chunks
+        return found
+
+    def close(self) -> None:
+        """Close the netlink socket; more calls do nothing."""
+        self._sock.close()
+
+    def _list(self, request: bytes, found: Listing, chunks: dict[bytes, _Chunk], wait: Wait) -> bool:
+        """Add the answer of one request to `found` and `chunks`; tell whether changes of the table interrupted it."""
+        sock = self._sock
+        try:
+            # What a scan that was given up left behind; until it is taken the kernel accepts no request.
+            while sock.recv(CHUNK_BYTES):
+                pass
+        except BlockingIOError:
+            pass
+        sock.send(request)
+        every_flag = 0
+        while True:
+            wait(sock.fileno())
+            data = sock.recv(CHUNK_BYTES)
+            chunk = chunks[data] = self._chunks.get(data) or self._take_apart(data)
+            sockets, flags, last = chunk
+            found.update(sockets)
+            every_flag |= flags
+            if last:
+                return bool(every_flag & NLM_F_DUMP_INTR)
+
+    def _take_apart(self, data: bytes) -> _Chunk:
+        """Give the sockets of a chunk, the flags of its messages, and whether it is the last one."""
+        known = self._known.get
+        found: Listing = {}
+        every_flag = 0
+        at, end = 0, len(data)
+        while True:  # a chunk without any message is malformed
+            length, kind, flags, _, _ = _head(data, at)
+            if not _HEAD <= length <= end - at:
+                raise _malformed()
+            every_flag |= flags
+            if kind == SOCK_DIAG_BY_FAMILY:
+                key = data[at + _KEY : at + _KEY_END]
+                found[key] = known(key) or _decode(data[at + _HEAD : at + length])
+            elif kind in (NLMSG_DONE, NLMSG_ERROR):
+                (status,) = _status(data[at : at + length], _HEAD)
+                if -MAX_ERRNO <= status < 0:
+                    raise OSError(-status, os.strerror(-status))
+                if status or kind == NLMSG_ERROR:
+                    raise _malformed()
+                return found, every_flag, True
+            at += length + 3 & ~3
+            if at >= end:
+                return found, every_flag, False
+
+
+def _decode(message: bytes) -> BoundSocket:
+    """Take one socket apart; a message too short is a `struct.error`."""
+    family, port, address = _local(message)
+    (interface,) = _word(message, _INTERFACE)
+    (inode,) = _word(message, _INODE)
+    if family == AF_INET:
+        return BoundSocket(4, address[:4], port, False, interface, inode)
+    return BoundSocket(6, address, port, _only6(message), interface, inode)
+
+
+def _only6(message: bytes) -> bool:
+    """Look IPV6_V6ONLY up among the attributes of a socket."""
+    at = INET_DIAG_CODEC.size
+    while at < len(message):
+        length, kind = _attribute(message, at)
+        if length < RTATTR_CODEC.size:
+            raise _malformed()
+        if kind == INET_DIAG_SKV6ONLY:
+            return any(message[at + RTATTR_CODEC.size : at + length])
+        at += length + 3 & ~3
+    return False
+
+
+def _refused(error: OSError) -> PlatformError:
+    return PlatformError(
+        f"the kernel does not list its UDP sockets: {error.strerror}",
+        "load its module: modprobe udp_diag; or name the ports to forward",
+    )
+
+
+def _malformed() -> PlatformError:
+    return PlatformError("the kernel's list of UDP sockets cannot be understood")

@@ -1,0 +1,113 @@
+"""Every kernel constant that gpasst uses, once, with its origin.
+
+The values are those of the generic Linux ABI (asm-generic), which x86, Arm, RISC-V and s390x share. They stand here
+rather than being read from `socket`, because the interpreter leaves out what the C library of its build did not know.
+
+NOTE: `helper/enter.py` and `helper/pool.py` are executed as files and import nothing of gpasst; the constants that
+they alone need (CLONE_*, PR_*, MS_*) stand there.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Address families and socket types (linux/socket.h, linux/net.h).
+AF_INET: Final = 2
+AF_INET6: Final = 10
+AF_NETLINK: Final = 16
+SOCK_DGRAM: Final = 2
+SOCK_RAW: Final = 3
+
+# Levels of socket options and control messages (linux/in.h, linux/in6.h, linux/socket.h).
+SOL_SOCKET: Final = 1
+IPPROTO_IP: Final = 0
+IPPROTO_ICMP: Final = 1
+SOL_UDP: Final = 17
+IPPROTO_IPV6: Final = 41
+IPPROTO_ICMPV6: Final = 58
+SOL_RAW: Final = 255
+
+# Options of level SOL_SOCKET (asm-generic/socket.h).
+SO_SNDBUF: Final = 7
+SO_RCVBUF: Final = 8
+SO_BINDTODEVICE: Final = 25
+SO_SNDBUFFORCE: Final = 32
+SO_RCVBUFFORCE: Final = 33
+
+# Options and control messages of level IPPROTO_IP (linux/in.h).
+IP_TOS: Final = 1
+IP_TTL: Final = 2
+IP_PKTINFO: Final = 8
+IP_RECVERR: Final = 11
+IP_RECVTTL: Final = 12
+IP_RECVTOS: Final = 13
+IP_FREEBIND: Final = 15
+
+# Options and control messages of level IPPROTO_IPV6 (linux/in6.h).
+IPV6_UNICAST_HOPS: Final = 16
+IPV6_RECVERR: Final = 25
+IPV6_V6ONLY: Final = 26
+IPV6_RECVPKTINFO: Final = 49
+IPV6_PKTINFO: Final = 50
+IPV6_RECVHOPLIMIT: Final = 51
+IPV6_HOPLIMIT: Final = 52
+IPV6_RECVTCLASS: Final = 66
+IPV6_TCLASS: Final = 67
+IPV6_FREEBIND: Final = 78
+
+# Options and control messages of level SOL_UDP (linux/udp.h).
+UDP_SEGMENT: Final = 103  # Linux 4.18
+UDP_GRO: Final = 104  # Linux 5.0
+
+# Options of raw ICMP sockets: a set bit blocks a type.
+ICMP_FILTER: Final = 1  # linux/icmp.h, level SOL_RAW
+ICMPV6_FILTER: Final = 1  # RFC 3542, section 3.2; level IPPROTO_ICMPV6
+
+# Flags of send and receive (linux/socket.h).
+MSG_DONTWAIT: Final = 0x40
+MSG_ERRQUEUE: Final = 0x2000
+
+# netlink (linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h).
+NETLINK_SOCK_DIAG: Final = 4
+SOCK_DIAG_BY_FAMILY: Final = 20
+NLMSG_ERROR: Final = 2
+NLMSG_DONE: Final = 3
+NLM_F_REQUEST: Final = 0x001
+NLM_F_DUMP_INTR: Final = 0x010
+NLM_F_DUMP: Final = 0x300
+INET_DIAG_SKV6ONLY: Final = 11
+TCP_CLOSE: Final = 7  # include/net/tcp_states.h; the state of an unconnected UDP socket
+MAX_ERRNO: Final = 4095  # linux/err.h
+
+# Links, addresses and routes (linux/if.h, linux/if_addr.h, linux/if_link.h, linux/rtnetlink.h).
+IFNAMSIZ: Final = 16  # bytes of an interface name, its final zero included
+IFF_UP: Final = 0x1
+IFF_LOOPBACK: Final = 0x8
+IFA_F_NODAD: Final = 0x02
+IFA_F_DADFAILED: Final = 0x08
+IFA_F_TENTATIVE: Final = 0x40
+IN6_ADDR_GEN_MODE_NONE: Final = 1
+RTNH_F_ONLINK: Final = 4
+RTN_UNICAST: Final = 1
+RT_TABLE_MAIN: Final = 254
+RT_SCOPE_UNIVERSE: Final = 0
+RT_SCOPE_LINK: Final = 253
+RTPROT_KERNEL: Final = 2
+
+# The tap driver (linux/if_tun.h).
+IFF_TAP: Final = 0x0002
+IFF_NO_PI: Final = 0x1000
+IFF_VNET_HDR: Final = 0x4000
+IFF_TUN_EXCL: Final = 0x8000  # refuse a name that exists instead of attaching to it
+TUN_F_CSUM: Final = 0x01
+TUN_F_TSO4: Final = 0x02
+TUN_F_TSO6: Final = 0x04
+TUN_F_USO4: Final = 0x20  # Linux 6.2
+TUN_F_USO6: Final = 0x40  # Linux 6.2
+
+# Limits of system calls.
+UIO_MAXIOV: Final = 1024  # pieces of one readv, writev or sendmsg (linux/uio.h)
+UDP_MAX_SEGMENTS: Final = 128  # datagrams that UDP_GRO joins (linux/udp.h since 6.9; 64 before)
+UDP_MAX_SEGMENTS_SENT: Final = 64  # datagrams of one UDP_SEGMENT send that every kernel takes (linux/udp.h before 6.9)
+SCM_MAX_FD: Final = 253  # descriptors of one message (include/net/scm.h)
+UNIX_PATH_MAX: Final = 108  # bytes of sun_path, its final zero included (linux/un.h)

@@ -1,0 +1,1 @@
+"""Bytes of packets: addresses, checksums, parsing, building, reassembly, segmentation, ICMP errors, names. Pure."""

@@ -1,0 +1,69 @@
+"""ICMP errors of the guest, passed on to the senders of the datagrams that met them."""
+
+from __future__ import annotations
+
+from _socket import inet_pton
+from _socket import socket as RawSocket  # a class
+
+from gpasst.counters import Counters, Drop
+from gpasst.errors import PacketError
+from gpasst.host.raw import RawSockets
+from gpasst.host.sockets import family_constant, socket_address
+from gpasst.linux import SOCK_DGRAM
+from gpasst.packet.icmp_error import message, parse, quoted_udp
+from gpasst.packet.parse import Packet
+from gpasst.udp.mapping import Peer, down_key
+from gpasst.udp.nat import UdpNat
+
+
+class IcmpToSender:
+    """Passes errors of the guest's on to the senders of the datagrams that met them.
+
+    :param refusals: sends them.
+    :param path: knows the peers.
+    :param counters: where errors are counted.
+    """
+
+    def __init__(self, refusals: RawSockets, path: UdpNat, counters: Counters) -> None:
+        self._refusals = refusals
+        self._path = path
+        self._counters = counters
+
+    def take(self, packet: Packet) -> None:
+        """Pass an error on.
+
+        :param packet: an ICMP or ICMPv6 packet of one of `gpasst.services.icmp_errors.TYPES`.
+        :raises PacketError: if it is malformed, is not about a datagram of a peer, or cannot be sent.
+        """
+        reported = parse(packet)
+        if reported is None:
+            raise PacketError(Drop.GUEST_ERROR)
+        key = down_key(reported.destination, reported.source, reported.destination_port, reported.source_port)
+        peer = self._path.tables[packet.family].down.get(key)
+        if peer is None:
+            raise PacketError(Drop.GUEST_ERROR)
+        address, port, scope = peer.remote
+        try:
+            local = peer.local or _own_address(peer)
+        except OSError as error:
+            raise PacketError(Drop.GUEST_ERROR) from error
+        # What the sender sent: to the host's address and port, where the guest saw its own.
+        quoted = quoted_udp(address, port, local[: len(address)], peer.udp_socket.port, reported.payload)
+        if not self._refusals.send(False, message(packet.family, reported.problem, quoted), address, scope, local):
+            raise PacketError(Drop.GUEST_ERROR)
+        self._counters.errors_down += 1
+
+
+def _own_address(peer: Peer) -> bytes:
+    """Find the host's address that a peer's datagrams reach, where its socket is bound to all of them.
+
+    :raises OSError: if there is no way to the peer.
+    """
+    family = family_constant(peer.udp_socket.family)
+    sock = RawSocket(family, SOCK_DGRAM, 0)
+    try:
+        # Connecting sends nothing; it makes the kernel choose.
+        sock.connect(socket_address(*peer.remote))
+        return inet_pton(family, sock.getsockname()[0].partition("%")[0])
+    finally:
+        sock.close()

@@ -1,0 +1,1 @@
+"""TCP between the guest and the host. Pure."""

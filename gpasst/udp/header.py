@@ -1,0 +1,204 @@
+"""The headers of upward frames: built once a peer, patched once a superframe.
+
+Theory of operation: all datagrams of one peer share every header byte but the lengths and checksums. `Header` keeps
+those bytes, from virtio-net to UDP, with the sums of what does not change, and patches the rest only when a superframe
+differs in size from the one before.
+
+A *mark* is what routers write and read in a header: TOS (traffic class) times 256 plus TTL (hop limit). The upper part
+holds DSCP and ECN bits (RFC 2474, RFC 3168).
+
+A UDP checksum over IPv4 is left out (0, "not computed": RFC 768) unless the kernel computes it for a superframe; over
+IPv6 it is always there (RFC 8200, section 8.1), computed by the kernel where the link offloads it.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from gpasst.formats import (
+    PROTOCOL_UDP,
+    UDP4,
+    UDP6,
+    UDP_CODEC,
+    VIRTIO_NET_CODEC,
+    VIRTIO_NET_HDR_F_NEEDS_CSUM,
+    VIRTIO_NET_HDR_GSO_NONE,
+    VIRTIO_NET_HDR_GSO_UDP_L4,
+    udp4_template,
+    udp6_template,
+)
+from gpasst.packet import checksum
+
+VIRTIO_SIZE = VIRTIO_NET_CODEC.size
+UDP_SIZE = UDP_CODEC.size
+DEFAULT_TOS_TTL = 64  # the mark of TOS or traffic class 0 and TTL or hop limit 64: what most systems send
+IP4_SIZE = 20  # bytes, without options
+HOP_LIMIT = 255
+
+_MAC = UDP4.offset("ethernet.destination")
+_IP = UDP4.offset("ip.version")
+_TOS4 = UDP4.offset("ip.tos")
+_TTL4 = UDP4.offset("ip.ttl")
+_HOPS6 = UDP6.offset("ip.hop_limit")
+_VERSION6 = 0x6000
+_LENGTH4 = UDP4.offset("ip.total_length")
+_CHECKSUM4 = UDP4.offset("ip.checksum")
+_LENGTH6 = UDP6.offset("ip.payload_length")
+_UDP4 = UDP4.offset("udp.source")
+_UDP6 = UDP6.offset("udp.source")
+_UDP_LENGTH = UDP_CODEC.offset("length")
+_UDP_CHECKSUM = UDP_CODEC.offset("checksum")
+
+FRAME_MINIMUM_BYTES = 60  # bytes; Ethernet, without its check sequence (IEEE 802.3, section 3.2.8)
+NO_FRAMING = (-1, (b"", b""))
+
+_put_length = struct.Struct(">I").pack_into
+_put_word = struct.Struct(">H").pack_into
+_put_virtio = VIRTIO_NET_CODEC.layout.pack_into
+_put_words = struct.Struct(">HH").pack_into
+
+
+class Header:
+    """Virtio-net, Ethernet, IP and UDP header of one peer's upward frames.
+
+    :ivar tos_ttl: their mark; that of what does not come from a socket is TOS 0 and TTL 255.
+    :param family: 4 or 6.
+    :param destination_mac: the guest's, 6 bytes.
+    :param source_mac: the host's as the guest sees it, 6 bytes.
+    :param source: address that the guest sees as sender.
+    :param destination: the guest's address.
+    :param source_port: port that the guest sees as sender.
+    :param destination_port: the guest's port.
+    """
+
+    __slots__ = ("buffer", "family", "framing", "ip_sum", "pseudo", "segment", "tos_ttl", "total")
+
+    def __init__(
+        self,
+        family: int,
+        destination_mac: bytes,
+        source_mac: bytes,
+        source: bytes,
+        destination: bytes,
+        source_port: int,
+        destination_port: int,
+    ) -> None:
+        template, pseudo_sum = (
+            (udp4_template, checksum.pseudo_sum4) if family == 4 else (udp6_template, checksum.pseudo_sum6)
+        )
+        self.family = family
+        self.tos_ttl = HOP_LIMIT
+        self.buffer = bytearray(
+            template(destination_mac, source_mac, source, destination, source_port, destination_port, HOP_LIMIT)
+        )
+        start = _UDP4 if family == 4 else _UDP6
+        self.pseudo = pseudo_sum(source, destination, PROTOCOL_UDP)
+        self.ip_sum = checksum.ones_sum(self.buffer[_IP:start])
+        self.total = self.segment = -1
+        self.framing: tuple[int, tuple[bytes, bytes]] = NO_FRAMING
+
+    def readdress(self, destination_mac: bytes) -> None:
+        """Send to another MAC address from now on."""
+        self.buffer[_MAC : _MAC + 6] = destination_mac
+        self.framing = NO_FRAMING
+
+    def set_tos_ttl(self, tos_ttl: int) -> None:
+        """Send with another TOS and TTL, or traffic class and hop limit, from now on."""
+        buffer = self.buffer
+        self.tos_ttl = tos_ttl
+        self.total = self.segment = -1
+        self.framing = NO_FRAMING
+        if self.family == 6:
+            # Between the version and the flow label, which is 0.
+            _put_word(buffer, _IP, _VERSION6 | tos_ttl >> 8 << 4)
+            buffer[_HOPS6] = tos_ttl & 0xFF
+            return
+        # RFC 1624: what no longer counts is added as its complement.
+        old = buffer[_TOS4] + (buffer[_TTL4] << 8)
+        buffer[_TOS4], buffer[_TTL4] = tos_ttl >> 8, tos_ttl & 0xFF
+        self.ip_sum = checksum.fold(self.ip_sum + 2 * 0xFFFF - old + (tos_ttl >> 8) + ((tos_ttl & 0xFF) << 8))
+
+    def fill(self, total: int, segment: int) -> bytearray:
+        """Give the header of a superframe for a link that offloads.
+
+        :param total: payload bytes, all datagrams together.
+        :param segment: payload bytes of each datagram but perhaps the last; `total` or more for a single one.
+        """
+        if total == self.total and segment == self.segment:
+            return self.buffer
+        self.total, self.segment = total, segment
+        single = segment >= total
+        length = total + UDP_SIZE
+        offloaded = not single or self.family == 6
+        start = self._lengths(length)
+        # In the order of the declaration; a dictionary of names would cost as much as the system call.
+        if single:
+            if offloaded:
+                begin = start - VIRTIO_SIZE
+                _put_virtio(
+                    self.buffer, 0, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE, 0, 0, begin, _UDP_CHECKSUM
+                )
+            else:
+                self.buffer[:VIRTIO_SIZE] = bytes(VIRTIO_SIZE)
+        else:
+            begin, size = start - VIRTIO_SIZE, start - VIRTIO_SIZE + UDP_SIZE
+            _put_virtio(
+                self.buffer,
+                0,
+                VIRTIO_NET_HDR_F_NEEDS_CSUM,
+                VIRTIO_NET_HDR_GSO_UDP_L4,
+                size,
+                segment,
+                begin,
+                _UDP_CHECKSUM,
+            )
+        partial = checksum.fold(self.pseudo + length) if offloaded else 0
+        _put_words(self.buffer, start + _UDP_LENGTH, length, partial)
+        return self.buffer
+
+    def fill_complete(self, payload: bytes | bytearray | memoryview, size: int | None = None) -> bytearray:
+        """Give the header of one datagram for a link that offloads nothing: its checksums are final.
+
+        :param payload: the datagram.
+        :param size: its bytes, where `payload` is left out; IPv4 only.
+        """
+        length = (len(payload) if size is None else size) + UDP_SIZE
+        self.total = self.segment = -1
+        start = self._lengths(length)
+        self.buffer[:VIRTIO_SIZE] = bytes(VIRTIO_SIZE)
+        _put_words(self.buffer, start + _UDP_LENGTH, length, 0)
+        if self.family == 6:
+            segment = bytes(self.buffer[start:]) + payload
+            _put_word(self.buffer, start + _UDP_CHECKSUM, checksum.udp(self.pseudo, segment))
+        return self.buffer
+
+    def framed(self, length: int, payload: bytes | memoryview | None = None) -> tuple[bytes, bytes]:
+        """Give what stands before and behind one datagram on a link that is a stream: there is no offload.
+
+        :param length: payload bytes.
+        :param payload: the datagram itself; needed for IPv6, which has a checksum over it.
+        :return: the frame's length in 4 bytes and all headers; padding up to the least size of a frame.
+        """
+        if self.family == 6:
+            assert payload is not None
+            self.fill_complete(payload)
+        elif self.framing[0] == length:
+            return self.framing[1]
+        else:
+            self.fill_complete(b"", length)
+        frame = len(self.buffer) - VIRTIO_SIZE + length
+        padded = max(frame, FRAME_MINIMUM_BYTES)
+        # The last bytes of the virtio-net header, which a stream does not have, make room for the length.
+        _put_length(self.buffer, VIRTIO_SIZE - 4, padded)
+        done = bytes(self.buffer[VIRTIO_SIZE - 4 :]), bytes(padded - frame)
+        self.framing = length, done
+        return done
+
+    def _lengths(self, length: int) -> int:
+        """Patch the IP header for `length` bytes of UDP; give the offset of the UDP header."""
+        if self.family == 6:
+            _put_word(self.buffer, _LENGTH6, length)
+            return _UDP6
+        _put_word(self.buffer, _LENGTH4, length + IP4_SIZE)
+        _put_word(self.buffer, _CHECKSUM4, 0xFFFF ^ checksum.fold(self.ip_sum + length + IP4_SIZE))
+        return _UDP4

@@ -1,0 +1,269 @@
+"""What UDP tracks: endpoints, mappings and peers, and their activity.
+
+Theory of operation:
+
+1. An *endpoint* is a UDP socket of the proxy: a mapping's own, a forward's listener, or a splice pair's.
+2. A *mapping* is one guest endpoint (address and port) and the host socket that stands for it, whoever it talks to
+   (endpoint-independent mapping, RFC 4787 REQ-1).
+3. A *peer* is one remote address and port within a mapping, as the guest sees it and as the host sees it. Downward
+   superframes find it by the raw addresses and ports of their headers, upward ones by the raw sender (and, where the
+   socket reports it, the addressed local address). Both ways lead to the same record, so an answer is translated by
+   the pair that was stored, never by running rules again (errata D2).
+4. A peer ends when it has been idle for more than the timeout (`activity`), and a mapping with its last peer. Listeners
+   never end this way.
+
+NOTE: the table holds at most `limit` peers. At the limit the longest idle one goes first.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from gpasst.counters import Drop
+from gpasst.errors import PacketError
+from gpasst.flow.activity import Ages, Tracked
+from gpasst.udp.header import DEFAULT_TOS_TTL, Header
+
+PEERS_LIMIT = 131072  # per family; what upstream's flow table holds
+
+
+class UdpSocket:
+    """A UDP socket of the proxy, as the pure rooms see it.
+
+    :ivar family: 4 or 6.
+    :ivar port: the local port.
+    :ivar socket: what the adapter needs to use it; nothing here looks inside.
+    :ivar mapping: the mapping whose own socket it is, None for a listener.
+    :ivar target: for a listener the port it leads to, else 0.
+    :ivar target_address: for a listener the address it leads to, 4 or 16 bytes; empty where rules choose.
+    :ivar general: for a listener whether it is bound to every address and interface.
+    :ivar inside: whether it lives in the namespace rather than on the host.
+    :ivar splices: for a listener whether loopback traffic goes to splice pairs.
+    :ivar peers: peers and splice pairs by raw sender key.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "family",
+        "general",
+        "inside",
+        "mapping",
+        "peers",
+        "port",
+        "socket",
+        "splices",
+        "target",
+        "target_address",
+    )
+
+    def __init__(
+        self,
+        family: int,
+        port: int,
+        socket: Any = None,
+        target: int = 0,
+        target_address: bytes = b"",
+        general: bool = True,
+        inside: bool = False,
+        splices: bool = False,
+    ) -> None:
+        self.family = family
+        self.port = port
+        self.socket = socket
+        self.mapping: Mapping | None = None
+        self.target = target
+        self.target_address = target_address
+        self.general = general
+        self.inside = inside
+        self.splices = splices
+        self.peers: dict[bytes, Any] = {}
+
+
+class Mapping:
+    """One guest endpoint and what stands for it on the host.
+
+    :ivar guest: the guest's address, 4 or 16 bytes.
+    :ivar port: the guest's port.
+    :ivar sockets: host sockets for new peers in order of preference: its own or a listener, then spare ones.
+    :ivar peers: how many peers it has.
+    :ivar admitted: host-side addresses that the guest has sent to; kept only where senders are filtered.
+    """
+
+    __slots__ = ("admitted", "guest", "peers", "port", "sockets")
+
+    def __init__(self, guest: bytes, port: int) -> None:
+        self.guest = guest
+        self.port = port
+        self.sockets: list[UdpSocket] = []
+        self.peers = 0
+        self.admitted: set[bytes] | None = None
+
+
+class Peer(Tracked):
+    """One remote end of a mapping, in both views.
+
+    :ivar mapping: the guest's end.
+    :ivar udp_socket: the host socket that its datagrams pass.
+    :ivar shown: (address, port) as the guest sees it.
+    :ivar remote: (address, port, scope) as the host sees it.
+    :ivar local: the host's address that it addressed, empty if that is the kernel's choice.
+    :ivar header: headers of upward frames.
+    :ivar tos_ttl: of what the guest sends to it (`headers`).
+    :ivar send: what the adapter needs to send to it, with that mark; made by the adapter.
+    :ivar down_key: its key in `Table.down`.
+    :ivar up_keys: its keys in `Endpoint.peers`.
+    """
+
+    __slots__ = (
+        "down_key",
+        "header",
+        "local",
+        "mapping",
+        "remote",
+        "send",
+        "shown",
+        "tos_ttl",
+        "udp_socket",
+        "up_keys",
+    )
+
+    def __init__(
+        self,
+        mapping: Mapping,
+        udp_socket: UdpSocket,
+        shown: tuple[bytes, int],
+        remote: tuple[bytes, int, int],
+        local: bytes,
+        header: Header,
+    ) -> None:
+        self.mapping = mapping
+        self.udp_socket = udp_socket
+        self.shown = shown
+        self.remote = remote
+        self.local = local
+        self.header = header
+        self.tos_ttl = DEFAULT_TOS_TTL
+        self.send: Any = None
+        self.down_key = b""
+        self.up_keys: tuple[bytes, ...] = ()
+
+    def set_tos_ttl(self, tos_ttl: int) -> None:
+        """Send with another mark from now on."""
+        self.tos_ttl = tos_ttl
+        self.send = None
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """What a scan let go of.
+
+    :ivar mappings: how many mappings ended.
+    :ivar sockets: host sockets to close.
+    """
+
+    mappings: int
+    sockets: list[UdpSocket]
+
+
+def down_key(guest: bytes, shown: bytes, guest_port: int, shown_port: int) -> bytes:
+    """Give the key of a downward datagram: addresses and ports exactly as they stand in its headers."""
+    return guest + shown + guest_port.to_bytes(2, "big") + shown_port.to_bytes(2, "big")
+
+
+class Table:
+    """All mappings and peers of one family.
+
+    :ivar down: peers by `down_key`.
+    :ivar mappings: mappings by guest address and port.
+    :ivar ages: when each peer was last active.
+    :ivar activity: the activity bitmap, a bit a peer.
+    """
+
+    __slots__ = ("activity", "ages", "down", "limit", "mappings")
+
+    def __init__(self, now: int = 0, limit: int = PEERS_LIMIT) -> None:
+        self.down: dict[bytes, Peer] = {}
+        self.mappings: dict[tuple[bytes, int], Mapping] = {}
+        self.ages: Ages[Peer] = Ages(now)
+        self.activity = self.ages.activity
+        self.limit = limit
+
+    def __len__(self) -> int:
+        return len(self.down)
+
+    def __iter__(self) -> Iterator[Peer]:
+        return iter(self.ages)
+
+    def idle_seconds(self, peer: Peer) -> int:
+        """Give how long ago `peer` was last found active."""
+        return self.ages.idle_seconds(peer)
+
+    def add(self, peer: Peer, up_key: bytes) -> list[UdpSocket]:
+        """Enter a new peer under its keys.
+
+        :param up_key: its raw sender key on its endpoint.
+        :return: host sockets to close, of mappings that had to make room.
+        """
+        mapping = peer.mapping
+        # First of all, lest making room should end this mapping and close its socket.
+        mapping.peers += 1
+        closing: list[UdpSocket] = []
+        while len(self.down) >= self.limit:
+            closing += self.remove(self.ages.oldest())
+        self.mappings[mapping.guest, mapping.port] = mapping
+        peer.down_key = down_key(mapping.guest, peer.shown[0], mapping.port, peer.shown[1])
+        self.down[peer.down_key] = peer
+        self.alias(peer, up_key)
+        self.ages.add(peer)
+        return closing
+
+    def alias(self, peer: Peer, up_key: bytes) -> None:
+        """Let upward datagrams of another raw sender key find `peer`."""
+        peer.up_keys += (up_key,)
+        peer.udp_socket.peers[up_key] = peer
+
+    def remove(self, peer: Peer) -> list[UdpSocket]:
+        """Forget `peer`, and its mapping if it was the last; give the host sockets to close then."""
+        self.ages.remove(peer)
+        del self.down[peer.down_key]
+        for key in peer.up_keys:
+            del peer.udp_socket.peers[key]
+        mapping = peer.mapping
+        mapping.peers -= 1
+        if mapping.peers:
+            return []
+        return self.forget(mapping)
+
+    def forget(self, mapping: Mapping) -> list[UdpSocket]:
+        """Forget a mapping that has no peers; give its own host sockets, to be closed."""
+        self.mappings.pop((mapping.guest, mapping.port), None)
+        own = [udp_socket for udp_socket in mapping.sockets if udp_socket.mapping is mapping]
+        for udp_socket in own:
+            udp_socket.mapping = None
+        mapping.sockets.clear()
+        return own
+
+    def scan(self, now: int, timeout: int) -> Expired:
+        """Turn activity since the last scan into ages, and let go of peers that were idle for more than `timeout`.
+
+        :param now: monotonic seconds.
+        :param timeout: seconds; a peer last active at t is kept at t + timeout and gone after that.
+        """
+        before = len(self.mappings)
+        closing = [udp_socket for peer in self.ages.scan(now, timeout) for udp_socket in self.remove(peer)]
+        return Expired(before - len(self.mappings), closing)
+
+
+def free_port(table: Table, guest: bytes, shown: bytes, guest_port: int, wanted: int) -> int:
+    """Choose a port to show a sender under when another sender already has its own (E-39).
+
+    :raises PacketError: if all are taken.
+    """
+    # Above the usual ephemeral range, where guests expect senders least, then all others.
+    for port in itertools.chain(range(61000, 65536), range(1024, 61000)):
+        if port != wanted and down_key(guest, shown, guest_port, port) not in table.down:
+            return port
+    raise PacketError(Drop.PORTS_EXHAUSTED)

@@ -1,0 +1,439 @@
+"""Options laid over the facts of a host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gpasst.config import Config
+from gpasst.errors import ConfigurationError, PlatformError
+from gpasst.flow.network import (
+    FamilyNetwork,
+    GuestNetwork,
+    ResolverFile,
+    build_network,
+    guess_prefix4,
+    parse_resolver_file,
+)
+from gpasst.helper.request import Route
+from tests.unit.flow.test_translation import ip
+
+LO, UP, OTHER, IDLE = 1, 2, 3, 4
+GLOBAL, HOST, LINK = 0, 254, 253
+KERNEL, STATIC = 2, 4
+TENTATIVE, DAD_FAILED, PERMANENT = 0x40, 0x08, 0x80
+
+
+def link(index: int, name: str) -> dict[str, Any]:
+    return {"index": index, "name": name, "mac": "02:00:00:00:00:01", "up": True, "mtu": 1500, "loopback": name == "lo"}
+
+
+def address(index: int, text: str, prefix: int, scope: int = GLOBAL, flags: int = PERMANENT) -> dict[str, Any]:
+    family = 6 if ":" in text else 4
+    return {"index": index, "family": family, "address": text, "prefix": prefix, "scope": scope, "flags": flags}
+
+
+def route(oif: int, to: str, gateway: str | None = None, protocol: int = STATIC, metric: int = 0) -> dict[str, Any]:
+    destination, _, prefix = to.partition("/")
+    default = to in ("0.0.0.0/0", "::/0")
+    return {
+        "family": 6 if ":" in to else 4,
+        "destination": None if default else destination,
+        "prefix": int(prefix),
+        "gateway": gateway,
+        "oif": oif,
+        "metric": metric,
+        "table": 254,
+        "scope": GLOBAL,
+        "protocol": protocol,
+        "type": 1,
+        "source": None,
+    }
+
+
+LINKS = [link(LO, "lo"), link(UP, "up0"), link(OTHER, "other0"), link(IDLE, "idle0")]
+LOOPBACKS = [address(LO, "127.0.0.1", 8, HOST), address(LO, "::1", 128, HOST)]
+ADDRESSES4 = [
+    address(UP, "192.0.2.2", 24),
+    address(UP, "192.0.2.3", 24),
+    address(OTHER, "10.1.0.5", 16),
+]
+ADDRESSES6 = [
+    address(UP, "2001:db8::7", 64, flags=TENTATIVE),
+    address(UP, "2001:db8::2", 64),
+    address(UP, "2001:db8:2::2", 60),
+    address(UP, "2001:db8::8", 64, flags=DAD_FAILED),
+    address(UP, "fe80::2", 64, LINK),
+    address(OTHER, "fe80::3", 64, LINK),
+]
+ROUTES4 = [
+    route(UP, "0.0.0.0/0", "192.0.2.1"),
+    route(UP, "192.0.2.0/24", protocol=KERNEL),
+    route(UP, "198.51.100.0/24", "192.0.2.254", metric=50),
+    route(OTHER, "10.1.0.0/16", protocol=KERNEL),
+    route(OTHER, "10.9.0.0/16", "10.1.0.1"),
+]
+ROUTES6 = [
+    route(UP, "::/0", "fe80::1"),
+    route(UP, "2001:db8::/64", protocol=KERNEL, metric=256),
+    route(UP, "2001:db8:9::/48", "fe80::9", metric=1024),
+]
+DEFAULT_TOS_TTL = {
+    "links": LINKS,
+    "addresses": LOOPBACKS + ADDRESSES4 + ADDRESSES6,
+    "routes": ROUTES4 + ROUTES6,
+}
+LONELY = {"links": LINKS[:1], "addresses": LOOPBACKS, "routes": []}
+# No default route, and none that leads out at all, for IPv6.
+MIXED = {"links": LINKS, "addresses": LOOPBACKS + ADDRESSES4, "routes": ROUTES4}
+RESOLVERS = ResolverFile(("198.51.100.53", "2001:db8:5::53", "198.51.100.54"), ("example.org", "example.net"))
+
+
+def settled(facts: dict[str, Any] = DEFAULT_TOS_TTL, file: ResolverFile = RESOLVERS, **options: Any) -> GuestNetwork:
+    return build_network(Config(**options), facts, file)
+
+
+def both(network: GuestNetwork) -> tuple[FamilyNetwork, FamilyNetwork]:
+    assert network.ip4 is not None
+    assert network.ip6 is not None
+    return network.ip4, network.ip6
+
+
+def ip4_of(**options: Any) -> FamilyNetwork:
+    return both(settled(**options))[0]
+
+
+def ip6_of(**options: Any) -> FamilyNetwork:
+    return both(settled(**options))[1]
+
+
+# Templates and local mode
+
+
+def test_an_ordinary_host_is_copied() -> None:
+    network = settled()
+    ip4, ip6 = both(network)
+    assert (network.interface, network.template, network.mtu) == ("up0", "up0", 65520)
+    assert network.host_mac == bytes.fromhex("9a559a559a55")
+    assert (ip4.local, ip4.address, ip4.prefix, ip4.gateway) == (False, ip("192.0.2.2"), 24, ip("192.0.2.1"))
+    assert (ip4.index, ip4.link_local, ip4.explicit) == (UP, None, False)
+    assert ip4.host_addresses == frozenset(map(ip, ("127.0.0.1", "192.0.2.2", "192.0.2.3", "10.1.0.5")))
+    assert (ip4.host_loopback, ip4.gateway_resolves, ip4.guest_alias) == (ip("192.0.2.1"), True, None)
+    assert (ip4.resolver, ip4.dns_forward, ip4.outbound) == (ip("198.51.100.53"), None, None)
+    assert (ip6.local, ip6.address, ip6.prefix, ip6.gateway) == (False, ip("2001:db8::2"), 64, ip("fe80::1"))
+    assert (ip6.index, ip6.link_local) == (UP, ip("fe80::2"))
+    assert (ip6.host_loopback, ip6.resolver) == (ip("fe80::1"), ip("2001:db8:5::53"))
+    assert ip("fe80::3") in ip6.host_addresses
+
+
+def test_all_addresses_and_routes_of_the_template_are_copied() -> None:
+    network = settled()
+    assert network.addresses == (
+        ("192.0.2.2", 24),
+        ("192.0.2.3", 24),
+        ("2001:db8::2", 64),
+        ("2001:db8:2::2", 60),
+    )
+    assert network.routes == (
+        Route("198.51.100.0", 24, "192.0.2.254", 50, 4),
+        Route(None, 0, "192.0.2.1", family=4),
+        Route("2001:db8:9::", 48, "fe80::9", 1024, 6),
+        Route(None, 0, "fe80::1", family=6),
+    )
+
+
+def test_a_host_without_network_gets_a_local_one() -> None:
+    network = settled(LONELY, ResolverFile())
+    ip4, ip6 = both(network)
+    assert (network.interface, network.template) == ("tap0", "")
+    assert (ip4.local, ip4.address, ip4.prefix) == (True, ip("169.254.2.1"), 16)
+    assert (ip4.gateway, ip4.host_loopback, ip4.index) == (ip("169.254.2.2"), ip("169.254.2.2"), 0)
+    assert (ip6.local, ip6.address, ip6.prefix, ip6.index) == (True, None, 64, 0)
+    assert (ip6.gateway, ip6.link_local) == (ip("fe80::1"), ip("fe80::1"))
+    assert (ip4.resolver, ip6.resolver) == (None, None)
+    assert network.addresses == (("169.254.2.1", 16),)
+    assert network.routes == (
+        Route(None, 0, "169.254.2.2", family=4),
+        Route(None, 0, "fe80::1", family=6),
+    )
+
+
+def test_one_family_may_be_local() -> None:
+    network = settled(MIXED)
+    ip4, ip6 = both(network)
+    assert (ip4.local, ip6.local) == (False, True)
+    assert (network.template, ip6.address, ip6.gateway) == ("up0", None, ip("fe80::1"))
+    assert network.addresses == (("192.0.2.2", 24), ("192.0.2.3", 24))
+    # A default route that leads nowhere would be tried first.
+    assert {one.family for one in network.routes} == {4}
+
+
+def test_a_default_route_without_address_is_of_no_use() -> None:
+    facts = {**MIXED, "routes": ROUTES4 + ROUTES6, "addresses": LOOPBACKS + ADDRESSES4 + ADDRESSES6[-2:]}
+    _, ip6 = both(settled(facts))
+    assert (ip6.local, ip6.gateway, ip6.index) == (True, ip("fe80::1"), 0)
+
+
+def test_the_first_default_route_decides() -> None:
+    other = route(OTHER, "0.0.0.0/0", "10.1.0.1")
+    network = settled({**DEFAULT_TOS_TTL, "routes": [other, *ROUTES4]}, ipv4_only=True)
+    assert network.template == "other0"
+    assert network.ip4 is not None
+    assert (network.ip4.address, network.ip4.prefix) == (ip("10.1.0.5"), 16)
+    assert network.routes == (Route("10.9.0.0", 16, "10.1.0.1", 0), Route(None, 0, "10.1.0.1"))
+
+
+def test_a_family_without_any_address_is_left_out() -> None:
+    facts = {"links": LINKS[:1], "addresses": LOOPBACKS[:1], "routes": []}
+    network = settled(facts)
+    assert network.ip4 is not None
+    assert network.ip6 is None
+    with pytest.raises(PlatformError) as caught:
+        settled(facts, ipv6_only=True)
+    assert "no IPv6 address" in caught.value.message
+    assert caught.value.remedy
+
+
+def test_a_family_not_asked_for_is_left_out() -> None:
+    assert settled(ipv4_only=True).ip6 is None
+    assert settled(ipv6_only=True).ip4 is None
+    assert {one.family for one in settled(ipv6_only=True).routes} == {6}
+    assert settled(ipv6_only=True).template == "up0"
+
+
+# Options
+
+
+def test_an_interface_may_be_named() -> None:
+    network = settled(interface="other0", ipv4_only=True)
+    assert network.ip4 is not None
+    assert (network.template, network.ip4.index) == ("other0", OTHER)
+    assert (network.ip4.local, network.ip4.address) == (False, ip("10.1.0.5"))
+    # It has no default route, so nothing tells a gateway.
+    assert network.ip4.gateway == ip("169.254.2.2")
+
+
+def test_a_named_interface_without_address_is_local() -> None:
+    ip4, ip6 = both(settled(interface="idle0"))
+    assert (ip4.local, ip6.local) == (True, True)
+    assert settled(interface="idle0").interface == "tap0"
+
+
+def test_an_unknown_interface_is_refused() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        settled(interface="eth9")
+    assert str(caught.value) == "--interface eth9 does not exist; the host has lo, up0, other0, idle0"
+
+
+def test_the_tap_has_the_name_asked_for() -> None:
+    assert settled(ns_ifname="net0").interface == "net0"
+    assert settled(LONELY, ns_ifname="net0").interface == "net0"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected", "prefix"),
+    [
+        ({"address": "192.0.2.77/25"}, "192.0.2.77", 25),
+        # One of the host's own keeps its prefix, any other is guessed.
+        ({"address": "192.0.2.3"}, "192.0.2.3", 24),
+        ({"address": "192.0.2.77"}, "192.0.2.77", 24),
+        ({"address": "10.0.0.5"}, "10.0.0.5", 8),
+        ({"address": "192.0.2.77", "netmask": "255.255.0.0"}, "192.0.2.77", 16),
+        ({"address": "192.0.2.77/25", "netmask": "26"}, "192.0.2.77", 26),
+        ({"netmask": "30"}, "192.0.2.2", 30),
+    ],
+)
+def test_address_and_netmask(options: dict[str, str], expected: str, prefix: int) -> None:
+    network = settled(**options)
+    ip4, _ = both(network)
+    assert (ip4.address, ip4.prefix) == (ip(expected), prefix)
+    assert ip4.explicit == ("address" in options)
+    assert network.addresses[0] == (expected, prefix)
+    if "address" in options:
+        # What was asked for, and nothing else.
+        assert [one for one in network.addresses if "." in one[0]] == [(expected, prefix)]
+        assert [one for one in network.routes if one.family == 4] == [Route(None, 0, "192.0.2.1")]
+
+
+@pytest.mark.parametrize(("text", "prefix"), [("2001:db8::77", 64), ("2001:db8::77/56", 56), ("2001:db8:2::2", 60)])
+def test_ipv6_address(text: str, prefix: int) -> None:
+    network = settled(address=text, netmask="255.0.0.0")
+    _, ip6 = both(network)
+    assert (ip6.address, ip6.prefix, ip6.explicit) == (ip(text.partition("/")[0]), prefix, True)
+    assert both(network)[0].explicit is False
+
+
+def test_an_address_without_network_is_local_still() -> None:
+    network = settled(LONELY, address=["192.0.2.77/24", "2001:db8::77"])
+    ip4, ip6 = both(network)
+    assert (ip4.local, ip4.address, ip4.gateway) == (True, ip("192.0.2.77"), ip("169.254.2.2"))
+    assert (ip6.local, ip6.address, ip6.gateway) == (True, ip("2001:db8::77"), ip("fe80::1"))
+    assert network.addresses == (("192.0.2.77", 24), ("2001:db8::77", 64))
+
+
+def test_a_gateway_may_be_given() -> None:
+    network = settled(gateway=["192.0.2.254", "2001:db8::1"])
+    ip4, ip6 = both(network)
+    assert (ip4.gateway, ip4.host_loopback) == (ip("192.0.2.254"), ip("192.0.2.254"))
+    assert (ip6.gateway, ip6.host_loopback, ip6.link_local) == (
+        ip("2001:db8::1"),
+        ip("2001:db8::1"),
+        ip("fe80::2"),
+    )
+    assert network.routes == (Route(None, 0, "192.0.2.254"), Route(None, 0, "2001:db8::1", family=6))
+    assert both(settled(LONELY, gateway="192.0.2.254"))[0].gateway == ip("192.0.2.254")
+
+
+@pytest.mark.parametrize(
+    ("options", "loopback4", "resolves4", "loopback6", "resolves6"),
+    [
+        ({"no_map_gw": True}, None, True, None, True),
+        ({"map_host_loopback": "none"}, None, True, None, True),
+        ({"map_host_loopback": "192.0.2.9"}, "192.0.2.9", False, "fe80::1", True),
+        ({"map_host_loopback": ["192.0.2.8", "192.0.2.9"]}, "192.0.2.9", False, "fe80::1", True),
+        ({"map_host_loopback": ["none", "192.0.2.9"]}, "192.0.2.9", False, None, True),
+        ({"map_host_loopback": "2001:db8::9"}, "192.0.2.1", True, "2001:db8::9", False),
+        ({"map_host_loopback": "192.0.2.9", "no_map_gw": True}, "192.0.2.9", False, None, True),
+    ],
+)
+def test_what_stands_for_the_hosts_loopback(
+    options: dict[str, Any], loopback4: str | None, resolves4: bool, loopback6: str | None, resolves6: bool
+) -> None:
+    ip4, ip6 = both(settled(**options))
+    assert ip4.host_loopback == (ip(loopback4) if loopback4 else None)
+    assert ip6.host_loopback == (ip(loopback6) if loopback6 else None)
+    assert (ip4.gateway_resolves, ip6.gateway_resolves) == (resolves4, resolves6)
+
+
+def test_other_special_addresses() -> None:
+    options = {
+        "map_guest_addr": ["192.0.2.77", "2001:db8::77"],
+        "dns_forward": ["192.0.2.53", "2001:db8::53"],
+        "outbound": ["192.0.2.3", "2001:db8:2::2"],
+        "outbound_if4": "up0",
+        "outbound_if6": "other0",
+    }
+    ip4, ip6 = both(settled(**options))
+    assert (ip4.guest_alias, ip4.dns_forward) == (ip("192.0.2.77"), ip("192.0.2.53"))
+    assert (ip6.guest_alias, ip6.dns_forward) == (ip("2001:db8::77"), ip("2001:db8::53"))
+    assert (ip4.outbound, ip4.outbound_interface) == (ip("192.0.2.3"), "up0")
+    assert (ip6.outbound, ip6.outbound_interface) == (ip("2001:db8:2::2"), "other0")
+    assert ip4_of(map_guest_addr=["192.0.2.77", "none"]).guest_alias is None
+
+
+# Names
+
+
+def test_the_guest_is_told_no_names_unless_asked() -> None:
+    network = settled()
+    ip4, ip6 = both(network)
+    assert (ip4.resolvers, ip6.resolvers, network.search) == ((), (), ())
+
+
+@pytest.mark.parametrize(
+    ("nameservers", "options", "told4", "told6"),
+    [
+        (("198.51.100.53", "2001:db8:5::53"), {}, ["198.51.100.53"], ["2001:db8:5::53"]),
+        (("127.0.0.53", "::1"), {}, ["192.0.2.1"], ["fe80::1"]),
+        (("127.0.0.53", "198.51.100.53", "127.0.0.54"), {}, ["192.0.2.1", "198.51.100.53"], []),
+        (("127.0.0.53", "198.51.100.53"), {"no_map_gw": True}, ["198.51.100.53"], []),
+        (("127.0.0.53",), {"map_host_loopback": "192.0.2.9"}, ["192.0.2.9"], []),
+        (("192.0.2.60", "192.0.2.61", "192.0.2.62", "192.0.2.63"), {}, ["192.0.2.60", "192.0.2.61", "192.0.2.62"], []),
+        (("198.51.100.53",), {"dns": ["127.0.0.53", "2001:db8::5"]}, ["127.0.0.53"], ["2001:db8::5"]),
+        (("198.51.100.53", "2001:db8:5::53"), {"dns": "192.0.2.5"}, ["192.0.2.5"], ["2001:db8:5::53"]),
+        (("198.51.100.53", "2001:db8:5::53"), {"dns": "none"}, [], []),
+        ((), {}, [], []),
+    ],
+)
+def test_resolvers_that_the_guest_is_told(
+    nameservers: tuple[str, ...], options: dict[str, Any], told4: list[str], told6: list[str]
+) -> None:
+    ip4, ip6 = both(settled(DEFAULT_TOS_TTL, ResolverFile(nameservers), dhcp_dns=True, **options))
+    assert ip4.resolvers == tuple(map(ip, told4))
+    assert ip6.resolvers == tuple(map(ip, told6))
+    assert both(settled(DEFAULT_TOS_TTL, ResolverFile(nameservers), **options))[0].resolvers == ()
+
+
+def test_a_mode_that_tells_by_default() -> None:
+    def reported(**options: Any) -> tuple[bool, bool, bool]:
+        network = build_network(Config(**options), DEFAULT_TOS_TTL, RESOLVERS, advertises=True)
+        ip4, ip6 = both(network)
+        return bool(ip4.resolvers), bool(ip6.resolvers), bool(network.search)
+
+    assert reported() == (True, True, True)
+    assert reported(no_dhcp_dns=True) == (False, False, True)
+    assert reported(no_dhcp_search=True) == (True, True, False)
+    assert reported(dns="none", search="none") == (False, False, False)
+    # These ask for what is so anyway.
+    assert reported(dhcp_dns=True, dhcp_search=True) == (True, True, True)
+    assert settled(no_dhcp_dns=True, no_dhcp_search=True) == settled()
+
+
+def test_the_guests_own_names() -> None:
+    assert (settled().hostname, settled().fqdn) == ("", "")
+    network = settled(hostname="guest", fqdn="guest.example.org")
+    assert (network.hostname, network.fqdn) == ("guest", "guest.example.org")
+
+
+def test_the_hosts_resolver_is_the_first_or_the_one_given() -> None:
+    assert both(settled(file=ResolverFile(("127.0.0.53", "192.0.2.53"))))[0].resolver == ip("127.0.0.53")
+    assert ip4_of(dns_host="203.0.113.5").resolver == ip("203.0.113.5")
+    assert ip6_of(dns_host="203.0.113.5").resolver == ip("2001:db8:5::53")
+    # What the guest is told does not change where its queries go.
+    assert ip4_of(dns="203.0.113.5").resolver == ip("198.51.100.53")
+
+
+@pytest.mark.parametrize(
+    ("options", "search"),
+    [
+        ({}, ()),
+        ({"dhcp_search": True}, ("example.org", "example.net")),
+        ({"dhcp_search": True, "search": "a.example"}, ("a.example",)),
+        ({"dhcp_search": True, "search": "none"}, ()),
+        ({"search": "a.example"}, ()),
+    ],
+)
+def test_search_domains(options: dict[str, Any], search: tuple[str, ...]) -> None:
+    assert settled(**options).search == search
+
+
+@pytest.mark.parametrize(
+    ("text", "nameservers", "search"),
+    [
+        ("", (), ()),
+        ("nameserver 192.0.2.53\nnameserver 2001:DB8::53\n", ("192.0.2.53", "2001:db8::53"), ()),
+        ("nameserver fe80::1%eth0", ("fe80::1",), ()),
+        ("nameserver\t192.0.2.53 # first", ("192.0.2.53",), ()),
+        ("  nameserver 192.0.2.53", ("192.0.2.53",), ()),
+        ("#nameserver 192.0.2.53\n; nameserver 192.0.2.54\nnameserver", (), ()),
+        ("nameserver resolver.example\nnameserver 192.0.2.53", ("192.0.2.53",), ()),
+        ("search a.example b.example\nsearch c.example", (), ("c.example",)),
+        ("search .\n", (), ()),
+        (f"search a.example {'x' * 64} b..c", (), ("a.example",)),
+        ("options edns0\ndomain a.example\nnameserver 192.0.2.53\r\n", ("192.0.2.53",), ()),
+    ],
+)
+def test_resolver_files(text: str, nameservers: tuple[str, ...], search: tuple[str, ...]) -> None:
+    assert parse_resolver_file(text) == ResolverFile(nameservers, search)
+
+
+@pytest.mark.parametrize(
+    ("address", "gateway", "prefix"),
+    [
+        ("10.0.0.5", "10.255.0.1", 8),
+        ("127.0.0.5", "127.0.0.1", 8),
+        ("128.0.0.5", "128.0.9.1", 16),
+        ("172.16.0.5", "172.16.9.1", 16),
+        ("192.0.2.5", "192.0.2.1", 24),
+        ("224.0.0.5", "224.0.0.5", 32),
+        ("224.0.0.5", "224.0.0.4", 31),
+        # Shortened until the gateway is inside, if some length does that.
+        ("192.0.2.5", "192.0.3.1", 23),
+        ("10.0.0.5", "11.0.0.1", 7),
+        ("10.0.0.5", "192.0.2.1", 8),
+        ("192.0.2.5", "10.0.0.1", 24),
+    ],
+)
+def test_guessed_prefixes(address: str, gateway: str, prefix: int) -> None:
+    assert guess_prefix4(address, gateway) == prefix

@@ -1,0 +1,293 @@
+"""Frames from the guest taken apart, and fragments put together."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from gpasst.counters import Drop
+from gpasst.errors import PacketError
+from gpasst.formats import ETHERNET_CODEC, IPV4_CODEC, IPV6_CODEC, IPV6_FRAGMENT_CODEC, UDP_CODEC
+from gpasst.packet.parse import MAX_EXTENSIONS, Fragment, Packet, parse_ip, parse_udp
+from gpasst.packet.reassembly import DATAGRAMS_LIMIT, LIFETIME, Reassembly
+from tests.unit.flow.test_translation import ip
+
+SOURCE = {4: ip("192.0.2.2"), 6: ip("2001:db8::2")}
+DESTINATION = {4: ip("198.51.100.9"), 6: ip("2001:db8:1::9")}
+FAMILIES = pytest.mark.parametrize("family", [4, 6])
+HOP_BY_HOP, ROUTING, FRAGMENT, ESP, AUTHENTICATION, NOTHING, OPTIONS = 0, 43, 44, 50, 51, 59, 60
+UDP = 17
+
+
+def frame(family: int, payload: bytes, protocol: int = UDP, **fields: int) -> memoryview:
+    """Give an Ethernet frame around `payload`; IP header fields may be changed."""
+    ends = {"source": SOURCE[family], "destination": DESTINATION[family]}
+    if family == 4:
+        values = {"total_length": 20 + len(payload), "ttl": 64, "protocol": protocol, **fields}
+        packet = IPV4_CODEC.pack(**values, **ends)
+    else:
+        values = {"payload_length": len(payload), "next_header": protocol, "hop_limit": 64, **fields}
+        packet = IPV6_CODEC.pack(**values, **ends)
+    ethertype = 0x0800 if family == 4 else 0x86DD
+    link = ETHERNET_CODEC.pack(destination=bytes(6), source=bytes(6), ethertype=ethertype)
+    return memoryview(link + packet + payload)
+
+
+def datagram(data: bytes, length: int | None = None) -> memoryview:
+    size = 8 + len(data) if length is None else length
+    return memoryview(UDP_CODEC.pack(source=33000, destination=123, length=size) + data)
+
+
+def refused(reason: Drop) -> pytest.RaisesExc[PacketError]:
+    return pytest.raises(PacketError, match=reason.value)
+
+
+@FAMILIES
+@given(payload=st.binary(max_size=100), padding=st.binary(max_size=46))
+def test_packets_end_where_they_say(family: int, payload: bytes, padding: bytes) -> None:
+    data = memoryview(bytes(frame(family, payload)) + padding)
+    packet = parse_ip(data)
+    assert bytes(packet.payload) == payload
+    assert (packet.family, packet.protocol, packet.hop_limit, packet.fragment) == (family, UDP, 64, None)
+    assert (packet.source, packet.destination) == (SOURCE[family], DESTINATION[family])
+
+
+def test_ipv4_options_are_stepped_over() -> None:
+    data = frame(4, b"\1\1\1\1" + b"payload", ihl=6)
+    assert bytes(parse_ip(data).payload) == b"payload"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        frame(4, b"12345678")[:13],
+        frame(4, b"12345678")[:33],
+        frame(4, b"12345678")[:-1],
+        frame(4, b"12345678", total_length=19),
+        frame(4, b"12345678", total_length=29),
+        frame(4, b"12345678", ihl=4),
+        frame(4, b"12345678", ihl=8),
+        frame(4, b"12345678", version=6),
+        frame(6, b"12345678")[:53],
+        frame(6, b"12345678")[:-1],
+        frame(6, b"12345678", payload_length=9),
+        frame(6, b"12345678", version=4),
+        frame(6, b"1", HOP_BY_HOP),
+        frame(6, bytes((UDP, 1)) + bytes(6), HOP_BY_HOP),
+        frame(6, bytes(7), FRAGMENT),
+    ],
+)
+def test_broken_headers_are_refused(data: memoryview) -> None:
+    with refused(Drop.MALFORMED_IP):
+        parse_ip(data)
+
+
+@pytest.mark.parametrize(
+    ("flags", "offset", "expected"),
+    [
+        (0, 0, None),
+        (2, 0, None),
+        (1, 0, Fragment(0x1234, 0, True)),
+        (1, 185, Fragment(0x1234, 1480, True)),
+        (0, 185, Fragment(0x1234, 1480, False)),
+    ],
+)
+def test_fragments_are_told_from_whole_packets(flags: int, offset: int, expected: Fragment | None) -> None:
+    data = frame(4, b"12345678", flags=flags, fragment_offset=offset, identification=0x1234)
+    assert parse_ip(data).fragment == expected
+
+
+def extension(following: int, kind: int, units: int) -> bytes:
+    """Give an extension header of `units` times 8 bytes."""
+    # The authentication header counts in 4 bytes, less 2.
+    length = 2 * units - 2 if kind == AUTHENTICATION else units - 1
+    return bytes((following, length)) + bytes(8 * units - 2)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([HOP_BY_HOP, ROUTING, AUTHENTICATION, OPTIONS, 135, 139, 140, 253, 254]), st.integers(1, 5)
+        ),
+        max_size=MAX_EXTENSIONS,
+    )
+)
+@example([(OPTIONS, 1)] * MAX_EXTENSIONS)
+def test_extension_headers_are_stepped_over(chain: list[tuple[int, int]]) -> None:
+    kinds = [kind for kind, _ in chain] + [UDP]
+    extensions = [extension(following, kind, units) for (kind, units), following in zip(chain, kinds[1:], strict=True)]
+    packet = parse_ip(frame(6, b"".join(extensions) + b"payload", kinds[0]))
+    assert (packet.protocol, bytes(packet.payload)) == (UDP, b"payload")
+
+
+def test_endless_chains_are_refused() -> None:
+    chain = extension(OPTIONS, OPTIONS, 1) * MAX_EXTENSIONS + extension(UDP, OPTIONS, 1)
+    with refused(Drop.MALFORMED_IP):
+        parse_ip(frame(6, chain + b"payload", OPTIONS))
+
+
+@pytest.mark.parametrize("kind", [ESP, NOTHING])
+def test_what_cannot_be_stepped_over_ends_the_chain(kind: int) -> None:
+    packet = parse_ip(frame(6, extension(kind, OPTIONS, 1) + b"rest of it", OPTIONS))
+    assert (packet.protocol, bytes(packet.payload)) == (kind, b"rest of it")
+
+
+def piece(offset: int, more: int, following: int = UDP) -> bytes:
+    return IPV6_FRAGMENT_CODEC.pack(next_header=following, offset=offset // 8, more=more, identification=0x12345678)
+
+
+def test_a_fragment_header_ends_the_walk() -> None:
+    packet = parse_ip(frame(6, extension(FRAGMENT, OPTIONS, 1) + piece(1448, 1) + b"12345678", OPTIONS))
+    assert packet.fragment == Fragment(0x12345678, 1448, True)
+    assert (packet.protocol, bytes(packet.payload)) == (UDP, b"12345678")
+    assert parse_ip(frame(6, piece(1448, 0) + b"1", FRAGMENT)).fragment == Fragment(0x12345678, 1448, False)
+
+
+def test_an_atomic_fragment_is_a_whole_packet() -> None:
+    packet = parse_ip(frame(6, piece(0, 0, OPTIONS) + extension(UDP, OPTIONS, 1) + b"payload", FRAGMENT))
+    assert (packet.fragment, packet.protocol, bytes(packet.payload)) == (None, UDP, b"payload")
+
+
+@pytest.mark.parametrize(("length", "data"), [(8, b""), (9, b"a"), (11, b"abc")])
+def test_udp_ends_where_its_length_says(length: int, data: bytes) -> None:
+    assert parse_udp(datagram(b"abc", length)) == (33000, 123, data)
+
+
+@pytest.mark.parametrize("payload", [b"", bytes(7), datagram(b"abc", 0), datagram(b"abc", 7), datagram(b"abc", 12)])
+def test_udp_of_impossible_length_is_refused(payload: bytes | memoryview) -> None:
+    with refused(Drop.MALFORMED_UDP):
+        parse_udp(memoryview(payload))
+
+
+@given(st.binary(max_size=200), st.sampled_from([b"\x08\x00\x45", b"\x86\xdd\x60", b"\x08\x06", b""]))
+def test_arbitrary_frames_raise_nothing_else(data: bytes, kind: bytes) -> None:
+    raw = memoryview(bytes(12) + kind + data)
+    try:
+        packet = parse_ip(raw)
+        if packet.fragment:
+            Reassembly().add(packet, 0)
+        source, destination, payload = parse_udp(packet.payload)
+    except PacketError as error:
+        assert isinstance(error.reason, Drop)
+        return
+    assert 0 <= source <= 65535
+    assert 0 <= destination <= 65535
+    assert len(payload) <= len(data)
+
+
+@given(st.binary(max_size=120), st.sampled_from([HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, OPTIONS]))
+def test_arbitrary_extensions_raise_nothing_else(data: bytes, kind: int) -> None:
+    try:
+        packet = parse_ip(frame(6, data, kind))
+    except PacketError as error:
+        assert error.reason is Drop.MALFORMED_IP
+    else:
+        assert len(packet.payload) <= len(data)
+
+
+# Fragments.
+
+
+def part(payload: bytes, start: int, end: int, identification: int = 1, family: int = 4) -> Packet:
+    """Give the fragment of `payload` from `start` to `end`."""
+    fragment = Fragment(identification, start, more=end < len(payload))
+    return Packet(family, SOURCE[family], DESTINATION[family], UDP, memoryview(payload[start:end]), 64, fragment)
+
+
+@FAMILIES
+@given(data=st.data())
+def test_fragments_in_any_order_make_the_datagram(family: int, data: st.DataObject) -> None:
+    payload = data.draw(st.binary(min_size=16, max_size=200))
+    places = st.integers(1, (len(payload) - 1) // 8).map(lambda unit: 8 * unit)
+    cuts = sorted(data.draw(st.sets(places, min_size=1)))
+    bounds = list(zip([0, *cuts], [*cuts, len(payload)], strict=True))
+    reassembly = Reassembly()
+    *first, last = data.draw(st.permutations(bounds))
+    for start, end in first:
+        assert reassembly.add(part(payload, start, end, family=family), 0) is None
+    whole = reassembly.add(part(payload, *last, family=family), 0)
+    assert whole is not None
+    assert bytes(whole.payload) == payload
+    assert whole.fragment is None
+    assert (whole.family, whole.source, whole.destination) == (family, SOURCE[family], DESTINATION[family])
+    assert len(reassembly) == 0
+
+
+def test_datagrams_do_not_mix() -> None:
+    reassembly = Reassembly()
+    one, two = b"a" * 24, b"b" * 24
+    assert reassembly.add(part(one, 0, 16, 1), 0) is None
+    assert reassembly.add(part(two, 16, 24, 2), 0) is None
+    assert reassembly.add(part(one, 16, 24, 1, family=6), 0) is None
+    whole = reassembly.add(part(one, 16, 24, 1), 0)
+    assert whole is not None
+    assert bytes(whole.payload) == one
+    assert len(reassembly) == 2
+
+
+def test_pieces_are_kept_apart_from_the_buffer_they_came_in() -> None:
+    buffer = bytearray(b"first---")
+    packet = Packet(4, SOURCE[4], DESTINATION[4], UDP, memoryview(buffer), 64, Fragment(1, 0, True))
+    reassembly = Reassembly()
+    reassembly.add(packet, 0)
+    buffer[:] = b"changed!"
+    whole = reassembly.add(part(b"first---last", 8, 12), 0)
+    assert whole is not None
+    assert bytes(whole.payload) == b"first---last"
+
+
+TEXT = bytes(range(64))
+
+
+@pytest.mark.parametrize(
+    ("before", "broken"),
+    [
+        # Overlaps of every kind (RFC 5722).
+        ([part(TEXT, 0, 16)], part(TEXT, 8, 24)),
+        ([part(TEXT, 8, 24)], part(TEXT, 0, 16)),
+        ([part(TEXT, 0, 32)], part(TEXT, 8, 16)),
+        ([part(TEXT, 8, 16)], part(TEXT, 0, 32)),
+        ([part(TEXT, 0, 16)], part(TEXT, 0, 16)),
+        # Nothing at all, no multiple of 8, two ends, and pieces beyond the end.
+        ([], part(TEXT, 8, 8)),
+        ([], part(TEXT, 0, 12)),
+        ([part(TEXT[:32], 24, 32)], part(TEXT, 32, 64)),
+        ([part(TEXT[:32], 24, 32)], part(TEXT, 32, 40)),
+        ([part(TEXT, 32, 40)], part(TEXT[:32], 24, 32)),
+        ([part(TEXT, 16, 24)], part(TEXT[:16], 8, 16)),
+        # More than an IP packet holds.
+        ([], part(bytes(65560), 65528, 65552)),
+    ],
+)
+def test_a_broken_fragment_ends_its_datagram(before: list[Packet], broken: Packet) -> None:
+    reassembly = Reassembly()
+    for packet in before:
+        assert reassembly.add(packet, 0) is None
+    with refused(Drop.FRAGMENT):
+        reassembly.add(broken, 0)
+    assert len(reassembly) == 0
+
+
+def test_incomplete_datagrams_are_forgotten_in_time() -> None:
+    reassembly = Reassembly()
+    reassembly.add(part(TEXT, 0, 16, 1), 1000)
+    reassembly.add(part(TEXT, 0, 16, 2), 1001)
+    reassembly.add(part(TEXT, 16, 32, 1), 1020)
+    assert reassembly.scan(1000 + LIFETIME) == 0
+    # Later pieces do not prolong it.
+    assert reassembly.scan(1001 + LIFETIME) == 1
+    assert len(reassembly) == 1
+    assert reassembly.scan(1002 + LIFETIME) == 1
+    assert len(reassembly) == 0
+
+
+def test_the_oldest_incomplete_datagram_makes_room() -> None:
+    reassembly = Reassembly()
+    for identification in range(DATAGRAMS_LIMIT + 1):
+        reassembly.add(part(TEXT, 0, 32, identification), 0)
+    assert len(reassembly) == DATAGRAMS_LIMIT
+    whole = reassembly.add(part(TEXT, 32, 64, 1), 0)
+    assert whole is not None
+    assert bytes(whole.payload) == TEXT
+    assert reassembly.add(part(TEXT, 32, 64, 0), 0) is None

@@ -1,0 +1,494 @@
+"""Frames on their way out of a stream: however it is cut, the same datagrams leave, in order and joined in runs."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from gpasst.counters import Counters, Drop
+from gpasst.features import ALL, Feature
+from gpasst.formats import ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_UDP
+from gpasst.linux import SOL_UDP, UDP_SEGMENT
+from gpasst.path.dispatch import Dispatch, Services
+from gpasst.path.stream_reader import BUFFER_BYTES, RECEIVES_PER_STEP, StreamReader
+from gpasst.udp.mapping import UdpSocket
+from tests.unit.flow.test_translation import GUEST4, GUEST6, ip
+from tests.unit.udp.test_header import FAMILIES
+from tests.unit.udp.test_nat import GUEST_MAC, HOST_MAC, SERVER4, SERVER6, Host
+
+GUEST = {4: ip(GUEST4), 6: ip(GUEST6)}
+SERVER = {4: ip(SERVER4), 6: ip(SERVER6)}
+SERVER_TEXT = {4: SERVER4, 6: SERVER6}
+PORT, OTHER_PORT, SERVER_PORT = 5000, 5001, 53
+ARP = b"\xff" * 6 + GUEST_MAC + bytes.fromhex("0806 0001 0800 06 04 0001") + GUEST_MAC + GUEST[4] + bytes(6) + SERVER[4]
+LARGEST = {4: 65535 - 14 - 28, 6: 65535 - 14 - 48}  # payload bytes of one frame
+# What no frame may have (context 1.1.5).
+ILLEGAL = (0, 1, 13, 65536, 70000, 2**32 - 1)
+
+
+class Guest:
+    """The stream as the guest filled it: so many bytes a receive, and perhaps an end."""
+
+    def __init__(self, *pieces: bytes, ends: bool = False) -> None:
+        self.pieces = [piece for piece in pieces if piece]
+        self.ends = ends
+
+    def recv_into(self, buffer: memoryview, room: int, flags: int) -> int:
+        assert flags == socket.MSG_DONTWAIT
+        assert 0 < room == len(buffer)
+        if not self.pieces:
+            if self.ends:
+                return 0
+            raise BlockingIOError
+        piece = self.pieces.pop(0)
+        if len(piece) > room:
+            self.pieces.insert(0, piece[room:])
+        size = min(room, len(piece))
+        buffer[:size] = piece[:size]
+        return size
+
+
+class HostSocket:
+    """A host's socket: what was sent, and in which calls."""
+
+    def __init__(self, sent: list[tuple[Any, bytes]], calls: list[int]) -> None:
+        self.sent = sent
+        self.calls = calls
+
+    def sendto(self, payload: memoryview, address: Any) -> None:
+        self.sent.append((address, bytes(payload)))
+        self.calls.append(1)
+
+    def sendmsg(self, pieces: Sequence[memoryview], control: Any, flags: int, address: Any) -> None:
+        del flags
+        data = b"".join(pieces)
+        segments = [value for level, kind, value in control if (level, kind) == (SOL_UDP, UDP_SEGMENT)]
+        if not segments:
+            # One datagram, with a mark that is not the ordinary one.
+            self.sendto(memoryview(data), address)
+            return
+        (segment,) = struct.unpack("@H", segments[0])
+        assert 1 < len(pieces) <= 64
+        assert len(data) <= 65487
+        self.sent += [(address, data[at : at + segment]) for at in range(0, len(data), segment)]
+        self.calls.append(len(pieces))
+
+
+class Sockets(Host):
+    """A guest path whose endpoints have sockets."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[Any, bytes]] = []
+        self.calls: list[int] = []
+        super().__init__()
+
+    def open_socket(self, family: int, port: int) -> UdpSocket:
+        udp_socket = super().open_socket(family, port)
+        udp_socket.socket = HostSocket(self.sent, self.calls)
+        return udp_socket
+
+
+class Answers:
+    """The guest's end as services see it."""
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+
+    def write_frame(self, frame: bytes) -> None:
+        self.frames.append(frame)
+
+
+class Record:
+    """A capture file's stand-in."""
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+
+    def write(self, *parts: bytes) -> None:
+        self.frames.append(b"".join(parts)[10:])
+
+
+class Link:
+    """What `StreamReader` sees of a stream."""
+
+    def __init__(self, capture: Record | None) -> None:
+        self.socket: Guest | None = None
+        self.capture = capture
+
+
+class Case:
+    """A path from a stream to sockets, with everything around it in sight."""
+
+    def __init__(self, features: frozenset[Feature] = ALL, record: Record | None = None) -> None:
+        self.host = Sockets()
+        self.counters = Counters()
+        self.link = Link(record)
+        self.answers = Answers()
+        dispatch = Dispatch(self.answers, self.host.path, Services(), self.counters, lambda: 1000)
+        stream: Any = self.link
+        self.downward = StreamReader(stream, self.host.path, dispatch, self.counters, features)
+
+    def move(self, *pieces: bytes, ends: bool = False) -> int:
+        """Let the guest send, and move it all."""
+        guest = self.link.socket = Guest(*pieces, ends=ends)
+        moved = 0
+        while guest.pieces:
+            moved += self.downward.step()
+        if ends:
+            with pytest.raises(ConnectionError):
+                self.downward.step()
+        return moved
+
+    @property
+    def payloads(self) -> list[bytes]:
+        return [payload for _, payload in self.host.sent]
+
+    def outcome(self) -> Any:
+        """Everything that must not depend on how a stream is cut."""
+        counters = self.counters
+        return (
+            self.host.sent,
+            self.answers.frames,
+            counters.drops,
+            counters.frames_down,
+            (counters.down.datagrams, counters.down.bytes),
+        )
+
+
+def udp(
+    payload: bytes,
+    family: int = 4,
+    port: int = PORT,
+    server_port: int = SERVER_PORT,
+    identification: int = 0,
+    fragment: int = 0,
+    ttl: int = 64,
+    version: int = 0x45,
+) -> bytes:
+    """A guest's frame, written down by hand; checksums are not looked at."""
+    head = HOST_MAC + GUEST_MAC
+    segment = struct.pack(">HHHH", port, server_port, len(payload) + 8, identification ^ 0xFFFF) + payload
+    if family == 4:
+        head += struct.pack(
+            ">HBBHHHBBH",
+            ETHERTYPE_IPV4,
+            version,
+            0,
+            len(segment) + 20,
+            identification,
+            fragment,
+            ttl,
+            PROTOCOL_UDP,
+            identification,
+        )
+    else:
+        head += struct.pack(">HIHBB", ETHERTYPE_IPV6, 0x60000000, len(segment), PROTOCOL_UDP, ttl)
+    return head + GUEST[family] + SERVER[family] + segment
+
+
+def framed(frame: bytes) -> bytes:
+    return len(frame).to_bytes(4, "big") + frame
+
+
+def joined(*frames: bytes) -> bytes:
+    return b"".join(map(framed, frames))
+
+
+def illegal(length: int) -> bytes:
+    """A frame of a length that is none, and that many bytes, which would be frames if they were looked at."""
+    bait = joined(udp(b"not to be seen"))
+    return length.to_bytes(4, "big") + (bait * (length // len(bait) + 1))[:length]
+
+
+def cut(data: bytes, cuts: Sequence[int]) -> list[bytes]:
+    ends = sorted({at % (len(data) + 1) for at in cuts})
+    return [data[start:end] for start, end in zip([0, *ends], [*ends, len(data)], strict=True)]
+
+
+RUN = st.builds(
+    lambda family, port, size, count, padding, first: [
+        framed(udp(bytes((first + i & 0xFF,)) * size, family, port, identification=i) + bytes(padding))
+        for i in range(count)
+    ],
+    st.sampled_from([4, 6]),
+    st.sampled_from([PORT, OTHER_PORT]),
+    st.sampled_from([0, 1, 10, 18, 1400, 1472]) | st.integers(0, 3000),
+    st.integers(1, 6),
+    st.sampled_from([0, 0, 0, 5]),
+    st.integers(0, 255),
+)
+OTHERS = st.sampled_from(
+    [
+        framed(ARP),
+        framed(ARP.ljust(60, b"\0")),
+        framed(bytes(14)),
+        framed(udp(b"not IPv4 at all", version=0x65)),
+        framed(udp(b"with options, as it says", version=0x4F)),
+        framed(udp(b"to port 0", server_port=0)),
+        framed(udp(b"another server", server_port=54)),
+        framed(udp(bytes(1000), fragment=0x2000)),
+        framed(udp(b"cut in the middle")[:50]),
+        framed(udp(b"cut in the middle", 6)[:40]),
+        illegal(0),
+        illegal(13),
+        illegal(65536),
+    ]
+).map(lambda frame: [frame])
+STREAMS = st.lists(RUN | OTHERS, max_size=8).map(lambda parts: [frame for part in parts for frame in part])
+CUTS = st.lists(st.integers(0, 1 << 20), max_size=30)
+
+
+@settings(deadline=None)
+@given(frames=STREAMS, cuts=CUTS)
+@example(frames=[illegal(65536), framed(udp(b"behind"))], cuts=[2, 4, 5, 65539, 65540, 65541])
+@example(frames=[framed(udp(b"1" * 100))] * 6, cuts=range(1, 900))
+def test_however_a_stream_is_cut_the_same_leaves(frames: list[bytes], cuts: Sequence[int]) -> None:
+    one_by_one, any_cut, at_once = Case(features=frozenset()), Case(), Case()
+    for frame in frames:
+        one_by_one.move(frame)
+    any_cut.move(*cut(b"".join(frames), cuts))
+    at_once.move(b"".join(frames))
+    assert any_cut.outcome() == at_once.outcome() == one_by_one.outcome()
+    assert Drop.INTERNAL not in any_cut.counters.drops
+
+
+@settings(deadline=None)
+@given(frames=st.lists(RUN, min_size=1, max_size=5), cuts=CUTS)
+def test_what_the_guest_sends_is_what_leaves(frames: list[list[bytes]], cuts: Sequence[int]) -> None:
+    record = Record()
+    plain, recorded = Case(), Case(record=record)
+    data = b"".join(frame for run in frames for frame in run)
+    plain.move(*cut(data, cuts))
+    recorded.move(*cut(data, cuts))
+    assert plain.outcome() == recorded.outcome()
+    assert joined(*record.frames) == data
+    assert set(recorded.host.calls) == {1}
+    expected = []
+    for frame in record.frames:
+        start = 14 + (20 if frame[12:14] == b"\x08\x00" else 40)
+        length = int.from_bytes(frame[start + 4 : start + 6], "big")
+        expected.append(frame[start + 8 : start + length])
+    assert plain.payloads == expected
+    assert plain.counters.down.datagrams == plain.counters.frames_down == len(expected)
+
+
+@settings(deadline=None)
+@given(pieces=st.lists(st.binary(max_size=300), max_size=10), known=st.booleans())
+def test_hostile_bytes_raise_nothing(pieces: list[bytes], known: bool) -> None:
+    case = Case()
+    if known:
+        case.move(joined(udp(b"4"), udp(b"6", 6)))
+    case.move(*pieces)
+
+
+@settings(deadline=None)
+@given(family=st.sampled_from([4, 6]), at=st.integers(0, 80), bits=st.integers(1, 255), size=st.integers(14, 120))
+def test_hostile_frames_of_a_known_peer_raise_nothing(family: int, at: int, bits: int, size: int) -> None:
+    case = Case()
+    good = udp(b"x" * 40, family)
+    case.move(framed(good))
+    bad = bytearray(good.ljust(120, b"\0")[:size])
+    bad[at % size] ^= bits
+    case.move(joined(bytes(bad), good, bytes(bad), bytes(bad), good))
+    assert case.payloads.count(b"x" * 40) >= 3
+    assert case.counters.frames_down == 6
+    assert Drop.INTERNAL not in case.counters.drops
+
+
+@pytest.mark.parametrize("length", ILLEGAL)
+@pytest.mark.parametrize("piece", [5, 4096, 1 << 20])
+def test_a_frame_of_illegal_length_is_skipped_by_as_much_as_it_says(length: int, piece: int) -> None:
+    case = Case()
+    behind = framed(udp(b"behind"))
+    if length > 1 << 20:
+        case.move(framed(udp(b"before")), length.to_bytes(4, "big"), *[behind * 1000] * 100)
+        assert case.payloads == [b"before"]
+        case.downward.connect()
+        case.move(behind)
+    else:
+        data = framed(udp(b"before")) + illegal(length) + behind
+        case.move(*(data[at : at + piece] for at in range(0, len(data), piece)))
+    assert case.payloads == [b"before", b"behind"]
+    assert case.counters.drops == {Drop.FRAME_LENGTH: 1}
+    assert case.counters.frames_down == 2, "it was no frame"
+
+
+@FAMILIES
+def test_the_least_and_the_largest_frame(family: int) -> None:
+    case = Case()
+    payload = bytes(range(256)) * 256
+    largest = udp(payload[: LARGEST[family]], family)
+    assert len(largest) == 65535
+    case.move(framed(bytes(14)), *[framed(largest)] * 3)
+    assert case.counters.drops == {Drop.ETHERTYPE: 1}
+    assert case.payloads == [payload[: LARGEST[family]]] * 3
+    assert case.host.calls == [1, 1, 1]
+
+
+@FAMILIES
+def test_frames_that_repeat_the_headers_leave_in_one_call(family: int) -> None:
+    case = Case()
+    payloads = [bytes((i,)) * 1000 for i in range(200)]
+    frames = [udp(payload, family, identification=i) for i, payload in enumerate(payloads)]
+    case.move(framed(frames[0]))
+    case.move(joined(*frames[1:]))
+    assert case.payloads == payloads
+    assert case.host.calls == [1, 64, 64, 64, 7]
+    down = case.counters.down
+    assert (down.datagrams, down.bytes, down.superframes) == (200, 200_000, 4)
+    assert case.counters.frames_down == 200
+
+
+@FAMILIES
+def test_a_run_is_no_larger_than_a_superframe(family: int) -> None:
+    case = Case()
+    frame = udp(bytes(9000), family)
+    case.move(framed(frame))
+    case.move(joined(*[frame] * 20))
+    assert case.host.calls == [1, 7, 7, 6]
+    assert case.counters.down.bytes == 21 * 9000
+
+
+@FAMILIES
+def test_a_run_ends_where_the_headers_change(family: int) -> None:
+    case = Case()
+    changes = [
+        {},
+        {},
+        {"port": OTHER_PORT},
+        {"port": OTHER_PORT},
+        {"server_port": 54},
+        {"server_port": 54},
+        {"ttl": 1},
+        {"ttl": 1},
+        {},
+        {},
+    ]
+    for change in changes[::2]:
+        case.move(framed(udp(b"to be known", family, **change)))
+    del case.host.calls[:], case.host.sent[:]
+    case.move(joined(*(udp(bytes((i,)) * 100, family, **change) for i, change in enumerate(changes))))
+    assert case.payloads == [bytes((i,)) * 100 for i in range(10)]
+    assert case.host.calls == [2, 2, 2, 2, 2]
+    addresses = [address[:2] for address, _ in case.host.sent]
+    assert addresses[4:6] == [(SERVER_TEXT[family], 54)] * 2
+    assert set(addresses[:4] + addresses[6:]) == {(SERVER_TEXT[family], SERVER_PORT)}
+
+
+@FAMILIES
+def test_a_run_ends_where_the_size_changes(family: int) -> None:
+    case = Case()
+    case.move(framed(udp(b"to be known", family)))
+    sizes = (100, 100, 100, 99, 99, 0, 0, 1, 100)
+    case.move(joined(*(udp(bytes(size), family) for size in sizes)))
+    assert [len(payload) for payload in case.payloads[1:]] == list(sizes)
+    assert case.host.calls[1:4] == [3, 2, 1]
+
+
+def test_one_datagram_padded_in_two_ways_is_two_runs_of_the_same() -> None:
+    case = Case()
+    case.move(framed(udp(b"x")))
+    short, padded = udp(b"x"), udp(b"x").ljust(60, b"\0")
+    case.move(joined(short, short, padded, padded))
+    assert case.payloads == [b"x"] * 5
+    assert case.host.calls == [1, 2, 2]
+
+
+def test_a_fragment_among_equals_is_put_together() -> None:
+    case = Case()
+    whole = udp(bytes(range(200)))
+    case.move(framed(whole))
+    first = bytearray(udp(bytes(range(200)), fragment=0x2000)[:-104])
+    first[16:18] = (len(first) - 14).to_bytes(2, "big")
+    rest = bytearray(whole[:34] + whole[-104:])
+    rest[16:18] = (len(rest) - 14).to_bytes(2, "big")
+    rest[20:22] = (104 // 8).to_bytes(2, "big")
+    case.move(joined(whole, bytes(first), bytes(rest), whole))
+    assert case.payloads == [bytes(range(200))] * 4
+    assert not case.counters.drops
+
+
+@pytest.mark.parametrize("features", [ALL - {Feature.JOIN}, ALL - {Feature.GSO}, frozenset[Feature]()])
+def test_without_joining_each_leaves_on_its_own(features: frozenset[Feature]) -> None:
+    case = Case(features)
+    case.move(joined(*[udp(bytes(100))] * 10))
+    assert case.host.calls == [1] * 10
+
+
+def test_services_answer_between_datagrams() -> None:
+    case = Case()
+    case.move(joined(udp(b"1"), ARP, udp(b"2"), ARP.ljust(60, b"\0")))
+    assert case.payloads == [b"1", b"2"]
+    assert len(case.answers.frames) == 2
+    assert case.counters.frames_down == 4
+
+
+def test_what_came_before_the_end_is_moved_first() -> None:
+    case = Case()
+    frame = udp(b"last words")
+    case.link.socket = Guest(joined(frame, frame) + framed(frame)[:30], ends=True)
+    assert case.downward.step() == 2
+    with pytest.raises(ConnectionError, match="end of stream"):
+        case.downward.step()
+    assert case.payloads == [b"last words"] * 2
+
+
+def test_what_fills_the_buffer_before_the_end_is_moved_first() -> None:
+    case = Case()
+    frame = framed(udp(bytes(1000)))
+    count = (BUFFER_BYTES - 16) // len(frame)
+    room = BUFFER_BYTES - 16
+    case.link.socket = Guest((frame * (count + 1))[:room], ends=True)
+    with pytest.raises(ConnectionError):
+        for _ in range(2):
+            case.downward.step()
+    assert len(case.payloads) == count
+
+
+def test_the_next_guest_begins_anew() -> None:
+    case = Case()
+    frame = framed(udp(b"whole"))
+    for rest in (frame[:20], (1000000).to_bytes(4, "big"), b"\0\0"):
+        case.move(rest, ends=True)
+        case.downward.connect()
+        case.move(frame)
+    assert case.payloads == [b"whole"] * 3
+
+
+def test_an_error_of_the_socket_is_the_guests_end() -> None:
+    class Broken(Guest):
+        def recv_into(self, buffer: memoryview, room: int, flags: int) -> int:
+            raise ConnectionResetError(104, "Connection reset by peer")
+
+    case = Case()
+    case.link.socket = Broken()
+    with pytest.raises(ConnectionError, match="reset"):
+        case.downward.step()
+
+
+def test_a_step_moves_a_bounded_amount() -> None:
+    case = Case()
+    frame = framed(udp(bytes(1000)))
+    case.link.socket = guest = Guest(frame * 5000)
+    assert case.downward.step() <= RECEIVES_PER_STEP * BUFFER_BYTES // len(frame)
+    assert guest.pieces, "the rest has to wait for its turn"
+
+
+def test_without_a_guest_nothing_moves() -> None:
+    assert Case().downward.step() == 0
+
+
+def test_a_known_peer_is_marked_active() -> None:
+    case = Case()
+    case.move(framed(udp(b"x")))
+    table = case.host.path.tables[4]
+    (peer,) = table
+    table.activity[peer.byte] = 0
+    case.move(joined(udp(b"x"), udp(b"x")))
+    assert table.activity[peer.byte] & peer.bit
