@@ -14,7 +14,8 @@ import os
 import resource
 import sys
 from _socket import socket as RawSocket  # a class
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from gpasst.config import Config
@@ -23,8 +24,9 @@ from gpasst.flow.listeners import BindAddress, ListenerSpec, automatic, explicit
 from gpasst.flow.record import Forward
 from gpasst.helper.client import Namespace
 from gpasst.host.sock_diag import SockDiag
-from gpasst.host.sockets import bind_listener, family_constant, listener_error, new_udp_socket, prepare, stand_in
-from gpasst.linux import AF_NETLINK, NETLINK_SOCK_DIAG, SOCK_DGRAM, SOCK_RAW
+from gpasst.host.socket_pool import SocketPool
+from gpasst.host.sockets import bind_listener, listener_error, new_udp_socket, prepare, stand_in
+from gpasst.linux import AF_NETLINK, NETLINK_SOCK_DIAG, SOCK_RAW
 from gpasst.path.udp_splice import Splice
 from gpasst.udp.mapping import UdpSocket
 from gpasst.udp.nat import UdpNat
@@ -32,7 +34,6 @@ from gpasst.udp.nat import UdpNat
 SPARE_DESCRIPTORS = 512  # kept free of listeners, for the tap, the helper, mappings and splice pairs
 TRIED_AGAIN = 64  # listeners, at each look
 OPENED_AT_ONCE = 32  # listeners opened or closed between two looks at other traffic
-SOCKETS_AT_ONCE = 64  # of the namespace, in one message
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class FollowState:
     missing: set[BindAddress] = field(default_factory=set)
 
 
-class Forwards:
+class Forwarder:
     """All listeners of one namespace.
 
     :param config: the rules, and how to bind.
@@ -61,6 +62,7 @@ class Forwards:
     :param path: told of listeners that lead to the guest.
     :param splice: what moves loopback traffic, None where nothing does.
     :param namespace: the namespace, None where there is none: then nothing listens there, or is looked for.
+    :param pool: the namespace's sockets, None where there is none.
     :param watch: begins to call back when a listener is readable.
     :param unwatch: stops that; called before the socket is closed.
     :param gro: let the kernel join datagrams of one sender.
@@ -74,6 +76,7 @@ class Forwards:
         path: UdpNat,
         splice: Splice | None,
         namespace: Namespace | None,
+        pool: SocketPool | None,
         watch: Callable[[UdpSocket], None],
         unwatch: Callable[[UdpSocket], None],
         gro: bool,
@@ -86,12 +89,11 @@ class Forwards:
         self.automatic = any(rule.auto for rules in self._rules.values() for rule in rules)
         self._path = path
         self._splice = splice
-        self._namespace = namespace
+        self._pool = pool
         self._watch = watch
         self._unwatch = unwatch
         self._gro = gro
         self._opened: dict[BindAddress, tuple[ListenerSpec, UdpSocket]] = {}
-        self._spare: dict[int, list[RawSocket]] = {4: [], 6: []}
         self._scanners: dict[bool, SockDiag] = {}
         self._own: set[int] = set()
         self._released: list[int] = []
@@ -126,9 +128,8 @@ class Forwards:
         ]
         self._room = descriptor_room(len(wanted))
         failures: dict[str, list[GpasstError]] = {}
-        for number, entry in enumerate(wanted):
-            if entry.place.inside:
-                self._refill(entry.place.family, len(wanted) - number)
+        self._expect(wanted)
+        for entry in wanted:
             try:
                 self._open(entry)
             except GpasstError as error:
@@ -210,10 +211,6 @@ class Forwards:
         for scanner in self._scanners.values():
             scanner.close()
         self._scanners.clear()
-        for spare in self._spare.values():
-            for sock in spare:
-                sock.close()
-            spare.clear()
 
     def _open_new(self, fresh: list[ListenerSpec], yield_: Callable[[], object]) -> list[ListenerSpec]:
         """Open listeners that have become wanted; give those that cannot be had now."""
@@ -224,12 +221,11 @@ class Forwards:
                 log.warning("%d bound ports are not forwarded: too many for the limit of open files", len(fresh) - fits)
             pending = fresh[fits:]
         self._full = len(fresh) > fits
+        self._expect(fresh[:fits])
         for number, entry in enumerate(fresh[:fits]):
             if number % OPENED_AT_ONCE == OPENED_AT_ONCE - 1:
                 yield_()
             try:
-                if entry.place.inside:
-                    self._refill(entry.place.family, len(fresh) - number)
                 self._open(entry)
             except GpasstError as error:
                 log.debug("%s", error.message)
@@ -244,7 +240,8 @@ class Forwards:
         place, rule = wanted.place, wanted.rule
         try:
             if place.inside:
-                sock = prepare(self._spare[place.family].pop(), place.family, self._gro, packet_info=True)
+                assert self._pool is not None
+                sock = prepare(self._pool.take(place.family), place.family, self._gro, packet_info=True)
             else:
                 sock = new_udp_socket(place.family, self._gro, packet_info=True)
                 stand_in(sock, place.family)
@@ -282,24 +279,19 @@ class Forwards:
         udp_socket.socket.close()
         udp_socket.socket = None
 
-    def _refill(self, family: int, needed: int) -> None:
-        """Have a socket of the namespace ready, and more of them if more are needed."""
-        if not self._spare[family]:
-            count = min(needed, SOCKETS_AT_ONCE)
-            made = self._sockets(family_constant(family), SOCK_DGRAM, 0, count)
-            self._spare[family] = [RawSocket(fileno=descriptor) for descriptor in made]
-
-    def _sockets(self, family: int, kind: int, protocol: int, count: int) -> list[int]:
-        """Make sockets in the namespace."""
-        assert self._namespace is not None
-        return self._namespace.sockets(family, kind, protocol, count)
+    def _expect(self, wanted: Iterable[ListenerSpec]) -> None:
+        """Announce to the pool which sockets these listeners will take."""
+        if self._pool is not None:
+            for family, count in Counter(entry.place.family for entry in wanted if entry.place.inside).items():
+                self._pool.expect(family, count)
 
     def _scanner(self, inside: bool) -> SockDiag:
         """Give what lists the sockets of one side."""
         if inside not in self._scanners:
             if inside:
-                (descriptor,) = self._sockets(AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG, 1)
-                self._scanners[inside] = SockDiag(descriptor)
+                assert self._pool is not None
+                netlink = self._pool.make(AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG)
+                self._scanners[inside] = SockDiag(netlink.detach())
             else:
                 self._scanners[inside] = SockDiag.here()
         return self._scanners[inside]

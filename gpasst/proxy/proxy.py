@@ -37,6 +37,7 @@ from gpasst.helper.client import Namespace
 from gpasst.host.raw import RawSockets
 from gpasst.host.receive import SLOTS, Receiver, sender_key
 from gpasst.host.receive_framed import FramedReceiver
+from gpasst.host.socket_pool import SocketPool
 from gpasst.host.sockets import open_own, supported, text
 from gpasst.link.capture import Capture
 from gpasst.link.listener import GuestListener
@@ -51,7 +52,7 @@ from gpasst.path.tap_reader import TapReader
 from gpasst.path.udp_sockets import UdpSockets
 from gpasst.path.udp_splice import Splice
 from gpasst.portspec import EPHEMERAL, reverse
-from gpasst.proxy.forwarder import Forwards
+from gpasst.proxy.forwarder import Forwarder
 from gpasst.proxy.guest_session import GuestSession
 from gpasst.proxy.workers import Poller, Worker
 from gpasst.services import arp, dhcpv6, ndp
@@ -124,6 +125,7 @@ class Proxy:
             now=self._now(),
         )
         self._refusals = RawSockets(namespace.sockets if namespace else None)
+        self._pool = SocketPool(namespace.sockets) if namespace else None
         self._capture: Capture | None = None
         self._link: Tap | Stream | None = None
         self._guests: GuestSession | None = None
@@ -154,12 +156,13 @@ class Proxy:
             )
         self._upward = UdpSockets(self._link, self.path, self._splice, receivers, self.counters)
         self._mappings = Worker(self._hub, self._upward.step, self.counters, self._after)
-        self._forwards = Forwards(
+        self._forwards = Forwarder(
             config,
             ephemeral,
             self.path,
             self._splice,
             namespace,
+            self._pool,
             self._watch_listener,
             self._unwatch,
             Feature.GRO in features,
@@ -292,6 +295,8 @@ class Proxy:
         for greenlet_ in self._greenlets:
             greenlet_.kill()
         self._forwards.close()
+        if self._pool:
+            self._pool.close()
         if self._splice:
             self._splice.close()
         self._refusals.close()

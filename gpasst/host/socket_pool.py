@@ -1,0 +1,65 @@
+"""Sockets of the namespace: UDP sockets kept ready by family, and others made one at a time.
+
+Theory of operation: a socket of the namespace comes from the process that holds it, for a message there and back.
+One message brings up to 64 of them (6 to 9 us a socket, where one alone takes 17 to 26 us), so UDP sockets come in
+batches: as many as `expect` has announced, and one where nothing is known.
+"""
+
+from __future__ import annotations
+
+from _socket import socket as RawSocket  # a class
+from collections.abc import Callable
+
+from gpasst.helper.client import SOCKETS_PER_MESSAGE
+from gpasst.host.sockets import family_constant
+from gpasst.linux import SOCK_DGRAM
+
+# Makes sockets in the namespace: (family constant, type, protocol, count) to descriptors.
+MakeSockets = Callable[[int, int, int, int], list[int]]
+
+
+class SocketPool:
+    """The sockets of one namespace that have not been handed out yet.
+
+    :param make: makes sockets in the namespace, without switching to another greenlet.
+    """
+
+    def __init__(self, make: MakeSockets) -> None:
+        self._make = make
+        self._ready: dict[int, list[RawSocket]] = {4: [], 6: []}
+        self._expected = {4: 0, 6: 0}
+
+    def expect(self, family: int, count: int) -> None:
+        """Announce that `count` UDP sockets of `family`, 4 or 6, will be taken one after the other."""
+        self._expected[family] = count
+
+    def take(self, family: int) -> RawSocket:
+        """Return a UDP socket of `family`, 4 or 6, without any option set; the caller owns it.
+
+        :raises OSError: if this process may open no more descriptors.
+        :raises GpasstError: if the namespace makes no more sockets.
+        """
+        ready = self._ready[family]
+        if not ready:
+            count = min(max(self._expected[family], 1), SOCKETS_PER_MESSAGE)
+            made = self._make(family_constant(family), SOCK_DGRAM, 0, count)
+            ready += [RawSocket(fileno=descriptor) for descriptor in made]
+        self._expected[family] -= 1
+        return ready.pop()
+
+    def make(self, family: int, kind: int, protocol: int) -> RawSocket:
+        """Make one socket of any kind; the caller owns it.
+
+        :param family: the kernel's number of the family (AF_*).
+        :param kind: the kernel's number of the type (SOCK_*).
+        :raises GpasstError: if the namespace does not make it.
+        """
+        (descriptor,) = self._make(family, kind, protocol, 1)
+        return RawSocket(fileno=descriptor)
+
+    def close(self) -> None:
+        """Close the sockets that nobody took; more calls do nothing."""
+        for ready in self._ready.values():
+            for sock in ready:
+                sock.close()
+            ready.clear()

@@ -1,0 +1,72 @@
+"""The namespace's sockets: how many each message brings, and that none is left open."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from gpasst.host.socket_pool import SocketPool
+
+
+class Namespace:
+    """Makes sockets here, and remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int, int, int]] = []
+        self.made: list[int] = []
+
+    def sockets(self, family: int, kind: int, protocol: int, count: int) -> list[int]:
+        self.asked.append((family, kind, protocol, count))
+        made = [socket.socket(family, kind, protocol).detach() for _ in range(count)]
+        self.made += made
+        return made
+
+
+def is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def test_what_is_expected_comes_in_as_few_messages_as_possible() -> None:
+    namespace = Namespace()
+    pool = SocketPool(namespace.sockets)
+    pool.expect(4, 100)
+    taken = [pool.take(4) for _ in range(100)]
+    assert namespace.asked == [(socket.AF_INET, socket.SOCK_DGRAM, 0, count) for count in (64, 36)]
+    assert {sock.family for sock in taken} == {socket.AF_INET}
+    assert len({sock.fileno() for sock in taken}) == 100
+    for sock in taken:
+        sock.close()
+    pool.close()
+
+
+def test_without_an_announcement_they_come_one_by_one() -> None:
+    namespace = Namespace()
+    pool = SocketPool(namespace.sockets)
+    pool.expect(4, 3)
+    for _ in range(2):
+        pool.take(6).close()
+    assert [count for *_, count in namespace.asked] == [1, 1]
+
+
+def test_closing_closes_what_nobody_took() -> None:
+    namespace = Namespace()
+    pool = SocketPool(namespace.sockets)
+    pool.expect(6, 3)
+    taken = pool.take(6)
+    pool.close()
+    pool.close()
+    assert [is_open(descriptor) for descriptor in namespace.made].count(True) == 1
+    assert is_open(taken.fileno())
+    taken.close()
+
+
+def test_other_kinds_are_made_when_asked_for() -> None:
+    namespace = Namespace()
+    sock = SocketPool(namespace.sockets).make(socket.AF_INET, socket.SOCK_STREAM, 0)
+    assert sock.type == socket.SOCK_STREAM
+    sock.close()
+    assert namespace.asked == [(socket.AF_INET, socket.SOCK_STREAM, 0, 1)]
