@@ -9,27 +9,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import gpasst
+from tests.support.cli import AS_ROOT, GPASST, cli, ended
 from tests.support.lab import bound, host_socket
 from tests.support.ready import sleeper, until
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 
-GPASST = [sys.executable, "-m", "gpasst"]
-# Nobody, whom root's commands become otherwise, may not be able to read this interpreter.
-AS_ROOT = ["--runas", "root"] if os.geteuid() == 0 else []
 ECHO_ONCE = (
     "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('0.0.0.0', 5000)); "
     "print('bound', flush=True); d, a = s.recvfrom(99); s.sendto(d.upper(), a)"
 )
-
-
-def cli(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*GPASST, *arguments], capture_output=True, text=True, timeout=30, **options)
 
 
 def members(session: int) -> list[int]:
@@ -245,12 +238,6 @@ def test_serving_a_joined_namespace(foreground: bool, tmp_path: Path) -> None:
         assert program.wait(10) == 0
     text = log_file.read_text(encoding="utf-8")
     assert f"gpasst {gpasst.__version__}" in text and f"process {served}" in text
-
-
-def ended(handle: int) -> bool:
-    import select
-
-    return bool(select.select([handle], [], [], 0)[0])
 
 
 def test_statistics_on_demand() -> None:

@@ -10,30 +10,25 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import gpasst
-from gpasst.features import NAMES
-from tests.support.lab import FAR4, FAR6, HOST4, HOST6, NARROW4, NARROW6, NARROW_MTU, REMOTE4, REMOTE6, Remote, bound
+from gpasst.linux import UDP_SEGMENT
+from tests.support.engines import ENGINES, SENDERS, bursts, datagrams, receive_all, send_all
+from tests.support.families import ANY, FAMILY
+from tests.support.lab import (
+    FAR,
+    FAR4,
+    HOST,
+    HOST4,
+    NARROW,
+    NARROW_MTU,
+    Remote,
+    bound,
+)
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 
-UDP_SEGMENT = 103
-SENDERS = 3
 PORT = 5000
-ENGINES: dict[str, dict[str, Any]] = {
-    "superframes": {},
-    "one-by-one": {"no_offload": True},
-    **{f"without-{name}": {"without": name} for name in NAMES},
-}
-FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
-HOST, REMOTE, FAR, NARROW = (
-    {4: HOST4, 6: HOST6},
-    {4: REMOTE4, 6: REMOTE6},
-    {4: FAR4, 6: FAR6},
-    {4: NARROW4, 6: NARROW6},
-)
-ANY = {4: "0.0.0.0", 6: "::"}
 
 
 @pytest.fixture(params=ENGINES, scope="module")
@@ -41,47 +36,6 @@ def net(request: pytest.FixtureRequest, tun: None, remote: Remote) -> Iterator[g
     del tun, remote
     with gpasst.Pasta(config_net=True, udp_ports=str(PORT), **ENGINES[request.param]) as opened:
         yield opened
-
-
-@st.composite
-def bursts(draw: st.DrawFn) -> list[tuple[int, int, int]]:
-    """Sends as (sender, payload bytes, segment bytes); a segment below the payload makes a superframe."""
-    burst = []
-    for _ in range(draw(st.integers(1, 12))):
-        sender = draw(st.integers(0, SENDERS - 1))
-        kind = draw(st.sampled_from(["train", "single", "superframe"]))
-        size = draw(st.sampled_from([0, 1, 64, 1400, 1472, 1473, 8000]) | st.integers(0, 3000))
-        if kind == "train":
-            burst += [(sender, size, size)] * draw(st.integers(2, 20))
-        elif kind == "single" or not size:
-            burst.append((sender, size, size))
-        else:
-            segment = min(size, 1400)
-            burst.append((sender, draw(st.integers(segment, segment * 20)), segment))
-    return burst
-
-
-def datagrams(payload: bytes, segment: int) -> list[bytes]:
-    return [payload[i : i + segment] for i in range(0, len(payload), segment)] if payload else [b""]
-
-
-def send_all(senders: list[socket.socket], burst: list[tuple[int, int, int]], to: Any) -> list[list[bytes]]:
-    """Send a burst; give what each sender sent, datagram by datagram."""
-    sent: list[list[bytes]] = [[] for _ in senders]
-    for number, (index, size, segment) in enumerate(burst):
-        payload = bytes((number * 31 + i) & 0xFF for i in range(size))
-        control = [(socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("@H", segment))] if segment < size else []
-        senders[index].sendmsg([payload], control, 0, to)
-        sent[index] += datagrams(payload, segment)
-    return sent
-
-
-def receive_all(receiver: socket.socket, count: int) -> dict[Any, list[bytes]]:
-    got: dict[Any, list[bytes]] = {}
-    for _ in range(count):
-        data, sender = receiver.recvfrom(65535)
-        got.setdefault(sender[:2], []).append(data)
-    return got
 
 
 def check(senders: list[socket.socket], receiver: socket.socket, burst: Any, to: Any, host: str) -> None:

@@ -16,20 +16,22 @@ from typing import Any
 import pytest
 
 import gpasst
+from gpasst.linux import UDP_SEGMENT
 from gpasst.packet.icmp_error import port_unreachable
-from tests.e2e.test_udp import ENGINES, FAMILY, FAR, HOST, LOOPBACK, REMOTE, expire, gateway, guest_socket
+from tests.support.engines import ENGINES
+from tests.support.families import FAMILY, LOOPBACK
+from tests.support.guests import gateway, guest_socket
 from tests.support.lab import (
-    BEYOND4,
-    BEYOND6,
+    BEYOND,
+    FAR,
+    HOST,
     INHERITED,
     NARROW_MTU,
-    NOWHERE4,
-    NOWHERE6,
+    NOWHERE,
     PATIENCE,
-    TIGHT4,
-    TIGHT6,
-    UNREACHABLE4,
-    UNREACHABLE6,
+    REMOTE,
+    TIGHT,
+    UNREACHABLE,
     Remote,
     bound,
     host_socket,
@@ -37,15 +39,12 @@ from tests.support.lab import (
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 
-BEYOND, NOWHERE = {4: BEYOND4, 6: BEYOND6}, {4: NOWHERE4, 6: NOWHERE6}
-UNREACHABLE, TIGHT = {4: UNREACHABLE4, 6: UNREACHABLE6}, {4: TIGHT4, 6: TIGHT6}
 MSG_ERRQUEUE = 0x2000
 RECVERR = {4: (socket.IPPROTO_IP, 11), 6: (socket.IPPROTO_IPV6, 25)}
 HOPS = {4: (socket.IPPROTO_IP, socket.IP_TTL), 6: (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)}
 MTU_DISCOVER = {4: (socket.IPPROTO_IP, 10), 6: (socket.IPPROTO_IPV6, 23)}
 PMTUDISC_DO = 2
 ORIGIN = {4: 2, 6: 3}  # SO_EE_ORIGIN_ICMP and SO_EE_ORIGIN_ICMP6
-UDP_SEGMENT = 103
 CLOSED = 9  # a port that nobody binds
 PORT_UNREACHABLE = {4: (3, 3), 6: (1, 4)}
 HOST_UNREACHABLE = {4: (3, 1), 6: (1, 0)}  # Linux answers for an unreachable route so
@@ -62,18 +61,6 @@ def net(request: pytest.FixtureRequest, tun: None, remote: Remote) -> Iterator[g
     del tun, remote
     with gpasst.Pasta(config_net=True, udp_ports="5000-5001", **ENGINES[request.param]) as opened:
         yield opened
-
-
-@pytest.fixture(autouse=True)
-def _forget(net: gpasst.Pasta) -> Iterator[None]:
-    """End all mappings after a test, so that the ports of the next mean nothing yet."""
-    yield
-    expire(net)
-
-
-@pytest.fixture(params=[4, 6], ids=["IPv4", "IPv6"])
-def family(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,26 @@ import pytest
 import gpasst
 from gpasst.flow.record import Forward
 from gpasst.proxy import proxy
-from tests.support.lab import FAR4, HOST4, HOST4_SECOND, HOST6, REMOTE4, REMOTE6, UPSTREAM, Remote, bound, host_socket
+from tests.support.families import ANY, FAMILY, LOOPBACK
+from tests.support.lab import (
+    FAR4,
+    HOST,
+    HOST4,
+    HOST4_SECOND,
+    HOST6,
+    REMOTE,
+    REMOTE4,
+    REMOTE6,
+    UPSTREAM,
+    Remote,
+    bound,
+    host_socket,
+)
 from tests.support.need import need
 from tests.support.ready import sleeper, until
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 
-FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
-ANY = {4: "0.0.0.0", 6: "::"}
-LOOPBACK = {4: "127.0.0.1", 6: "::1"}
-HOST = {4: HOST4, 6: HOST6}
-REMOTE = {4: REMOTE4, 6: REMOTE6}
 SECOND = {4: "192.0.2.9", 6: "2001:db8::9"}  # address that a namespace is given besides its own
 LOOK_SECONDS = 0.01  # between two looks at what is bound, lest tests wait
 MANY = 1000
@@ -48,11 +57,6 @@ with gpasst.Pasta(udp_ports=f"1-{fits - 16}", ipv4_only=True) as net:
 @pytest.fixture(autouse=True)
 def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proxy, "FOLLOW_SECONDS", LOOK_SECONDS)
-
-
-@pytest.fixture(params=[4, 6], ids=["IPv4", "IPv6"])
-def family(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
 
 
 @contextmanager

@@ -20,10 +20,25 @@ from hypothesis import HealthCheck, given, settings
 import gpasst
 from gpasst.cli import choose_identity
 from gpasst.link.stream import Stream
-from tests.e2e.test_cli import AS_ROOT, GPASST, cli, ended
-from tests.e2e.test_engine import bursts, datagrams, send_all
-from tests.e2e.test_udp import ENGINES
-from tests.support.lab import FAR4, FAR6, HOST4, HOST6, REMOTE4, REMOTE6, UPSTREAM, Remote, bound, host_socket
+from gpasst.linux import UDP_SEGMENT
+from tests.support.cli import AS_ROOT, GPASST, cli, ended
+from tests.support.engines import ENGINES, bursts, datagrams, send_all
+from tests.support.families import FAMILY, LOOPBACK
+from tests.support.guests import expire
+from tests.support.lab import (
+    FAR,
+    FAR4,
+    FAR6,
+    HOST,
+    HOST4,
+    HOST6,
+    REMOTE4,
+    REMOTE6,
+    UPSTREAM,
+    Remote,
+    bound,
+    host_socket,
+)
 from tests.support.need import need, need_module
 from tests.support.ready import unix_listening, until
 from tests.support.scripted import ARP, BROADCAST, HOST_MAC, MAC, Guest
@@ -33,12 +48,7 @@ pytestmark = pytest.mark.usefixtures("remote")
 OTHER_MAC = bytes.fromhex("5254006789ab")
 PORT, ENGINE_PORT, PROGRAM_PORT = 5000, 5001, 5002  # forwarded
 EPHEMERAL = 45678  # of the guest
-UDP_SEGMENT = 103
-FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
-LOOPBACK = {4: "127.0.0.1", 6: "::1"}
-HOST = {4: HOST4, 6: HOST6}
 GATEWAY = {4: REMOTE4, 6: REMOTE6}
-FAR = {4: FAR4, 6: FAR6}
 SIZES = (0, 1, 17, 18, 19, 1472, 1473, 8000, 65472, 65473, 65492, 65493, 65507)
 FORWARDS = (str(PORT), "8053:53")
 
@@ -66,25 +76,12 @@ def engine(request: pytest.FixtureRequest, folder: Path, remote: Remote) -> Iter
         yield opened
 
 
-@pytest.fixture(params=[4, 6], ids=["IPv4", "IPv6"])
-def family(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
-
-
 @pytest.fixture
 def guest(link: gpasst.Passt) -> Iterator[Guest]:
     with Guest.connect(link.path) as connected:
         greeted(connected)
         yield connected
     expire(link)
-
-
-def expire(link: gpasst.Passt) -> None:
-    """End all mappings, so that the ports of the next test mean nothing yet: time is an argument."""
-    proxy = link._proxy
-    assert proxy is not None and link._runtime is not None
-    for later in (proxy._now(), proxy._now() + 181):
-        link._runtime.call(lambda now=later: proxy.scan(now))
 
 
 def drops(link: gpasst.Passt, reason: gpasst.Drop) -> int:

@@ -18,22 +18,19 @@ from hypothesis import strategies as st
 
 import gpasst
 from gpasst.flow.record import Flow, Forward
-from gpasst.linux import IP_PKTINFO, IPPROTO_IP, IPPROTO_IPV6, IPV6_PKTINFO, IPV6_RECVPKTINFO
+from gpasst.linux import IP_PKTINFO, IPPROTO_IP, IPPROTO_IPV6, IPV6_PKTINFO, IPV6_RECVPKTINFO, UDP_SEGMENT
 from gpasst.path import udp_splice
 from gpasst.path.udp_splice import POOL
 from gpasst.proxy.proxy import Proxy
-from tests.e2e.test_engine import ENGINES, UDP_SEGMENT, datagrams, receive_all, send_all
-from tests.support.lab import HOST4, HOST6, PATIENCE, REMOTE4, REMOTE6, Remote, bound, host_socket
+from tests.support.engines import ENGINES, datagrams, receive_all, send_all
+from tests.support.families import ANY, FAMILY, LOOPBACK
+from tests.support.guests import expire
+from tests.support.lab import HOST, HOST4, PATIENCE, REMOTE, Remote, bound, host_socket
 from tests.support.ready import until
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 
-FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
-ANY = {4: "0.0.0.0", 6: "::"}
-LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 LOOPBACKS = {4: [f"127.0.0.{last}" for last in range(1, 10)], 6: ["::1"]}
-HOST = {4: HOST4, 6: HOST6}
-REMOTE = {4: REMOTE4, 6: REMOTE6}
 SERVICE, OTHER_SERVICE = 53, 54
 TIMEOUT = 180
 PRIVILEGED = os.geteuid() == 0  # else the host's senders are not told of refusals
@@ -51,11 +48,6 @@ def net(request: pytest.FixtureRequest, tun: None, remote: Remote) -> Iterator[g
     ports: dict[str, Any] = {"udp_ports": "8053-8054:53-54", "udp_ns": "5300-5301:53-54"}
     with gpasst.Pasta(config_net=True, **ports, **ENGINES[request.param]) as opened:
         yield opened
-
-
-@pytest.fixture(params=[4, 6], ids=["IPv4", "IPv6"])
-def family(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
 
 
 @dataclass(frozen=True)
@@ -128,14 +120,6 @@ def outward(net: gpasst.Pasta, port: int, family: int = 4) -> Way:
     return Way(net, family, True, port, 0)
 
 
-@pytest.fixture(autouse=True)
-def _forget(request: pytest.FixtureRequest) -> Iterator[None]:
-    """End all pairs after a test, so that the ports of the next mean nothing yet."""
-    yield
-    if "net" in request.fixturenames:
-        expire(request.getfixturevalue("net"))
-
-
 def proxy_of(net: gpasst.Pasta) -> Proxy:
     assert net._proxy is not None
     return net._proxy
@@ -145,13 +129,6 @@ def scan(net: gpasst.Pasta, now: int) -> None:
     proxy = proxy_of(net)
     assert net._runtime is not None
     net._runtime.call(lambda: proxy.scan(now))
-
-
-def expire(net: gpasst.Pasta) -> None:
-    """Scan at a later hour: time is an argument."""
-    now = proxy_of(net)._now()
-    scan(net, now)
-    scan(net, now + TIMEOUT + 1)
 
 
 @contextmanager

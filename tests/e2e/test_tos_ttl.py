@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 import gpasst
-from tests.e2e.test_udp import ENGINES, FAMILY, FAR, HOST, LOOPBACK, expire, gateway, guest_socket
-from tests.support.lab import Remote, bound, host_socket
+from gpasst.linux import UDP_SEGMENT
+from tests.support.engines import ENGINES
+from tests.support.families import FAMILY, LOOPBACK
+from tests.support.guests import gateway, guest_socket
+from tests.support.lab import FAR, HOST, Remote, bound, host_socket
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 
@@ -19,7 +22,6 @@ TOS = {4: (socket.IPPROTO_IP, socket.IP_TOS), 6: (socket.IPPROTO_IPV6, socket.IP
 HOPS = {4: (socket.IPPROTO_IP, socket.IP_TTL), 6: (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)}
 RECV = {4: ((socket.IPPROTO_IP, 13), (socket.IPPROTO_IP, 12)), 6: ((41, 66), (41, 51))}
 SEEN = {(0, 1): "tos", (0, 2): "hops", (41, 67): "tos", (41, 52): "hops"}
-UDP_SEGMENT = 103
 MARKS = [(0, 64), (1, 64), (2, 64), (3, 64), (0xB8, 64), (0xB9, 17), (0, 255), (0, 64), (0xFF, 9), (0, 128)]
 Seen = tuple[bytes, int, int]
 
@@ -30,18 +32,6 @@ def net(request: pytest.FixtureRequest, tun: None, remote: Remote) -> Iterator[g
     del tun, remote
     with gpasst.Pasta(config_net=True, udp_ports="5000", **ENGINES[request.param]) as opened:
         yield opened
-
-
-@pytest.fixture(autouse=True)
-def _forget(net: gpasst.Pasta) -> Iterator[None]:
-    """End all mappings after a test, so that the ports of the next mean nothing yet."""
-    yield
-    expire(net)
-
-
-@pytest.fixture(params=[4, 6], ids=["IPv4", "IPv6"])
-def family(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
 
 
 def watching(sock: socket.socket, family: int) -> socket.socket:

@@ -5,20 +5,26 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
 import gpasst
-from gpasst.features import NAMES
+from gpasst.linux import UDP_GRO, UDP_SEGMENT
+from tests.support.engines import ENGINES
+from tests.support.families import ANY, FAMILY, LOOPBACK
+from tests.support.guests import expire, gateway, guest_socket
 from tests.support.lab import (
+    FAR,
     FAR4,
     FAR6,
+    HOST,
     HOST4,
     HOST4_SECOND,
     HOST6,
     HOST_LINK_LOCAL,
+    REMOTE,
     REMOTE4,
     REMOTE6,
     REMOTE_LINK_LOCAL,
@@ -30,22 +36,7 @@ from tests.support.lab import (
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 
-UDP_SEGMENT = 103
-UDP_GRO = 104
-FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
-ANY = {4: "0.0.0.0", 6: "::"}
-LOOPBACK = {4: "127.0.0.1", 6: "::1"}
-HOST = {4: HOST4, 6: HOST6}
-REMOTE = {4: REMOTE4, 6: REMOTE6}
-FAR = {4: FAR4, 6: FAR6}
 SIZES = (0, 1, 2, 63, 1472, 1473, 8000, 65479, 65480, 65487, 65488, 65507)
-
-
-ENGINES: dict[str, dict[str, Any]] = {
-    "superframes": {},
-    "one-by-one": {"no_offload": True},
-    **{f"without-{name}": {"without": name} for name in NAMES},
-}
 
 
 @pytest.fixture(params=ENGINES, scope="module")
@@ -55,57 +46,6 @@ def net(request: pytest.FixtureRequest, tun: None, remote: Remote) -> Iterator[g
     ports = ("5000-5004", "8053:53", "6053:53", f"{HOST4}/7001:7000", f"%{UPSTREAM}/7100:7100")
     with gpasst.Pasta(config_net=True, udp_ports=ports, no_splice=True, **ENGINES[request.param]) as opened:
         yield opened
-
-
-@pytest.fixture(params=[4, 6], ids=["IPv4", "IPv6"])
-def family(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
-
-
-@contextmanager
-def guest_socket(net: gpasst.Pasta, family: int, port: int = 0) -> Iterator[socket.socket]:
-    """A socket of the guest; without `port`, at one that the kernel chose and that is free on the host too."""
-    rejected = []
-    try:
-        while True:
-            guest = bound(net.socket(FAMILY[family], socket.SOCK_DGRAM), ANY[family], port)
-            sock = guest.__enter__()
-            if port or free_on_host(family, sock.getsockname()[1]):
-                break
-            rejected.append(guest)
-        with sock:
-            yield sock
-    finally:
-        for guest in rejected:
-            guest.__exit__(None, None, None)
-
-
-def free_on_host(family: int, port: int) -> bool:
-    """Whether a host port can be had; mappings of earlier tests may still hold it."""
-    try:
-        with bound(host_socket(FAMILY[family]), ANY[family], port):
-            return True
-    except OSError:
-        return False
-
-
-@pytest.fixture(autouse=True)
-def _forget(net: gpasst.Pasta) -> Iterator[None]:
-    """End all mappings after a test, so that the ports of the next mean nothing yet."""
-    yield
-    expire(net)
-
-
-def expire(net: gpasst.Pasta) -> None:
-    """Scan at a later hour: time is an argument."""
-    proxy = net._proxy
-    assert proxy is not None and net._runtime is not None
-    for later in (proxy._now(), proxy._now() + 181):
-        net._runtime.call(lambda now=later: proxy.scan(now))
-
-
-def gateway(net: gpasst.Pasta, family: int) -> str:
-    return net.gateway4 if family == 4 else net.gateway6
 
 
 def test_the_guest_has_the_hosts_configuration(net: gpasst.Pasta) -> None:

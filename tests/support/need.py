@@ -10,7 +10,7 @@ import pytest
 
 
 def need(program: str) -> str:
-    """Give the path of a program, or skip the test by its name."""
+    """Return the path of a program, or skip the test by its name."""
     path = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
     if path is None:
         pytest.skip(f"needs the program {program}")

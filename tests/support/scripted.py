@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
+from tests.support.families import FAMILY
 from tests.support.lab import HOST4, HOST6, PATIENCE
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ BROADCAST = b"\xff" * 6
 MTU = 65520  # what DHCP and router advertisements say
 MINIMUM_PAYLOAD = 60  # bytes of a frame
 IP4, ARP, IP6 = b"\x08\x00", b"\x08\x06", b"\x86\xdd"
-FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 UDP, FRAGMENT = 17, 44
 
 
@@ -45,7 +45,7 @@ def packed(address: str) -> bytes:
 
 
 def udp_packets(source: str, port: int, target: str, target_port: int, payload: bytes, mtu: int = MTU) -> list[bytes]:
-    """Give the frames of one datagram, several if it does not fit the MTU."""
+    """Return the frames of one datagram, several if it does not fit the MTU."""
     ends = packed(source) + packed(target)
     length = len(payload) + 8
     head = struct.pack(">HHH", port, target_port, length)
@@ -75,7 +75,7 @@ def udp_packets(source: str, port: int, target: str, target_port: int, payload: 
 
 
 def parse_udp(frame: bytes) -> Datagram | None:
-    """Check a frame's lengths, checksums and padding, and give its datagram, None if it has none."""
+    """Check a frame's lengths, checksums and padding, and return its datagram, None if it has none."""
     kind, packet = frame[12:14], frame[14:]
     if kind == IP4:
         assert packet[0] == 0x45
@@ -144,7 +144,7 @@ class Guest:
         self.socket.sendall(b"".join(len(frame).to_bytes(4, "big") + frame for frame in whole))
 
     def datagrams(self, port: int, to: tuple[str, int], *payloads: bytes, mtu: int = MTU) -> list[bytes]:
-        """Give the frames of datagrams from the guest's `port`, for `send`."""
+        """Return the frames of datagrams from the guest's `port`, for `send`."""
         own = self.addresses[6 if ":" in to[0] else 4]
         return [frame for payload in payloads for frame in udp_packets(own, port, *to, payload, mtu)]
 

@@ -15,8 +15,8 @@ from gpasst.codec import Bits, Codec, Field, parse_untrusted
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.packet import checksum
+from tests.support.addresses import GUEST_MAC
 
-GUEST_MAC = bytes.fromhex("525400123456")
 HOST_MAC = bytes.fromhex("9a559a559a55")
 GATEWAY4 = b"\xc0\0\x02\x01"
 GUEST4 = b"\xc0\0\x02\x02"

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_programs import dnsmasq, service
 from tests.support import vm
+from tests.support.families import ANY, FAMILY, LOOPBACK
 from tests.support.lab import (
-    BEYOND4,
-    BEYOND6,
-    FAR4,
-    FAR6,
+    BEYOND,
+    FAR,
+    HOST,
     HOST4,
     HOST6,
     HOST_LINK_LOCAL,
@@ -25,15 +24,10 @@ from tests.support.lab import (
     bound,
     host_socket,
 )
+from tests.support.programs import dnsmasq, service
 
 PORT = 5000  # of the host, leads to the guest's
-FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
-ANY = {4: "0.0.0.0", 6: "::"}
-LOOPBACK = {4: "127.0.0.1", 6: "::1"}
-HOST = {4: HOST4, 6: HOST6}
 GATEWAY = {4: REMOTE4, 6: REMOTE6}
-FAR = {4: FAR4, 6: FAR6}
-BEYOND = {4: BEYOND4, 6: BEYOND6}
 # The guest's MTU is 65520, so that it sends the largest in two fragments.
 SIZES = (0, 1, 1472, 1473, 8000, 65507)
 OPTIONS = ("-u", str(PORT), "-D", REMOTE4, "-D", REMOTE6, "-S", "example.test")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gpasst.config import Config
 from gpasst.flow.listeners import BindAddress, ListenerSpec, automatic, explicit, target_bytes
 from gpasst.portspec import ForwardRule, parse
-from tests.unit.flow.test_translation import ip
+from tests.support.addresses import ip
 
 BOTH = (4, 6)
 EPHEMERAL = (32768, 60999)

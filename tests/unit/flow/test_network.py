@@ -17,7 +17,7 @@ from gpasst.flow.network import (
     parse_resolver_file,
 )
 from gpasst.helper.request import Route
-from tests.unit.flow.test_translation import ip
+from tests.support.addresses import ip
 
 LO, UP, OTHER, IDLE = 1, 2, 3, 4
 GLOBAL, HOST, LINK = 0, 254, 253

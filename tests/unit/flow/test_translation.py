@@ -2,69 +2,28 @@
 
 from __future__ import annotations
 
-import ipaddress
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
-from gpasst.flow.network import FamilyNetwork
-from gpasst.flow.translation import Addresses, GuestView, Target
+from gpasst.flow.translation import GuestView, Target
 from gpasst.packet.address import is_link_local, is_loopback, is_multicast, is_v4_mapped
-
-
-def ip(text: str) -> bytes:
-    return ipaddress.ip_address(text).packed
-
-
-GUEST4, GATEWAY4, RESOLVER4, FORWARDER4 = "192.0.2.2", "192.0.2.1", "198.51.100.53", "192.0.2.53"
-GUEST6, GATEWAY6, RESOLVER6, FORWARDER6 = "2001:db8::2", "fe80::1", "2001:db8:5::53", "2001:db8::53"
-HOST_LINK_LOCAL, GUEST_LINK_LOCAL = "fe80::2", "fe80::5054:ff:fe12:3456"
-INDEX = 7
-
-NETWORK4 = FamilyNetwork(
-    family=4,
-    local=False,
-    address=ip(GUEST4),
-    prefix=24,
-    gateway=ip(GATEWAY4),
-    link_local=None,
-    index=INDEX,
-    host_loopback=ip(GATEWAY4),
-    gateway_resolves=True,
-    guest_alias=None,
-    resolver=ip(RESOLVER4),
-    dns_forward=None,
-    resolvers=(),
-    host_addresses=frozenset(map(ip, ("127.0.0.1", GUEST4, "192.0.2.3"))),
+from tests.support.addresses import (
+    FORWARDER4,
+    FORWARDER6,
+    GATEWAY4,
+    GATEWAY6,
+    GUEST4,
+    GUEST6,
+    GUEST_LINK_LOCAL,
+    HOST_LINK_LOCAL,
+    RESOLVER4,
+    RESOLVER6,
+    ip,
 )
-NETWORK6 = FamilyNetwork(
-    family=6,
-    local=False,
-    address=ip(GUEST6),
-    prefix=64,
-    gateway=ip(GATEWAY6),
-    link_local=ip(HOST_LINK_LOCAL),
-    index=INDEX,
-    host_loopback=ip(GATEWAY6),
-    gateway_resolves=True,
-    guest_alias=None,
-    resolver=ip(RESOLVER6),
-    dns_forward=None,
-    resolvers=(),
-    host_addresses=frozenset(map(ip, ("::1", GUEST6, HOST_LINK_LOCAL))),
-)
-NETWORKS = {4: NETWORK4, 6: NETWORK6}
-
-
-def rules(family: int, link_local: str | None = GUEST_LINK_LOCAL, **changes: Any) -> Addresses:
-    """Give the rules of one family; text among `changes` is an address."""
-    packed = {name: ip(value) if isinstance(value, str) else value for name, value in changes.items()}
-    network = replace(NETWORKS[family], **packed)
-    return Addresses(network, ip(link_local) if link_local and family == 6 else None)
-
+from tests.support.networks import INDEX, NETWORKS, rules
 
 UNMAPPED = {"host_loopback": None}
 CHOSEN4 = {"host_loopback": "192.0.2.99", "gateway_resolves": False}

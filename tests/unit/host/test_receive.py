@@ -8,47 +8,16 @@ import socket
 import struct
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gpasst.host.receive import FIRST_STRIDE, RUN_BYTES, SLOTS, TOS_TTL_UNKNOWN, Receiver, sender_key, split_key
-from gpasst.linux import IP_PKTINFO, SOL_UDP, UDP_GRO, UDP_SEGMENT
-from tests.unit.flow.test_translation import ip
-
-LOOPBACK = {4: "127.0.0.1", 6: "::1"}
-FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
-LARGEST = {4: 65507, 6: 65527}  # payload bytes of one datagram
-FAMILIES = pytest.mark.parametrize("family", [4, 6])
-BUFFER_BYTES = 212992  # what Linux gives by default, so that the tests are the same everywhere
-Piece = tuple[int, bytes]  # port of the sender, datagram
-
-
-def bound(family: int, gro: bool = False, info: bool = False) -> socket.socket:
-    sock = socket.socket(FAMILY[family], socket.SOCK_DGRAM)
-    sock.bind((LOOPBACK[family], 0))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
-    if gro:
-        sock.setsockopt(SOL_UDP, UDP_GRO, 1)
-    if info:
-        level = socket.IPPROTO_IP if family == 4 else socket.IPPROTO_IPV6
-        sock.setsockopt(level, IP_PKTINFO if family == 4 else socket.IPV6_RECVPKTINFO, 1)
-    return sock
-
-
-@contextmanager
-def sockets(family: int, senders: int = 1, gro: bool = False, info: bool = False) -> Iterator[list[socket.socket]]:
-    """Give a receiving socket, then sending ones that are connected to it."""
-    with ExitStack() as stack:
-        target = stack.enter_context(bound(family, gro, info))
-        made = [target]
-        for _ in range(senders):
-            sender = stack.enter_context(bound(family))
-            sender.connect(target.getsockname())
-            made.append(sender)
-        yield made
+from gpasst.linux import IP_PKTINFO
+from tests.support.addresses import ip
+from tests.support.families import FAMILIES, FAMILY, LARGEST, LOOPBACK
+from tests.support.loopback import BURSTS, Piece, bound, port_of, send_joined, sockets
 
 
 def drain(receiver: Receiver, sock: socket.socket) -> Iterator[tuple[bytes, int, int, bytes]]:
@@ -78,26 +47,6 @@ def received(receiver: Receiver, sock: socket.socket) -> list[Piece]:
         assert (address, scope) == (ip(LOOPBACK[receiver.family]), 0)
         pieces += [(port, piece) for piece in cut(total, segment, payload)]
     return pieces
-
-
-def send_joined(sender: socket.socket, payload: bytes, segment: int) -> None:
-    """Send many datagrams in one call (UDP_SEGMENT)."""
-    sender.sendmsg([payload], [(SOL_UDP, UDP_SEGMENT, struct.pack("@H", segment))])
-
-
-def port_of(sock: socket.socket) -> int:
-    port: int = sock.getsockname()[1]
-    return port
-
-
-SIZES = st.one_of(st.integers(0, 2000), st.sampled_from([0, 1, 100, 1471, FIRST_STRIDE, 1473, 2000]))
-# Few enough for the receive buffer. Who sends, bytes of each datagram, how many, whether in one call, bytes of a
-# shorter last one.
-BURSTS = st.lists(
-    st.tuples(st.integers(0, 2), SIZES, st.integers(1, 8), st.booleans(), st.integers(0, 2000)),
-    min_size=1,
-    max_size=5,
-)
 
 
 @pytest.mark.parametrize("gro", [False, True], ids=["each", "joined"])

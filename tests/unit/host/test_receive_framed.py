@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 
 from gpasst.host.receive import SLOTS, split_key
 from gpasst.host.receive_framed import BUFFER_BYTES, GAP, MINIMUM_PAYLOAD, FramedReceiver, frame_bytes
-from tests.unit.host.test_receive import BURSTS, FAMILIES, LARGEST, Piece, port_of, send_joined, sockets
+from tests.support.families import FAMILIES, LARGEST
+from tests.support.loopback import BURSTS, Piece, port_of, send_joined, sockets
 
 
 def frames(receiver: FramedReceiver, sock: socket.socket) -> Iterator[tuple[bytes, list[bytes], int]]:

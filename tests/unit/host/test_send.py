@@ -10,7 +10,7 @@ import pytest
 
 from gpasst.counters import Counters, Drop
 from gpasst.host.send import REPEATS, Sender, answering, send_one, send_run
-from tests.unit.flow.test_translation import ip
+from tests.support.addresses import ip
 
 ADDRESS = ("192.0.2.1", 7)
 # What an ICMP error may leave behind on a socket.

@@ -37,12 +37,12 @@ from gpasst.linux import (
     SOCK_RAW,
     TCP_CLOSE,
 )
-from tests.unit.flow.test_translation import ip
+from tests.support.addresses import ip
+from tests.support.families import FAMILY
 
 MANY = 1000
 LOOPBACK_INDEX = 1
 UNKNOWN_PROTOCOL = 253  # for experiments (RFC 3692)
-FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 def readable(descriptor: int) -> None:

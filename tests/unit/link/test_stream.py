@@ -18,13 +18,14 @@ from gpasst.link import stream as stream_module
 from gpasst.link.stream import Stream
 from gpasst.linux import UIO_MAXIOV
 from gpasst.udp.header import Header
+from tests.support.addresses import GUEST_MAC, HOST_MAC
+from tests.support.families import FAMILIES, LARGEST
+from tests.support.headers import GUEST, SOURCE, header
 from tests.support.need import need_module
-from tests.unit.udp.test_header import FAMILIES, GUEST, GUEST_MAC, HOST_MAC, SOURCE, header
 
 VIRTIO = 10  # bytes that a stream does not have
 MINIMUM_PAYLOAD = 60  # bytes of the shortest Ethernet frame
 HEADERS = {4: 42, 6: 62}  # bytes, Ethernet to UDP
-LARGEST = {4: 65507, 6: 65527}  # payload bytes of one datagram
 SMALL_QUEUE = 5000  # bytes; room for a few frames, where a test wants it full
 WHOLE = 1 << 30  # bytes; more than anybody writes
 

@@ -15,16 +15,15 @@ from gpasst.host.error_queue import QueuedError, parse_error
 from gpasst.packet import icmp_error
 from gpasst.packet.icmp_error import MESSAGE_BYTES, Problem, Reported
 from gpasst.packet.parse import Packet, parse_ip
+from tests.support.addresses import GUEST_MAC, HOST_MAC, ip
+from tests.support.families import FAMILIES
 from tests.support.need import need_module
-from tests.unit.flow.test_translation import ip
 
-GUEST_MAC, HOST_MAC = bytes.fromhex("525400123456"), bytes.fromhex("9a559a559a55")
 GUEST = {4: ip("192.0.2.2"), 6: ip("2001:db8::2")}
 PEER = {4: ip("198.51.100.9"), 6: ip("2001:db8:1::9")}
 ROUTER = {4: ip("203.0.113.1"), 6: ip("2001:db8:2::1")}
 GUEST_PORT, PORT = 40000, 53
 IP_SIZE = {4: 20, 6: 40}
-FAMILIES = pytest.mark.parametrize("family", [4, 6])
 PROBLEMS = [
     (4, Problem(3, 0)),
     (4, Problem(3, 1)),

@@ -11,11 +11,11 @@ from gpasst.errors import PacketError
 from gpasst.formats import ETHERNET_CODEC, IPV4_CODEC, IPV6_CODEC, IPV6_FRAGMENT_CODEC, UDP_CODEC
 from gpasst.packet.parse import MAX_EXTENSIONS, Fragment, Packet, parse_ip, parse_udp
 from gpasst.packet.reassembly import DATAGRAMS_LIMIT, LIFETIME, Reassembly
-from tests.unit.flow.test_translation import ip
+from tests.support.addresses import ip
+from tests.support.families import FAMILIES
 
 SOURCE = {4: ip("192.0.2.2"), 6: ip("2001:db8::2")}
 DESTINATION = {4: ip("198.51.100.9"), 6: ip("2001:db8:1::9")}
-FAMILIES = pytest.mark.parametrize("family", [4, 6])
 HOP_BY_HOP, ROUTING, FRAGMENT, ESP, AUTHENTICATION, NOTHING, OPTIONS = 0, 43, 44, 50, 51, 59, 60
 UDP = 17
 

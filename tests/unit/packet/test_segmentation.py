@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,14 +9,14 @@ from gpasst.formats import IPV4, IPV6, UDP, VIRTIO_NET_CODEC
 from gpasst.packet import checksum
 from gpasst.packet.segmentation import split
 from gpasst.udp.header import Header
-from tests.unit.flow.test_translation import ip
+from tests.support.addresses import ip
+from tests.support.families import FAMILIES
 
 GUEST = {4: ip("192.0.2.2"), 6: ip("2001:db8::2")}
 SOURCE = {4: ip("198.51.100.9"), 6: ip("2001:db8:1::9")}
 PSEUDO = {4: checksum.pseudo_sum4, 6: checksum.pseudo_sum6}
 ETHERNET_SIZE = 14
 VIRTIO_SIZE = VIRTIO_NET_CODEC.size
-FAMILIES = pytest.mark.parametrize("family", [4, 6])
 
 
 def superframe(family: int, payload: bytes, segment: int) -> bytes:

@@ -18,9 +18,9 @@ from gpasst.linux import SOL_UDP, UDP_SEGMENT
 from gpasst.path.dispatch import Dispatch, Services
 from gpasst.path.stream_reader import BUFFER_BYTES, RECEIVES_PER_STEP, StreamReader
 from gpasst.udp.mapping import UdpSocket
-from tests.unit.flow.test_translation import GUEST4, GUEST6, ip
-from tests.unit.udp.test_header import FAMILIES
-from tests.unit.udp.test_nat import GUEST_MAC, HOST_MAC, SERVER4, SERVER6, Host
+from tests.support.addresses import GUEST4, GUEST6, GUEST_MAC, HOST_MAC, SERVER4, SERVER6, ip
+from tests.support.families import FAMILIES
+from tests.support.nat import Host
 
 GUEST = {4: ip(GUEST4), 6: ip(GUEST6)}
 SERVER = {4: ip(SERVER4), 6: ip(SERVER6)}

@@ -16,10 +16,10 @@ from gpasst.flow.network import GuestNetwork
 from gpasst.packet import checksum, dns_names
 from gpasst.packet.parse import parse_ip, parse_udp
 from gpasst.services import dhcp
+from tests.support.addresses import GATEWAY4, GUEST4, GUEST_MAC, HOST_MAC, ip
 from tests.support.need import need_module
-from tests.unit.flow.test_translation import GATEWAY4, GUEST4, NETWORK4, NETWORK6, ip
+from tests.support.networks import NETWORK4, NETWORK6
 
-GUEST_MAC, HOST_MAC = bytes.fromhex("525400123456"), bytes.fromhex("9a559a559a55")
 BROADCAST_MAC, BROADCAST = b"\xff" * 6, b"\xff" * 4
 COOKIE = bytes.fromhex("63825363")
 DISCOVER, OFFER, REQUEST, DECLINE, ACK, NAK, RELEASE, INFORM = range(1, 9)

@@ -16,10 +16,10 @@ from gpasst.flow.network import GuestNetwork
 from gpasst.packet import checksum, dns_names
 from gpasst.packet.parse import Packet, parse_ip, parse_udp
 from gpasst.services import dhcpv6
+from tests.support.addresses import GATEWAY6, GUEST6, GUEST_LINK_LOCAL, GUEST_MAC, HOST_LINK_LOCAL, HOST_MAC, ip
 from tests.support.need import need_module
-from tests.unit.flow.test_translation import GATEWAY6, GUEST6, GUEST_LINK_LOCAL, HOST_LINK_LOCAL, NETWORK4, NETWORK6, ip
+from tests.support.networks import NETWORK4, NETWORK6
 
-GUEST_MAC, HOST_MAC = bytes.fromhex("525400123456"), bytes.fromhex("9a559a559a55")
 SERVERS = "ff02::1:2"
 TRANSACTION = b"abc"
 (

@@ -13,13 +13,11 @@ from gpasst.formats import ECHO_CODEC, TCP_CODEC, VIRTIO_NET_CODEC
 from gpasst.services import arp, echo, ndp
 from gpasst.tcp import reset
 from gpasst.udp.header import Header
+from tests.support.addresses import GATEWAY4, GATEWAY6, GUEST4, GUEST6, GUEST_LINK_LOCAL, GUEST_MAC, HOST_MAC, ip
+from tests.support.families import FAMILIES
 from tests.support.need import need_module
-from tests.unit.flow.test_translation import GATEWAY4, GATEWAY6, GUEST4, GUEST6, GUEST_LINK_LOCAL, ip
-from tests.unit.services.test_services import (
-    FAMILIES,
+from tests.support.questions import (
     GUEST,
-    GUEST_MAC,
-    HOST_MAC,
     OWN,
     REPLY,
     SERVER,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
-from gpasst.flow.network import GuestNetwork
 from gpasst.formats import (
     ARP_CODEC,
     ECHO_CODEC,
@@ -21,45 +19,43 @@ from gpasst.formats import (
     NDP_ADVERTISEMENT,
     NDP_OPTIONS,
     NDP_ROUTER_ADVERTISEMENT,
-    NDP_ROUTER_SOLICITATION_CODEC,
     NDP_SOLICITATION,
-    NDP_SOLICITATION_CODEC,
     TCP_CODEC,
 )
 from gpasst.packet import checksum, dns_names
 from gpasst.packet.parse import Packet, parse_ip
 from gpasst.services import arp, echo, ndp
 from gpasst.tcp import reset
-from tests.unit.flow.test_translation import (
+from tests.support.addresses import (
     GATEWAY4,
     GATEWAY6,
     GUEST4,
     GUEST6,
     GUEST_LINK_LOCAL,
+    GUEST_MAC,
     HOST_LINK_LOCAL,
-    NETWORK4,
-    NETWORK6,
+    HOST_MAC,
     ip,
 )
+from tests.support.families import FAMILIES
+from tests.support.questions import (
+    GUEST,
+    ICMP,
+    ICMPV6,
+    OWN,
+    REPLY,
+    REQUEST,
+    SERVER,
+    TCP,
+    packet,
+    request,
+    router,
+    router_solicitation,
+    solicitation,
+)
 
-GUEST_MAC, HOST_MAC = bytes.fromhex("525400123456"), bytes.fromhex("9a559a559a55")
-SERVER = {4: "198.51.100.9", 6: "2001:db8:1::9"}
-GUEST = {4: GUEST4, 6: GUEST6}
 PSEUDO = {4: checksum.pseudo_sum4, 6: checksum.pseudo_sum6}
-ICMP, TCP, ICMPV6 = 1, 6, 58
-FAMILIES = pytest.mark.parametrize("family", [4, 6])
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
-
-
-def packet(family: int, protocol: int, payload: bytes, source: str = "", hop_limit: int = 255, to: str = "") -> Packet:
-    return Packet(
-        family,
-        ip(source or GUEST[family]),
-        ip(to or SERVER[family]),
-        protocol,
-        memoryview(payload),
-        hop_limit,
-    )
 
 
 def opened(frame: bytes | None, pseudo_header: bool = True) -> Packet:
@@ -84,13 +80,6 @@ def refused(reason: Drop) -> pytest.RaisesExc[PacketError]:
 
 
 # ARP
-
-
-def request(target: str, sender: str = GUEST4, **fields: int) -> memoryview:
-    values = {"operation": 1, **fields}
-    return memoryview(
-        ARP_CODEC.pack(sender_mac=GUEST_MAC, sender_ip=ip(sender), target_mac=bytes(6), target_ip=ip(target), **values)
-    )
 
 
 @pytest.mark.parametrize(("target", "sender"), [(GATEWAY4, GUEST4), ("203.0.113.5", GUEST4), (GATEWAY4, "0.0.0.0")])
@@ -143,34 +132,6 @@ def test_short_arp_is_malformed(data: bytes) -> None:
 
 
 # Neighbour discovery
-
-
-def router(mtu: int = 65520, search: tuple[str, ...] = (), advertise: bool = True, **changes: Any) -> ndp.Router:
-    packed = {name: ip(value) if isinstance(value, str) else value for name, value in changes.items()}
-    network = GuestNetwork(
-        ip4=NETWORK4,
-        ip6=replace(NETWORK6, **packed),
-        interface="tap0",
-        template="up0",
-        host_mac=HOST_MAC,
-        mtu=mtu,
-        search=search,
-        addresses=(),
-        routes=(),
-    )
-    return ndp.Router(network, advertise, mtu)
-
-
-OWN = (ip(GUEST6), ip(GUEST_LINK_LOCAL), None)
-
-
-def solicitation(target: str, source: str = GUEST6, hop_limit: int = 255) -> Packet:
-    payload = NDP_SOLICITATION_CODEC.pack(type=135, target=ip(target))
-    return packet(6, ICMPV6, payload, source, hop_limit, "ff02::1:ff00:1")
-
-
-def router_solicitation(source: str = GUEST_LINK_LOCAL) -> Packet:
-    return packet(6, ICMPV6, NDP_ROUTER_SOLICITATION_CODEC.pack(type=133), source, to="ff02::2")
 
 
 @pytest.mark.parametrize("target", [GATEWAY6, "2001:db8::77", "fe80::77", SERVER[6]])
@@ -444,8 +405,6 @@ def test_short_tcp_is_malformed(data: bytes) -> None:
 
 
 # Echo
-
-REQUEST, REPLY = {4: 8, 6: 128}, {4: 0, 6: 129}
 
 
 @FAMILIES

@@ -11,21 +11,14 @@ from hypothesis import strategies as st
 from gpasst.formats import UDP4_FRAME, UDP6_FRAME
 from gpasst.packet import checksum
 from gpasst.udp.header import Header
-from tests.unit.flow.test_translation import ip
+from tests.support.addresses import GUEST_MAC, HOST_MAC, ip
+from tests.support.families import FAMILIES, LARGEST
+from tests.support.headers import GUEST, SOURCE, header
 
-GUEST_MAC, HOST_MAC = bytes.fromhex("525400123456"), bytes.fromhex("9a559a559a55")
-GUEST = {4: ip("192.0.2.2"), 6: ip("fe80::5054:ff:fe12:3456")}
-SOURCE = {4: ip("192.0.2.1"), 6: ip("fe80::1")}
 HEADERS = {4: 52, 6: 72}  # bytes, virtio-net to UDP
-LARGEST = {4: 65507, 6: 65527}  # payload bytes of one datagram
 VIRTIO = 10  # bytes
-FAMILIES = pytest.mark.parametrize("family", [4, 6])
 MACS = st.binary(min_size=6, max_size=6)
 PORTS = st.integers(0, 65535)
-
-
-def header(family: int) -> Header:
-    return Header(family, GUEST_MAC, HOST_MAC, SOURCE[family], GUEST[family], 40000, 5000)
 
 
 def word_sum(data: bytes) -> int:

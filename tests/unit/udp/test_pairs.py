@@ -17,7 +17,8 @@ from gpasst.host.receive import sender_key
 from gpasst.portspec import parse, reverse
 from gpasst.udp.mapping import UdpSocket
 from gpasst.udp.pairs import PAIRS_LIMIT, UNBOUND, Pair, Pairs, Route
-from tests.unit.flow.test_translation import GUEST4, GUEST6, GUEST_LINK_LOCAL, ip, rules
+from tests.support.addresses import GUEST4, GUEST6, GUEST_LINK_LOCAL, ip
+from tests.support.networks import rules
 
 SCOPE = 9  # of the tap in the namespace
 TIMEOUT = 180
