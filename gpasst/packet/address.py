@@ -1,40 +1,53 @@
-"""IP and Ethernet addresses as bytes: the ones with names, and what kind an address is.
+"""IP and Ethernet addresses as bytes: the special ones, and what kind an address is.
 
-An IP address is 4 or 16 bytes in network order, so its length tells its family.
+An IP address is 4 or 16 bytes in network order, so its length says its family.
 """
 
 from __future__ import annotations
 
-LOOPBACK = {4: bytes((127, 0, 0, 1)), 6: bytes(15) + b"\x01"}
-UNSPECIFIED = {4: bytes(4), 6: bytes(16)}
-ANY = {4: "0.0.0.0", 6: "::"}
-"""The unspecified addresses as text, which sockets are bound to for every address."""
+from typing import Final
+
+V4: Final = 4
+V6: Final = 6
+"""The IP versions, which name the address families throughout."""
+
+IP4_BYTES: Final = 4
+IP6_BYTES: Final = 16
+
+LOOPBACK = {V4: bytes((127, 0, 0, 1)), V6: bytes(15) + b"\x01"}
+UNSPECIFIED = {V4: bytes(IP4_BYTES), V6: bytes(IP6_BYTES)}
+ANY = {V4: "0.0.0.0", V6: "::"}
+"""The unspecified addresses as text: a socket that is bound to one receives on every address."""
 
 BROADCAST_MAC = b"\xff" * 6
-IP4_BYTES = 4
-IP6_BYTES = 16
+
+_LOOPBACK4_NET: Final = 127  # first byte of 127.0.0.0/8 (RFC 1122, section 3.2.1.3)
+_MULTICAST4 = range(0xE0, 0xF0)  # first byte of 224.0.0.0/4 (RFC 5771)
+_MULTICAST6: Final = 0xFF  # first byte of ff00::/8 (RFC 4291, section 2.7)
+_LINK_LOCAL = range(0xFE80, 0xFEC0)  # first 16 bits of fe80::/10 (RFC 4291, section 2.5.6)
+_V4_MAPPED: Final = bytes(10) + b"\xff\xff"  # first 12 bytes of ::ffff:0:0/96 (RFC 4291, section 2.5.5.2)
 
 
 def family_of(address: bytes) -> int:
-    """Return the family, 4 or 6, of an address of 4 or 16 bytes."""
-    return 4 if len(address) == IP4_BYTES else 6
+    """Return the family, `V4` or `V6`, of an address of 4 or 16 bytes."""
+    return V4 if len(address) == IP4_BYTES else V6
 
 
 def is_loopback(address: bytes) -> bool:
-    """Tell whether an address of 4 or 16 bytes is 127.0.0.0/8 (RFC 1122, section 3.2.1.3) or ::1 (RFC 4291)."""
-    return address[0] == 127 if len(address) == 4 else address == LOOPBACK[6]
+    """Return whether an address of 4 or 16 bytes is in 127.0.0.0/8 (RFC 1122, section 3.2.1.3) or ::1 (RFC 4291)."""
+    return address[0] == _LOOPBACK4_NET if len(address) == IP4_BYTES else address == LOOPBACK[V6]
 
 
 def is_link_local(address: bytes) -> bool:
-    """Tell whether an address of 16 bytes is in fe80::/10 (RFC 4291, section 2.5.6)."""
-    return len(address) == 16 and address[0] == 0xFE and address[1] & 0xC0 == 0x80
+    """Return whether an address of 4 or 16 bytes is in fe80::/10 (RFC 4291, section 2.5.6)."""
+    return len(address) == IP6_BYTES and address[0] << 8 | address[1] in _LINK_LOCAL
 
 
 def is_multicast(address: bytes) -> bool:
-    """Tell whether an address of 4 or 16 bytes is a multicast one (RFC 5771, RFC 4291)."""
-    return address[0] & 0xF0 == 0xE0 if len(address) == 4 else address[0] == 0xFF
+    """Return whether an address of 4 or 16 bytes is multicast (RFC 5771; RFC 4291, section 2.7)."""
+    return address[0] in _MULTICAST4 if len(address) == IP4_BYTES else address[0] == _MULTICAST6
 
 
 def is_v4_mapped(address: bytes) -> bool:
-    """Tell whether an IPv6 address is an IPv4-mapped one (RFC 4291, section 2.5.5.2)."""
-    return len(address) == 16 and address[:12] == bytes(10) + b"\xff\xff"
+    """Return whether an address of 4 or 16 bytes is an IPv4-mapped IPv6 one (RFC 4291, section 2.5.5.2)."""
+    return len(address) == IP6_BYTES and address.startswith(_V4_MAPPED)
