@@ -1,9 +1,10 @@
-"""How wire structures are declared, and how a fast form is derived from a declaration.
+"""Declarations of wire structures, and the fast form that is derived from a declaration.
 
-Theory of operation: each structure is a construct declaration that both parses and builds. Where a datagram must not
-cost 30 us, a `Codec` walks the declaration and derives a `struct.Struct`, offsets and bit masks from it, so that nobody
-writes an offset by hand. `Bits` cuts one integer into fields, and `Header` (a Struct) presents these beside the others:
-``IPV4.parse(data).ihl``, not a nested container. Construct's own BitStruct works bit by bit and costs twice the time.
+Theory of operation: each structure is a construct declaration that both parses and builds. That takes about 30 us for
+the headers of a datagram, so a `Codec` walks the declaration and derives a `struct.Struct`, offsets and bit masks from
+it: no offset is written by hand. `Bits` splits one integer into fields, and `Header` (a Struct) presents these beside
+its other fields: ``IPV4.parse(data).ihl``, not a nested container. Construct's own BitStruct works bit by bit and takes
+twice the time.
 
 NOTE: construct's compile() is not used: every import would pay for it, and a `Codec` is faster still.
 """
@@ -34,10 +35,11 @@ from gpasst.errors import PacketError
 
 
 class Bits(Adapter):  # type: ignore[misc]  # construct ships no types
-    """One unsigned integer cut into bit fields, the most significant first.
+    """One unsigned integer that is split into bit fields, the most significant first.
 
     :param unit: the integer's declaration, for example Int16ub.
     :param fields: (name, width in bits) or (name, width in bits, default).
+    :raises ValueError: if the widths do not add up to the integer's.
     """
 
     def __init__(self, unit: Any, *fields: tuple[str, int] | tuple[str, int, int]) -> None:
@@ -53,11 +55,14 @@ class Bits(Adapter):  # type: ignore[misc]  # construct ships no types
             raise ValueError(f"bit fields leave {shift} bits of their unit over")
 
     def split(self, word: int) -> dict[str, int]:
-        """Cut `word` into the values of the fields."""
+        """Split `word` into the values of the fields."""
         return {name: (word & mask) >> shift for name, (mask, shift) in self.layout.items()}
 
     def join(self, values: Mapping[str, Any]) -> int:
-        """Put the values or defaults of the fields together; too large a value is a ValueError."""
+        """Join the values or defaults of the fields into the integer.
+
+        :raises ValueError: if a value does not fit its field.
+        """
         word = 0
         for name, (mask, shift) in self.layout.items():
             value = values[name] if name in values else self.defaults[name]
@@ -104,7 +109,7 @@ class Header(Struct):  # type: ignore[misc]  # construct ships no types
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """Where a field of a declaration is, and how to get at it: ``(unit & mask) >> shift``.
+    """Place of a field in a declaration; an integer's value is ``(unit & mask) >> shift``.
 
     :ivar name: its name, dotted within nested structures ("ip.total_length").
     :ivar offset: bytes from the start of the declaration to the unit that contains it.
@@ -164,19 +169,22 @@ def _fields(declaration: Any, name: str, offset: int) -> Iterator[tuple[Field, A
 
 
 class Codec:
-    """The fast form of a declaration of fixed size: same names, values and defaults, but of `struct`'s speed.
+    """The fast form of a declaration of fixed size: same names, values and defaults, at the speed of `struct`.
 
-    :ivar declaration: the construct declaration it was derived from.
-    :ivar name: what it is called in messages.
+    :param declaration: the construct declaration.
+    :param name: name of the structure in error messages; empty for the declaration's own.
+    :raises TypeError: if the declaration has a part without a fast form.
+    :raises construct.SizeofError: if its size is not fixed.
+    :ivar declaration: the construct declaration.
+    :ivar name: name of the structure in error messages.
     :ivar size: bytes.
     :ivar fields: every `Field` by its dotted name, in order of offset.
-    :ivar layout: the `struct.Struct` of all units in order; bit fields are one unit.
+    :ivar layout: the `struct.Struct` of all units in order; the bit fields of one integer are one unit.
     """
 
     __slots__ = (
         "_cuts",
         "_defaults",
-        "_raw",
         "_swapped",
         "_units",
         "_whole",
@@ -202,10 +210,9 @@ class Codec:
         orders = {field.order for field in self.fields.values() if field.size > 1 and not field.is_bytes}
         order = orders.pop() if len(orders) == 1 else ">"
         self.layout = struct.Struct(order + "".join(unit[0].format for unit in self._units))
-        self._raw = struct.Struct(f"{self.size}s")
         assert self.layout.size == self.size, self.name
 
-        # What zip() over the units gets wrong: bit fields, and integers against the order of the others.
+        # zip() over the units is wrong for two kinds: bit fields, and integers against the order of the others.
         self._whole = [unit[0].name for unit in self._units]
         self._cuts = [(index, field) for index, unit in enumerate(self._units) for field in unit if len(unit) > 1]
         self._swapped = [
@@ -213,13 +220,16 @@ class Codec:
         ]
 
     def offset(self, name: str) -> int:
-        """Bytes from the start to field `name`; for a bit field, to the integer that contains it."""
+        """Return the bytes from the start to field `name`; for a bit field, to the integer that contains it.
+
+        :raises KeyError: if there is no such field.
+        """
         return self.fields[name].offset
 
     def unpack_from(self, buffer: bytes | bytearray | memoryview, offset: int = 0) -> dict[str, Any]:
-        """Values (int or bytes) by dotted name of the structure at `offset`.
+        """Return the values (int or bytes) of the structure at `offset`, by dotted name.
 
-        A buffer too short is a `struct.error`.
+        :raises struct.error: if the buffer is too short.
         """
         units = self.layout.unpack_from(buffer, offset)
         values = dict(zip(self._whole, units, strict=True))
@@ -230,25 +240,23 @@ class Codec:
         return values
 
     def pack(self, **values: int | bytes) -> bytes:
-        """Build the structure; dotted names go in as ``pack(**{"ip.ttl": 64})``. Errors as in `pack_into`."""
+        """Build the structure; dotted names are passed as ``pack(**{"ip.ttl": 64})``.
+
+        :raises KeyError: if a name is unknown, or missing and without default.
+        :raises ValueError: if a value does not fit its bits or bytes.
+        :raises struct.error: if an integer does not fit its bytes.
+        """
         return self.layout.pack(*self._arguments(values))
 
-    def pack_into(self, buffer: bytearray | memoryview, offset: int, values: Mapping[str, int | bytes]) -> None:
-        """Build the structure at `offset` of `buffer`.
-
-        A name that is unknown, or missing and without default, is a KeyError; a value that does not fit is a
-        ValueError or a `struct.error`. The buffer is then left as it was.
-        """
-        # Two steps, for struct writes field by field and stops half way at one that does not fit.
-        self._raw.pack_into(buffer, offset, self.pack(**values))
-
     def picker(self, *names: str) -> struct.Struct:
-        """A big-endian `struct.Struct` that reads just these fields, from the start of the structure on.
+        """Return a big-endian `struct.Struct` that reads only these fields, from the start of the structure on.
 
-        It skips what lies between them and ends with the last one. Naming a bit field picks the integer that
-        contains it, uncut: the picker of "ip.version" returns version and header length in one byte.
+        It skips the bytes between them and ends with the last one. The name of a bit field picks the whole integer
+        that contains it: the picker of "ip.version" returns version and header length in one byte.
 
-        :param names: in order of offset; anything else, and a little-endian integer, is a ValueError.
+        :param names: in order of offset.
+        :raises ValueError: if they are not in order, or one is a little-endian integer.
+        :raises KeyError: if there is no such field.
         """
         parts = [">"]
         position = 0
@@ -264,7 +272,7 @@ class Codec:
         return struct.Struct("".join(parts))
 
     def _arguments(self, given: Mapping[str, Any]) -> list[Any]:
-        """One argument for the `struct.Struct` per unit."""
+        """Return the arguments of `layout`, one per unit; errors as in `pack`."""
         if not given.keys() <= self.fields.keys():
             raise KeyError(f"{self.name} has no field {', '.join(sorted(given.keys() - self.fields.keys()))}")
         values = {**self._defaults, **given}
@@ -275,7 +283,7 @@ class Codec:
             if len(unit) == 1:
                 (field,) = unit
                 value = values[field.name]
-                # struct would cut or pad silently.
+                # struct would truncate or pad without an error.
                 if field.is_bytes and len(value) != field.size:
                     raise ValueError(f"{field.name}: {len(value)} bytes instead of {field.size}")
                 arguments.append(value)
@@ -291,7 +299,10 @@ class Codec:
 
 
 def _swap(value: int, size: int) -> int:
-    """The integer that the `size` bytes of `value` make when read backwards; ValueError if too large."""
+    """Return the integer with the `size` bytes of `value` in reverse order.
+
+    :raises ValueError: if `value` does not fit `size` bytes.
+    """
     try:
         return int.from_bytes(value.to_bytes(size, "big"), "little")
     except OverflowError as error:
@@ -299,15 +310,16 @@ def _swap(value: int, size: int) -> int:
 
 
 def parse_untrusted(declaration: Any, data: bytes | bytearray | memoryview, reason: Drop) -> Any:
-    """Parse what the other end of the wire sent.
+    """Parse bytes from the other end of the wire.
 
     :param declaration: a construct declaration; a header ignores the bytes behind it.
+    :param data: the bytes.
     :param reason: the drop to report if `data` cannot be parsed.
     :return: construct's container, with fields as attributes and items.
-    :raises PacketError: and nothing else, whatever the data.
+    :raises PacketError: if `data` cannot be parsed; no other exception leaves.
     """
     try:
         return declaration.parse(data)
     except Exception as error:
-        # Besides its own errors construct lets through those of struct, of lambdas and of byte streams.
+        # Besides its own errors construct passes on those of struct, of lambdas and of byte streams.
         raise PacketError(reason, f"{reason.value}: {type(error).__name__}") from error

@@ -1,10 +1,10 @@
-"""One error base, split by who can mend what went wrong.
+"""The exceptions of gpasst: one base, and one class for each party that can remove the cause.
 
-* `ConfigurationError`: whoever wrote the options or arguments.
-* `PlatformError`: whoever runs the machine (kernel, permissions, limits, busy ports).
-* `PacketError`: the other end of the wire, by sending something that cannot be understood.
+* `ConfigurationError`: the author of the options or arguments.
+* `PlatformError`: the administrator of the machine (kernel, permissions, limits, busy ports).
+* `PacketError`: the sender of a frame or datagram that is malformed or not carried.
 
-The first two carry a remedy, so that a program can print one line that names the obstacle and the way past it.
+The first two carry a remedy, so that a program can print one line with the obstacle and the way past it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from gpasst.counters import Drop
 
 
 class GpasstError(Exception):
-    """Base of everything gpasst raises on purpose.
+    """Base of all exceptions that gpasst raises on purpose.
 
-    :param message: what is wrong, without a full stop.
-    :param remedy: what the reader can do about it; may be empty.
+    :param message: the obstacle, without a full stop.
+    :param remedy: the way past it; may be empty.
     """
 
     def __init__(self, message: str, remedy: str = "") -> None:
@@ -33,11 +33,15 @@ class ConfigurationError(GpasstError):
 
 
 class PlatformError(GpasstError):
-    """The kernel, a permission, a limit or another program stands in the way."""
+    """The kernel, a permission, a limit or another program prevents the operation."""
 
 
 class PacketError(GpasstError):
-    """A frame or datagram that cannot be carried; `reason` names the counter it belongs to."""
+    """A frame or datagram cannot be carried.
+
+    :param reason: the counter of such drops.
+    :param detail: text of the message; empty for that of `reason`.
+    """
 
     def __init__(self, reason: Drop, detail: str = "") -> None:
         super().__init__(detail or reason.value)

@@ -1,6 +1,6 @@
-"""What moves many datagrams per system call, feature by feature, so that each can be missing or switched off alone.
+"""The ways to move several datagrams in one system call; each may be missing or switched off alone.
 
-Without any of them every datagram crosses on its own; what is delivered, and in which order, is the same.
+Without any of them every datagram takes a call of its own; the datagrams delivered, and their order, are the same.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from enum import Enum
 
 
 class Feature(Enum):
-    """A way to move more than one datagram at once. The value is its name on the command line."""
+    """One way to move several datagrams in one system call. The value is its name on the command line."""
 
     BATCH = "batch"
     """recvmmsg with many slots (Linux 2.6.33)."""
     GRO = "gro"
-    """UDP_GRO: the kernel joins what one sender sent at once (Linux 5.0)."""
+    """UDP_GRO: the kernel joins received datagrams of one sender (Linux 5.0)."""
     GSO = "gso"
-    """UDP_SEGMENT: the kernel cuts what is sent at once (Linux 4.18)."""
+    """UDP_SEGMENT: the kernel splits one send into datagrams (Linux 4.18)."""
     USO = "uso"
-    """Superframes on the tap, both ways (TUN_F_USO4 and TUN_F_USO6, Linux 6.2)."""
+    """Superframes on the tap, in both directions (TUN_F_USO4 and TUN_F_USO6, Linux 6.2)."""
     JOIN = "join"
-    """Frames from the tap that repeat are joined to one send; of use with GSO only."""
+    """Equal frames that are read from the link one by one become one send; needs GSO."""
 
 
 ALL = frozenset(Feature)

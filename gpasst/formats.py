@@ -1,24 +1,22 @@
-"""Every structure that crosses the tap or the qemu socket, declared once.
+"""Every structure that crosses the tap or the qemu socket, declared once (and the file that captures them).
 
 Theory of operation
 ===================
 
 1. **One declaration, two speeds.** Each structure is a declaration, named in capitals, that both parses and
-   builds; from it a `Codec` derives the fast form (`codec`).
-2. **Defaults** are given to reserved fields, checksums and whatever has one usual value; the rest must be
-   named. They hold for both speeds.
-3. **Headers tolerate trailing bytes**, since the payload follows. Only `NDP_OPTIONS` is bounded by the end of
-   its data.
-4. **Meaning is not judged here.** A declaration refuses what cannot be taken apart; whether version, lengths
-   and addresses make sense is the business of whoever knows the protocol state.
+   builds; from it a `Codec` derives the fast form (`codec`) where one is used.
+2. **Defaults**: reserved fields, checksums and fields with one usual value have one; the others must be named.
+   Both speeds share them.
+3. **Headers accept trailing bytes**, since the payload follows. Only `NDP_OPTIONS` must end where its data ends.
+4. **Meaning is checked elsewhere.** A declaration rejects bytes that cannot be parsed; whether version, lengths
+   and addresses are valid is decided by the room that knows the protocol's state.
 5. **Untrusted bytes** go through `codec.parse_untrusted`, which raises `PacketError` and nothing else.
 
 Units: bytes for lengths and offsets, unless a docstring says otherwise; addresses are raw bytes in network
 order.
 
-NOTE: integers are big-endian, but for `VIRTIO_NET` (little-endian; on a big-endian machine the tap needs
-TUNSETVNETLE), the capture file (native order, as the magic number tells its readers) and netlink (native order, but
-for ports).
+NOTE: integers are big-endian, except in `VIRTIO_NET` (little-endian; on a big-endian machine the tap needs
+TUNSETVNETLE) and the capture file (native order, which its magic number shows).
 """
 
 from __future__ import annotations
@@ -67,16 +65,38 @@ IPV6_HOP_BY_HOP = 0
 IPV6_ROUTING = 43
 IPV6_FRAGMENT_HEADER = 44
 IPV6_AUTHENTICATION = 51
-IPV6_NO_NEXT_HEADER = 59
+IPV6_DESTINATION_OPTIONS = 60
+IPV6_MOBILITY = 135
+IPV6_HIP = 139
+IPV6_SHIM6 = 140
 
 IPV6_EXTENSIONS = frozenset(
-    {IPV6_HOP_BY_HOP, IPV6_ROUTING, IPV6_FRAGMENT_HEADER, IPV6_AUTHENTICATION, 60, 135, 139, 140, 253, 254}
+    {
+        IPV6_HOP_BY_HOP,
+        IPV6_ROUTING,
+        IPV6_FRAGMENT_HEADER,
+        IPV6_AUTHENTICATION,
+        IPV6_DESTINATION_OPTIONS,
+        IPV6_MOBILITY,
+        IPV6_HIP,
+        IPV6_SHIM6,
+        253,  # and 254: experiments (RFC 3692)
+        254,
+    }
 )
-"""Next headers that can be stepped over to find the upper layer (IANA "IPv6 Extension Header Types").
+"""Extension headers that are skipped to find the upper layer (IANA "IPv6 Extension Header Types").
 
-ESP (50) is left out: its next header stands encrypted at the end of the packet, so nothing behind it can be
-found.
+ESP (50) is not among them: its next header stands encrypted at the end of the packet (RFC 4303, section 2).
 """
+
+HOP_LIMIT = 255
+"""TTL or hop limit of packets that gpasst originates: the maximum, which neighbour discovery requires.
+
+A receiver drops neighbour discovery with a lower one, which came through a router (RFC 4861, sections 6.1 and 7.1).
+"""
+
+FRAME_MINIMUM_BYTES = 60
+"""Bytes of the shortest Ethernet frame, without its check sequence (IEEE 802.3, section 3.2.8)."""
 
 ARP_ETHERNET = 1
 ARP_REQUEST = 1
@@ -94,10 +114,8 @@ ICMP_TIME_EXCEEDED = 11
 ICMP_PARAMETER_PROBLEM = 12
 ICMP_NET_UNREACHABLE = 0
 ICMP_HOST_UNREACHABLE = 1
-ICMP_PROTOCOL_UNREACHABLE = 2
 ICMP_PORT_UNREACHABLE = 3
 ICMP_FRAGMENTATION_NEEDED = 4
-ICMP_ADMINISTRATIVELY_PROHIBITED = 13
 
 # ICMPv6 types and codes (RFC 4443).
 ICMPV6_UNREACHABLE = 1
@@ -107,14 +125,8 @@ ICMPV6_PARAMETER_PROBLEM = 4
 ICMPV6_ECHO_REQUEST = 128
 ICMPV6_ECHO_REPLY = 129
 ICMPV6_NO_ROUTE = 0
-ICMPV6_ADMINISTRATIVELY_PROHIBITED = 1
 ICMPV6_ADDRESS_UNREACHABLE = 3
 ICMPV6_PORT_UNREACHABLE = 4
-
-# Who found an error that a socket's queue holds (linux/errqueue.h).
-ERROR_ORIGIN_LOCAL = 1
-ERROR_ORIGIN_ICMP = 2
-ERROR_ORIGIN_ICMPV6 = 3
 
 # Neighbour discovery: ICMPv6 types, flags of advertisements, options (RFC 4861, RFC 8106).
 NDP_TYPE_ROUTER_SOLICITATION = 133
@@ -125,7 +137,6 @@ NDP_FLAG_ROUTER = 0x80
 NDP_FLAG_SOLICITED = 0x40
 NDP_FLAG_OVERRIDE = 0x20
 NDP_RA_FLAG_MANAGED = 0x80
-NDP_RA_FLAG_OTHER = 0x40
 NDP_PREFIX_FLAG_ON_LINK = 0x80
 NDP_PREFIX_FLAG_AUTONOMOUS = 0x40
 NDP_OPTION_SOURCE_LINK_ADDRESS = 1
@@ -135,28 +146,18 @@ NDP_OPTION_MTU = 5
 NDP_OPTION_RDNSS = 25
 NDP_OPTION_DNSSL = 31
 NDP_INFINITE = 0xFFFFFFFF
-"""Lifetime, in seconds, that means for ever."""
-
-NDP_HOP_LIMIT = 255
-"""Hop limit of every neighbour discovery packet; a lower one came through a router (RFC 4861 section 6.1)."""
+"""Lifetime, in seconds, that stands for infinity (RFC 4861, section 4.6.2)."""
 
 # TCP flags (RFC 9293 section 3.1).
 TCP_FIN = 0x01
 TCP_SYN = 0x02
 TCP_RST = 0x04
-TCP_PSH = 0x08
 TCP_ACK = 0x10
-TCP_URG = 0x20
 
 # linux/virtio_net.h
 VIRTIO_NET_HDR_F_NEEDS_CSUM = 1
-VIRTIO_NET_HDR_F_DATA_VALID = 2
 VIRTIO_NET_HDR_GSO_NONE = 0
-VIRTIO_NET_HDR_GSO_TCPV4 = 1
-VIRTIO_NET_HDR_GSO_UDP = 3
-VIRTIO_NET_HDR_GSO_TCPV6 = 4
 VIRTIO_NET_HDR_GSO_UDP_L4 = 5
-VIRTIO_NET_HDR_GSO_ECN = 0x80
 
 PCAP_MAGIC = 0xA1B2C3D4
 PCAP_LINK_ETHERNET = 1
@@ -165,7 +166,7 @@ PCAP_LINK_ETHERNET = 1
 
 
 def _zero(unit: Any) -> Any:
-    """A field that is zero unless told: reserved ones, and checksums filled in later."""
+    """Return a field whose default is zero: a reserved one, or a checksum that is filled in later."""
     return Default(unit, 0)
 
 
@@ -206,11 +207,11 @@ VIRTIO_NET = Header(
 """Header before each frame of a tap opened with IFF_VNET_HDR, 10 bytes, little-endian (linux/virtio_net.h).
 
 `gso_size` is the payload of one segment; `header_length` and `checksum_start` count from the Ethernet header,
-`checksum_offset` from `checksum_start`. All zero says: one complete frame.
+`checksum_offset` from `checksum_start`. All zero: one frame whose checksums are complete.
 """
 
 STREAM_LENGTH = Header("length" / Int32ub)
-"""Prefix of each frame on qemu's stream socket: bytes of the frame that follows, itself not counted."""
+"""Length prefix of each frame on qemu's stream socket: bytes of the frame that follows, without the prefix."""
 
 # --- IP -----------------------------------------------------------------------------------------------------
 
@@ -306,7 +307,7 @@ ICMP_ERROR = Header(
 )
 """ICMP error before the quoted packet, 8 bytes (RFC 792).
 
-`mtu`, the next hop's in bytes, is meant only with code `ICMP_FRAGMENTATION_NEEDED` (RFC 1191 section 4).
+`mtu`, the next hop's in bytes, is defined only with code `ICMP_FRAGMENTATION_NEEDED` (RFC 1191 section 4).
 """
 
 ICMPV6_ERROR = Header(
@@ -428,14 +429,18 @@ _FIXED_OPTIONS = {
     NDP_OPTION_MTU: NDP_MTU,
 }
 
+# Shortest lengths in units of 8 bytes: one address (RFC 8106, section 5.1), one name (section 5.2).
+_RDNSS_MINIMUM = 3
+_DNSSL_MINIMUM = 2
+
 
 def _option_kind(context: Any) -> int | None:
-    """Number of the declaration to use for the option at hand, None for `NDP_UNKNOWN`.
+    """Return the number of the current option's declaration, None for `NDP_UNKNOWN`.
 
-    A known type of unusual length is taken as unknown: it may be of another link layer or a later version,
-    which receivers must skip rather than refuse (RFC 4861 section 4.6).
+    A known type of unusual length is parsed as unknown: it may belong to another link layer or a later version,
+    which receivers must skip rather than reject (RFC 4861 section 4.6).
     """
-    if context._building:
+    if context["_building"]:
         option = context.option
         return None if "data" in option else option["type"]
     kind: int = context.header.type
@@ -443,9 +448,9 @@ def _option_kind(context: Any) -> int | None:
     if kind in _FIXED_OPTIONS:
         known = 8 * length == _FIXED_OPTIONS[kind].sizeof()
     elif kind == NDP_OPTION_RDNSS:
-        known = length >= 3 and length % 2 == 1
+        known = length >= _RDNSS_MINIMUM and length % 2 == 1
     else:
-        known = kind == NDP_OPTION_DNSSL and length >= 2
+        known = kind == NDP_OPTION_DNSSL and length >= _DNSSL_MINIMUM
     return kind if known else None
 
 
@@ -464,15 +469,15 @@ NDP_OPTIONS = FocusedSeq(
             ),
         )
     ),
-    # GreedyRange stops quietly before an option it cannot parse; what is left over then makes the list
-    # malformed.
+    # GreedyRange stops without an error before an option that it cannot parse; the remaining bytes then make the
+    # list malformed.
     Terminated,
 )
 """All options of a neighbour discovery message, up to the end of the data (RFC 4861 section 4.6).
 
 Parses to a list of `NDP_LINK_ADDRESS`, `NDP_PREFIX`, `NDP_MTU`, `NDP_RDNSS`, `NDP_DNSSL` or `NDP_UNKNOWN`,
-chosen by `type`, which must be given for each when building (lengths need not). An option of length 0
-makes the whole list malformed, and so does one that ends beyond the data.
+chosen by `type`, which building requires of each (lengths are computed). An option of length 0 makes the whole
+list malformed, and so does one that ends beyond the data.
 """
 
 # --- Capture ------------------------------------------------------------------------------------------------
@@ -505,17 +510,16 @@ PCAP_RECORD = Header(
 # --- Stacks of the data path --------------------------------------------------------------------------------
 
 UDP4_FRAME = Struct("virtio" / VIRTIO_NET, "ethernet" / ETHERNET, "ip" / IPV4, "udp" / UDP)
-"""All that precedes a UDP payload over IPv4 on the tap, 52 bytes."""
+"""The headers of a UDP datagram over IPv4 on the tap, 52 bytes."""
 
 UDP6_FRAME = Struct("virtio" / VIRTIO_NET, "ethernet" / ETHERNET, "ip" / IPV6, "udp" / UDP)
-"""All that precedes a UDP payload over IPv6 on the tap, 72 bytes."""
+"""The headers of a UDP datagram over IPv6 on the tap, 72 bytes."""
 
 # --- The fast forms -----------------------------------------------------------------------------------------
 
 ETHERNET_CODEC = Codec(ETHERNET, "ETHERNET")
 ARP_CODEC = Codec(ARP, "ARP")
 VIRTIO_NET_CODEC = Codec(VIRTIO_NET, "VIRTIO_NET")
-STREAM_LENGTH_CODEC = Codec(STREAM_LENGTH, "STREAM_LENGTH")
 IPV4_CODEC = Codec(IPV4, "IPV4")
 IPV6_CODEC = Codec(IPV6, "IPV6")
 IPV6_EXTENSION_CODEC = Codec(IPV6_EXTENSION, "IPV6_EXTENSION")
@@ -528,16 +532,24 @@ ICMP_ERROR_CODEC = Codec(ICMP_ERROR, "ICMP_ERROR")
 ICMPV6_ERROR_CODEC = Codec(ICMPV6_ERROR, "ICMPV6_ERROR")
 NDP_SOLICITATION_CODEC = Codec(NDP_SOLICITATION, "NDP_SOLICITATION")
 NDP_ADVERTISEMENT_CODEC = Codec(NDP_ADVERTISEMENT, "NDP_ADVERTISEMENT")
-NDP_ROUTER_SOLICITATION_CODEC = Codec(NDP_ROUTER_SOLICITATION, "NDP_ROUTER_SOLICITATION")
 NDP_ROUTER_ADVERTISEMENT_CODEC = Codec(NDP_ROUTER_ADVERTISEMENT, "NDP_ROUTER_ADVERTISEMENT")
-NDP_OPTION_CODEC = Codec(NDP_OPTION, "NDP_OPTION")
-NDP_LINK_ADDRESS_CODEC = Codec(NDP_LINK_ADDRESS, "NDP_LINK_ADDRESS")
-NDP_PREFIX_CODEC = Codec(NDP_PREFIX, "NDP_PREFIX")
-NDP_MTU_CODEC = Codec(NDP_MTU, "NDP_MTU")
 PCAP_FILE_CODEC = Codec(PCAP_FILE, "PCAP_FILE")
 PCAP_RECORD_CODEC = Codec(PCAP_RECORD, "PCAP_RECORD")
 UDP4 = Codec(UDP4_FRAME, "UDP4_FRAME")
 UDP6 = Codec(UDP6_FRAME, "UDP6_FRAME")
+
+# --- Framing of the links -----------------------------------------------------------------------------------
+
+VIRTIO_NET_BLANK = bytes(VIRTIO_NET_CODEC.size)
+"""The virtio-net header of one frame whose checksums are complete."""
+
+STREAM_LENGTH_BYTES: int = STREAM_LENGTH.sizeof()
+
+STREAM_LEAD_BYTES = VIRTIO_NET_CODEC.size - STREAM_LENGTH_BYTES
+"""Offset in `UDP4_FRAME` and `UDP6_FRAME` that corresponds to a stream's length prefix.
+
+A stream has no virtio-net header; the length prefix stands in the place of its last bytes.
+"""
 
 # --- Templates ----------------------------------------------------------------------------------------------
 
@@ -549,21 +561,23 @@ def udp4_template(
     destination: bytes,
     source_port: int,
     destination_port: int,
-    ttl: int = 255,
-    tos: int = 0,
 ) -> bytes:
-    """Everything before the payload of a UDP datagram over IPv4 (`UDP4_FRAME`, 52 bytes).
+    """Build the headers of a UDP datagram over IPv4 (`UDP4_FRAME`, 52 bytes).
 
     The virtio-net header, both lengths and both checksums are zero, to be patched per frame.
+
+    :param destination_mac: 6 bytes.
+    :param source_mac: 6 bytes.
+    :param source: 4 bytes.
+    :param destination: 4 bytes.
     """
     frame: bytes = UDP4_FRAME.build(
         {
             "virtio": {},
             "ethernet": {"destination": destination_mac, "source": source_mac, "ethertype": ETHERTYPE_IPV4},
             "ip": {
-                "tos": tos,
                 "total_length": 0,
-                "ttl": ttl,
+                "ttl": HOP_LIMIT,
                 "protocol": PROTOCOL_UDP,
                 "source": source,
                 "destination": destination,
@@ -581,22 +595,24 @@ def udp6_template(
     destination: bytes,
     source_port: int,
     destination_port: int,
-    hop_limit: int = 255,
-    traffic_class: int = 0,
 ) -> bytes:
-    """Everything before the payload of a UDP datagram over IPv6 (`UDP6_FRAME`, 72 bytes).
+    """Build the headers of a UDP datagram over IPv6 (`UDP6_FRAME`, 72 bytes).
 
     The virtio-net header, both lengths and the checksum are zero, to be patched per frame.
+
+    :param destination_mac: 6 bytes.
+    :param source_mac: 6 bytes.
+    :param source: 16 bytes.
+    :param destination: 16 bytes.
     """
     frame: bytes = UDP6_FRAME.build(
         {
             "virtio": {},
             "ethernet": {"destination": destination_mac, "source": source_mac, "ethertype": ETHERTYPE_IPV6},
             "ip": {
-                "traffic_class": traffic_class,
                 "payload_length": 0,
                 "next_header": PROTOCOL_UDP,
-                "hop_limit": hop_limit,
+                "hop_limit": HOP_LIMIT,
                 "source": source,
                 "destination": destination,
             },
@@ -604,98 +620,3 @@ def udp6_template(
         }
     )
     return frame
-
-
-# --- Sockets ------------------------------------------------------------------------------------------------
-
-EXTENDED_ERROR = Header(
-    "errno" / Int32un,
-    "origin" / Int8ub,
-    "type" / Int8ub,
-    "code" / Int8ub,
-    "padding" / _zero(Int8ub),
-    "info" / Int32un,
-    "data" / _zero(Int32un),
-)
-"""What a socket's error queue says of an error, 16 bytes in native byte order (linux/errqueue.h: sock_extended_err).
-
-`origin` says who found it; `type` and `code` are those of the ICMP or ICMPv6 error, `info` is its MTU in bytes or its
-pointer. The socket address of whoever reported it follows.
-"""
-
-EXTENDED_ERROR_CODEC = Codec(EXTENDED_ERROR, "EXTENDED_ERROR")
-
-# --- netlink ------------------------------------------------------------------------------------------------
-
-NLMSG = Header(
-    "length" / Int32un,
-    "type" / FormatField("=", "H"),
-    "flags" / FormatField("=", "H"),
-    "sequence" / _zero(Int32un),
-    "port" / _zero(Int32un),
-)
-"""Head of every netlink message, 16 bytes in native byte order (linux/netlink.h: struct nlmsghdr).
-
-`length` is this head and what belongs to it, without the padding to 4 bytes that follows; `port` is the netlink
-address of the asking socket.
-"""
-
-NLMSG_STATUS = Header("error" / Int32sn)
-"""Start of what follows `NLMSG` in an error and at the end of a list: 0, or the negated errno (linux/netlink.h)."""
-
-RTATTR = Header(
-    "length" / FormatField("=", "H"),
-    "type" / FormatField("=", "H"),
-)
-"""Head of a netlink attribute, 4 bytes in native byte order (linux/rtnetlink.h: struct rtattr).
-
-`length` is this head and the value, without the padding to 4 bytes that follows.
-"""
-
-# Which socket, 48 bytes (linux/inet_diag.h: struct inet_diag_sockid).
-_SOCKET_ID = (
-    "source_port" / _zero(Int16ub),
-    "destination_port" / _zero(Int16ub),
-    "source" / Default(_IP6, bytes(16)),
-    "destination" / Default(_IP6, bytes(16)),
-    "interface" / _zero(Int32un),
-    "cookie" / Default(Bytes(8), bytes(8)),
-)
-
-INET_DIAG_REQUEST = Header(
-    "family" / Int8ub,
-    "protocol" / Int8ub,
-    "extensions" / _zero(Int8ub),
-    "padding" / _zero(Int8ub),
-    "states" / Int32un,
-    *_SOCKET_ID,
-)
-"""Asks for sockets, 56 bytes behind `NLMSG` (linux/inet_diag.h: struct inet_diag_req_v2).
-
-`family` is AF_INET or AF_INET6; bit n of `states` asks for those in TCP's state n.
-"""
-
-INET_DIAG = Header(
-    "family" / Int8ub,
-    "state" / Int8ub,
-    "timer" / _zero(Int8ub),
-    "retransmits" / _zero(Int8ub),
-    *_SOCKET_ID,
-    "expires" / _zero(Int32un),
-    "receive_queue" / _zero(Int32un),
-    "send_queue" / _zero(Int32un),
-    "uid" / _zero(Int32un),
-    "inode" / _zero(Int32un),
-)
-"""One socket, 72 bytes behind `NLMSG` and before its attributes (linux/inet_diag.h: struct inet_diag_msg).
-
-The socket's own end is the source; an IPv4 address is the first 4 of its 16 bytes. `interface` is the index of the
-device that the socket is bound to, or 0. `cookie` is a number that the kernel gives no other socket of the namespace.
-The queues are in bytes.
-"""
-
-NLMSG_CODEC = Codec(NLMSG, "NLMSG")
-NLMSG_STATUS_CODEC = Codec(NLMSG_STATUS, "NLMSG_STATUS")
-RTATTR_CODEC = Codec(RTATTR, "RTATTR")
-INET_DIAG_REQUEST_CODEC = Codec(INET_DIAG_REQUEST, "INET_DIAG_REQUEST")
-INET_DIAG_CODEC = Codec(INET_DIAG, "INET_DIAG")

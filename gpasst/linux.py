@@ -1,10 +1,10 @@
 """Every kernel constant that gpasst uses, once, with its origin.
 
-The values are those of the generic Linux ABI (asm-generic), which x86, Arm, RISC-V and s390x share. They stand here
-rather than being read from `socket`, because the interpreter leaves out what the C library of its build did not know.
+The values are those of the generic Linux ABI (asm-generic), which x86, Arm, RISC-V and s390x share. They are not read
+from `socket`, because it lacks constants that the C library of the interpreter's build did not define.
 
-NOTE: `helper/enter.py` and `helper/pool.py` are executed as files and import nothing of gpasst; the constants that
-they alone need (CLONE_*, PR_*, MS_*) stand there.
+NOTE: `helper/enter.py` and `helper/pool.py` are executed as files and import nothing of gpasst; they hold the constants
+that only they need (CLONE_*, PR_*, MS_*).
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from __future__ import annotations
 from typing import Final
 
 # Address families and socket types (linux/socket.h, linux/net.h).
+AF_UNIX: Final = 1
 AF_INET: Final = 2
 AF_INET6: Final = 10
 AF_NETLINK: Final = 16
+SOCK_STREAM: Final = 1
 SOCK_DGRAM: Final = 2
 SOCK_RAW: Final = 3
 
@@ -30,6 +32,7 @@ SOL_RAW: Final = 255
 # Options of level SOL_SOCKET (asm-generic/socket.h).
 SO_SNDBUF: Final = 7
 SO_RCVBUF: Final = 8
+SO_PEERCRED: Final = 17
 SO_BINDTODEVICE: Final = 25
 SO_SNDBUFFORCE: Final = 32
 SO_RCVBUFFORCE: Final = 33
@@ -59,13 +62,18 @@ IPV6_FREEBIND: Final = 78
 UDP_SEGMENT: Final = 103  # Linux 4.18
 UDP_GRO: Final = 104  # Linux 5.0
 
-# Options of raw ICMP sockets: a set bit blocks a type.
+# Options of raw ICMP sockets: a set bit filters a type out.
 ICMP_FILTER: Final = 1  # linux/icmp.h, level SOL_RAW
 ICMPV6_FILTER: Final = 1  # RFC 3542, section 3.2; level IPPROTO_ICMPV6
 
 # Flags of send and receive (linux/socket.h).
 MSG_DONTWAIT: Final = 0x40
 MSG_ERRQUEUE: Final = 0x2000
+
+# Origins of an error in a socket's error queue (linux/errqueue.h).
+SO_EE_ORIGIN_LOCAL: Final = 1
+SO_EE_ORIGIN_ICMP: Final = 2
+SO_EE_ORIGIN_ICMP6: Final = 3
 
 # netlink (linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h).
 NETLINK_SOCK_DIAG: Final = 4

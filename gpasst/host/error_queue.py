@@ -13,13 +13,8 @@ from _socket import socket as RawSocket  # a class
 from dataclasses import dataclass
 from typing import Any
 
-from gpasst.formats import (
-    ERROR_ORIGIN_ICMP,
-    ERROR_ORIGIN_ICMPV6,
-    ERROR_ORIGIN_LOCAL,
-    EXTENDED_ERROR_CODEC,
-    IPV6_CODEC,
-)
+from gpasst.formats import IPV6_CODEC
+from gpasst.host.kernel_formats import EXTENDED_ERROR_CODEC
 from gpasst.host.sockets import family_constant
 from gpasst.linux import (
     IP_PKTINFO,
@@ -30,6 +25,9 @@ from gpasst.linux import (
     IPV6_RECVERR,
     MSG_DONTWAIT,
     MSG_ERRQUEUE,
+    SO_EE_ORIGIN_ICMP,
+    SO_EE_ORIGIN_ICMP6,
+    SO_EE_ORIGIN_LOCAL,
 )
 from gpasst.packet.icmp_error import MESSAGE_BYTES, TYPES, Problem, too_big
 
@@ -103,10 +101,10 @@ def parse_error(
 def _problem(family: int, value: bytes) -> tuple[Problem | None, bytes]:
     """Read what an error says, and who says so."""
     error = EXTENDED_ERROR_CODEC.unpack_from(value)
-    if error["origin"] == ERROR_ORIGIN_LOCAL:
+    if error["origin"] == SO_EE_ORIGIN_LOCAL:
         # Of what the kernel finds by itself, only a path MTU comes with something to tell.
         return (too_big(family, error["info"]) if error["info"] else None), b""
-    if error["origin"] not in (ERROR_ORIGIN_ICMP, ERROR_ORIGIN_ICMPV6) or error["type"] not in TYPES[family]:
+    if error["origin"] not in (SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6) or error["type"] not in TYPES[family]:
         return None, b""
     offender = value[EXTENDED_ERROR_CODEC.size :][_OFFENDER[family]]
     return Problem(error["type"], error["code"], error["info"]), offender

@@ -18,14 +18,12 @@ from __future__ import annotations
 import struct
 from array import array
 
-from gpasst.formats import UDP4, UDP6, VIRTIO_NET_CODEC
+from gpasst.formats import FRAME_MINIMUM_BYTES, STREAM_LENGTH_BYTES, UDP4, UDP6, VIRTIO_NET_CODEC
 from gpasst.host.receive import _CONTROL, DATAGRAM_BYTES, SLOTS, Receiver, Run, _address_of
 from gpasst.linux import UDP_MAX_SEGMENTS
-from gpasst.udp.header import FRAME_MINIMUM_BYTES
 
-LENGTH_BYTES = 4  # before each frame of a stream
 _HEADERS = {4: UDP4.size - VIRTIO_NET_CODEC.size, 6: UDP6.size - VIRTIO_NET_CODEC.size}
-GAP = {family: LENGTH_BYTES + size for family, size in _HEADERS.items()}
+GAP = {family: STREAM_LENGTH_BYTES + size for family, size in _HEADERS.items()}
 MINIMUM_PAYLOAD = {
     family: max(0, FRAME_MINIMUM_BYTES - size) for family, size in _HEADERS.items()
 }  # payload bytes of an unpadded frame

@@ -26,15 +26,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from gpasst.errors import PlatformError
-from gpasst.formats import (
+from gpasst.formats import PROTOCOL_UDP
+from gpasst.helper.channel import Wait
+from gpasst.host.kernel_formats import (
     INET_DIAG_CODEC,
     INET_DIAG_REQUEST_CODEC,
     NLMSG_CODEC,
     NLMSG_STATUS_CODEC,
-    PROTOCOL_UDP,
     RTATTR_CODEC,
 )
-from gpasst.helper.channel import Wait
 from gpasst.linux import (
     AF_INET,
     AF_INET6,

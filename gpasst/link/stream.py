@@ -22,12 +22,20 @@ from collections import deque
 from collections.abc import Callable
 
 from gpasst.counters import Counters, Drop
-from gpasst.formats import ETHERTYPE_IPV4, UDP4, UDP6, UDP_CODEC, VIRTIO_NET_CODEC
-from gpasst.host.receive_framed import GAP, LENGTH_BYTES, frame_bytes
+from gpasst.formats import (
+    ETHERTYPE_IPV4,
+    FRAME_MINIMUM_BYTES,
+    STREAM_LEAD_BYTES,
+    STREAM_LENGTH_BYTES,
+    UDP4,
+    UDP6,
+    UDP_CODEC,
+    VIRTIO_NET_BLANK,
+)
+from gpasst.host.receive_framed import GAP, frame_bytes
 from gpasst.link.capture import Capture
-from gpasst.link.tap import VIRTIO_BLANK
 from gpasst.linux import UIO_MAXIOV
-from gpasst.udp.header import FRAME_MINIMUM_BYTES, Header
+from gpasst.udp.header import Header
 
 FRAME_MINIMUM = 14  # bytes; an Ethernet header
 FRAME_MAXIMUM = 65535  # bytes of a frame from the guest
@@ -36,9 +44,7 @@ FLAGS = MSG_DONTWAIT | MSG_NOSIGNAL
 
 SERVICE = -1  # instead of payload bytes, for an answer of a service
 
-# The declared structures begin with a virtio-net header; on a stream the frame's length stands in its last bytes.
-_LEAD = VIRTIO_NET_CODEC.size - LENGTH_BYTES
-_ETHERTYPE = UDP4.offset("ethernet.ethertype") - _LEAD
+_ETHERTYPE = UDP4.offset("ethernet.ethertype") - STREAM_LEAD_BYTES
 _IPV4 = ETHERTYPE_IPV4.to_bytes(2, "big")
 
 
@@ -132,8 +138,8 @@ class Stream:
     def write_frame(self, frame: bytes) -> None:
         """Write one complete Ethernet frame."""
         padded = frame.ljust(FRAME_MINIMUM_BYTES, b"\0")
-        self._pieces.append(memoryview(len(padded).to_bytes(LENGTH_BYTES, "big") + padded))
-        self._gathered.append((1, len(padded) + LENGTH_BYTES, SERVICE))
+        self._pieces.append(memoryview(len(padded).to_bytes(STREAM_LENGTH_BYTES, "big") + padded))
+        self._gathered.append((1, len(padded) + STREAM_LENGTH_BYTES, SERVICE))
         self.flush()
 
     def flush(self) -> None:
@@ -218,7 +224,7 @@ class Stream:
                     self._queued += size - sent
                 sent = max(0, sent - size)
                 if self.capture is not None:
-                    self.capture.write(VIRTIO_BLANK, frame[LENGTH_BYTES:])
+                    self.capture.write(VIRTIO_NET_BLANK, frame[STREAM_LENGTH_BYTES:])
                 carried += 1
                 size_carried += 0 if total == SERVICE else _payload_bytes(frame)
             if carried:
@@ -230,5 +236,5 @@ class Stream:
 def _payload_bytes(frame: memoryview) -> int:
     """Give the payload bytes of a frame that carries a UDP datagram."""
     codec = UDP4 if frame[_ETHERTYPE : _ETHERTYPE + 2] == _IPV4 else UDP6
-    at = codec.offset("udp.length") - _LEAD
+    at = codec.offset("udp.length") - STREAM_LEAD_BYTES
     return int.from_bytes(frame[at : at + 2], "big") - UDP_CODEC.size

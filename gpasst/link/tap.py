@@ -11,11 +11,10 @@ import errno
 import os
 
 from gpasst.counters import Counters, Drop
-from gpasst.formats import VIRTIO_NET_CODEC
+from gpasst.formats import VIRTIO_NET_BLANK
 from gpasst.link.capture import Capture
 from gpasst.udp.header import Header
 
-VIRTIO_BLANK = bytes(VIRTIO_NET_CODEC.size)
 # The tap driver takes any frame whose IP packet is legal; the largest has 65535 bytes of IPv6 payload.
 FRAME_BYTES = 65536 + 128
 
@@ -75,7 +74,7 @@ class Tap:
 
     def write_frame(self, frame: bytes) -> None:
         """Write one complete Ethernet frame."""
-        failure = self._write([VIRTIO_BLANK, frame])
+        failure = self._write([VIRTIO_NET_BLANK, frame])
         if failure:
             self._lost(failure, 1)
         else:

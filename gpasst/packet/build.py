@@ -6,14 +6,13 @@ from gpasst.formats import (
     ETHERNET_CODEC,
     ETHERTYPE_IPV4,
     ETHERTYPE_IPV6,
+    HOP_LIMIT,
     IPV4_CODEC,
     IPV6_CODEC,
     PROTOCOL_UDP,
     UDP_CODEC,
 )
 from gpasst.packet import checksum
-
-HOP_LIMIT = 255  # seed; neighbour discovery demands it (RFC 4861, section 7.1)
 
 
 def wrap(

@@ -15,6 +15,7 @@ from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.formats import (
     ECHO_CODEC,
+    HOP_LIMIT,
     ICMP_CODEC,
     ICMP_ERROR_CODEC,
     ICMP_FRAGMENTATION_NEEDED,
@@ -41,7 +42,7 @@ from gpasst.formats import (
     UDP_CODEC,
 )
 from gpasst.packet import checksum
-from gpasst.packet.build import HOP_LIMIT, ip_packet, with_checksum, wrap
+from gpasst.packet.build import ip_packet, with_checksum, wrap
 from gpasst.packet.parse import Packet
 
 TYPES = {

@@ -14,6 +14,7 @@ from gpasst.formats import (
     ETHERTYPE_IPV4,
     IPV4_CODEC,
     IPV4_MORE_FRAGMENTS,
+    IPV6_AUTHENTICATION,
     IPV6_CODEC,
     IPV6_EXTENSION_CODEC,
     IPV6_EXTENSIONS,
@@ -22,7 +23,6 @@ from gpasst.formats import (
     UDP_CODEC,
 )
 
-IPV6_AUTHENTICATION_HEADER = 51
 MAX_EXTENSIONS = 8  # headers; RFC 8504, section 5.3 lets a node limit the chain
 
 
@@ -124,11 +124,7 @@ def _parse6(data: memoryview) -> Packet:
                 raise PacketError(Drop.MALFORMED_IP)
             extension = IPV6_EXTENSION_CODEC.unpack_from(payload)
             # RFC 4302, section 2.2: this one counts in 4-byte units, less 2.
-            unit = (
-                4 * (extension["length"] + 2)
-                if protocol == IPV6_AUTHENTICATION_HEADER
-                else 8 * (extension["length"] + 1)
-            )
+            unit = 4 * (extension["length"] + 2) if protocol == IPV6_AUTHENTICATION else 8 * (extension["length"] + 1)
             if unit > len(payload):
                 raise PacketError(Drop.MALFORMED_IP)
             protocol, payload = extension["next_header"], payload[unit:]

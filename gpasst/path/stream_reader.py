@@ -15,12 +15,10 @@ from _socket import MSG_DONTWAIT
 
 from gpasst.counters import Counters, Drop
 from gpasst.features import ALL, Feature
-from gpasst.formats import VIRTIO_NET_CODEC
+from gpasst.formats import STREAM_LEAD_BYTES, STREAM_LENGTH_BYTES, VIRTIO_NET_BLANK
 from gpasst.host.receive import RUN_BYTES
-from gpasst.host.receive_framed import LENGTH_BYTES
 from gpasst.host.send import SEGMENTS_PER_SEND, send_one, send_slices, sender_to
 from gpasst.link.stream import FRAME_MAXIMUM, FRAME_MINIMUM, Stream
-from gpasst.link.tap import VIRTIO_BLANK
 from gpasst.path.dispatch import Dispatch
 from gpasst.path.fastpath import repeating
 from gpasst.path.icmp_to_guest import IcmpToGuest
@@ -29,10 +27,8 @@ from gpasst.udp.nat import UdpNat
 BUFFER_BYTES = 1 << 19  # about what a stream's socket holds, and more than eight of the largest frames
 RECEIVES_PER_STEP = 2
 
-# Where the headers that are declared would begin, before a frame's length: with a virtio-net header.
-_LEAD = VIRTIO_NET_CODEC.size - LENGTH_BYTES
 _START = 16  # of the first frame in the buffer, so that there is room for that header
-_REPEATING = {family: repeating(family, _LEAD) for family in (4, 6)}
+_REPEATING = {family: repeating(family, STREAM_LEAD_BYTES) for family in (4, 6)}
 _length = struct.Struct(">I").unpack_from
 
 
@@ -103,19 +99,19 @@ class StreamReader:
                 skipped = min(self._skip, end - at)
                 at += skipped
                 self._skip -= skipped
-            if end - at < LENGTH_BYTES:
+            if end - at < STREAM_LENGTH_BYTES:
                 break
             (length,) = _length(buffer, at)
             if not FRAME_MINIMUM <= length <= FRAME_MAXIMUM:
                 counters.drop(Drop.FRAME_LENGTH)
                 self._skip = length
-                at += LENGTH_BYTES
+                at += STREAM_LENGTH_BYTES
                 continue
-            size = LENGTH_BYTES + length
+            size = STREAM_LENGTH_BYTES + length
             if end - at < size:
                 break
             if capture is not None:
-                capture.write(VIRTIO_BLANK, view[at + LENGTH_BYTES : at + size])
+                capture.write(VIRTIO_NET_BLANK, view[at + STREAM_LENGTH_BYTES : at + size])
             frames = self._frame(at, size, end)
             moved += frames
             at += frames * size
@@ -128,9 +124,9 @@ class StreamReader:
 
     def _frame(self, at: int, size: int, end: int) -> int:
         """Carry the frame of `size` bytes at `at`, and those behind it that repeat it; give how many it was."""
-        found = self._known.lookup(self._buffer, at - _LEAD, size + _LEAD)
+        found = self._known.lookup(self._buffer, at - STREAM_LEAD_BYTES, size + STREAM_LEAD_BYTES)
         if found is None:
-            for peer, payload in self._dispatch.frame(self._view[at + LENGTH_BYTES : at + size]):
+            for peer, payload in self._dispatch.frame(self._view[at + STREAM_LENGTH_BYTES : at + size]):
                 self._path.tables[peer.udp_socket.family].activity[peer.byte] |= peer.bit
                 failure = send_one(peer.send or sender_to(peer), payload, self._counters.down, self._counters)
                 if failure:
@@ -149,7 +145,7 @@ class StreamReader:
             while taken < most and repeats(buffer, behind) == pattern:
                 taken += 1
                 behind += size
-        first = at - _LEAD + headers
+        first = at - STREAM_LEAD_BYTES + headers
         payload = view[first : first + length]
         if taken == 1:
             failure = send_one(sender, payload, counters.down, counters)

@@ -17,12 +17,12 @@ from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.flow.network import FamilyNetwork, GuestNetwork
 from gpasst.formats import (
+    HOP_LIMIT,
     ICMP_CODEC,
     NDP_ADVERTISEMENT_CODEC,
     NDP_FLAG_OVERRIDE,
     NDP_FLAG_ROUTER,
     NDP_FLAG_SOLICITED,
-    NDP_HOP_LIMIT,
     NDP_INFINITE,
     NDP_OPTION_DNSSL,
     NDP_OPTION_MTU,
@@ -95,7 +95,7 @@ def answer(router: Router, packet: Packet, guest_mac: bytes, own: tuple[bytes | 
     """
     network = router.network.ip6
     assert network is not None and network.link_local is not None
-    if packet.hop_limit != NDP_HOP_LIMIT:
+    if packet.hop_limit != HOP_LIMIT:
         # RFC 4861, section 6.1.1 and 7.1.1: it came from beyond the link.
         raise PacketError(Drop.MALFORMED_NDP)
     kind = packet.payload[0]
@@ -214,7 +214,7 @@ def router_advertisement(router: Router) -> bytes:
     options.append({"type": NDP_OPTION_SOURCE_LINK_ADDRESS, "mac": router.network.host_mac})
     return NDP_ROUTER_ADVERTISEMENT_CODEC.pack(
         type=NDP_TYPE_ROUTER_ADVERTISEMENT,
-        hop_limit=NDP_HOP_LIMIT,
+        hop_limit=HOP_LIMIT,
         flags=NDP_RA_FLAG_MANAGED,
         lifetime=ROUTER_LIFETIME,
     ) + _options(options)

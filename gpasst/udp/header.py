@@ -16,6 +16,8 @@ from __future__ import annotations
 import struct
 
 from gpasst.formats import (
+    FRAME_MINIMUM_BYTES,
+    HOP_LIMIT,
     PROTOCOL_UDP,
     UDP4,
     UDP6,
@@ -33,7 +35,6 @@ VIRTIO_SIZE = VIRTIO_NET_CODEC.size
 UDP_SIZE = UDP_CODEC.size
 DEFAULT_TOS_TTL = 64  # the mark of TOS or traffic class 0 and TTL or hop limit 64: what most systems send
 IP4_SIZE = 20  # bytes, without options
-HOP_LIMIT = 255
 
 _MAC = UDP4.offset("ethernet.destination")
 _IP = UDP4.offset("ip.version")
@@ -49,7 +50,6 @@ _UDP6 = UDP6.offset("udp.source")
 _UDP_LENGTH = UDP_CODEC.offset("length")
 _UDP_CHECKSUM = UDP_CODEC.offset("checksum")
 
-FRAME_MINIMUM_BYTES = 60  # bytes; Ethernet, without its check sequence (IEEE 802.3, section 3.2.8)
 NO_FRAMING = (-1, (b"", b""))
 
 _put_length = struct.Struct(">I").pack_into
@@ -89,7 +89,7 @@ class Header:
         self.family = family
         self.tos_ttl = HOP_LIMIT
         self.buffer = bytearray(
-            template(destination_mac, source_mac, source, destination, source_port, destination_port, HOP_LIMIT)
+            template(destination_mac, source_mac, source, destination, source_port, destination_port)
         )
         start = _UDP4 if family == 4 else _UDP6
         self.pseudo = pseudo_sum(source, destination, PROTOCOL_UDP)

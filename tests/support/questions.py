@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from gpasst.flow.network import GuestNetwork
-from gpasst.formats import ARP_CODEC, NDP_ROUTER_SOLICITATION_CODEC, NDP_SOLICITATION_CODEC
+from gpasst.formats import ARP_CODEC, NDP_ROUTER_SOLICITATION, NDP_SOLICITATION_CODEC
 from gpasst.packet.parse import Packet
 from gpasst.services import ndp
 from tests.support.addresses import GUEST4, GUEST6, GUEST_LINK_LOCAL, GUEST_MAC, HOST_MAC, SERVER4, SERVER6, ip
@@ -59,4 +59,4 @@ def solicitation(target: str, source: str = GUEST6, hop_limit: int = 255) -> Pac
 
 
 def router_solicitation(source: str = GUEST_LINK_LOCAL) -> Packet:
-    return packet(6, ICMPV6, NDP_ROUTER_SOLICITATION_CODEC.pack(type=133), source, to="ff02::2")
+    return packet(6, ICMPV6, NDP_ROUTER_SOLICITATION.build({"type": 133}), source, to="ff02::2")

@@ -14,6 +14,7 @@ from gpasst import formats
 from gpasst.codec import Bits, Codec, Field, parse_untrusted
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
+from gpasst.host import kernel_formats
 from gpasst.packet import checksum
 from tests.support.addresses import GUEST_MAC
 
@@ -273,11 +274,12 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ),
 ]
 
-VARIABLE = {"NDP_RDNSS", "NDP_DNSSL", "NDP_UNKNOWN"}
-CODECS = {codec.name: codec for codec in vars(formats).values() if isinstance(codec, Codec)}
+NAMES = {name: value for module in (formats, kernel_formats) for name, value in vars(module).items()}
+DECLARED = {name: value for name, value in NAMES.items() if isinstance(value, Struct) and name[0] != "_"}
+CODECS = {value.name: value for value in NAMES.values() if isinstance(value, Codec)}
 
 every_case = pytest.mark.parametrize(("name", "wire", "values"), CASES, ids=[case[0] for case in CASES])
-FIXED = [case for case in CASES if case[0] not in VARIABLE]
+FIXED = [case for case in CASES if case[0] in CODECS]
 every_fixed_case = pytest.mark.parametrize(("name", "wire", "values"), FIXED, ids=[case[0] for case in FIXED])
 every_codec = pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS.keys())
 
@@ -313,22 +315,21 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_table_is_complete() -> None:
-    declared = {name for name, value in vars(formats).items() if isinstance(value, Struct) and name[0] != "_"}
     listed = {name for name, _, _ in CASES}
-    assert declared == listed | {"UDP4_FRAME", "UDP6_FRAME"}
-    assert set(CODECS) == declared - VARIABLE
+    assert DECLARED.keys() == listed | {"UDP4_FRAME", "UDP6_FRAME"}
+    assert CODECS.keys() <= DECLARED.keys()
 
 
 @every_case
 def test_parse(name: str, wire: str, values: dict[str, Any]) -> None:
-    declaration = getattr(formats, name)
+    declaration = DECLARED[name]
     assert plain(declaration.parse(bytes.fromhex(wire))) == values
     assert plain(declaration.parse(bytes.fromhex(wire) + b"payload")) == values
 
 
 @every_case
 def test_build(name: str, wire: str, values: dict[str, Any]) -> None:
-    assert getattr(formats, name).build(values) == bytes.fromhex(wire)
+    assert DECLARED[name].build(values) == bytes.fromhex(wire)
 
 
 @every_case
@@ -336,14 +337,14 @@ def test_truncation(name: str, wire: str, values: dict[str, Any]) -> None:
     data = bytes.fromhex(wire)
     for length in range(len(data)):
         with pytest.raises(PacketError) as caught:
-            parse_untrusted(getattr(formats, name), data[:length], Drop.FRAME_SHORT)
+            parse_untrusted(DECLARED[name], data[:length], Drop.FRAME_SHORT)
         assert caught.value.reason is Drop.FRAME_SHORT
 
 
 @pytest.mark.parametrize("buffer", [bytes, bytearray, memoryview])
 @every_case
 def test_any_buffer_can_be_parsed(name: str, wire: str, values: dict[str, Any], buffer: Any) -> None:
-    parsed = parse_untrusted(getattr(formats, name), buffer(bytes.fromhex(wire)), Drop.FRAME_SHORT)
+    parsed = parse_untrusted(DECLARED[name], buffer(bytes.fromhex(wire)), Drop.FRAME_SHORT)
     assert plain(parsed) == values
 
 
@@ -402,10 +403,6 @@ def test_worked_frames_come_back(frame: bytes, stack: Any) -> None:
     values = codec.unpack_from(data)
     assert values == dotted(plain(headers))
     assert codec.pack(**values) == data[: codec.size]
-    rebuilt = bytearray(data)
-    rebuilt[: codec.size] = bytes(codec.size)
-    codec.pack_into(rebuilt, 0, values)
-    assert rebuilt == data
 
 
 def test_frame_a() -> None:
@@ -421,7 +418,7 @@ def test_frame_a() -> None:
 
 def test_message_c() -> None:
     length = formats.STREAM_LENGTH.parse(MESSAGE_C).length
-    assert length == len(MESSAGE_C) - formats.STREAM_LENGTH_CODEC.size == 85
+    assert length == len(MESSAGE_C) - formats.STREAM_LENGTH_BYTES == 85
     headers = formats.UDP4_FRAME.parse(bytes(10) + MESSAGE_C[4:])
     assert (headers.ip.checksum, headers.udp.source, headers.udp.destination) == (0x376E, 53, 33333)
 
@@ -449,20 +446,13 @@ def test_template_makes_frames_b_and_d(frame: bytes, payload: bytes) -> None:
     assert data == bytes(10) + frame
 
 
-def test_templates_take_lifetime_and_class() -> None:
-    four = formats.UDP4.unpack_from(formats.udp4_template(GUEST_MAC, HOST_MAC, GATEWAY4, GUEST4, 1, 2, 7, 0xB8))
-    assert (four["ip.ttl"], four["ip.tos"]) == (7, 0xB8)
-    six = formats.UDP6.unpack_from(formats.udp6_template(GUEST_MAC, HOST_MAC, GATEWAY6, GUEST6, 1, 2, 7, 0xB8))
-    assert (six["ip.hop_limit"], six["ip.traffic_class"], six["ip.flow_label"]) == (7, 0xB8, 0)
-
-
 # --- Two speeds ---------------------------------------------------------------------------------------------
 
 
 @every_codec
 @given(data=st.data())
 @settings(max_examples=50)
-def test_both_speeds_parse_alike(codec: Codec, data: st.DataObject) -> None:
+def test_both_speeds_parse_the_same(codec: Codec, data: st.DataObject) -> None:
     wire = data.draw(st.binary(min_size=codec.size, max_size=codec.size))
     values = codec.unpack_from(wire)
     assert values == dotted(plain(codec.declaration.parse(wire)))
@@ -487,7 +477,7 @@ def limits(field: Field) -> tuple[int, int]:
 @every_codec
 @given(data=st.data())
 @settings(max_examples=50)
-def test_both_speeds_build_alike(codec: Codec, data: st.DataObject) -> None:
+def test_both_speeds_build_the_same(codec: Codec, data: st.DataObject) -> None:
     values: dict[str, Any] = {
         name: data.draw(
             st.binary(min_size=field.size, max_size=field.size) if field.is_bytes else st.integers(*limits(field)),
@@ -510,10 +500,8 @@ def test_both_speeds_refuse_what_does_not_fit(codec: Codec) -> None:
             wrong = [lowest - 1, highest + 1]
         for value in wrong:
             values = {**good, name: value}
-            target = bytearray(b"\xaa" * codec.size)
             with pytest.raises((ValueError, struct.error)):
-                codec.pack_into(target, 0, values)
-            assert target == b"\xaa" * codec.size
+                codec.pack(**values)
             with pytest.raises((ConstructError, ValueError)):
                 codec.declaration.build(nested(values))
 
@@ -525,8 +513,6 @@ def test_codec_refuses_wrong_names_and_short_buffers() -> None:
         formats.UDP_CODEC.pack(source=1, destination=2)
     with pytest.raises(struct.error):
         formats.UDP_CODEC.unpack_from(bytes(7))
-    with pytest.raises(struct.error):
-        formats.ICMP_CODEC.pack_into(bytearray(3), 0, {"type": 3})
     with pytest.raises(KeyError):
         formats.UDP_CODEC.offset("port")
 
@@ -647,7 +633,7 @@ def test_half_an_address_is_malformed() -> None:
 # --- Untrusted input ----------------------------------------------------------------------------------------
 
 EVERYTHING = [
-    *(getattr(formats, name) for name, _, _ in CASES),
+    *(DECLARED[name] for name, _, _ in CASES),
     formats.NDP_OPTIONS,
     formats.UDP4_FRAME,
     formats.UDP6_FRAME,

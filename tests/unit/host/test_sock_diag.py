@@ -15,16 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpasst.errors import PlatformError
-from gpasst.formats import (
+from gpasst.formats import PROTOCOL_UDP
+from gpasst.helper.client import Helper, OpenRequest
+from gpasst.host import sock_diag
+from gpasst.host.kernel_formats import (
     INET_DIAG_CODEC,
     INET_DIAG_REQUEST_CODEC,
     NLMSG_CODEC,
     NLMSG_STATUS_CODEC,
-    PROTOCOL_UDP,
     RTATTR_CODEC,
 )
-from gpasst.helper.client import Helper, OpenRequest
-from gpasst.host import sock_diag
 from gpasst.host.sock_diag import CHUNK_BYTES, BoundSocket, SockDiag
 from gpasst.linux import (
     AF_NETLINK,
