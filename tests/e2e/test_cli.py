@@ -188,8 +188,8 @@ def test_a_busy_port_is_one_line() -> None:
 
 
 def test_options_that_switch_off_what_is_not_there_are_accepted() -> None:
-    off = ("-t", "none", "-T", "none", "-U", "none", "-u", "none", "--no-dhcp", "--no-dhcpv6", "--no-splice")
-    off += ("--hostname", "guest", "--fqdn", "guest.example.org")
+    off = ["-t", "none", "-T", "none", "-U", "none", "-u", "none", "--no-dhcp", "--no-dhcpv6", "--no-splice"]
+    off += ["--hostname", "guest", "--fqdn", "guest.example.org"]
     assert cli("pasta", *off, "--", "true").returncode == 0
 
 

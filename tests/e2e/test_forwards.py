@@ -277,7 +277,7 @@ def test_the_soft_limit_of_open_files_is_no_limit() -> None:
 
 def test_the_host_follows_the_namespace(remote: Remote, family: int) -> None:
     with pasta(udp_ports="auto") as net:
-        assert net.forwards == ()
+        assert not net.forwards
         with inside(net, family, 7000) as service:
             until(lambda: net.forwards, "followed")
             assert net.forwards == (Forward("udp", ANY[family], 7000, None, 7000, None, inside=False, automatic=True),)

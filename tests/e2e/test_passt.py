@@ -24,7 +24,7 @@ from gpasst.linux import UDP_SEGMENT
 from tests.support.cli import AS_ROOT, GPASST, cli, ended
 from tests.support.engines import ENGINES, bursts, datagrams, send_all
 from tests.support.families import FAMILY, LOOPBACK
-from tests.support.guests import expire
+from tests.support.guests import expire, scan
 from tests.support.lab import (
     FAR,
     FAR4,
@@ -399,11 +399,9 @@ def test_nothing_is_advertised_to_nobody(folder: Path) -> None:
             guest.send(ARP + struct.pack(">HHBBH", 1, 0x0800, 6, 4, 1) + MAC + bytes(10) + socket.inet_aton(REMOTE4))
             guest.await_frame(lambda frame: frame[12:14] == ARP and frame[21] == 2)
         until(lambda: link._proxy is not None and not link._proxy._link.ready, "the guest missed")  # type: ignore[union-attr]
-        proxy = link._proxy
-        assert proxy is not None and link._runtime is not None
         before = link.statistics().drops
         for later in (0, 20, 40, 4000):
-            link._runtime.call(lambda later=later: proxy.scan(proxy._now() + later))
+            scan(link, later)
         assert link.statistics().drops == before
 
 

@@ -600,7 +600,12 @@ def test_new_pairs_take_their_sockets_from_the_pool(way: Way, monkeypatch: pytes
     assert len(pairs._pool[way.family]) == POOL
     asked = []
     make = pairs._make_inside
-    monkeypatch.setattr(pairs, "_make_inside", lambda *what: asked.append(what) or make(*what))
+
+    def asking(*what: int) -> list[int]:
+        asked.append(what)
+        return make(*what)
+
+    monkeypatch.setattr(pairs, "_make_inside", asking)
     with monkeypatch.context() as without_refill, way.service() as service, ExitStack() as stack:
         without_refill.setattr(pairs, "top_up", lambda: None)
         for _ in range(POOL):

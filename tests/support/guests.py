@@ -42,10 +42,15 @@ def free_on_host(family: int, port: int) -> bool:
 
 def expire(guest: gpasst.Pasta | gpasst.Passt) -> None:
     """End all mappings and pairs: time is an argument, so a scan at a later hour takes no time."""
+    scan(guest)
+    scan(guest, TIMEOUT + 1)
+
+
+def scan(guest: gpasst.Pasta | gpasst.Passt, later: int = 0) -> None:
+    """Do what is done once a second, `later` seconds from now."""
     proxy = guest._proxy
     assert proxy is not None and guest._runtime is not None
-    for later in (proxy._now(), proxy._now() + TIMEOUT + 1):
-        guest._runtime.call(lambda now=later: proxy.scan(now))
+    guest._runtime.call(lambda: proxy.scan(proxy._now() + later))
 
 
 def gateway(net: gpasst.Pasta, family: int) -> str:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
-from gpasst.flow.network import GuestNetwork
 from gpasst.host.receive import sender_key
 from gpasst.udp.mapping import Peer, UdpSocket, down_key
 from gpasst.udp.nat import UdpNat
-from tests.support.addresses import GUEST4, GUEST_LINK_LOCAL, GUEST_MAC, HOST_MAC, ip
-from tests.support.networks import NETWORK4, NETWORK6
+from tests.support.addresses import GUEST4, GUEST_LINK_LOCAL, GUEST_MAC, ip
+from tests.support.networks import family_network, guest_network
 
 EPHEMERAL = 40000  # the first port that is handed out where the one that was asked for is taken
 
@@ -21,18 +19,7 @@ class Host:
     """UDP sockets that are records only, and a NAT that opens them as the data path does."""
 
     def __init__(self, taken: tuple[int, ...] = (), filtered: bool = False, **changes: Any) -> None:
-        packed = {name: ip(value) if isinstance(value, str) else value for name, value in changes.items()}
-        network = GuestNetwork(
-            ip4=replace(NETWORK4, **packed),
-            ip6=NETWORK6,
-            interface="tap0",
-            template="up0",
-            host_mac=HOST_MAC,
-            mtu=0,
-            search=(),
-            addresses=(),
-            routes=(),
-        )
+        network = guest_network(ip4=family_network(4, **changes), mtu=0)
         self.taken = set(taken)
         self.open: list[UdpSocket] = []
         self.failing = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from gpasst.flow.network import FamilyNetwork
+from gpasst.flow.network import FamilyNetwork, GuestNetwork
 from gpasst.flow.translation import Addresses
 from tests.support.addresses import (
     GATEWAY4,
@@ -14,6 +14,7 @@ from tests.support.addresses import (
     GUEST6,
     GUEST_LINK_LOCAL,
     HOST_LINK_LOCAL,
+    HOST_MAC,
     RESOLVER4,
     RESOLVER6,
     ip,
@@ -56,8 +57,37 @@ NETWORK6 = FamilyNetwork(
 NETWORKS = {4: NETWORK4, 6: NETWORK6}
 
 
+def family_network(family: int, **changes: Any) -> FamilyNetwork:
+    """Return the network of one family; text among `changes` is an address."""
+    packed: dict[str, Any] = {name: ip(value) if isinstance(value, str) else value for name, value in changes.items()}
+    return replace(NETWORKS[family], **packed)
+
+
+def guest_network(
+    ip4: FamilyNetwork = NETWORK4,
+    ip6: FamilyNetwork = NETWORK6,
+    mtu: int = 1500,
+    search: tuple[str, ...] = (),
+    hostname: str = "",
+    fqdn: str = "",
+) -> GuestNetwork:
+    """Return the network of a guest whose namespace is not configured for it."""
+    return GuestNetwork(
+        ip4=ip4,
+        ip6=ip6,
+        interface="tap0",
+        template="up0",
+        host_mac=HOST_MAC,
+        mtu=mtu,
+        search=search,
+        addresses=(),
+        routes=(),
+        hostname=hostname,
+        fqdn=fqdn,
+    )
+
+
 def rules(family: int, link_local: str | None = GUEST_LINK_LOCAL, **changes: Any) -> Addresses:
     """Return the rules of one family; text among `changes` is an address."""
-    packed = {name: ip(value) if isinstance(value, str) else value for name, value in changes.items()}
-    network = replace(NETWORKS[family], **packed)
-    return Addresses(network, ip(link_local) if link_local and family == 6 else None)
+    own = ip(link_local) if link_local and family == 6 else None
+    return Addresses(family_network(family, **changes), own)

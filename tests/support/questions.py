@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-from gpasst.flow.network import GuestNetwork
 from gpasst.formats import ARP_CODEC, NDP_ROUTER_SOLICITATION, NDP_SOLICITATION_CODEC
 from gpasst.packet.parse import Packet
 from gpasst.services import ndp
-from tests.support.addresses import GUEST4, GUEST6, GUEST_LINK_LOCAL, GUEST_MAC, HOST_MAC, SERVER4, SERVER6, ip
-from tests.support.networks import NETWORK4, NETWORK6
+from tests.support.addresses import GUEST4, GUEST6, GUEST_LINK_LOCAL, GUEST_MAC, SERVER4, SERVER6, ip
+from tests.support.networks import family_network, guest_network
 
 SERVER = {4: SERVER4, 6: SERVER6}
 GUEST = {4: GUEST4, 6: GUEST6}
@@ -20,6 +18,7 @@ OWN = (ip(GUEST6), ip(GUEST_LINK_LOCAL), None)
 
 
 def packet(family: int, protocol: int, payload: bytes, source: str = "", hop_limit: int = 255, to: str = "") -> Packet:
+    """Return a packet, from the guest to a server unless told otherwise."""
     return Packet(
         family,
         ip(source or GUEST[family]),
@@ -31,6 +30,7 @@ def packet(family: int, protocol: int, payload: bytes, source: str = "", hop_lim
 
 
 def request(target: str, sender: str = GUEST4, **fields: int) -> memoryview:
+    """Return the payload of an ARP request."""
     values = {"operation": 1, **fields}
     return memoryview(
         ARP_CODEC.pack(sender_mac=GUEST_MAC, sender_ip=ip(sender), target_mac=bytes(6), target_ip=ip(target), **values)
@@ -38,25 +38,17 @@ def request(target: str, sender: str = GUEST4, **fields: int) -> memoryview:
 
 
 def router(mtu: int = 65520, search: tuple[str, ...] = (), advertise: bool = True, **changes: Any) -> ndp.Router:
-    packed = {name: ip(value) if isinstance(value, str) else value for name, value in changes.items()}
-    network = GuestNetwork(
-        ip4=NETWORK4,
-        ip6=replace(NETWORK6, **packed),
-        interface="tap0",
-        template="up0",
-        host_mac=HOST_MAC,
-        mtu=mtu,
-        search=search,
-        addresses=(),
-        routes=(),
-    )
+    """Return a router of the guest's network; text among `changes` of its IPv6 half is an address."""
+    network = guest_network(ip6=family_network(6, **changes), mtu=mtu, search=search)
     return ndp.Router(network, advertise, mtu)
 
 
 def solicitation(target: str, source: str = GUEST6, hop_limit: int = 255) -> Packet:
+    """Return a neighbour solicitation."""
     payload = NDP_SOLICITATION_CODEC.pack(type=135, target=ip(target))
     return packet(6, ICMPV6, payload, source, hop_limit, "ff02::1:ff00:1")
 
 
 def router_solicitation(source: str = GUEST_LINK_LOCAL) -> Packet:
+    """Return a router solicitation."""
     return packet(6, ICMPV6, NDP_ROUTER_SOLICITATION.build({"type": 133}), source, to="ff02::2")

@@ -24,6 +24,11 @@ from gpasst.features import ALL, Feature
 NOBODY = "is not one machine's address"
 
 
+def configured(**fields: Any) -> Config:
+    """Return the options of a caller who gives a text or a list where the record has a tuple."""
+    return Config(**fields)
+
+
 @pytest.mark.parametrize(
     ("values", "option", "fault"),
     [
@@ -143,8 +148,8 @@ def test_families() -> None:
 
 def test_features_can_be_done_without() -> None:
     assert Config().features == ALL
-    assert Config(without="gro").features == ALL - {Feature.GRO}
-    assert Config(without=["gro", "join"]).features == ALL - {Feature.GRO, Feature.JOIN}
+    assert configured(without="gro").features == ALL - {Feature.GRO}
+    assert configured(without=["gro", "join"]).features == ALL - {Feature.GRO, Feature.JOIN}
     assert Config(no_offload=True).features == frozenset()
 
 
@@ -155,7 +160,7 @@ def test_only_a_new_namespace_is_created() -> None:
 
 
 def test_forward_rules_are_those_of_the_ports() -> None:
-    (one, two) = Config(udp_ports=["5000:7000", "127.0.0.1/53"]).forward_rules()
+    (one, two) = configured(udp_ports=["5000:7000", "127.0.0.1/53"]).forward_rules()
     assert (one.first, one.target, one.address) == (5000, 7000, None)
     assert (two.first, two.target, two.address) == (53, 53, "127.0.0.1")
 
@@ -163,11 +168,11 @@ def test_forward_rules_are_those_of_the_ports() -> None:
 def test_a_config_does_not_change() -> None:
     with pytest.raises(FrozenInstanceError):
         Config().mtu = 1500  # type: ignore[misc]
-    assert Config(mtu=1500, address="192.0.2.2") == Config(mtu=1500, address=["192.0.2.2"])
+    assert configured(mtu=1500, address="192.0.2.2") == configured(mtu=1500, address=["192.0.2.2"])
 
 
 def test_addresses_that_are_allowed() -> None:
-    config = Config(
+    config = configured(
         address=["192.0.2.2/24", "2001:db8::2/64"],
         gateway=["192.0.2.1", "fe80::1"],
         map_host_loopback=["none", "192.0.2.9"],

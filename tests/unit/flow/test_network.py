@@ -244,7 +244,7 @@ def test_the_tap_has_the_name_asked_for() -> None:
         ({"netmask": "30"}, "192.0.2.2", 30),
     ],
 )
-def test_address_and_netmask(options: dict[str, str], expected: str, prefix: int) -> None:
+def test_address_and_netmask(options: dict[str, Any], expected: str, prefix: int) -> None:
     network = settled(**options)
     ip4, _ = both(network)
     assert (ip4.address, ip4.prefix) == (ip(expected), prefix)
@@ -307,7 +307,7 @@ def test_what_stands_for_the_hosts_loopback(
 
 
 def test_other_special_addresses() -> None:
-    options = {
+    options: dict[str, Any] = {
         "map_guest_addr": ["192.0.2.77", "2001:db8::77"],
         "dns_forward": ["192.0.2.53", "2001:db8::53"],
         "outbound": ["192.0.2.3", "2001:db8:2::2"],

@@ -111,7 +111,7 @@ def test_the_layout_follows_the_traffic(family: int, size: int) -> None:
             for piece in pieces:
                 sender.send(piece)
             runs = list(drain(receiver, target))
-            assert [piece for _, *run in runs for piece in cut(*run)] == pieces
+            assert [piece for _, total, segment, data in runs for piece in cut(total, segment, data)] == pieces
         assert [(total, segment) for _, total, segment, _ in runs] == [(fitting * size, size)]
 
 

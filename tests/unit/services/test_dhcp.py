@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from gpasst.packet.parse import parse_ip, parse_udp
 from gpasst.services import dhcp
 from tests.support.addresses import GATEWAY4, GUEST4, GUEST_MAC, HOST_MAC, ip
 from tests.support.need import need_module
-from tests.support.networks import NETWORK4, NETWORK6
+from tests.support.networks import family_network, guest_network
 
 BROADCAST_MAC, BROADCAST = b"\xff" * 6, b"\xff" * 4
 COOKIE = bytes.fromhex("63825363")
@@ -42,20 +41,8 @@ def network(
     resolvers: tuple[str, ...] = (),
     **changes: Any,
 ) -> GuestNetwork:
-    packed = {name: ip(value) if isinstance(value, str) else value for name, value in changes.items()}
-    return GuestNetwork(
-        ip4=replace(NETWORK4, resolvers=tuple(map(ip, resolvers)), **packed),
-        ip6=NETWORK6,
-        interface="tap0",
-        template="up0",
-        host_mac=HOST_MAC,
-        mtu=mtu,
-        search=search,
-        addresses=(),
-        routes=(),
-        hostname=hostname,
-        fqdn=fqdn,
-    )
+    ip4 = family_network(4, resolvers=tuple(map(ip, resolvers)), **changes)
+    return guest_network(ip4=ip4, mtu=mtu, search=search, hostname=hostname, fqdn=fqdn)
 
 
 def option(code: int, data: bytes = b"") -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -46,7 +47,7 @@ def built(
 ) -> bytes:
     """Build a header from its declaration; the IPv4 checksum by adding words."""
     source, guest, port, guest_port = ends
-    fields = {
+    fields: dict[str, dict[str, Any]] = {
         "virtio": virtio,
         "ethernet": {"destination": macs[0], "source": macs[1], "ethertype": 0x0800 if family == 4 else 0x86DD},
         "udp": {"source": port, "destination": guest_port, "length": size + 8, "checksum": udp_checksum},
@@ -87,7 +88,8 @@ def test_patched_headers_equal_those_built_anew(family: int, data: st.DataObject
     address = st.binary(min_size=width, max_size=width)
     macs = data.draw(st.tuples(MACS, MACS))
     ends = data.draw(st.tuples(address, address, PORTS, PORTS))
-    one = Header(family, *macs, *ends)
+    source, guest, port, guest_port = ends
+    one = Header(family, *macs, source, guest, port, guest_port)
     limit = LARGEST[family]
     for size, segment in data.draw(
         st.lists(st.tuples(st.integers(0, limit), st.integers(1, limit)), min_size=1, max_size=6)
