@@ -1,34 +1,58 @@
-"""What a user can ask for: one frozen record, declared once, from which the command line is made too.
+"""The options: one frozen record, declared once, from which the command line is made too.
 
-A field's name is the long option's name with ``_`` for ``-``; its metadata is the rest of the option. Values are
-checked here, at the edge, so that no other room has to doubt an address, a port or a number.
+Theory of operation: a field's name is the long option's name with ``_`` for ``-``; its metadata is the rest of the
+option. Every value is checked when the record is made, so no other room has to doubt an address, a port or a number.
+Port specifications are parsed then, too, and once: `Config.port_rules` is the table that listeners come from.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, NamedTuple
 
-from gpasst import portspec
 from gpasst.errors import ConfigurationError
 from gpasst.features import ALL, NAMES, Feature
+from gpasst.portspec import INTERFACE_NAME_LENGTH, ForwardRule, is_interface_name, parse
+from gpasst.values import (
+    NAME_MAXIMUM,
+    NONE,
+    check_addresses,
+    check_unicast,
+    is_domain,
+    is_host_name,
+    parse_mac,
+    parse_netmask,
+)
 
-MTU_DEFAULT = 65520  # bytes; 65535 - 14, rounded down to a multiple of 4 (seed)
+MTU_DEFAULT = 65520  # bytes; 65535 less the Ethernet header, rounded down to a multiple of 4, as in passt
 MTU_MAXIMUM = 65535  # bytes
 MTU_MINIMUM = 68  # bytes; RFC 791
 TAP_MTU_MAXIMUM = 65521  # bytes; the tun driver's 65535 less the Ethernet header
-HOST_MAC = "9a:55:9a:55:9a:55"  # constant, so that captures repeat (upstream since 2024-08)
-TIMEOUT_DEFAULT = 180  # seconds; CONN_TIMEOUT of the seed
+HOST_MAC = "9a:55:9a:55:9a:55"  # constant, so that captures repeat; passt's since 2024-08
+TIMEOUT_DEFAULT = 180  # seconds; as in passt
 LOG_SIZE_DEFAULT = 1 << 20  # bytes
 LOG_SIZE_MINIMUM = 5 * 8192  # bytes; five blocks
 BUSY_POLL_DEFAULT = 100  # microseconds; about what waking a process costs both ways, see docs/performance.md
 BUSY_POLL_MAXIMUM = 1_000_000  # microseconds
-NAME_MAXIMUM = 253  # bytes of a name as text; 255 in wire format (RFC 1035, section 2.3.4)
 NO_FD = -1
 UDP_FILTERS = ("endpoint", "address")
+
+
+class PortSide(NamedTuple):
+    """Where the ports of an option listen.
+
+    :ivar protocol: the protocol's name in lower case.
+    :ivar inside: in the namespace rather than on the host.
+    """
+
+    protocol: str
+    inside: bool
+
+
+PORT_OPTIONS = {"udp_ports": PortSide("udp", inside=False), "udp_ns": PortSide("udp", inside=True)}
+"""The options that take port specifications."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +81,7 @@ def _option(default: Any, help: str, metavar: str = "", short: str = "", group: 
 
 
 def options(mode: str = "") -> dict[str, Option]:
-    """Give each option of a command by its field's name, in the order of declaration.
+    """Return each option of a command by its field's name, in the order of declaration.
 
     :param mode: the command, ``"pasta"`` or ``"passt"``; empty for both.
     """
@@ -73,6 +97,7 @@ class Config:
     strings. Nothing given means: copy the host's own configuration, track UDP, forward nothing (on the command line:
     forward what is bound on either side).
 
+    :ivar port_rules: the rules of all port options, parsed; those of ``all`` contain the ephemeral ports.
     :raises ConfigurationError: for a value that makes no sense, or two that contradict each other.
     """
 
@@ -169,47 +194,23 @@ class Config:
     )
     no_offload: bool = _option(False, "move every datagram on its own", group="operation")
 
+    port_rules: Mapping[PortSide, tuple[ForwardRule, ...]] = field(init=False, repr=False, compare=False)
+
     def __post_init__(self) -> None:
         self._normalise()
         self._check_conflicts()
-        for name in ("address", "gateway", "outbound", "dns_forward", "dns_host"):
-            _check_addresses(name, getattr(self, name), prefix=name == "address")
-        for name in ("map_host_loopback", "map_guest_addr", "dns"):
-            _check_addresses(name, [value for value in getattr(self, name) if value != "none"])
-        for value in self.dns_forward:
-            if ipaddress.ip_address(value).is_loopback:
-                raise ConfigurationError(
-                    f"--dns-forward {value} is a loopback address",
-                    "choose one that the guest sends to its gateway",
-                )
-        for name in ("address", "gateway", "map_host_loopback", "map_guest_addr"):
-            _check_unicast(name, getattr(self, name))
-        for value in self.search:
-            if value != "none" and not is_domain(value):
-                raise ConfigurationError(
-                    f"--search {value} is not a domain name", "write it like example.org, labels up to 63 bytes"
-                )
-        for name in ("hostname", "fqdn"):
-            value = getattr(self, name)
-            if value and not (is_domain(value) and _text_bytes(value) <= NAME_MAXIMUM):
-                raise ConfigurationError(
-                    f"{long_option(name)} {value} is not a domain name",
-                    f"write it like guest.example.org, labels up to 63 bytes, {NAME_MAXIMUM} in all",
-                )
-        if self.netmask:
-            parse_netmask(self.netmask)
-        for name in ("mac_addr", "ns_mac_addr"):
-            if getattr(self, name):
-                parse_mac(getattr(self, name), long_option(name))
-        for name in ("ns_ifname", "interface", "outbound_if4", "outbound_if6"):
-            _check_interface_name(getattr(self, name), long_option(name))
+        self._check_addresses()
+        self._check_names()
         self._check_numbers()
-        self.forward_rules()
+        rules = {
+            side: parse(long_option(name), getattr(self, name), side.protocol) for name, side in PORT_OPTIONS.items()
+        }
+        object.__setattr__(self, "port_rules", rules)
         self._check_namespace_rules()
 
     def _normalise(self) -> None:
         """Accept one string where several are allowed, and check the types."""
-        for item in fields(self):
+        for item in given_fields():
             value = getattr(self, item.name)
             if isinstance(item.default, tuple):
                 values = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else None
@@ -237,6 +238,46 @@ class Config:
             if getattr(self, one) and getattr(self, other):
                 raise ConfigurationError(
                     f"{long_option(one)} and {long_option(other)} exclude each other", "give only one of them"
+                )
+
+    def _check_addresses(self) -> None:
+        for name in ("address", "gateway", "outbound", "dns_forward", "dns_host"):
+            check_addresses(long_option(name), getattr(self, name), prefix=name == "address")
+        for name in ("map_host_loopback", "map_guest_addr", "dns"):
+            check_addresses(long_option(name), _without_none(getattr(self, name)))
+        for value in self.dns_forward:
+            if ipaddress.ip_address(value).is_loopback:
+                raise ConfigurationError(
+                    f"--dns-forward {value} is a loopback address",
+                    "choose one that the guest sends to its gateway",
+                )
+        for name in ("address", "gateway", "map_host_loopback", "map_guest_addr"):
+            check_unicast(long_option(name), _without_none(getattr(self, name)))
+        if self.netmask:
+            parse_netmask(self.netmask)
+        for name in ("mac_addr", "ns_mac_addr"):
+            if getattr(self, name):
+                parse_mac(getattr(self, name), long_option(name))
+
+    def _check_names(self) -> None:
+        for value in _without_none(self.search):
+            if not is_domain(value):
+                raise ConfigurationError(
+                    f"--search {value} is not a domain name", "write it like example.org, labels up to 63 bytes"
+                )
+        for name in ("hostname", "fqdn"):
+            value = getattr(self, name)
+            if value and not is_host_name(value):
+                raise ConfigurationError(
+                    f"{long_option(name)} {value} is not a domain name",
+                    f"write it like guest.example.org, labels up to 63 bytes, {NAME_MAXIMUM} in all",
+                )
+        for name in ("ns_ifname", "interface", "outbound_if4", "outbound_if6"):
+            value = getattr(self, name)
+            if value and not is_interface_name(value):
+                raise ConfigurationError(
+                    f"{long_option(name)} {value} is no interface name",
+                    f"use up to {INTERFACE_NAME_LENGTH} characters without blank, slash or colon",
                 )
 
     def _check_numbers(self) -> None:
@@ -283,20 +324,6 @@ class Config:
         """Whether the host's loopback leads to the namespace's loopback."""
         return self.host_lo_to_ns_lo or self.splice_only
 
-    def forward_rules(self, ephemeral: tuple[int, int] = portspec.EPHEMERAL) -> tuple[portspec.ForwardRule, ...]:
-        """The rules of ``--udp-ports``.
-
-        :param ephemeral: first and last ephemeral port of the host.
-        """
-        return portspec.parse("--udp-ports", self.udp_ports, ephemeral)
-
-    def namespace_rules(self, ephemeral: tuple[int, int] = portspec.EPHEMERAL) -> tuple[portspec.ForwardRule, ...]:
-        """The rules of ``--udp-ns``.
-
-        :param ephemeral: first and last ephemeral port of the namespace.
-        """
-        return portspec.parse("--udp-ns", self.udp_ns, ephemeral)
-
     def check_mode(self, mode: str) -> None:
         """Refuse what belongs to the other command.
 
@@ -304,30 +331,35 @@ class Config:
         :raises ConfigurationError: naming the option.
         """
         mine = options(mode)
-        for item in fields(self):
+        for item in given_fields():
             if (
                 item.name not in mine
                 and (item.name, mode) != ("pid", "pasta")
                 and getattr(self, item.name) != item.default
             ):
                 raise ConfigurationError(f"{long_option(item.name)} is not an option of gpasst {mode}", "leave it out")
-        if mode == "passt" and any(rule.auto for rule in self.forward_rules()):
-            raise ConfigurationError(
-                "--udp-ports auto needs a namespace, whose ports can be seen", "name the ports, or say all"
-            )
+        for name, side in PORT_OPTIONS.items():
+            if mode == "passt" and any(rule.auto for rule in self.port_rules[side]):
+                raise ConfigurationError(
+                    f"{long_option(name)} auto needs a namespace, whose ports can be seen",
+                    "name the ports, or say all",
+                )
 
     def _check_namespace_rules(self) -> None:
-        for rule in self.namespace_rules():
-            if self.no_splice:
+        """Check that what listens in the namespace does so on its loopback, since nothing else is spliced."""
+        for name, side in PORT_OPTIONS.items():
+            rules = self.port_rules[side] if side.inside else ()
+            if rules and self.no_splice:
                 raise ConfigurationError(
-                    "--udp-ns needs splicing, which --no-splice switches off", "give only one of them"
+                    f"{long_option(name)} needs splicing, which --no-splice switches off", "give only one of them"
                 )
-            address = ipaddress.ip_address(rule.address or "127.0.0.1")
-            if not (address.is_loopback or address.is_unspecified) or rule.interface not in (None, "lo"):
-                raise ConfigurationError(
-                    f"--udp-ns {rule.text} is not on the namespace's loopback",
-                    "name ports only, or an address like 127.0.0.53 or ::1",
-                )
+            for rule in rules:
+                address = ipaddress.ip_address(rule.address or "127.0.0.1")
+                if not (address.is_loopback or address.is_unspecified) or rule.interface not in (None, "lo"):
+                    raise ConfigurationError(
+                        f"{long_option(name)} {rule.text} is not on the namespace's loopback",
+                        "name ports only, or an address like 127.0.0.53 or ::1",
+                    )
 
 
 def long_option(name: str) -> str:
@@ -336,112 +368,10 @@ def long_option(name: str) -> str:
     return "PID" if name == "pid" else "--" + name.replace("_", "-")
 
 
-def split_address(text: str) -> tuple[str, int | None]:
-    """Split ``ADDR[/LEN]`` into a checked address and its prefix length, None if absent.
-
-    :raises ConfigurationError: if either part is not what it should be.
-    """
-    host, slash, length = text.partition("/")
-    try:
-        if "%" in host:
-            raise ValueError("a scope means nothing in the guest's network")
-        address = ipaddress.ip_address(host)
-        if slash:
-            ipaddress.ip_interface(text)
-    except ValueError:
-        raise ConfigurationError(f"{text} is not an IP address", "write it like 192.0.2.2 or 2001:db8::2") from None
-    if slash and not length.isdecimal():
-        raise ConfigurationError(f"{text}: {length} is not a prefix length", "write it like 192.0.2.2/24")
-    return str(address), int(length) if slash else None
+def given_fields() -> list[Field[Any]]:
+    """Return the fields that a caller sets: all but those that are derived from them."""
+    return [item for item in fields(Config) if item.init]
 
 
-def parse_netmask(text: str) -> int:
-    """Turn ``255.255.255.0`` or ``24`` into a prefix length in bits.
-
-    :raises ConfigurationError: if it is neither.
-    """
-    try:
-        network = ipaddress.IPv4Network(f"0.0.0.0/{text}")
-        # The module takes inverted masks, too, but says what it made of them.
-        if text not in (str(network.netmask), str(network.prefixlen)):
-            raise ValueError
-        return network.prefixlen
-    except ValueError:
-        raise ConfigurationError(
-            f"--netmask {text} is neither a mask nor a length", "write it like 255.255.255.0 or 24"
-        ) from None
-
-
-def parse_mac(text: str, option: str) -> bytes:
-    """Turn ``02:00:00:00:00:01`` into 6 bytes.
-
-    :raises ConfigurationError: if it is no unicast MAC address.
-    """
-    if not re.fullmatch(r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}", text):
-        raise ConfigurationError(f"{option} {text} is not a MAC address", "write it like 02:00:00:00:00:01")
-    mac = bytes.fromhex(text.replace(":", "").replace("-", ""))
-    if mac[0] & 1 or not any(mac):
-        raise ConfigurationError(f"{option} {text} is not one machine's address", "clear the lowest bit of byte one")
-    return mac
-
-
-def _check_interface_name(name: str, option: str) -> None:
-    """Refuse what the kernel would refuse as a device name (dev_valid_name)."""
-    if name and (
-        len(name.encode()) > portspec.INTERFACE_NAME_LENGTH
-        or name in (".", "..")
-        or any(char in "/:" or char.isspace() for char in name)
-    ):
-        raise ConfigurationError(
-            f"{option} {name} is no interface name", "use up to 15 characters without blank, slash or colon"
-        )
-
-
-def _check_addresses(name: str, values: Iterable[str], prefix: bool = False) -> None:
-    """Check that the values of an option are addresses, with a prefix length where one is allowed."""
-    for value in values:
-        try:
-            if split_address(value)[1] is not None and not prefix:
-                raise ConfigurationError(f"{value} has a prefix length", "leave it out")
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{long_option(name)} {error.message}", error.remedy) from None
-
-
-def _check_unicast(name: str, values: Iterable[str]) -> None:
-    """Refuse what is no address of one machine on the guest's network."""
-    for value in values:
-        if value == "none":
-            continue
-        address = ipaddress.ip_address(split_address(value)[0])
-        if (
-            address.is_unspecified
-            or address.is_loopback
-            or address.is_multicast
-            or address == ipaddress.IPv4Address("255.255.255.255")
-            or (isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped)
-        ):
-            raise ConfigurationError(
-                f"{long_option(name)} {value} is not one machine's address", "write it like 192.0.2.2 or 2001:db8::2"
-            )
-
-
-def is_domain(name: str) -> bool:
-    """Tell whether `name` has a wire format: labels of 1 to 63 bytes (RFC 1035, section 3.1)."""
-    try:
-        return all(0 < len(label.encode("idna")) <= 63 for label in name.removesuffix(".").split("."))
-    except UnicodeError:
-        return False
-
-
-def _text_bytes(name: str) -> int:
-    """Give the bytes of a domain name as text, without a dot at its end."""
-    return sum(1 + len(label.encode("idna")) for label in name.removesuffix(".").split(".")) - 1
-
-
-def of_family(values: Iterable[str], family: int) -> str | None:
-    """Give the last of `values` that is an address of `family` (4 or 6), or None."""
-    found = None
-    for value in values:
-        if value != "none" and ipaddress.ip_address(value.partition("/")[0]).version == family:
-            found = value
-    return found
+def _without_none(values: Iterable[str]) -> list[str]:
+    return [value for value in values if value != NONE]

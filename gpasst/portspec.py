@@ -13,7 +13,9 @@ A PLACE is where to listen: ``ADDRESS``, ``ADDRESS%INTERFACE``, ``%INTERFACE``, 
 around an address where wanted. The first ``/`` ends it if what stands before is a place, so that the IPv6 target in
 ``5000:2001:db8::5/6000`` needs brackets, and the one in ``5000-5001:2001:db8::5/6000-6001`` does not.
 
-Pure: text in, rules out. Whether a port can be bound is found out by whoever binds it.
+Theory of operation: `parse` turns the values of one option into rules that do not contradict each other. Which ports
+are ephemeral is not known yet when options are read, so ``all`` still means every port there; `lay` cuts the ephemeral
+ports out when a proxy knows its host and namespace. Neither asks whether a port can be bound.
 """
 
 from __future__ import annotations
@@ -26,10 +28,12 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter, itemgetter
 
 from gpasst.errors import ConfigurationError
+from gpasst.linux import IFNAMSIZ
 
 LAST_PORT = 65535
 EPHEMERAL = (49152, LAST_PORT)  # the ports that IANA calls dynamic (RFC 6335, section 6)
-INTERFACE_NAME_LENGTH = 15  # bytes; IFNAMSIZ - 1
+INTERFACE_NAME_LENGTH = IFNAMSIZ - 1  # bytes
+NOT_IN_NAMES = b"/: \xa0"  # printable bytes that no interface name contains
 WILDCARDS = (None, "0.0.0.0", "::")
 SYNTAX = "write [ADDRESS[%INTERFACE]/]PORT[-PORT][:[[ADDRESS]/]PORT[-PORT]][,...], ~PORT[-PORT], all, auto or none"
 # How a list begins whose first slash follows a target address.
@@ -43,16 +47,16 @@ _Key = tuple[bool, str | None, str | None, int]  # what may take ports from each
 class ForwardRule:
     """Ports of one side that lead to ports of the other.
 
-    :ivar protocol: ``"udp"``.
+    :ivar protocol: the protocol's name in lower case, such as ``"udp"``.
     :ivar address: address to bind, None for every address of the rule's families.
     :ivar interface: interface to bind to, None for every one.
     :ivar first: first port that listens, 1 to 65535.
     :ivar last: last port that listens.
     :ivar target: the other side's port for `first`; the others follow in order, up to 65535.
-    :ivar strict: whether a port that cannot be bound is an error.
-    :ivar target_address: address on the other side, None for the one that it has anyway.
+    :ivar strict: whether a port that cannot be bound is an error; it is unless the rule comes from ``all`` or ``auto``.
+    :ivar target_address: address on the other side, None for its own address.
     :ivar auto: whether a port listens only while its target is bound on the other side.
-    :ivar text: the specification that asked for the rule, for messages.
+    :ivar text: the specification that the rule comes from, for messages.
     """
 
     protocol: str
@@ -67,18 +71,18 @@ class ForwardRule:
     text: str = field(default="", compare=False)
 
     def ports(self) -> Iterator[tuple[int, int]]:
-        """Give each (listening port, port on the other side) of the rule."""
+        """Yield each (listening port, port on the other side) of the rule."""
         for port in range(self.first, self.last + 1):
             yield port, port - self.first + self.target
 
     def listening_for(self, target_port: int) -> int | None:
-        """Give the port that listens for `target_port` of the other side, None if the rule has none."""
+        """Return the port that listens for `target_port` of the other side, None if the rule has none."""
         port = target_port - self.target + self.first
         return port if self.first <= port <= self.last else None
 
     @property
     def families(self) -> tuple[int, ...]:
-        """The address families, 4 and 6, that the rule is for."""
+        """The address families, 4 and 6, that the rule opens listeners in."""
         address = self.address or self.target_address
         return (4, 6) if address is None else (_family(address),)
 
@@ -94,21 +98,18 @@ class ForwardRule:
         )
 
 
-def parse(
-    option: str, specifications: Iterable[str], ephemeral: Range = EPHEMERAL, protocol: str = "udp"
-) -> tuple[ForwardRule, ...]:
+def parse(option: str, specifications: Iterable[str], protocol: str) -> tuple[ForwardRule, ...]:
     """Turn the values of one port option into rules that do not contradict each other.
 
-    The last option wins: a value takes the ports that it names away from the values before it that have the same
-    address and interface, and a family in common. Ports that are named win over ``all``, though, and ``auto`` takes
-    from ``auto`` only.
+    The last value wins: it takes the ports that it names away from the values before it that have the same address and
+    interface, and a family in common. Ports that are named win over ``all``, though, and ``auto`` takes from ``auto``
+    only.
 
     :param option: name of the option, for messages.
     :param specifications: its values in the order given; ``none`` cancels those before it.
-    :param ephemeral: first and last port of the ephemeral range of the side that listens.
-    :param protocol: what the rules are for.
+    :param protocol: the protocol that the option is about.
     :returns: the strict rules first, to be opened first, and the automatic ones last; else by place, in the order
-        given, and by port.
+        given, and by port. Those of ``all`` contain the ephemeral ports; see `lay`.
     :raises ConfigurationError: naming the value and what is wrong with it.
     """
     parsed: list[list[ForwardRule]] = []
@@ -117,7 +118,7 @@ def parse(
             parsed.clear()
             continue
         try:
-            parsed.append(_parse_specification(text, ephemeral, protocol))
+            parsed.append(_parse_specification(text, protocol))
         except ConfigurationError as error:
             raise ConfigurationError(_one_line(f"{option} {text}: {error.message}"), error.remedy) from None
     rules = _in_order(_resolve(parsed), parsed)
@@ -127,11 +128,21 @@ def parse(
     return tuple(rules)
 
 
-def reverse(rules: Iterable[ForwardRule]) -> dict[int, int]:
-    """Give, by target port, the port that leads to it, for showing a sender under the port that others reach it by.
+def lay(rules: Iterable[ForwardRule], ephemeral: Range) -> tuple[ForwardRule, ...]:
+    """Cut the ephemeral ports out of the rules of ``all``.
 
-    A target that several ports lead to has no entry, be one of them itself (erratum E-11). Neither have ports that
-    lead to themselves, nor automatic ones. The map is of ports, not of differences, so that no sum wraps (E-10).
+    :param rules: rules of one direction, as `parse` returns them.
+    :param ephemeral: first and last port of the ephemeral range of the side that listens.
+    :returns: the rules in the same order.
+    """
+    return tuple(part for rule in rules for part in ([rule] if rule.strict or rule.auto else _cut(rule, [ephemeral])))
+
+
+def reverse(rules: Iterable[ForwardRule]) -> dict[int, int]:
+    """Map each target port to the port that leads to it, for showing a sender under the port that others reach it by.
+
+    A target that several ports lead to has no entry, even if one of them is the target's own number. Neither have
+    ports that lead to themselves, nor automatic ones. The map is of ports, not of differences, so no sum wraps.
 
     :param rules: all rules of one direction.
     """
@@ -157,11 +168,16 @@ def reverse(rules: Iterable[ForwardRule]) -> dict[int, int]:
 
 
 def is_interface_name(name: str) -> bool:
-    """Tell whether the kernel would take `name` for a device (dev_valid_name), and a message can show it."""
+    """Tell whether the kernel accepts `name` for a device, and a message can show it.
+
+    The kernel's rule is dev_valid_name (net/core/dev.c): 1 to 15 bytes, neither ``.`` nor ``..``, without slash, colon
+    or white space; the byte 0xA0 counts as white space (lib/ctype.c), whatever character it is a part of.
+    """
     return (
-        name not in ("", ".", "..")
-        and all(char not in "/: " and char.isprintable() for char in name)
+        name.isprintable()
+        and name not in ("", ".", "..")
         and len(name.encode()) <= INTERFACE_NAME_LENGTH
+        and not any(byte in NOT_IN_NAMES for byte in name.encode())
     )
 
 
@@ -188,7 +204,7 @@ def _resolve(parsed: list[list[ForwardRule]]) -> list[ForwardRule]:
 
 
 def _in_order(rules: list[ForwardRule], parsed: list[list[ForwardRule]]) -> list[ForwardRule]:
-    """Sort rules as `parse` gives them."""
+    """Sort rules as `parse` returns them."""
     mentioned = dict.fromkeys((rule.address, rule.interface) for group in parsed for rule in group)
     places = {place: index for index, place in enumerate(mentioned)}
     return sorted(
@@ -204,7 +220,7 @@ def _in_order(rules: list[ForwardRule], parsed: list[list[ForwardRule]]) -> list
 
 
 def _find_clash(rules: Iterable[ForwardRule]) -> tuple[ForwardRule, ForwardRule] | None:
-    """Give two rules that overlap, the one with the higher port first, or None."""
+    """Return two rules that overlap, the one with the higher port first, or None."""
     active: list[ForwardRule] = []
     for rule in sorted(rules, key=attrgetter("first")):
         active = [other for other in active if other.last >= rule.first]
@@ -226,7 +242,7 @@ def _clash_error(option: str, rule: ForwardRule, other: ForwardRule) -> Configur
     )
 
 
-def _parse_specification(text: str, ephemeral: Range, protocol: str) -> list[ForwardRule]:
+def _parse_specification(text: str, protocol: str) -> list[ForwardRule]:
     """Parse ``[PLACE/]LIST``; explicit ports and ``all`` may still overlap."""
     address, interface, ports = _split(text)
     items = ports.split(",")
@@ -242,7 +258,7 @@ def _parse_specification(text: str, ephemeral: Range, protocol: str) -> list[For
         raise ConfigurationError(f"port {clash[0].first} is given twice", "give every port only once")
     rules = [part for rule in named for part in _cut(rule, excluded)]
     if "all" in words or not named:
-        rules += _cut(whole, excluded if auto else _merged([*excluded, ephemeral]))
+        rules += _cut(whole, excluded)
     return rules
 
 
@@ -286,7 +302,7 @@ def _parse_item(item: str, whole: ForwardRule) -> ForwardRule:
         return rule
     host, slash, ports = destination.rpartition("/")
     if not slash and (address := _address(destination)):
-        shown = f"[{address}]" if _family(address) == 6 else address
+        shown = f"[{address}]" if ":" in address else address
         raise ConfigurationError(f"{destination} lacks a port", f"write {source}:{shown}/{source}")
     target_address = _parse_address(host) if slash else None
     target, target_last = _parse_range(ports)
@@ -320,7 +336,7 @@ def _parse_address(text: str) -> str:
 
 
 def _address(text: str) -> str | None:
-    """Give the one spelling of an address with or without brackets, None if it is none."""
+    """Return the canonical spelling of an address with or without brackets, None if it is none."""
     if text.startswith("[") and text.endswith("]"):
         text = text[1:-1]
     try:
@@ -335,7 +351,7 @@ def _family(address: str) -> int:
 
 
 def _cut(rule: ForwardRule, holes: list[Range]) -> list[ForwardRule]:
-    """Give the parts of `rule` outside of `holes`, which are as `_merged` gives them."""
+    """Return the parts of `rule` outside of `holes`, which are as `_merged` returns them."""
     return [
         replace(rule, first=first, last=last, target=rule.target + first - rule.first)
         for first, last in _without(rule.first, rule.last, holes)
@@ -343,7 +359,7 @@ def _cut(rule: ForwardRule, holes: list[Range]) -> list[ForwardRule]:
 
 
 def _without(first: int, last: int, holes: list[Range]) -> Iterator[Range]:
-    """Give the stretches of `first` to `last` outside of `holes`, which are as `_merged` gives them."""
+    """Yield the stretches of `first` to `last` outside of `holes`, which are as `_merged` returns them."""
     start = bisect_left(holes, first, key=itemgetter(1))
     stop = bisect_right(holes, last, key=itemgetter(0))
     for low, high in holes[start:stop]:

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gpasst import runtime
-from gpasst.config import Config
+from gpasst.config import Config, given_fields
 from gpasst.counters import Statistics
 from gpasst.errors import ConfigurationError
 from gpasst.flow.network import GuestNetwork
@@ -34,7 +34,7 @@ class Connection:
         if config is not None and fields:
             raise ConfigurationError("a Config and keywords were given", "give one of them")
         if config is None:
-            unknown = sorted(set(fields) - set(Config.__dataclass_fields__))
+            unknown = sorted(set(fields) - {item.name for item in given_fields()})
             if unknown:
                 raise ConfigurationError(f"unknown option {unknown[0]}", "see gpasst.Config for their names")
             config = Config(**fields)

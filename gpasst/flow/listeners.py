@@ -1,26 +1,71 @@
-"""Which listeners the forward rules ask for, and where.
+"""The forward rules of a proxy, and the listeners that they ask for.
 
-Theory of operation: a rule says which ports of one side lead to the other. An explicit rule wants a listener for each
-of its ports and families. An automatic one follows the sockets that are bound on the other side, address by address:
+Theory of operation: `lay_rules` lays the parsed rules of a `Config` over the ephemeral ranges of host and namespace,
+once per proxy; `PortRules` is the table for every protocol and both sides. A rule leads ports of one side to the other.
+An explicit rule asks for a listener for each of its ports and families (`explicit`). An automatic one follows the
+sockets that are bound on the other side, address by address (`automatic`):
 
-1. A socket on every address wants a listener on every address; one on a loopback address wants a listener on that same
-   address only, and only where loopback addresses are kept (`udp.splice`).
-2. On the host's side any other address of a guest's socket is reached through the guest's address, so it wants a
-   listener like one on every address. In the namespace only loopback traffic is spliced, so it wants none.
-3. The proxy's own sockets want none, so that the two directions do not follow each other.
+1. A socket on every address asks for a listener on every address; one on a loopback address for a listener on that
+   address only, and only where loopback addresses are kept (`gpasst.udp.pairs`).
+2. On the host any other address of a guest's socket is reached through the guest's address, so it asks for a listener
+   like one on every address. In the namespace only loopback traffic is spliced, so it asks for none.
+3. The proxy's own sockets ask for none, so that the two directions do not follow each other.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from gpasst.packet.address import ANY, UNSPECIFIED, is_loopback, is_multicast, is_v4_mapped
-from gpasst.portspec import ForwardRule
+from gpasst.config import Config, PortSide
+from gpasst.packet.address import ANY, IP4_BYTES, UNSPECIFIED, is_loopback, is_multicast, is_v4_mapped
+from gpasst.portspec import ForwardRule, lay, reverse
 
 LOOPBACK_INTERFACE = "lo"
+
+
+@dataclass(frozen=True, slots=True)
+class PortRules:
+    """The rules of every protocol and side.
+
+    :ivar table: the rules that listen on a side, in the order in which they are to be opened; a side that has none is
+        missing.
+    """
+
+    table: Mapping[PortSide, tuple[ForwardRule, ...]]
+
+    def of(self, inside: bool, protocol: str = "udp") -> tuple[ForwardRule, ...]:
+        """Return the rules that listen in the namespace (`inside`) or on the host."""
+        return self.table.get(PortSide(protocol, inside), ())
+
+    def automatic(self, inside: bool, protocol: str = "udp") -> tuple[ForwardRule, ...]:
+        """Return those rules of one side that follow what is bound on the other."""
+        return tuple(rule for rule in self.of(inside, protocol) if rule.auto)
+
+    def shown(self, inside: bool, protocol: str = "udp") -> dict[int, int]:
+        """Return under which port one side knows a port of the other, where that is another number; computed anew.
+
+        :param inside: whether the namespace is the side that looks: the keys are then ports of the host.
+        """
+        return reverse(self.of(inside, protocol))
+
+
+def lay_rules(config: Config, host: tuple[int, int], namespace: tuple[int, int] | None) -> PortRules:
+    """Lay the rules of all port options over the ephemeral ranges.
+
+    :param config: the options; a protocol that they switch off has no rules.
+    :param host: first and last ephemeral port of the host.
+    :param namespace: the same of the namespace, None where there is none: then no rule listens there.
+    """
+    ranges = {False: host, True: namespace}
+    table = {}
+    for side, rules in config.port_rules.items():
+        ephemeral = ranges[side.inside]
+        if rules and ephemeral and not getattr(config, f"no_{side.protocol}"):
+            table[side] = lay(rules, ephemeral)
+    return PortRules(table)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +97,7 @@ class BindAddress:
 
     @property
     def loopback(self) -> bool:
-        """Whether what is sent to a loopback address arrives here (E-14)."""
+        """Whether datagrams to a loopback address arrive here: only where it is bound to one, or to every address."""
         address = ipaddress.ip_address(self.address)
         return self.interface in ("", LOOPBACK_INTERFACE) and (address.is_unspecified or address.is_loopback)
 
@@ -61,12 +106,12 @@ class BindAddress:
 class ListenerSpec:
     """A listener that a rule asks for.
 
-    :ivar place: where.
-    :ivar target: the port that it leads to.
+    :ivar bind: where it listens.
+    :ivar target: the port of the other side that it leads to.
     :ivar rule: the rule.
     """
 
-    place: BindAddress
+    bind: BindAddress
     target: int
     rule: ForwardRule
 
@@ -92,17 +137,17 @@ class Bound(Protocol):
 
     @property
     def inode(self) -> int:
-        """What tells it from all others."""
+        """The number that no other socket has."""
 
 
 def explicit(
     rules: Iterable[ForwardRule], inside: bool, families: Collection[int], lo_only: bool = False
 ) -> Iterator[ListenerSpec]:
-    """Give the listeners that rules ask for whatever is bound.
+    """Yield the listeners that rules ask for whatever is bound.
 
     :param rules: the rules of one side.
     :param inside: whether that side is the namespace.
-    :param families: the families in use.
+    :param families: the families in use, of 4 and 6.
     :param lo_only: whether loopback traffic alone is carried.
     """
     for rule in rules:
@@ -111,7 +156,7 @@ def explicit(
         for family in rule.families:
             if family in families:
                 for port, target in rule.ports():
-                    yield ListenerSpec(_place(rule, inside, family, port, lo_only), target, rule)
+                    yield ListenerSpec(_bind_address(rule, inside, family, port, lo_only), target, rule)
 
 
 def automatic(
@@ -123,57 +168,61 @@ def automatic(
     own: Collection[int],
     lo_only: bool = False,
 ) -> dict[BindAddress, ListenerSpec]:
-    """Give the listeners that automatic rules ask for, given what is bound on the other side.
+    """Return the listeners that automatic rules ask for while these sockets are bound on the other side.
 
-    :param rules: the rules of one side.
+    :param rules: the automatic rules of one side; of two that ask for the same place the first counts.
     :param inside: whether that side is the namespace.
-    :param families: the families in use.
+    :param families: the families in use, of 4 and 6.
     :param bound: the sockets of the other side.
     :param keep_loopback: whether loopback addresses are kept from the host.
     :param own: inodes of the proxy's own sockets.
     :param lo_only: whether loopback traffic alone is carried.
     """
-    following = [rule for rule in rules if rule.auto]
-    wanted: dict[BindAddress, ListenerSpec] = {}
+    specs: dict[BindAddress, ListenerSpec] = {}
     for sock in bound:
         if sock.inode in own:
             continue
-        dual = sock.address == UNSPECIFIED[6] and not sock.only6
-        for family in (4, 6) if dual else (4,) if is_v4_mapped(sock.address) else (sock.family,):
-            address = UNSPECIFIED[family] if dual else sock.address[-len(UNSPECIFIED[family]) :]
-            if is_multicast(address):
-                continue
+        for family, address in _addresses(sock):
             reached = _reached(address, family, inside, keep_loopback)
-            if family not in families or reached is None:
+            if family not in families or reached is None or is_multicast(address):
                 continue
-            for rule in following:
+            for rule in rules:
                 port = rule.listening_for(sock.port)
                 if port is None or family not in rule.families:
                     continue
-                place = _place(rule, inside, family, port, lo_only)
+                bind = _bind_address(rule, inside, family, port, lo_only)
                 if reached:
                     # One loopback address leads there, so it has to be a place that the rule names.
-                    if not place.loopback or place.address not in (ANY[family], reached):
+                    if not bind.loopback or bind.address not in (ANY[family], reached):
                         continue
-                    place = BindAddress(inside, family, reached, "", port)
-                wanted.setdefault(place, ListenerSpec(place, sock.port, rule))
-    return wanted
+                    bind = BindAddress(inside, family, reached, "", port)
+                specs.setdefault(bind, ListenerSpec(bind, sock.port, rule))
+    return specs
+
+
+def target_bytes(rule: ForwardRule) -> bytes:
+    """Return the rule's target address as 4 or 16 bytes, empty if it has none."""
+    return ipaddress.ip_address(rule.target_address).packed if rule.target_address else b""
+
+
+def _addresses(sock: Bound) -> tuple[tuple[int, bytes], ...]:
+    """Return the (family, address) pairs that a socket receives at: an IPv6 one may take IPv4, too."""
+    if sock.address == UNSPECIFIED[6] and not sock.only6:
+        return tuple(UNSPECIFIED.items())
+    if is_v4_mapped(sock.address):
+        return ((4, sock.address[-IP4_BYTES:]),)
+    return ((sock.family, sock.address),)
 
 
 def _reached(address: bytes, family: int, inside: bool, keep_loopback: bool) -> str | None:
-    """Give the one address of the listening side that leads to `address`; empty for any, None if there is none."""
+    """Return the only address of the listening side that leads to `address`; empty for any, None if there is none."""
     if is_loopback(address):
         return str(ipaddress.ip_address(address)) if inside or keep_loopback else None
     return "" if address == UNSPECIFIED[family] or not inside else None
 
 
-def _place(rule: ForwardRule, inside: bool, family: int, port: int, lo_only: bool) -> BindAddress:
+def _bind_address(rule: ForwardRule, inside: bool, family: int, port: int, lo_only: bool) -> BindAddress:
     address, interface = rule.address or ANY[family], rule.interface or ""
     if not interface and rule.address is None and (inside or lo_only):
         interface = LOOPBACK_INTERFACE
     return BindAddress(inside, family, address, interface, port)
-
-
-def target_bytes(rule: ForwardRule) -> bytes:
-    """Give the rule's target address as 4 or 16 bytes, empty if it has none."""
-    return ipaddress.ip_address(rule.target_address).packed if rule.target_address else b""

@@ -15,10 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpasst.config import Config, is_domain, of_family, parse_mac, parse_netmask, split_address
+from gpasst.config import Config
 from gpasst.errors import ConfigurationError, PlatformError
 from gpasst.helper.request import Route
 from gpasst.linux import IFA_F_DADFAILED, IFA_F_TENTATIVE, RT_SCOPE_LINK, RT_SCOPE_UNIVERSE, RTPROT_KERNEL
+from gpasst.values import is_domain, of_family, parse_mac, parse_netmask, split_address
 
 # Local mode (upstream since 2024-11): RFC 3927 link-local addresses, and a fixed IPv6 link-local gateway.
 LOCAL_ADDRESS4 = "169.254.2.1"

@@ -1,10 +1,10 @@
 """The listeners of forwarded ports, on both sides: opened by rules, and kept in step with what is bound.
 
-Theory of operation: `gpasst.flow.listeners` says which listeners are wanted. Those of explicit rules are opened at the
-start, all or none, but for rules that forgive (``all`` and lists of exclusions). Those of automatic rules are looked at
-again and again: the kernel lists what is bound on one side (`gpasst.host.sock_diag`), listeners that have become wanted
-are opened, and those that no longer are, twice in a row, are closed. A port that cannot be had now is tried again the
-next time.
+Theory of operation: `gpasst.flow.listeners` derives the listeners from the rules. Those of explicit rules are opened at
+the start, all or none, except that a rule of ``all`` or of nothing but exclusions passes over ports that it does not
+get. Those of automatic rules are compared again and again with the sockets that the kernel lists on the other side
+(`gpasst.host.sock_diag`): a listener that is missing is opened, one that two lists in a row do not ask for is closed,
+and one that could not be opened is tried again the next time.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from dataclasses import dataclass, field
 
 from gpasst.config import Config
 from gpasst.errors import GpasstError, PlatformError
-from gpasst.flow.listeners import BindAddress, ListenerSpec, automatic, explicit, target_bytes
+from gpasst.flow.listeners import BindAddress, ListenerSpec, PortRules, automatic, explicit, target_bytes
 from gpasst.flow.record import Forward
-from gpasst.helper.client import Namespace
 from gpasst.host.sock_diag import SockDiag
 from gpasst.host.socket_pool import SocketPool
 from gpasst.host.sockets import bind_listener, listener_error, new_udp_socket, prepare, stand_in
@@ -34,35 +33,35 @@ from gpasst.udp.nat import UdpNat
 SPARE_DESCRIPTORS = 512  # kept free of listeners, for the tap, the helper, mappings and splice pairs
 TRIED_AGAIN = 64  # listeners, at each look
 OPENED_AT_ONCE = 32  # listeners opened or closed between two looks at other traffic
+SIDES = (False, True)  # listening on the host, in the namespace
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class FollowState:
-    """What is known of one side's automatic rules.
+    """The automatic listeners of one side.
 
-    :ivar seen: keys of the last list of bound sockets.
-    :ivar wanted: the listeners that it made wanted.
-    :ivar pending: those of them that could not be had yet.
-    :ivar missing: open listeners that were not wanted at the last look.
+    :ivar seen: keys of the last list of sockets bound on the other side.
+    :ivar specs: the listeners that this list asks for.
+    :ivar pending: those of them that could not be opened yet.
+    :ivar missing: open listeners that the last list did not ask for.
     """
 
     seen: Collection[bytes] = ()
-    wanted: dict[BindAddress, ListenerSpec] = field(default_factory=dict)
+    specs: dict[BindAddress, ListenerSpec] = field(default_factory=dict)
     pending: list[ListenerSpec] = field(default_factory=list)
     missing: set[BindAddress] = field(default_factory=set)
 
 
 class Forwarder:
-    """All listeners of one namespace.
+    """All UDP listeners of one proxy.
 
-    :param config: the rules, and how to bind.
-    :param ephemeral: ephemeral ports of the host, first and last.
-    :param path: told of listeners that lead to the guest.
+    :param config: the options that say how to bind.
+    :param rules: the rules.
+    :param path: the NAT that listeners on the host lead to.
     :param splice: what moves loopback traffic, None where nothing does.
-    :param namespace: the namespace, None where there is none: then nothing listens there, or is looked for.
-    :param pool: the namespace's sockets, None where there is none.
+    :param pool: the sockets of the namespace, None where there is none: then no rule may listen or look there.
     :param watch: begins to call back when a listener is readable.
     :param unwatch: stops that; called before the socket is closed.
     :param gro: let the kernel join datagrams of one sender.
@@ -72,21 +71,19 @@ class Forwarder:
     def __init__(
         self,
         config: Config,
-        ephemeral: tuple[int, int],
+        rules: PortRules,
         path: UdpNat,
         splice: Splice | None,
-        namespace: Namespace | None,
         pool: SocketPool | None,
         watch: Callable[[UdpSocket], None],
         unwatch: Callable[[UdpSocket], None],
         gro: bool,
     ) -> None:
         self._config = config
-        self._rules = {False: config.forward_rules(ephemeral)}
-        if namespace is not None:
-            self._rules[True] = config.namespace_rules(namespace.ephemeral)
-        # Asked for each new mapping, and there may be thousands of rules.
-        self.automatic = any(rule.auto for rules in self._rules.values() for rule in rules)
+        self._rules = rules
+        # Kept, since each look needs them and `automatic` is read for each new mapping, and rules may be thousands.
+        self._followers = {inside: found for inside in SIDES if (found := rules.automatic(inside))}
+        self.automatic = bool(self._followers)
         self._path = path
         self._splice = splice
         self._pool = pool
@@ -97,46 +94,44 @@ class Forwarder:
         self._scanners: dict[bool, SockDiag] = {}
         self._own: set[int] = set()
         self._released: list[int] = []
-        self._following = {False: FollowState(), True: FollowState()}
+        self._following = {inside: FollowState() for inside in self._followers}
         self._room = 0
         self._full = False
 
     def listed(self) -> tuple[Forward, ...]:
-        """List the open listeners."""
+        """Return a record of each open listener."""
         return tuple(
             Forward(
-                wanted.rule.protocol,
-                place.address,
-                place.port,
-                place.interface or None,
-                wanted.target,
-                wanted.rule.target_address,
-                place.inside,
-                wanted.rule.auto,
+                spec.rule.protocol,
+                bind.address,
+                bind.port,
+                bind.interface or None,
+                spec.target,
+                spec.rule.target_address,
+                bind.inside,
+                spec.rule.auto,
             )
-            for place, (wanted, _) in self._opened.items()
+            for bind, (spec, _) in self._opened.items()
         )
 
     def open(self) -> None:
-        """Open what explicit rules want.
+        """Open the listeners of explicit rules.
 
-        :raises GpasstError: if a port of a strict rule cannot be had, or none of the others; whoever calls closes.
+        :raises GpasstError: if a port of a strict rule cannot be bound, or none of the others; the caller closes.
         """
         families, lo_only = self._path.tables, self._config.splice_only
-        wanted = [
-            entry for inside, rules in self._rules.items() for entry in explicit(rules, inside, families, lo_only)
-        ]
-        self._room = descriptor_room(len(wanted))
+        specs = [spec for inside in SIDES for spec in explicit(self._rules.of(inside), inside, families, lo_only)]
+        self._room = descriptor_room(len(specs))
+        self._expect(specs)
         failures: dict[str, list[GpasstError]] = {}
-        self._expect(wanted)
-        for entry in wanted:
+        for spec in specs:
             try:
-                self._open(entry)
+                self._open(spec)
             except GpasstError as error:
-                if entry.rule.strict:
+                if spec.rule.strict:
                     raise
-                failures.setdefault(entry.rule.text, []).append(error)
-        if wanted and not self._opened:
+                failures.setdefault(spec.rule.text, []).append(error)
+        if specs and not self._opened:
             raise next(iter(failures.values()))[0]
         for text, errors in failures.items():
             log.info("rule %s: %d ports could not be had; the first: %s", text, len(errors), errors[0].message)
@@ -149,15 +144,13 @@ class Forwarder:
         :raises PlatformError: if the kernel does not list sockets.
         """
         released = len(self._released)
-        for inside, rules in self._rules.items():
-            if not any(rule.auto for rule in rules):
-                continue
+        for inside, rules in self._followers.items():
             listing = self._scanner(not inside).scan(wait)
-            following = self._following[inside]
-            fresh = listing.keys() != following.seen
-            if fresh:
-                following.seen = listing.keys()
-                following.wanted = automatic(
+            state = self._following[inside]
+            changed = listing.keys() != state.seen
+            if changed:
+                state.seen = listing.keys()
+                state.specs = automatic(
                     rules,
                     inside,
                     self._path.tables,
@@ -166,127 +159,135 @@ class Forwarder:
                     self._own,
                     self._config.splice_only,
                 )
-            elif not following.missing and not following.pending:
-                continue
-            self._close_gone(inside, following, yield_)
-            # What could not be had before is tried again a few at a time: it may be taken for long.
-            before = [entry for entry in following.pending if following.wanted.get(entry.place) == entry]
-            again = {entry.place for entry in before}
-            unseen = [
-                entry
-                for place, entry in (following.wanted.items() if fresh else ())
-                if place not in self._opened and place not in again
-            ]
-            failed = self._open_new(unseen + before[:TRIED_AGAIN], yield_)
-            following.pending = before[TRIED_AGAIN:] + failed
+            if changed or state.missing or state.pending:
+                self._close_missing(inside, state, yield_)
+                self._open_missing(state, changed, yield_)
         self._own.difference_update(self._released[:released])
         del self._released[:released]
 
-    def _close_gone(self, inside: bool, following: FollowState, yield_: Callable[[], object]) -> None:
-        """Close the listeners of automatic rules that are no longer wanted."""
-        current = [place for place, (entry, _) in self._opened.items() if entry.rule.auto and place.inside == inside]
-        # A list that was made while sockets came and go may lack one that stays, so one look is not enough.
-        missing = {place for place in current if following.wanted.get(place) != self._opened[place][0]}
-        gone, following.missing = missing & following.missing, missing
-        following.missing = missing - gone
-        for number, place in enumerate(gone):
-            self._close(place)
-            if place in following.wanted:
-                following.pending.append(following.wanted[place])
+    def _close_missing(self, inside: bool, state: FollowState, yield_: Callable[[], object]) -> None:
+        """Close the listeners of automatic rules that two lists in a row did not ask for."""
+        current = [bind for bind, (spec, _) in self._opened.items() if spec.rule.auto and bind.inside == inside]
+        # A list that was made while sockets came and went may lack one that stays, so one list is not enough.
+        missing = {bind for bind in current if state.specs.get(bind) != self._opened[bind][0]}
+        gone = missing & state.missing
+        state.missing = missing - gone
+        for number, bind in enumerate(gone):
+            self._close(bind)
+            if bind in state.specs:
+                state.pending.append(state.specs[bind])
             if number % OPENED_AT_ONCE == OPENED_AT_ONCE - 1:
                 yield_()
 
+    def _open_missing(self, state: FollowState, changed: bool, yield_: Callable[[], object]) -> None:
+        """Open the listeners of automatic rules that are new, and try some of those that could not be opened.
+
+        :param changed: whether the list has changed, so that there may be new ones.
+        """
+        # A few at a time, since what another program has bound may stay so for long.
+        before = [spec for spec in state.pending if state.specs.get(spec.bind) == spec]
+        again = {spec.bind for spec in before}
+        fresh = [
+            spec
+            for bind, spec in (state.specs.items() if changed else ())
+            if bind not in self._opened and bind not in again
+        ]
+        failed = self._open_those_that_fit(fresh + before[:TRIED_AGAIN], yield_)
+        state.pending = before[TRIED_AGAIN:] + failed
+
     def exclude(self, sock: RawSocket) -> None:
-        """Take note of a socket that no automatic rule shall follow."""
+        """Remember a socket of the proxy, which no automatic rule shall follow."""
         self._own.add(os.fstat(sock.fileno()).st_ino)
 
     def include(self, sock: RawSocket) -> None:
-        """Forget a socket that is about to be closed, once no list of bound sockets can have it any more."""
+        """Forget a socket that is about to be closed, as soon as no list of bound sockets contains it."""
         self._released.append(os.fstat(sock.fileno()).st_ino)
 
     def close(self) -> None:
-        """Close every listener."""
-        for place in list(self._opened):
-            self._close(place)
+        """Close every listener; more calls do nothing."""
+        for bind in list(self._opened):
+            self._close(bind)
         for scanner in self._scanners.values():
             scanner.close()
         self._scanners.clear()
 
-    def _open_new(self, fresh: list[ListenerSpec], yield_: Callable[[], object]) -> list[ListenerSpec]:
-        """Open listeners that have become wanted; give those that cannot be had now."""
-        pending: list[ListenerSpec] = []
+    def _open_those_that_fit(self, specs: list[ListenerSpec], yield_: Callable[[], object]) -> list[ListenerSpec]:
+        """Open listeners within the limit of open files; return those that are not open now."""
         fits = max(0, self._room - len(self._opened))
-        if len(fresh) > fits:
-            if not self._full:
-                log.warning("%d bound ports are not forwarded: too many for the limit of open files", len(fresh) - fits)
-            pending = fresh[fits:]
-        self._full = len(fresh) > fits
-        self._expect(fresh[:fits])
-        for number, entry in enumerate(fresh[:fits]):
+        if len(specs) > fits and not self._full:
+            log.warning("%d bound ports are not forwarded: too many for the limit of open files", len(specs) - fits)
+        self._full = len(specs) > fits
+        pending = specs[fits:]
+        self._expect(specs[:fits])
+        for number, spec in enumerate(specs[:fits]):
             if number % OPENED_AT_ONCE == OPENED_AT_ONCE - 1:
                 yield_()
             try:
-                self._open(entry)
+                self._open(spec)
             except GpasstError as error:
                 log.debug("%s", error.message)
-                pending.append(entry)
+                pending.append(spec)
         return pending
 
-    def _open(self, wanted: ListenerSpec) -> None:
+    def _open(self, spec: ListenerSpec) -> None:
         """Open one listener.
 
-        :raises GpasstError: if it cannot be had.
+        :raises GpasstError: if it cannot be bound.
         """
-        place, rule = wanted.place, wanted.rule
+        bind, rule = spec.bind, spec.rule
         try:
-            if place.inside:
-                assert self._pool is not None
-                sock = prepare(self._pool.take(place.family), place.family, self._gro, packet_info=True)
-            else:
-                sock = new_udp_socket(place.family, self._gro, packet_info=True)
-                stand_in(sock, place.family)
-            bind_listener(sock, place, self._config.freebind and not place.inside)
+            sock = self._socket(bind)
+            bind_listener(sock, bind, self._config.freebind and not bind.inside)
         except OSError as error:
-            raise listener_error(error, place, rule.text) from error
-        splices = self._splice is not None and (place.inside or place.loopback)
+            raise listener_error(error, bind, rule.text) from error
+        splices = self._splice is not None and (bind.inside or bind.loopback)
         udp_socket = UdpSocket(
-            place.family,
-            place.port,
+            bind.family,
+            bind.port,
             sock,
-            target=wanted.target,
+            target=spec.target,
             target_address=target_bytes(rule),
-            general=place.everywhere,
-            inside=place.inside,
+            general=bind.everywhere,
+            inside=bind.inside,
             splices=splices,
         )
         if self._splice is not None and splices:
-            self._splice.listen(place.inside, place.family)
-        if not place.inside:
+            self._splice.listen(bind.inside, bind.family)
+        if not bind.inside:
             self._path.listen(udp_socket)
         self.exclude(sock)
         self._watch(udp_socket)
-        self._opened[place] = wanted, udp_socket
+        self._opened[bind] = spec, udp_socket
 
-    def _close(self, place: BindAddress) -> None:
+    def _socket(self, bind: BindAddress) -> RawSocket:
+        """Return a prepared socket of the side and family of a listener."""
+        if not bind.inside:
+            sock = new_udp_socket(bind.family, self._gro, packet_info=True)
+            stand_in(sock, bind.family)
+            return sock
+        assert self._pool is not None
+        return prepare(self._pool.take(bind.family), bind.family, self._gro, packet_info=True)
+
+    def _close(self, bind: BindAddress) -> None:
         """Close one listener, and end whatever passes it."""
-        _, udp_socket = self._opened.pop(place)
+        _, udp_socket = self._opened.pop(bind)
         self._unwatch(udp_socket)
         if self._splice is not None:
             self._splice.retire(udp_socket)
-        if not place.inside:
+        if not bind.inside:
             self._path.retire(udp_socket)
         self.include(udp_socket.socket)
         udp_socket.socket.close()
         udp_socket.socket = None
 
-    def _expect(self, wanted: Iterable[ListenerSpec]) -> None:
+    def _expect(self, specs: Iterable[ListenerSpec]) -> None:
         """Announce to the pool which sockets these listeners will take."""
         if self._pool is not None:
-            for family, count in Counter(entry.place.family for entry in wanted if entry.place.inside).items():
+            for family, count in Counter(spec.bind.family for spec in specs if spec.bind.inside).items():
                 self._pool.expect(family, count)
 
     def _scanner(self, inside: bool) -> SockDiag:
-        """Give what lists the sockets of one side."""
+        """Return what lists the sockets of one side."""
         if inside not in self._scanners:
             if inside:
                 assert self._pool is not None
@@ -298,9 +299,9 @@ class Forwarder:
 
 
 def descriptor_room(listeners: int) -> int:
-    """Raise the soft limit of open files to the hard one, and give how many listeners may be open under it.
+    """Raise the soft limit of open files to the hard one, and return how many listeners may be open under it.
 
-    :param listeners: how many are wanted at once.
+    :param listeners: how many explicit rules ask for.
     :raises PlatformError: if they do not fit.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

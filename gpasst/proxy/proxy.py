@@ -31,6 +31,7 @@ from gpasst.config import Config
 from gpasst.counters import Counters, Drop, Statistics
 from gpasst.errors import GpasstError, PlatformError
 from gpasst.features import Feature
+from gpasst.flow.listeners import lay_rules
 from gpasst.flow.network import GuestNetwork, pack
 from gpasst.flow.record import Flow, Forward
 from gpasst.helper.client import Namespace
@@ -51,7 +52,7 @@ from gpasst.path.stream_reader import StreamReader
 from gpasst.path.tap_reader import TapReader
 from gpasst.path.udp_sockets import UdpSockets
 from gpasst.path.udp_splice import Splice
-from gpasst.portspec import EPHEMERAL, reverse
+from gpasst.portspec import EPHEMERAL
 from gpasst.proxy.forwarder import Forwarder
 from gpasst.proxy.guest_session import GuestSession
 from gpasst.proxy.workers import Poller, Worker
@@ -132,6 +133,7 @@ class Proxy:
         self._splice: Splice | None = None
         if namespace is None or namespace.tap >= 0:
             self._open_link(end)
+        rules = lay_rules(config, ephemeral, namespace.ephemeral if namespace else None)
         slots = SLOTS if Feature.BATCH in features else 1
         kind = FramedReceiver if isinstance(self._link, Stream) else Receiver
         receivers: dict[int, Receiver] = {family: kind(family, slots) for family in self.path.tables}
@@ -140,8 +142,8 @@ class Proxy:
                 self.path.addresses,
                 config.keeps_loopback,
                 namespace.index,
-                reverse(config.namespace_rules(namespace.ephemeral)),
-                reverse(config.forward_rules(ephemeral)),
+                rules.shown(inside=True),
+                rules.shown(inside=False),
                 self._now(),
             )
             self._splice = Splice(
@@ -158,18 +160,16 @@ class Proxy:
         self._mappings = Worker(self._hub, self._upward.step, self.counters, self._after)
         self._forwards = Forwarder(
             config,
-            ephemeral,
+            rules,
             self.path,
             self._splice,
-            namespace,
             self._pool,
             self._watch_listener,
             self._unwatch,
             Feature.GRO in features,
         )
         try:
-            if not config.no_udp:
-                self._forwards.open()
+            self._forwards.open()
             if self._guests:
                 self._guests.open()
         except GpasstError:
@@ -179,7 +179,7 @@ class Proxy:
             worker = Worker(self._hub, self._step_tap, self.counters, self._after)
             self._watch(self._link, self._link.fd, worker.wake)
         self._greenlets.append(gevent.spawn(self._scan_forever))
-        if self._forwards.automatic and not config.no_udp:
+        if self._forwards.automatic:
             self._greenlets.append(gevent.spawn(self._follow_forever))
 
     def _open_link(self, end: Namespace | GuestListener | RawSocket) -> None:

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpasst.config import (
-    Config,
-    is_domain,
-    of_family,
-    options,
-    parse_mac,
-    parse_netmask,
-    split_address,
-)
+from gpasst.config import Config, PortSide, options
 from gpasst.errors import ConfigurationError
 from gpasst.features import ALL, Feature
 
@@ -117,7 +109,7 @@ def test_nothing_given() -> None:
     assert config.creates_namespace
     assert (config.mtu, config.udp_timeout, config.udp_filter, config.busy_poll) == (65520, 180, "endpoint", 100)
     assert config.mac_addr == "9a:55:9a:55:9a:55"
-    assert config.forward_rules() == ()
+    assert all(rules == () for rules in config.port_rules.values())
     assert not any(value for name, value in vars_of(config).items() if name not in KEPT)
 
 
@@ -159,10 +151,22 @@ def test_only_a_new_namespace_is_created() -> None:
     assert Config(netns_only=True).creates_namespace
 
 
-def test_forward_rules_are_those_of_the_ports() -> None:
-    (one, two) = configured(udp_ports=["5000:7000", "127.0.0.1/53"]).forward_rules()
+def test_port_rules_are_those_of_the_ports() -> None:
+    config = configured(udp_ports=["5000:7000", "127.0.0.1/53"], udp_ns="53")
+    (one, two) = config.port_rules[PortSide("udp", inside=False)]
     assert (one.first, one.target, one.address) == (5000, 7000, None)
     assert (two.first, two.target, two.address) == (53, 53, "127.0.0.1")
+    (back,) = config.port_rules[PortSide("udp", inside=True)]
+    assert (back.protocol, back.first, back.target) == ("udp", 53, 53)
+
+
+def test_port_rules_follow_from_the_options() -> None:
+    config = configured(udp_ports="5000")
+    assert replace(config, udp_ports=("6000",)) == configured(udp_ports="6000")
+    assert replace(config, udp_ports=("6000",)).port_rules == configured(udp_ports="6000").port_rules
+    assert "port_rules" not in repr(config)
+    with pytest.raises(TypeError):
+        Config(port_rules={})  # type: ignore[call-arg]
 
 
 def test_a_config_does_not_change() -> None:
@@ -196,47 +200,6 @@ def test_every_option_says_what_it_is() -> None:
     defaults = vars_of(Config())
     assert all(bool(option.metavar) == (type(defaults[name]) is not bool) for name, option in described.items())
     assert all(option.repeat == (type(defaults[name]) is tuple) for name, option in described.items())
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("192.0.2.2", ("192.0.2.2", None)),
-        ("192.0.2.2/24", ("192.0.2.2", 24)),
-        ("2001:DB8:0::2/64", ("2001:db8::2", 64)),
-    ],
-)
-def test_split_address(text: str, expected: tuple[str, int | None]) -> None:
-    assert split_address(text) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "prefix"), [("24", 24), ("255.255.255.0", 24), ("255.255.255.255", 32), ("32", 32), ("255.0.0.0", 8)]
-)
-def test_netmasks(text: str, prefix: int) -> None:
-    assert parse_netmask(text) == prefix
-
-
-@pytest.mark.parametrize("text", ["02:00:00:00:00:0A", "02-00-00-00-00-0a"])
-def test_mac_addresses(text: str) -> None:
-    assert parse_mac(text, "--mac-addr") == b"\x02\0\0\0\0\x0a"
-
-
-def test_the_last_of_a_family_wins() -> None:
-    values = ["192.0.2.1", "fe80::1", "none", "192.0.2.2/24", "none"]
-    assert of_family(values, 4) == "192.0.2.2/24"
-    assert of_family(values, 6) == "fe80::1"
-    assert of_family([], 4) is None
-
-
-@pytest.mark.parametrize("name", ["example.org", "example.org.", "local", "_tcp.a", "bücher.example", "x" * 63])
-def test_domains(name: str) -> None:
-    assert is_domain(name)
-
-
-@pytest.mark.parametrize("name", ["", ".", "..", "a..b", ".a", "x" * 64, "ü" * 60])
-def test_no_domains(name: str) -> None:
-    assert not is_domain(name)
 
 
 @given(st.sampled_from(sorted(options())), st.one_of(st.text(max_size=20), st.integers(), st.lists(st.text())))

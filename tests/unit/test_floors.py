@@ -15,7 +15,10 @@ import gpasst
 PACKAGE = Path(gpasst.__file__).parent
 PURE_FOLDERS = ("packet", "flow", "udp", "tcp", "services")
 PURE = sorted(
-    [f"gpasst.{name}" for name in ("formats", "codec", "portspec", "config", "counters", "errors", "features", "linux")]
+    [
+        f"gpasst.{name}"
+        for name in ("formats", "codec", "portspec", "config", "counters", "errors", "features", "linux", "values")
+    ]
     + [
         ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
         for folder in PURE_FOLDERS

@@ -9,21 +9,29 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gpasst.errors import ConfigurationError
-from gpasst.portspec import ForwardRule, is_interface_name, parse, reverse
+from gpasst.portspec import ForwardRule, is_interface_name, lay, parse, reverse
 
 ALL = (1, 49151, 1)
 PORT = st.integers(1, 65535)
 SMALL = 30  # ports of the model, of which those from 21 on are ephemeral
 MODEL_EPHEMERAL = (21, 65535)
+EPHEMERAL = (49152, 65535)
+
+
+def rules_of(
+    option: str, texts: list[str] | tuple[str, ...], ephemeral: tuple[int, int] = EPHEMERAL, protocol: str = "udp"
+) -> tuple[ForwardRule, ...]:
+    """Parse specifications, and lay them over an ephemeral range."""
+    return lay(parse(option, texts, protocol), ephemeral)
 
 
 def ranges(*texts: str) -> list[tuple[int, int, int]]:
-    return [(rule.first, rule.last, rule.target) for rule in parse("-u", texts)]
+    return [(rule.first, rule.last, rule.target) for rule in rules_of("-u", texts)]
 
 
 def refusal(*texts: str) -> ConfigurationError:
     with pytest.raises(ConfigurationError) as caught:
-        parse("-u", texts)
+        rules_of("-u", texts)
     return caught.value
 
 
@@ -76,8 +84,26 @@ def test_lists(texts: list[str], expected: list[tuple[int, int, int]]) -> None:
     ],
 )
 def test_all_leaves_out_the_ephemeral_range(ephemeral: tuple[int, int], expected: list[tuple[int, int]]) -> None:
-    assert [(rule.first, rule.last) for rule in parse("-u", ["all"], ephemeral)] == expected
-    assert parse("-u", ["~2000"], ephemeral) == parse("-u", ["all,~2000"], ephemeral)
+    assert [(rule.first, rule.last) for rule in rules_of("-u", ["all"], ephemeral)] == expected
+    assert rules_of("-u", ["~2000"], ephemeral) == rules_of("-u", ["all,~2000"], ephemeral)
+
+
+def test_until_then_all_is_every_port() -> None:
+    parsed = parse("-u", ["all,~2000", "60000:53", "::1/auto"], "udp")
+    assert [(rule.first, rule.last, rule.strict, rule.auto) for rule in parsed] == [
+        (60000, 60000, True, False),
+        (1, 1999, False, False),
+        (2001, 59999, False, False),
+        (60001, 65535, False, False),
+        (1, 65535, False, True),
+    ]
+    # Only rules of "all" lose anything, and the same parsed rules may be laid again.
+    for ephemeral in ((32768, 60999), (1, 65535), (32768, 60999)):
+        laid = lay(parsed, ephemeral)
+        assert (laid[0], laid[-1]) == (parsed[0], parsed[-1])
+        kept = [port for rule in laid[1:-1] for port, _ in rule.ports()]
+        first, last = ephemeral
+        assert kept == [port for port in range(1, 65536) if port not in (2000, 60000) and not first <= port <= last]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +135,7 @@ def test_all_leaves_out_the_ephemeral_range(ephemeral: tuple[int, int], expected
     ],
 )
 def test_places(text: str, address: str | None, interface: str | None, families: tuple[int, ...]) -> None:
-    (rule,) = parse("-u", [text])
+    (rule,) = rules_of("-u", [text])
     assert (rule.address, rule.interface, rule.families) == (address, interface, families)
     assert rule.target_address is None
     assert rule.text == text
@@ -149,7 +175,7 @@ def test_places(text: str, address: str | None, interface: str | None, families:
     ],
 )
 def test_target_addresses(text: str, expected: list[tuple[str | None, int, int, str | None, int]]) -> None:
-    rules = parse("-U", [text])
+    rules = rules_of("-U", [text])
     assert [(rule.address, rule.first, rule.last, rule.target_address, rule.target) for rule in rules] == expected
     for rule in rules:
         addresses = [address for address in (rule.address, rule.target_address) if address]
@@ -169,7 +195,7 @@ def test_target_addresses(text: str, expected: list[tuple[str | None, int, int, 
     ],
 )
 def test_what_forgives_and_what_is_automatic(text: str, kinds: set[tuple[bool, bool]]) -> None:
-    assert {(rule.strict, rule.auto) for rule in parse("-u", [text])} == kinds
+    assert {(rule.strict, rule.auto) for rule in rules_of("-u", [text])} == kinds
 
 
 @pytest.mark.parametrize(
@@ -275,7 +301,7 @@ def test_places_that_cover_each_other_are_refused(texts: list[str], message: str
 
 def test_the_remedy_for_places_that_cover_each_other_works() -> None:
     assert refusal("5000-5010", "127.0.0.1/5005-5020").remedy == "add ~5005-5010 to one of them"
-    assert len(parse("-u", ["5000-5010,~5005-5010", "127.0.0.1/5005-5020"])) == 2
+    assert len(rules_of("-u", ["5000-5010,~5005-5010", "127.0.0.1/5005-5020"])) == 2
 
 
 @pytest.mark.parametrize(
@@ -295,8 +321,8 @@ def test_the_remedy_for_places_that_cover_each_other_works() -> None:
     ],
 )
 def test_what_does_not_cover_each_other_is_left_whole(texts: list[str]) -> None:
-    alone = [rule for text in texts for rule in parse("-u", [text])]
-    assert sorted(map(repr, parse("-u", texts))) == sorted(map(repr, alone))
+    alone = [rule for text in texts for rule in rules_of("-u", [text])]
+    assert sorted(map(repr, rules_of("-u", texts))) == sorted(map(repr, alone))
 
 
 @pytest.mark.parametrize(
@@ -329,17 +355,17 @@ def test_the_last_option_wins(texts: list[str], expected: list[tuple[int, int, i
 
 
 def test_strict_rules_come_first_and_automatic_ones_last() -> None:
-    rules = parse("-u", ["auto", "all", "127.0.0.1/5000", "::1/all,7"])
+    rules = rules_of("-u", ["auto", "all", "127.0.0.1/5000", "::1/all,7"])
     assert [rule.text for rule in rules] == ["127.0.0.1/5000", "::1/all,7", "all", "::1/all,7", "::1/all,7", "auto"]
 
 
 def test_rules_know_their_protocol_and_text() -> None:
-    rules = parse("-t", ["5000-5010", "127.0.0.1/53"], protocol="tcp")
+    rules = rules_of("-t", ["5000-5010", "127.0.0.1/53"], protocol="tcp")
     assert [(rule.protocol, rule.text) for rule in rules] == [("tcp", "5000-5010"), ("tcp", "127.0.0.1/53")]
     assert rules[1] == ForwardRule("tcp", "127.0.0.1", None, 53, 53, 53)
     assert not rules[1].overlaps(ForwardRule("udp", "127.0.0.1", None, 53, 53, 53))
     with pytest.raises(ConfigurationError, match="tcp port 53"):
-        parse("-t", ["53", "127.0.0.1/53"], protocol="tcp")
+        rules_of("-t", ["53", "127.0.0.1/53"], protocol="tcp")
 
 
 @pytest.mark.parametrize(
@@ -366,7 +392,7 @@ def test_rules_know_their_protocol_and_text() -> None:
     ],
 )
 def test_reverse(texts: list[str], expected: dict[int, int]) -> None:
-    assert reverse(parse("-u", texts)) == expected
+    assert reverse(rules_of("-u", texts)) == expected
 
 
 @pytest.mark.parametrize(
@@ -382,7 +408,7 @@ def test_reverse(texts: list[str], expected: dict[int, int]) -> None:
     ],
 )
 def test_listening_for(text: str, target: int, port: int | None) -> None:
-    (rule,) = parse("-u", [text])
+    (rule,) = rules_of("-u", [text])
     assert rule.listening_for(target) == port
 
 
@@ -403,6 +429,10 @@ def test_listening_for(text: str, target: int, port: int | None) -> None:
         ("a b", False),
         ("a\tb", False),
         ("\udc80", False),
+        ("a\x7f", False),
+        ("e:h", False),
+        ("é", True),
+        ("à", False),  # its second byte is 0xA0, which the kernel takes for a blank
     ],
 )
 def test_interface_names(name: str, good: bool) -> None:
@@ -411,17 +441,17 @@ def test_interface_names(name: str, good: bool) -> None:
 
 def test_thousands_of_ports_do_not_take_a_minute() -> None:
     excluded = ",".join(f"~{port}" for port in range(1, 40001, 2))
-    assert len(parse("-u", [excluded, excluded, f"auto,{excluded}"])) == 2 * 20000
+    assert len(rules_of("-u", [excluded, excluded, f"auto,{excluded}"])) == 2 * 20000
     named = ",".join(str(port) for port in range(1, 40001, 2))
-    assert len(parse("-u", [excluded, named, f"127.0.0.1/{excluded}", "5:53"])) == 3 * 20000
-    assert len(parse("-u", [str(port) for port in range(1, 1001)])) == 1000
-    assert reverse(parse("-u", ["1-65534:2-65535"]))[65535] == 65534
+    assert len(rules_of("-u", [excluded, named, f"127.0.0.1/{excluded}", "5:53"])) == 3 * 20000
+    assert len(rules_of("-u", [str(port) for port in range(1, 1001)])) == 1000
+    assert reverse(rules_of("-u", ["1-65534:2-65535"]))[65535] == 65534
 
 
 @given(PORT, PORT, st.integers(0, 300))
 def test_every_port_of_a_range_keeps_its_distance(first: int, target: int, width: int) -> None:
     width = min(width, 65535 - first, 65535 - target)
-    (rule,) = parse("-u", [f"{first}-{first + width}:{target}-{target + width}"])
+    (rule,) = rules_of("-u", [f"{first}-{first + width}:{target}-{target + width}"])
     assert list(rule.ports()) == [(first + i, target + i) for i in range(width + 1)]
     assert [rule.listening_for(target) for _, target in rule.ports()] == [port for port, _ in rule.ports()]
 
@@ -431,13 +461,13 @@ def test_every_port_of_a_range_keeps_its_distance(first: int, target: int, width
 @example(65535, 1)
 @example(80, 80)
 def test_a_remap_opens_its_port_and_no_other(port: int, target: int) -> None:
-    rules = parse("-u", [f"{port}:{target}"])
+    rules = rules_of("-u", [f"{port}:{target}"])
     assert [pair for rule in rules for pair in rule.ports()] == [(port, target)]
     assert reverse(rules) == ({} if port == target else {target: port})
 
 
 def test_every_remap_is_reversed() -> None:
-    """Each distance between two ports occurs, above all those from a high port to a low one (erratum E-10)."""
+    """Each distance between two ports occurs, above all those from a high port to a low one."""
     for port in range(1, 65536):
         for target in (65536 - port, 1, 65535):
             rule = ForwardRule("udp", None, None, port, port, target)
@@ -456,7 +486,7 @@ GRAMMAR = st.lists(
 @given(st.lists(st.text(st.characters(), max_size=30) | GRAMMAR, max_size=4))
 def test_any_text_gives_rules_or_one_clear_error(texts: list[str]) -> None:
     try:
-        rules = parse("--udp-ports", texts)
+        rules = rules_of("--udp-ports", texts)
     except ConfigurationError as error:
         assert error.message.startswith("--udp-ports ")
         assert str(error).isprintable()
@@ -508,7 +538,7 @@ def test_lists_of_one_place_are_what_a_dictionary_would_be(
     for _, named, rest in values:
         strict.update(named)
         forgiving.update(rest)
-    rules = parse("-u", [place + text for text, _, _ in values], MODEL_EPHEMERAL)
+    rules = rules_of("-u", [place + text for text, _, _ in values], MODEL_EPHEMERAL)
     forwarded = [pair for rule in rules for pair in rule.ports()]
     assert dict(forwarded) == forgiving | strict
     assert len(forwarded) == len(dict(forwarded))
@@ -519,7 +549,7 @@ def test_lists_of_one_place_are_what_a_dictionary_would_be(
 
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), unique_by=lambda pair: pair[0]))
 def test_reverse_is_what_counting_gives(pairs: list[tuple[int, int]]) -> None:
-    rules = parse("-u", [f"{port}:{target}" for port, target in pairs])
+    rules = rules_of("-u", [f"{port}:{target}" for port, target in pairs])
     sources = {target: [port for port, other in pairs if other == target] for _, target in pairs}
     assert reverse(rules) == {
         target: ports[0] for target, ports in sources.items() if len(ports) == 1 and ports != [target]
@@ -529,6 +559,6 @@ def test_reverse_is_what_counting_gives(pairs: list[tuple[int, int]]) -> None:
 @given(st.lists(lists(), min_size=1, max_size=3))
 def test_automatic_lists_of_one_place_never_overlap(values: list[tuple[str, dict[int, int], dict[int, int]]]) -> None:
     texts = [",".join(item for item in [*text.split(","), "auto"] if item != "all") for text, _, _ in values]
-    rules = parse("-u", texts)
+    rules = rules_of("-u", texts)
     assert all(rule.auto and not rule.strict for rule in rules)
     assert not any(one.overlaps(two) for one, two in combinations(rules, 2))

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpasst.config import Config
-from gpasst.flow.listeners import BindAddress, ListenerSpec, automatic, explicit, target_bytes
+from gpasst import config as config_module
+from gpasst import portspec
+from gpasst.config import Config, PortSide
+from gpasst.flow import listeners
+from gpasst.flow.listeners import (
+    BindAddress,
+    ListenerSpec,
+    PortRules,
+    automatic,
+    explicit,
+    lay_rules,
+    target_bytes,
+)
 from gpasst.portspec import ForwardRule, parse
 from tests.support.addresses import ip
 
@@ -42,12 +54,18 @@ def namespace(address: str, port: int = 7000, interface: str = "") -> BindAddres
     return BindAddress(True, ipaddress.ip_address(address).version, address, interface, port)
 
 
+def laid(*specifications: str, inside: bool = False) -> PortRules:
+    """Return the table of these specifications alone."""
+    config = Config(udp_ns=specifications) if inside else Config(udp_ports=specifications)
+    return lay_rules(config, EPHEMERAL, EPHEMERAL)
+
+
 def asked(
     *specifications: str, inside: bool = False, families: tuple[int, ...] = BOTH, lo_only: bool = False
 ) -> list[tuple[BindAddress, int]]:
-    """Give places and targets of the listeners that these specifications ask for."""
-    rules = parse("-U" if inside else "-u", specifications, EPHEMERAL)
-    return [(wanted.place, wanted.target) for wanted in explicit(rules, inside, families, lo_only)]
+    """Return places and targets of the listeners that these specifications ask for."""
+    rules = laid(*specifications, inside=inside).of(inside)
+    return [(spec.bind, spec.target) for spec in explicit(rules, inside, families, lo_only)]
 
 
 def followed(
@@ -59,11 +77,11 @@ def followed(
     own: frozenset[int] = frozenset(),
     lo_only: bool = False,
 ) -> dict[BindAddress, int]:
-    """Give places and targets of the listeners that follow sockets bound on the other side."""
-    rules = parse("-U" if inside else "-u", [specification], EPHEMERAL)
-    wanted = automatic(rules, inside, families, bound, keep, own, lo_only)
-    assert all(place == entry.place and entry.rule in rules for place, entry in wanted.items())
-    return {place: entry.target for place, entry in wanted.items()}
+    """Return places and targets of the listeners that follow sockets bound on the other side."""
+    rules = laid(specification, inside=inside).automatic(inside)
+    specs = automatic(rules, inside, families, bound, keep, own, lo_only)
+    assert all(bind == spec.bind and spec.rule in rules for bind, spec in specs.items())
+    return {bind: spec.target for bind, spec in specs.items()}
 
 
 # --- Explicit rules ------------------------------------------------------------------------------------------------
@@ -140,7 +158,7 @@ def test_all_is_every_port_but_those_the_kernel_hands_out() -> None:
 
 
 def test_one_listener_for_one_place() -> None:
-    """E-13; whatever is named, the last option wins."""
+    """Whatever is named, the last option wins."""
     wanted = asked("5000-5010", "5005:6000", "%up0/5015", f"{GUEST4}%up0/5020", f"{GUEST4}%up0/5020:6020")
     places = [place for place, _ in wanted]
     assert len(set(places)) == len(places) == 2 * 12 + 1
@@ -150,7 +168,7 @@ def test_one_listener_for_one_place() -> None:
 
 @given(st.data())
 def test_a_remap_to_lower_ports_wants_exactly_its_ports(data: st.DataObject) -> None:
-    """E-10: nothing wraps, and nothing but the rule's ports is opened."""
+    """Nothing wraps, and nothing but the rule's ports is opened."""
     width = data.draw(st.integers(1, 50))
     target = data.draw(st.integers(1, 65535 - width))
     first = data.draw(st.integers(target + 1, 65536 - width))
@@ -181,7 +199,7 @@ def test_a_remap_to_lower_ports_wants_exactly_its_ports(data: st.DataObject) -> 
     ],
 )
 def test_which_listeners_get_loopback_traffic(place: BindAddress, everywhere: bool, loopback: bool) -> None:
-    """E-14: none but those on loopback addresses, and those on every address."""
+    """None but those on loopback addresses, and those on every address."""
     assert (place.everywhere, place.loopback) == (everywhere, loopback)
 
 
@@ -202,7 +220,7 @@ def test_a_place_in_words(place: BindAddress, text: str) -> None:
     ("specification", "packed"), [("5000", b""), (f"5000:{GUEST4}/1", ip(GUEST4)), (f"5000:[{GUEST6}]/1", ip(GUEST6))]
 )
 def test_target_addresses_as_bytes(specification: str, packed: bytes) -> None:
-    assert target_bytes(parse("-u", [specification])[0]) == packed
+    assert target_bytes(laid(specification).of(inside=False)[0]) == packed
 
 
 # --- Automatic rules: the host follows what is bound in the namespace ----------------------------------------------
@@ -342,12 +360,70 @@ def test_several_sockets_of_a_port_share_a_listener() -> None:
 
 
 def test_of_two_rules_for_a_place_the_first_counts() -> None:
-    first, second = (parse("-u", [text])[0] for text in ("7000,auto", "7000:7001,auto"))
+    first, second = (laid(text).of(inside=False)[0] for text in ("7000,auto", "7000:7001,auto"))
     bound = [sock("0.0.0.0", 7000), sock("0.0.0.0", 7001)]
-    wanted = automatic([first, second], False, (4,), bound, False, ())
-    assert wanted == {host("0.0.0.0"): ListenerSpec(host("0.0.0.0"), 7000, first)}
+    specs = automatic([first, second], False, (4,), bound, False, ())
+    assert specs == {host("0.0.0.0"): ListenerSpec(host("0.0.0.0"), 7000, first)}
 
 
 def test_nothing_follows_without_an_automatic_rule() -> None:
-    rules: tuple[ForwardRule, ...] = Config(udp_ports=("7000", "all")).forward_rules()
-    assert automatic(rules, False, BOTH, [sock("0.0.0.0")], False, ()) == {}
+    rules = laid("7000", "all")
+    assert rules.of(inside=False)
+    assert rules.automatic(inside=False) == ()
+    assert automatic((), False, BOTH, [sock("0.0.0.0")], False, ()) == {}
+
+
+# --- The table -----------------------------------------------------------------------------------------------------
+
+
+def test_each_side_has_its_own_ephemeral_range() -> None:
+    config = Config(udp_ports=("all",), udp_ns=("all",))
+    rules = lay_rules(config, (101, 65535), (11, 65535))
+    assert [(rule.first, rule.last) for rule in rules.of(inside=False)] == [(1, 100)]
+    assert [(rule.first, rule.last) for rule in rules.of(inside=True)] == [(1, 10)]
+
+
+def test_without_a_namespace_nothing_listens_there() -> None:
+    rules = lay_rules(Config(udp_ports=("5000:6000",), udp_ns=("53:5300",)), EPHEMERAL, None)
+    assert [rule.first for rule in rules.of(inside=False)] == [5000]
+    assert rules.of(inside=True) == ()
+    assert rules.shown(inside=True) == {}
+
+
+def test_a_protocol_that_is_switched_off_has_no_rules() -> None:
+    rules = lay_rules(Config(udp_ports=("5000", "auto"), udp_ns=("auto",), no_udp=True), EPHEMERAL, EPHEMERAL)
+    assert dict(rules.table) == {}
+
+
+def test_each_side_knows_the_others_ports_by_its_own() -> None:
+    rules = lay_rules(Config(udp_ports=("8080:80",), udp_ns=("5300:53",)), EPHEMERAL, EPHEMERAL)
+    assert rules.shown(inside=True) == {53: 5300}
+    assert rules.shown(inside=False) == {80: 8080}
+
+
+def test_the_table_is_kept_by_protocol() -> None:
+    (rule,) = parse("--tcp-ports", ["8080:80", "auto"], "tcp")[:1]
+    rules = PortRules({PortSide("tcp", inside=False): (rule,)})
+    assert rules.of(False, "tcp") == (rule,)
+    assert rules.shown(False, "tcp") == {80: 8080}
+    assert rules.of(False) == rules.automatic(False, "tcp") == ()
+
+
+def test_specifications_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the options are read: neither the checks of a command nor a proxy's table parse them again."""
+    parsed: list[tuple[str, tuple[str, ...]]] = []
+
+    def counting(option: str, specifications: Iterable[str], protocol: str) -> tuple[ForwardRule, ...]:
+        parsed.append((option, tuple(specifications)))
+        return parse(option, specifications, protocol)
+
+    for module in (config_module, listeners, portspec):
+        monkeypatch.setattr(module, "parse", counting, raising=False)
+    config = Config(udp_ports=("5000-5010", "all"), udp_ns=("53", "127.0.0.53/auto"))
+    config.check_mode("pasta")
+    for _ in range(2):
+        rules = lay_rules(config, EPHEMERAL, EPHEMERAL)
+        for inside in (False, True):
+            rules.shown(inside)
+            rules.automatic(inside)
+    assert parsed == [("--udp-ports", ("5000-5010", "all")), ("--udp-ns", ("53", "127.0.0.53/auto"))]
