@@ -1,15 +1,17 @@
 """The structures that the host's kernel passes to gpasst, declared once, by the rules of `gpasst.formats`.
 
-They are entries of sockets' error queues and messages of netlink's sock_diag.
+They are socket addresses, the message headers of `recvmmsg` and its control messages, entries of sockets' error queues,
+and messages of netlink's sock_diag.
 
-NOTE: integers are in native byte order, except ports, which are big-endian.
+NOTE: integers are in native byte order, except ports, which are big-endian. Sizes and offsets are those of 64-bit
+Linux.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from construct import Bytes, Default, FormatField, Int8ub, Int16ub, Int32sn, Int32un
+from construct import Bytes, Default, FormatField, Int8ub, Int16ub, Int32sn, Int32un, Int64un
 
 from gpasst.codec import Codec, Header
 
@@ -18,6 +20,82 @@ def _zero(unit: Any) -> Any:
     """Return a field whose default is zero."""
     return Default(unit, 0)
 
+
+# --- Socket addresses and messages --------------------------------------------------------------------------
+
+SOCKADDR_IN = Header(
+    "family" / FormatField("=", "H"),
+    "port" / Int16ub,
+    "address" / Bytes(4),
+    "padding" / Default(Bytes(8), bytes(8)),
+)
+"""Socket address of IPv4, 16 bytes (linux/in.h: struct sockaddr_in)."""
+
+SOCKADDR_IN6 = Header(
+    "family" / FormatField("=", "H"),
+    "port" / Int16ub,
+    "flow" / _zero(Int32un),
+    "address" / Bytes(16),
+    "scope" / _zero(Int32un),
+)
+"""Socket address of IPv6, 28 bytes (linux/in6.h: struct sockaddr_in6).
+
+`scope` is the interface index of a link-local address, else 0.
+"""
+
+IOVEC = Header(
+    "base" / Int64un,
+    "length" / Int64un,
+)
+"""One buffer of a scattered receive, 16 bytes (linux/uio.h: struct iovec): its address and its bytes."""
+
+MMSGHDR = Header(
+    "name" / Int64un,
+    "name_length" / Int32un,
+    "name_padding" / _zero(Int32un),
+    "vectors" / Int64un,
+    "vectors_count" / Int64un,
+    "control" / Int64un,
+    "control_length" / Int64un,
+    "flags" / _zero(Int32sn),
+    "flags_padding" / _zero(Int32un),
+    "length" / _zero(Int32un),
+    "length_padding" / _zero(Int32un),
+)
+"""One message of `recvmmsg`, 64 bytes with the compiler's padding (linux/socket.h: struct mmsghdr).
+
+`name`, `vectors` and `control` are addresses: of the sender's socket address, of the `IOVEC` array and of the control
+messages. The kernel writes `length`, the bytes received, and replaces `name_length` and `control_length` by those used.
+"""
+
+CMSGHDR = Header(
+    "length" / Int64un,
+    "level" / Int32sn,
+    "type" / Int32sn,
+)
+"""Head of a control message, 16 bytes (linux/socket.h: struct cmsghdr).
+
+`length` includes this head and the value, but not the padding to 8 bytes that follows.
+"""
+
+IN_PKTINFO = Header(
+    "interface" / _zero(Int32sn),
+    "local" / Bytes(4),
+    "destination" / Default(Bytes(4), bytes(4)),
+)
+"""Value of IP_PKTINFO, 12 bytes (linux/in.h: struct in_pktinfo).
+
+`local` (ipi_spec_dst) is the host's address that a datagram was received at, or is sent from; `destination` (ipi_addr)
+is the one in its header, which for a broadcast is another.
+"""
+
+IN6_PKTINFO = Header(
+    "address" / Bytes(16),
+    "interface" / Int32un,
+)
+"""Value of IPV6_PKTINFO, 20 bytes (linux/ipv6.h: struct in6_pktinfo)."""
+
+# --- Errors and netlink -------------------------------------------------------------------------------------
 
 EXTENDED_ERROR = Header(
     "errno" / Int32un,
@@ -101,6 +179,13 @@ device that the socket is bound to, or 0. `cookie` is a number that the kernel g
 The queues are in bytes.
 """
 
+SOCKADDR_IN_CODEC = Codec(SOCKADDR_IN, "SOCKADDR_IN")
+SOCKADDR_IN6_CODEC = Codec(SOCKADDR_IN6, "SOCKADDR_IN6")
+IOVEC_CODEC = Codec(IOVEC, "IOVEC")
+MMSGHDR_CODEC = Codec(MMSGHDR, "MMSGHDR")
+CMSGHDR_CODEC = Codec(CMSGHDR, "CMSGHDR")
+IN_PKTINFO_CODEC = Codec(IN_PKTINFO, "IN_PKTINFO")
+IN6_PKTINFO_CODEC = Codec(IN6_PKTINFO, "IN6_PKTINFO")
 EXTENDED_ERROR_CODEC = Codec(EXTENDED_ERROR, "EXTENDED_ERROR")
 NLMSG_CODEC = Codec(NLMSG, "NLMSG")
 NLMSG_STATUS_CODEC = Codec(NLMSG_STATUS, "NLMSG_STATUS")

@@ -1,13 +1,15 @@
-"""Many datagrams per system call: what is received becomes runs, and runs are the unit of work everywhere else.
+"""Receiving batches of datagrams in one system call, as runs.
 
-Theory of operation: `recvmmsg` fills slots that lie one behind the other, each as long as the datagram seen last, so
-that a burst of equal datagrams lands as one contiguous block: a superframe that can be passed on in one call without
-touching its datagrams. Behind each slot a second buffer catches what is longer.
+Theory of operation: `recvmmsg` (Linux 2.6.33) fills up to 64 *slots*, each with the socket address of its sender, its
+control messages and two buffers: one of the *stride*, the expected bytes of a datagram, and an overflow for longer
+ones. A subclass decides where the first buffers lie: `receive_contiguous` for the tap, `receive_framed` for a stream.
 
-1. A *run* is a stretch of datagrams of one sender, size and mark, of which only the last may be shorter. What the
-   kernel joined already (UDP_GRO, Linux 5.0) is a run by itself. The mark is TOS times 256 plus TTL.
+1. A *run* is a stretch of datagrams with the same sender, size, TOS and TTL, of which only the last may be shorter.
+   Datagrams that the kernel joined already (UDP_GRO, Linux 5.0) are a run by themselves.
 2. Runs come in the order of arrival, and every datagram keeps its own length.
 3. The buffers belong to the receiver: a run is valid until the next `receive`.
+4. Control messages repeat, so their raw bytes are the key of a table of what they mean. A run's sender is a raw key,
+   too: the bytes of its socket address and, where the socket reports it, of the local address.
 
 NOTE: one receiver serves all sockets of a family in one thread. Nothing here waits.
 """
@@ -18,8 +20,18 @@ import ctypes
 import errno
 import os
 import struct
+from abc import ABC, abstractmethod
 from array import array
 
+from gpasst.host.kernel_formats import (
+    CMSGHDR_CODEC,
+    IN6_PKTINFO_CODEC,
+    IN_PKTINFO_CODEC,
+    IOVEC_CODEC,
+    MMSGHDR_CODEC,
+    SOCKADDR_IN6_CODEC,
+    SOCKADDR_IN_CODEC,
+)
 from gpasst.linux import (
     AF_INET,
     AF_INET6,
@@ -35,157 +47,154 @@ from gpasst.linux import (
     SOL_UDP,
     UDP_GRO,
 )
+from gpasst.packet.address import V4, V6
 
-SLOTS = 64  # datagrams per system call; UDP_MAX_SEGMENTS of Linux before 6.9
-RUN_BYTES = {4: 65507, 6: 65487}  # payload bytes that fit one superframe: 65535 less IP and UDP headers
+SLOTS = 64  # datagrams per system call; as many as a superframe holds (UDP_MAX_SEGMENTS of Linux before 6.9)
+RUN_BYTES = {V4: 65507, V6: 65487}  # payload bytes that fit one superframe: 65535 less IP and UDP headers
 DATAGRAM_BYTES = 65535
-FIRST_STRIDE = 1472  # bytes; a full Ethernet frame's payload
-_MMSGHDR = 64  # bytes of struct mmsghdr on 64-bit Linux
-_CONTROL = 112  # bytes of control messages per datagram: UDP_GRO 24, packet info 40, TOS and TTL 24 each
-_REPORTED_LIMIT = 4096  # different control messages whose meaning is remembered
-TOS_TTL_UNKNOWN = 255  # the mark of a datagram whose socket tells neither TOS nor TTL
-_NAME = {4: 16, 6: 28}  # bytes of sockaddr_in and sockaddr_in6
-_SENDER = {4: 8, 6: 28}  # bytes of these that tell senders apart
+FIRST_STRIDE = 1472  # bytes; the payload of a full Ethernet frame over IPv4
+CONTROL_BYTES = 112  # of control messages per datagram: UDP_GRO 24, packet info 40, TOS and TTL 24 each
+TOS_TTL_UNKNOWN = 255  # TOS and TTL of a datagram whose socket reports neither
 
-_cmsg = struct.Struct("@Qii").unpack_from  # struct cmsghdr
+_REPORTED_LIMIT = 4096  # different control messages whose meaning is kept
+_NAME_BYTES = {V4: SOCKADDR_IN_CODEC.size, V6: SOCKADDR_IN6_CODEC.size}
+_SENDER_BYTES = {V4: SOCKADDR_IN_CODEC.offset("padding"), V6: SOCKADDR_IN6_CODEC.size}  # of these, in a sender key
+BUFFERS = 2  # of a slot: the first and the overflow
+_VECTOR = IOVEC_CODEC.size
+_SLOT_VECTORS = BUFFERS * _VECTOR
+_SLOT_WORDS = _SLOT_VECTORS // 8  # 64-bit words of a slot's vectors: base, length, overflow's base, overflow's length
+_HEADER = MMSGHDR_CODEC.size
+_LENGTH_WORDS = slice(MMSGHDR_CODEC.offset("length") // 4, None, _HEADER // 4)  # of the headers as 32-bit words
+_CONTROL_WORDS = slice(MMSGHDR_CODEC.offset("control_length") // 8, None, _HEADER // 8)  # as 64-bit words
+_LOCAL4 = slice(IN_PKTINFO_CODEC.offset("local"), IN_PKTINFO_CODEC.offset("destination"))  # also for a broadcast
+_CONTROL_ALIGNMENT = 8  # bytes; CMSG_ALIGN on 64-bit Linux
+_BYTE = 0xFF
+
+_control_head = CMSGHDR_CODEC.layout.unpack_from
 _int = struct.Struct("@i").unpack_from
-_sockaddr4 = struct.Struct("@H2s4s")
-_sockaddr6 = struct.Struct("@H2s4x16sI")
+_sockaddr4 = struct.Struct("@H2s4s")  # SOCKADDR_IN without its padding
+_sockaddr6 = struct.Struct("@H2s4x16sI")  # SOCKADDR_IN6
 
-# A call through PyDLL keeps the interpreter lock: it never waits, and handing the lock over costs more than it takes.
+# A call through PyDLL keeps the interpreter lock: it never waits, and handing the lock over costs more than the call.
 _libc = ctypes.PyDLL(None, use_errno=True)
 _recvmmsg = _libc.recvmmsg
 _recvmmsg.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p]
 _recvmmsg.restype = ctypes.c_int
 
-# (raw sender key, payload bytes in all, payload bytes of each datagram, payload, TOS times 256 plus TTL)
 Run = tuple[bytes, int, int, list[memoryview], int]
+"""Raw sender key; payload bytes of all datagrams; payload bytes of each; the payload; TOS times 256 plus TTL."""
 
 
 def sender_key(family: int, address: bytes, port: int, scope: int) -> bytes:
-    """Give the raw key of a sender: the telling part of its socket address.
+    """Return the raw key of a sender: its socket address without padding, in the kernel's layout.
 
     :param family: 4 or 6.
     :param address: 4 or 16 bytes.
     :param port: 0 to 65535.
-    :param scope: interface index for IPv6 link-local addresses, else 0.
+    :param scope: interface index of a link-local address, else 0.
     """
-    if family == 4:
+    if family == V4:
         return _sockaddr4.pack(AF_INET, port.to_bytes(2, "big"), address)
     return _sockaddr6.pack(AF_INET6, port.to_bytes(2, "big"), address, scope)
 
 
 def split_key(family: int, key: bytes) -> tuple[bytes, int, int, bytes]:
-    """Turn a raw sender key into address, port, scope, and the addressed local address (empty if not told)."""
-    size = _SENDER[family]
-    if family == 4:
+    """Return address, port and scope of a raw sender key, and its local address (empty where it has none).
+
+    The local address is 4 bytes, or 16 bytes and the index of the interface in 4 bytes of native order.
+
+    :param family: 4 or 6.
+    :param key: as in a `Run`.
+    """
+    size = _SENDER_BYTES[family]
+    if family == V4:
         _, port, address = _sockaddr4.unpack(key[:size])
         return address, int.from_bytes(port, "big"), 0, key[size:]
     _, port, address, scope = _sockaddr6.unpack(key[:size])
     return address, int.from_bytes(port, "big"), scope, key[size:]
 
 
-def _address_of(buffer: bytearray) -> int:
+def address_of(buffer: bytearray) -> int:
+    """Return the memory address of a buffer, which must keep its size as long as the address is used."""
     return ctypes.addressof((ctypes.c_char * len(buffer)).from_buffer(buffer))
 
 
-class Receiver:
-    """Receives from any socket of one family.
+class Receiver(ABC):
+    """Receives from any socket of one family: the slots, and the meaning of what the kernel wrote into them.
 
     :param family: 4 or 6.
-    :param slots: datagrams per system call.
+    :param slots: datagrams per system call, at most `SLOTS`.
     """
 
-    def __init__(self, family: int, slots: int = SLOTS) -> None:
+    def __init__(self, family: int, slots: int) -> None:
         self.family = family
         self._most = slots
-        self._limit = RUN_BYTES[family]
-        self._name = _NAME[family]
-        self._sender = _SENDER[family]
+        self._name = _NAME_BYTES[family]
+        self._sender = _SENDER_BYTES[family]
         self._names = bytearray(self._name * SLOTS)
-        self._controls = bytearray(_CONTROL * SLOTS)
+        self._controls = bytearray(CONTROL_BYTES * SLOTS)
         self._controls_view = memoryview(self._controls)
-        # What control messages mean: they repeat, and taking them apart costs more than looking them up.
+        # Local address, segment size, and TOS and TTL, by the raw control messages that report them.
         self._reported: dict[bytes, tuple[bytes, int, int]] = {b"": (b"", 0, TOS_TTL_UNKNOWN)}
-        self._data = bytearray(2 * DATAGRAM_BYTES)
         self._overflow = bytearray(DATAGRAM_BYTES * SLOTS)
-        self._vectors = bytearray(32 * SLOTS)
-        self._headers = bytearray(_MMSGHDR * SLOTS)
-        self._view = memoryview(self._data)
         self._overflow_view = memoryview(self._overflow)
-        iovecs = memoryview(self._vectors).cast("Q")
-        self._iovecs = iovecs
-        self._data_at = _address_of(self._data)
-        self._overflow_at = _address_of(self._overflow)
-        self._headers_at = _address_of(self._headers)
-        for i in range(SLOTS):
-            iovecs[4 * i + 2] = self._overflow_at + DATAGRAM_BYTES * i
-            iovecs[4 * i + 3] = DATAGRAM_BYTES
-        names_at, controls_at = _address_of(self._names), _address_of(self._controls)
-        vectors_at = _address_of(self._vectors)
-        for i in range(SLOTS):
-            struct.pack_into(
-                "@QI4xQQQQi",
-                self._headers,
-                _MMSGHDR * i,
-                names_at + self._name * i,
-                self._name,
-                vectors_at + 32 * i,
-                2,
-                controls_at + _CONTROL * i,
-                _CONTROL,
-                0,
-            )
-        self._lengths = memoryview(self._headers).cast("I")[14::16]
-        self._control_lengths = memoryview(self._headers).cast("Q")[5::8]
-        self._control_reset = memoryview(struct.pack("@Q", _CONTROL) * SLOTS).cast("Q")
+        self._overflow_at = address_of(self._overflow)
+        self._vectors = bytearray(_SLOT_VECTORS * SLOTS)
+        self._vectors_at = address_of(self._vectors)
+        # Base and length of each slot's first buffer are the subclass's.
+        self._vector_words = memoryview(self._vectors).cast("Q")
+        self._headers = bytearray(_HEADER * SLOTS)
+        self._headers_at = address_of(self._headers)
+        self._link_slots()
+        self._lengths = memoryview(self._headers).cast("I")[_LENGTH_WORDS]
+        self._control_lengths = memoryview(self._headers).cast("Q")[_CONTROL_WORDS]
+        self._control_reset = memoryview(struct.pack("@Q", CONTROL_BYTES) * SLOTS).cast("Q")
         # How many slots the last call filled: their control lengths say what arrived, no longer what fits.
         self._dirty = SLOTS
-        self._stride = 0
-        self._slots = slots
-        self._set_stride(FIRST_STRIDE)
 
-    def _set_stride(self, stride: int) -> None:
-        """Lay the slots out for datagrams of `stride` bytes."""
-        if stride == self._stride or not stride:
-            return
-        self._stride = stride
-        self._slots = min(self._most, max(1, self._limit // stride))
-        slots = self._slots
-        self._iovecs[0 : 4 * slots : 4] = memoryview(
-            array("Q", range(self._data_at, self._data_at + stride * slots, stride))
-        )
-        self._iovecs[1 : 4 * slots : 4] = memoryview(array("Q", [stride]) * slots)
-
+    @abstractmethod
     def receive(self, fd: int) -> tuple[list[Run], bool]:
-        """Take what a socket has, without waiting.
+        """Take the datagrams that a socket has, without waiting.
 
         :param fd: a UDP socket of this receiver's family.
         :return: the runs in order of arrival, and whether there may be more.
-        :raises OSError: what the socket's error queue held; nothing was received then.
+        :raises OSError: the pending error of the socket, that an earlier datagram met; nothing was received then.
         """
-        count = self._take(fd, self._slots)
-        if not count:
-            return [], False
-        more = count == self._slots
-        if count == 1:
-            return [self._single()], more
-        stride = self._stride
-        lengths = self._lengths[:count].tolist()
-        if lengths.count(stride) == count:
-            key, segment, tos_ttl = self._describe(0, self._control_lengths[0])
-            if not segment and self._uniform(count):
-                total = count * stride
-                return [(key, total, stride, [self._view[:total]], tos_ttl)], more
-        return self._runs(lengths), more
+
+    def _link_slots(self) -> None:
+        """Write the addresses of names, vectors, overflows and control messages into the slots."""
+        names_at, controls_at = address_of(self._names), address_of(self._controls)
+        for i in range(SLOTS):
+            self._vector_words[_SLOT_WORDS * i + 2] = self._overflow_at + DATAGRAM_BYTES * i
+            self._vector_words[_SLOT_WORDS * i + 3] = DATAGRAM_BYTES
+            self._headers[_HEADER * i : _HEADER * (i + 1)] = MMSGHDR_CODEC.pack(
+                name=names_at + self._name * i,
+                name_length=self._name,
+                vectors=self._vectors_at + _SLOT_VECTORS * i,
+                vectors_count=BUFFERS,
+                control=controls_at + CONTROL_BYTES * i,
+                control_length=CONTROL_BYTES,
+            )
+
+    def _place(self, first: int, step: int, stride: int, slots: int) -> None:
+        """Place the first buffers of the slots.
+
+        :param first: address of the first one.
+        :param step: bytes from one to the next.
+        :param stride: bytes of each.
+        :param slots: how many.
+        """
+        bases = array("Q", range(first, first + step * slots, step))
+        self._vector_words[0 : _SLOT_WORDS * slots : _SLOT_WORDS] = memoryview(bases)
+        self._vector_words[1 : _SLOT_WORDS * slots : _SLOT_WORDS] = memoryview(array("Q", [stride]) * slots)
 
     def _take(self, fd: int, most: int) -> int:
-        """Let the kernel fill up to `most` slots; give how many it did.
+        """Let the kernel fill up to `most` slots; return how many it did.
 
-        :raises OSError: what the socket's error queue held.
+        :raises OSError: the pending error of the socket.
         """
         if self._dirty == 1:
-            self._control_lengths[0] = _CONTROL
+            self._control_lengths[0] = CONTROL_BYTES
         else:
             self._control_lengths[:] = self._control_reset
         count: int = _recvmmsg(fd, self._headers_at, most, MSG_DONTWAIT, None)
@@ -197,17 +206,8 @@ class Receiver:
         self._dirty = count
         return count
 
-    def _single(self) -> Run:
-        """Give the run that is the first datagram received."""
-        key, segment, tos_ttl = self._describe(0, self._control_lengths[0])
-        length = self._lengths[0]
-        parts = self._parts(0, length)
-        if length > self._stride or self._slots == 1:
-            self._set_stride(length)
-        return key, length, segment or length, parts, tos_ttl
-
     def _uniform(self, count: int) -> bool:
-        """Tell whether all datagrams have the sender and the control messages of the first."""
+        """Return whether the first `count` datagrams have the sender and the control messages of the first."""
         name, names = self._name, self._names
         if names[: name * count] != names[:name] * count:
             return False
@@ -216,80 +216,47 @@ class Receiver:
         if lengths.count(used) != count:
             return False
         controls = self._controls
-        return not used or controls[: _CONTROL * count] == controls[:_CONTROL] * count
-
-    def _parts(self, i: int, length: int) -> list[memoryview]:
-        """Give where datagram `i` of `length` bytes lies: in its slot, and behind it what is longer."""
-        at, over = i * self._stride, i * DATAGRAM_BYTES
-        if length <= self._stride:
-            return [self._view[at : at + length]]
-        beyond = length - self._stride
-        return [self._view[at : at + self._stride], self._overflow_view[over : over + beyond]]
+        return not used or controls[: CONTROL_BYTES * count] == controls[:CONTROL_BYTES] * count
 
     def _describe(self, i: int, used: int) -> tuple[bytes, int, int]:
-        """Give the raw key of datagram `i`, the segment size if the kernel joined it from several, and its mark."""
+        """Return raw key, segment size (0 if the kernel joined nothing), and TOS and TTL of the datagram in a slot.
+
+        :param i: the slot's index.
+        :param used: bytes of its control messages.
+        """
         key = bytes(self._names[i * self._name : i * self._name + self._sender])
-        position = i * _CONTROL
+        position = i * CONTROL_BYTES
         raw = self._controls_view[position : position + used].tobytes()
         local, segment, tos_ttl = self._reported.get(raw) or self._read(raw)
         return (key + local if local else key), segment, tos_ttl
 
     def _read(self, raw: bytes) -> tuple[bytes, int, int]:
-        """Take control messages apart: the addressed address as keys tell it, segment size and mark."""
-        local, segment, tos, ttl = b"", 0, TOS_TTL_UNKNOWN >> 8, TOS_TTL_UNKNOWN & 0xFF
+        """Parse control messages; return the local address as in keys, the segment size, and TOS and TTL."""
+        local, segment, tos, ttl = b"", 0, TOS_TTL_UNKNOWN >> 8, TOS_TTL_UNKNOWN & _BYTE
         position, end = 0, len(raw)
-        while position + 16 <= end:
-            size, level, kind = _cmsg(raw, position)
-            start = position + 16
+        while position + CMSGHDR_CODEC.size <= end:
+            size, level, kind = _control_head(raw, position)
+            start = position + CMSGHDR_CODEC.size
             if level == SOL_UDP and kind == UDP_GRO:
                 (segment,) = _int(raw, start)
             elif level == IPPROTO_IP and kind == IP_TOS:
-                tos = raw[start]  # the one that is a single byte
+                tos = raw[start]  # the only one that is a single byte
             elif level == IPPROTO_IP and kind == IP_TTL:
                 (ttl,) = _int(raw, start)
             elif level == IPPROTO_IP and kind == IP_PKTINFO:
-                # The middle of in_pktinfo: the local address, also for a broadcast.
-                local = raw[start + 4 : start + 8]
+                local = raw[start:][_LOCAL4]
             elif level == IPPROTO_IPV6 and kind == IPV6_PKTINFO:
-                local = raw[start : start + 20]
+                local = raw[start : start + IN6_PKTINFO_CODEC.size]
             elif level == IPPROTO_IPV6 and kind == IPV6_TCLASS:
                 (tos,) = _int(raw, start)
             elif level == IPPROTO_IPV6 and kind == IPV6_HOPLIMIT:
                 (ttl,) = _int(raw, start)
-            position += (size + 7) & ~7
+            position += -(-size // _CONTROL_ALIGNMENT) * _CONTROL_ALIGNMENT
         if len(self._reported) >= _REPORTED_LIMIT:
             self._reported.clear()
-        reported = self._reported[raw] = local, segment, (tos & 0xFF) << 8 | ttl & 0xFF
+        reported = self._reported[raw] = local, segment, (tos & _BYTE) << 8 | ttl & _BYTE
         return reported
 
-    def _runs(self, lengths: list[int]) -> list[Run]:
-        """Cut a mixed batch of at least two datagrams into runs."""
-        runs: list[Run] = []
-        stride, view = self._stride, self._view
-        used = self._control_lengths[: len(lengths)].tolist()
-        open_key: bytes | None = None
-        start = total = open_tos_ttl = 0
-        for i, length in enumerate(lengths):
-            key, segment, tos_ttl = self._describe(i, used[i])
-            if open_key is not None:
-                if key == open_key and tos_ttl == open_tos_ttl and not segment and 0 < length <= stride:
-                    total += length
-                    if length == stride:
-                        continue
-                    runs.append((key, total, stride, [view[start : start + total]], open_tos_ttl))
-                    open_key = None
-                    continue
-                runs.append((open_key, total, stride, [view[start : start + total]], open_tos_ttl))
-                open_key = None
-            if length == stride and not segment:
-                open_key, open_tos_ttl, start, total = key, tos_ttl, i * stride, length
-            else:
-                runs.append((key, length, segment or length, self._parts(i, length), tos_ttl))
-        if open_key is not None:
-            runs.append((open_key, total, stride, [view[start : start + total]], open_tos_ttl))
-        # Any layout takes any size; laying the slots out anew pays when more of one size follow.
-        if len(lengths) == self._slots or lengths[-1] == lengths[-2]:
-            self._set_stride(lengths[-1])
-        # What is left behind control messages would make equal batches look mixed.
-        self._controls[: _CONTROL * SLOTS] = bytes(_CONTROL * SLOTS)
-        return runs
+    def _clear_controls(self) -> None:
+        """Clear the control messages, since bytes left behind those of a mixed batch would make equal ones differ."""
+        self._controls[: CONTROL_BYTES * SLOTS] = bytes(CONTROL_BYTES * SLOTS)

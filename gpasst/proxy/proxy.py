@@ -37,6 +37,7 @@ from gpasst.flow.record import Flow, Forward
 from gpasst.helper.client import Namespace
 from gpasst.host.raw import RawSockets
 from gpasst.host.receive import SLOTS, Receiver, sender_key
+from gpasst.host.receive_contiguous import ContiguousReceiver
 from gpasst.host.receive_framed import FramedReceiver
 from gpasst.host.socket_pool import SocketPool
 from gpasst.host.sockets import open_own, supported, text
@@ -135,7 +136,7 @@ class Proxy:
             self._open_link(end)
         rules = lay_rules(config, ephemeral, namespace.ephemeral if namespace else None)
         slots = SLOTS if Feature.BATCH in features else 1
-        kind = FramedReceiver if isinstance(self._link, Stream) else Receiver
+        kind = FramedReceiver if isinstance(self._link, Stream) else ContiguousReceiver
         receivers: dict[int, Receiver] = {family: kind(family, slots) for family in self.path.tables}
         if namespace and not config.no_udp and not config.no_splice:
             pairs = Pairs(

@@ -14,6 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gpasst.host.receive import FIRST_STRIDE, RUN_BYTES, SLOTS, TOS_TTL_UNKNOWN, Receiver, sender_key, split_key
+from gpasst.host.receive_contiguous import ContiguousReceiver
 from gpasst.linux import IP_PKTINFO
 from tests.support.addresses import ip
 from tests.support.families import FAMILIES, FAMILY, LARGEST, LOOPBACK
@@ -60,7 +61,7 @@ def received(receiver: Receiver, sock: socket.socket) -> list[Piece]:
 def test_bursts_come_out_as_they_went_in(
     family: int, info: bool, gro: bool, bursts: list[tuple[int, int, int, bool, int]]
 ) -> None:
-    receiver = Receiver(family)
+    receiver = ContiguousReceiver(family)
     with sockets(family, 3, gro, info) as (target, *senders):
         sent: dict[int, list[bytes]] = defaultdict(list)
         order: list[Piece] = []
@@ -86,7 +87,7 @@ def test_bursts_come_out_as_they_went_in(
 
 @FAMILIES
 def test_a_burst_of_equal_datagrams_is_one_run(family: int) -> None:
-    receiver = Receiver(family)
+    receiver = ContiguousReceiver(family)
     with sockets(family) as (target, sender):
         for turn in range(3):
             pieces = [bytes([turn, i]) * (FIRST_STRIDE // 2) for i in range(40)]
@@ -103,7 +104,7 @@ def test_a_burst_of_equal_datagrams_is_one_run(family: int) -> None:
 @pytest.mark.parametrize("size", [1, 64, 1471, 1473, 9000, 30000])
 @FAMILIES
 def test_the_layout_follows_the_traffic(family: int, size: int) -> None:
-    receiver = Receiver(family)
+    receiver = ContiguousReceiver(family)
     with sockets(family) as (target, sender):
         fitting = min(SLOTS, RUN_BYTES[family] // size)
         for _ in range(2):
@@ -117,7 +118,7 @@ def test_the_layout_follows_the_traffic(family: int, size: int) -> None:
 
 @FAMILIES
 def test_a_shorter_datagram_ends_its_run(family: int) -> None:
-    receiver = Receiver(family)
+    receiver = ContiguousReceiver(family)
     with sockets(family, 2) as (target, one, two):
         plan = [(one, FIRST_STRIDE), (one, FIRST_STRIDE), (one, 10), (one, FIRST_STRIDE), (two, 5), (one, 0)]
         for sender, size in plan:
@@ -135,7 +136,7 @@ def test_a_shorter_datagram_ends_its_run(family: int) -> None:
 
 @FAMILIES
 def test_what_the_kernel_joined_is_one_run(family: int) -> None:
-    receiver = Receiver(family)
+    receiver = ContiguousReceiver(family)
     payload = os.urandom(30 * 1000 + 17)
     with sockets(family, gro=True) as (target, sender):
         for _ in range(3):
@@ -146,7 +147,7 @@ def test_what_the_kernel_joined_is_one_run(family: int) -> None:
 
 @FAMILIES
 def test_the_largest_datagrams_arrive_whole(family: int) -> None:
-    receiver = Receiver(family)
+    receiver = ContiguousReceiver(family)
     largest = LARGEST[family]
     with sockets(family) as (target, sender):
         for sizes in ((largest,), (1, largest), (65500, 3), (65500,), (0, largest), (3, 0)):
@@ -159,7 +160,7 @@ def test_the_largest_datagrams_arrive_whole(family: int) -> None:
 @pytest.mark.parametrize("slots", [1, 2, 7])
 @FAMILIES
 def test_fewer_slots_make_smaller_batches_of_the_same(family: int, slots: int) -> None:
-    receiver = Receiver(family, slots)
+    receiver = ContiguousReceiver(family, slots)
     sizes = [FIRST_STRIDE] * 9 + [3, 2000, 2000, 0, 2000, 500, 500]
     pieces = [os.urandom(size) for size in sizes]
     with sockets(family) as (target, sender):
@@ -175,7 +176,7 @@ def test_fewer_slots_make_smaller_batches_of_the_same(family: int, slots: int) -
 
 @FAMILIES
 def test_empty_datagrams_are_datagrams(family: int) -> None:
-    receiver = Receiver(family)
+    receiver = ContiguousReceiver(family)
     with sockets(family, gro=True, info=True) as (target, sender):
         for _ in range(SLOTS + 6):
             sender.send(b"")
@@ -184,7 +185,7 @@ def test_empty_datagrams_are_datagrams(family: int) -> None:
 
 @FAMILIES
 def test_a_full_batch_says_that_there_may_be_more(family: int) -> None:
-    receiver = Receiver(family)
+    receiver = ContiguousReceiver(family)
     with sockets(family) as (target, sender):
         assert receiver.receive(target.fileno()) == ([], False)
         for _ in range(SLOTS + 6):
@@ -197,7 +198,7 @@ def test_a_full_batch_says_that_there_may_be_more(family: int) -> None:
 
 @pytest.mark.parametrize(("family", "addressed"), [(4, "127.0.0.1"), (4, "127.0.0.5"), (6, "::1")])
 def test_keys_tell_the_addressed_address_where_asked(family: int, addressed: str) -> None:
-    receiver = Receiver(family)
+    receiver = ContiguousReceiver(family)
     with sockets(family, info=True) as (_, sender), socket.socket(FAMILY[family], socket.SOCK_DGRAM) as target:
         option = (socket.IPPROTO_IP, IP_PKTINFO) if family == 4 else (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO)
         target.setsockopt(*option, 1)
@@ -216,7 +217,7 @@ def test_keys_tell_the_addressed_address_where_asked(family: int, addressed: str
 
 
 def test_addressed_addresses_are_told_apart_within_a_batch() -> None:
-    receiver = Receiver(4)
+    receiver = ContiguousReceiver(4)
     with bound(4) as sender, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as target:
         target.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
         target.bind(("", 0))
@@ -233,7 +234,7 @@ def test_addressed_addresses_are_told_apart_within_a_batch() -> None:
 
 @FAMILIES
 def test_one_receiver_serves_many_sockets(family: int) -> None:
-    receiver = Receiver(family)
+    receiver = ContiguousReceiver(family)
     with (
         sockets(family, info=True) as (reported, one),
         sockets(family) as (plain, two),
@@ -252,7 +253,7 @@ def test_one_receiver_serves_many_sockets(family: int) -> None:
 
 @FAMILIES
 def test_errors_of_a_socket_are_raised_once(family: int) -> None:
-    receiver = Receiver(family)
+    receiver = ContiguousReceiver(family)
     with bound(family) as closed:
         place = closed.getsockname()
     with socket.socket(FAMILY[family], socket.SOCK_DGRAM) as sock, bound(family) as friend:
@@ -271,7 +272,7 @@ def test_no_socket_is_an_error() -> None:
     reader, writer = os.pipe()
     try:
         with pytest.raises(OSError) as caught:
-            Receiver(4).receive(reader)
+            ContiguousReceiver(4).receive(reader)
         assert caught.value.errno == errno.ENOTSOCK
     finally:
         os.close(reader)
@@ -314,7 +315,7 @@ MARKED = {
 def test_runs_are_cut_where_the_mark_changes(
     family: int, info: bool, gro: bool, bursts: list[tuple[int, int, int, int]]
 ) -> None:
-    receiver = Receiver(family)
+    receiver = ContiguousReceiver(family)
     tos, ttl, set_tos, set_ttl = MARKED[family]
     with sockets(family, 1, gro, info) as (target, sender):
         for option in (tos, ttl):
@@ -338,7 +339,7 @@ def test_runs_are_cut_where_the_mark_changes(
 
 
 def test_equal_marks_stay_one_run() -> None:
-    receiver = Receiver(4)
+    receiver = ContiguousReceiver(4)
     with sockets(4, info=True) as (target, sender):
         for option in MARKED[4][:2]:
             target.setsockopt(*option, 1)
