@@ -1,1 +1,1 @@
-"""Bytes of packets: addresses, checksums, parsing, building, reassembly, segmentation, ICMP errors, names. Pure."""
+"""Packets as bytes: addresses, checksums, parsing, building, reassembly, segmentation, ICMP errors, names. Pure."""

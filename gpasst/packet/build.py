@@ -1,4 +1,4 @@
-"""IP and Ethernet around what a service answers."""
+"""Building packets and frames that gpasst itself originates: Ethernet, IP and UDP headers around a payload."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from gpasst.formats import (
     UDP_CODEC,
 )
 from gpasst.packet import checksum
+from gpasst.packet.address import V4, V6, family_of
 
 
 def wrap(
@@ -23,16 +24,16 @@ def wrap(
     protocol: int,
     payload: bytes,
 ) -> bytes:
-    """Put `payload` into an IP packet of the addresses' family, and that into an Ethernet frame.
+    """Build an Ethernet frame with an IP packet of the addresses' family.
 
-    :param destination_mac: the guest's, 6 bytes.
-    :param source_mac: the host's as the guest sees it, 6 bytes.
+    :param destination_mac: 6 bytes.
+    :param source_mac: 6 bytes.
     :param source: 4 or 16 bytes.
     :param destination: as long as `source`.
     :param protocol: IP protocol number of `payload`.
     :param payload: transport header and data, checksum complete.
     """
-    ethertype = ETHERTYPE_IPV4 if len(source) == 4 else ETHERTYPE_IPV6
+    ethertype = ETHERTYPE_IPV4 if family_of(source) == V4 else ETHERTYPE_IPV6
     ethernet = ETHERNET_CODEC.pack(destination=destination_mac, source=source_mac, ethertype=ethertype)
     return ethernet + ip_packet(source, destination, protocol, payload)
 
@@ -46,13 +47,17 @@ def ip_packet(
     hop_limit: int = HOP_LIMIT,
     flags: int = 0,
 ) -> bytes:
-    """Put `payload` into an IP packet; the parameters are those of `wrap`.
+    """Build an IP packet of the addresses' family.
 
+    :param source: 4 or 16 bytes.
+    :param destination: as long as `source`.
+    :param protocol: IP protocol number of `payload`.
+    :param payload: transport header and data, checksum complete.
     :param tos: TOS or traffic class.
     :param hop_limit: TTL or hop limit.
-    :param flags: of IPv4, such as `IPV4_DONT_FRAGMENT`.
+    :param flags: of IPv4, such as `IPV4_DONT_FRAGMENT`; ignored for IPv6.
     """
-    if len(source) == 4:
+    if family_of(source) == V4:
         fields: dict[str, int | bytes] = {
             "tos": tos,
             "total_length": IPV4_CODEC.size + len(payload),
@@ -84,24 +89,34 @@ def wrap_udp(
     destination_port: int,
     data: bytes,
 ) -> bytes:
-    """Put `data` into a UDP datagram, and that into a frame as `wrap` does.
+    """Build an Ethernet frame with a UDP datagram.
 
-    Over IPv4 the checksum is 0, "not computed" (RFC 768); over IPv6 there must be one (RFC 8200, section 8.1).
+    Over IPv4 the checksum is 0, "not computed" (RFC 768); over IPv6 it is mandatory (RFC 8200, section 8.1).
+
+    :param destination_mac: 6 bytes.
+    :param source_mac: 6 bytes.
+    :param source: 4 or 16 bytes.
+    :param destination: as long as `source`.
+    :param source_port: 0 to 65535.
+    :param destination_port: 0 to 65535.
+    :param data: payload of the datagram.
     """
     fields = {"source": source_port, "destination": destination_port, "length": UDP_CODEC.size + len(data)}
     datagram = UDP_CODEC.pack(checksum=0, **fields) + data
-    if len(source) == 16:
-        value = checksum.udp(checksum.pseudo_sum6(source, destination, PROTOCOL_UDP), datagram)
+    if family_of(source) == V6:
+        value = checksum.udp(checksum.pseudo_sum(source, destination, PROTOCOL_UDP), datagram)
         datagram = UDP_CODEC.pack(checksum=value, **fields) + data
     return wrap(destination_mac, source_mac, source, destination, PROTOCOL_UDP, datagram)
 
 
 def with_checksum(packet: bytes, field: int, source: bytes, destination: bytes, protocol: int) -> bytes:
-    """Complete the checksum of a transport packet that has a pseudo header (RFC 9293, section 3.1; RFC 8200, 8.1).
+    """Return a transport packet with its checksum, which includes a pseudo header (RFC 9293, 3.1; RFC 8200, 8.1).
 
-    :param packet: header and data, the checksum zero.
+    :param packet: transport header and data, the checksum zero.
     :param field: offset of the checksum in bytes.
+    :param source: 4 or 16 bytes.
+    :param destination: as long as `source`.
+    :param protocol: IP protocol number of `packet`.
     """
-    pseudo_sum = checksum.pseudo_sum4 if len(source) == 4 else checksum.pseudo_sum6
-    value = checksum.transport(pseudo_sum(source, destination, protocol), packet)
+    value = checksum.transport(checksum.pseudo_sum(source, destination, protocol), packet)
     return packet[:field] + value.to_bytes(2, "big") + packet[field + 2 :]

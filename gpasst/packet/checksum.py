@@ -1,4 +1,4 @@
-"""Internet checksums (RFC 1071), their pseudo headers and incremental updates (RFC 1624).
+"""Internet checksums (RFC 1071) and pseudo headers.
 
 Theory of operation
 ===================
@@ -7,90 +7,82 @@ Theory of operation
    section 1).
 2. 65536 is 1 modulo 65535, so a whole buffer read as one big integer leaves the same remainder as its folded
    words. Two divisions in C replace a loop over 32768 words in Python.
-3. End-around carry never turns a positive sum into zero, whereas the remainder does; `ones_sum` mends that
-   one value. 0xFFFF and 0 are both "zero" in one's complement, but UDP gives 0 a meaning of its own.
-4. Partial sums may be passed on unfolded: addition commutes with folding, Python integers do not overflow.
+3. End-around carry never turns a positive sum into zero, whereas the remainder may be zero; `ones_sum` returns
+   0xFFFF then. Both are "zero" in one's complement, but a UDP checksum of 0 means "not computed".
+4. Partial sums may be passed on unfolded: addition commutes with folding, and Python integers do not overflow.
 
-NOTE: nothing here verifies. Frames from the guest may leave their checksums to offload and are not to be
-doubted.
+NOTE: nothing here verifies a checksum. The guest may leave those of its frames to the device (checksum offload).
 """
 
 from __future__ import annotations
 
 Buffer = bytes | bytearray | memoryview
 
+ONES = 0xFFFF
+"""The 16-bit word of all ones: minus zero in one's complement, and the mask of a word."""
+
 
 def fold(total: int) -> int:
-    """Fold the carries of `total`, a sum of 16-bit words, not negative, into 16 bits (RFC 1071 section 2)."""
-    while total > 0xFFFF:
-        total = (total & 0xFFFF) + (total >> 16)
+    """Fold the carries of `total`, a sum of 16-bit words that is not negative, into 16 bits (RFC 1071 section 2)."""
+    while total > ONES:
+        total = (total & ONES) + (total >> 16)
     return total
 
 
 def ones_sum(data: Buffer, start: int = 0) -> int:
-    """Folded one's complement sum of `data` and of the partial sum `start`, not complemented.
+    """Return the folded one's complement sum of `data` and of the partial sum `start`, not complemented.
 
     :param data: bytes in network order; memoryviews must be of single bytes.
     :param start: sum so far, folded or not.
     :return: 0 to 0xFFFF; 0 only if all of `data` and `start` are zero.
     """
     number = int.from_bytes(data, "big")
-    total = number % 0xFFFF
+    total = number % ONES
     if len(data) & 1:
-        # The missing byte is put on the right. Shifting the remainder is cheaper than copying 64 KiB.
+        # The missing byte belongs on the right. Shifting the remainder is cheaper than copying 64 KiB.
         total <<= 8
-    total = (total + start) % 0xFFFF
+    total = (total + start) % ONES
     if total == 0 and (number or start):
-        return 0xFFFF
+        return ONES
     return total
 
 
 def internet(data: Buffer, start: int = 0) -> int:
-    """Checksum of `data`, its checksum field zero, as in IPv4 headers and ICMP (RFC 791, RFC 792).
+    """Return the checksum of an IPv4 header or ICMP message (RFC 791, RFC 792).
 
-    :param start: partial sum to include, for example what a template already fixes.
+    :param data: its bytes, the checksum field zero.
+    :param start: partial sum to include, for example that of constant header fields.
     """
-    return 0xFFFF ^ ones_sum(data, start)
+    return ONES ^ ones_sum(data, start)
 
 
-def pseudo_sum4(source: bytes, destination: bytes, protocol: int) -> int:
-    """Partial sum of the IPv4 pseudo header (RFC 768, RFC 9293 section 3.1): 4-byte addresses and protocol.
+def pseudo_sum(source: bytes, destination: bytes, protocol: int) -> int:
+    """Return the partial sum of a pseudo header without the length, which `transport` and `udp` add.
 
-    :return: unfolded sum **without** the length, which `transport` and `udp` add.
-    """
-    return ones_sum(source) + ones_sum(destination) + protocol
+    The pseudo headers of IPv4 (RFC 9293, section 3.1) and IPv6 (RFC 8200, section 8.1) have the same sum.
 
-
-def pseudo_sum6(source: bytes, destination: bytes, protocol: int) -> int:
-    """Partial sum of the IPv6 pseudo header (RFC 8200 section 8.1): 16-byte addresses, final next header.
-
-    :return: unfolded sum **without** the length, which `transport` and `udp` add.
+    :param source: 4 or 16 bytes.
+    :param destination: as long as `source`.
+    :param protocol: IP protocol number, or the final next header.
+    :return: unfolded.
     """
     return ones_sum(source) + ones_sum(destination) + protocol
 
 
 def transport(pseudo: int, segment: Buffer) -> int:
-    """Checksum of an upper-layer packet (TCP, ICMPv6), from header to end of payload.
+    """Return the checksum of an upper-layer packet (TCP, ICMPv6), from header to end of payload.
 
-    :param pseudo: sum of the pseudo header without length (`pseudo_sum4`, `pseudo_sum6`).
-    :param segment: the packet, its checksum field zero. Its length in bytes is summed too; lengths beyond
-        65535 come out right, since the two halves of the 32-bit IPv6 length sum to the same remainder.
+    :param pseudo: sum of the pseudo header without length (`pseudo_sum`).
+    :param segment: the packet, its checksum field zero. Its length in bytes is added; lengths beyond 65535 are
+        correct, too, since the two halves of the 32-bit IPv6 length sum to the same remainder.
     """
-    return 0xFFFF ^ ones_sum(segment, pseudo + len(segment))
+    return ONES ^ ones_sum(segment, pseudo + len(segment))
 
 
 def udp(pseudo: int, segment: Buffer) -> int:
-    """Checksum of a UDP datagram: as `transport`, but never 0.
+    """Return the checksum of a UDP datagram: as `transport`, but never 0.
 
-    On the wire 0 says "not computed", which IPv6 forbids, so it is sent as 0xFFFF
+    On the wire 0 means "not computed", which IPv6 forbids, so it is sent as 0xFFFF
     (RFC 768, RFC 8200 section 8.1).
     """
-    return transport(pseudo, segment) or 0xFFFF
-
-
-def update(checksum: int, old_word: int, new_word: int) -> int:
-    """Checksum after one 16-bit word of the data changed (RFC 1624, equation 3).
-
-    Equal to the checksum computed anew, unless the change leaves all data zero; no header is.
-    """
-    return 0xFFFF ^ fold((checksum ^ 0xFFFF) + (old_word ^ 0xFFFF) + new_word)
+    return transport(pseudo, segment) or ONES

@@ -1,7 +1,7 @@
-"""The structures of DHCP and DHCPv6, declared once, beside those of `gpasst.formats` and by the same rules.
+"""The structures of DHCP and DHCPv6, declared once, by the rules of `gpasst.formats`.
 
-Options are lists of (code, data): what their data means is the business of the services. A list is refused as a whole
-if one of its options ends beyond the data.
+Options are lists of (code, data); the services interpret the data. A list is malformed as a whole if one of its options
+ends beyond the data.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BOOTP_REQUEST = 1
 BOOTP_REPLY = 2
 DHCP_FLAG_BROADCAST = 0x8000
 DHCP_COOKIE = bytes((99, 130, 83, 99))
-"""What opens the options (RFC 2132 section 2)."""
+"""The magic cookie before the options (RFC 2132 section 2)."""
 
 # Message types (RFC 2132 section 9.6).
 DHCP_DISCOVER = 1
@@ -74,7 +74,7 @@ DHCP_END = 255
 DHCP_OVERLOAD_FILE = 1
 DHCP_OVERLOAD_NAME = 2
 DHCP_INFINITE = 0xFFFFFFFF
-"""Lease time, in seconds, that means for ever (RFC 2131 section 3.3)."""
+"""Lease time, in seconds, that stands for infinity (RFC 2131 section 3.3)."""
 
 # Flags of the client FQDN option (RFC 4702 section 2.1).
 DHCP_FQDN_SERVER_UPDATES = 0x01
@@ -115,10 +115,10 @@ DHCP_OPTIONS = FocusedSeq(
     "options",
     "options" / GreedyRange(DHCP_OPTION),
     "end" / Optional(Struct("end" / Const(DHCP_END, Int8ub), "padding" / Default(GreedyBytes, b""))),
-    # GreedyRange stops quietly before an option it cannot parse.
+    # GreedyRange stops without an error before an option that it cannot parse.
     Terminated,
 )
-"""All options of a field, to `DHCP_END` or, in want of it, to the end of the data.
+"""All options of a field, to `DHCP_END` or, without one, to the end of the data.
 
 Parses to a list of `DHCP_OPTION`, padding included. Building adds the end.
 """
@@ -169,7 +169,7 @@ DHCPV6_FQDN_NO_UPDATES = 0x04
 
 DHCPV6_DUID_LLT = 1
 DHCPV6_INFINITE = 0xFFFFFFFF
-"""Lifetime, in seconds, that means for ever (RFC 8415 section 7.7)."""
+"""Lifetime, in seconds, that stands for infinity (RFC 8415 section 7.7)."""
 
 DHCPV6 = Header(
     "type" / Int8ub,
@@ -180,7 +180,7 @@ DHCPV6 = Header(
 DHCPV6_OPTIONS = FocusedSeq(
     "options",
     "options" / GreedyRange(Struct("code" / Int16ub, "data" / Prefixed(Int16ub, GreedyBytes))),
-    # As above.
+    # As in DHCP_OPTIONS.
     Terminated,
 )
 """All options up to the end of the data (RFC 8415 section 21.1), of a message or within another option."""

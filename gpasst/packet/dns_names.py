@@ -1,28 +1,32 @@
-"""Domain names in wire format (RFC 1035), one or many, with and without compression.
+"""Domain names in wire format (RFC 1035), single names and lists, with and without compression.
 
-Lists are cut between names where they exceed the room that a message has: names that do not fit are left out, and the
-first ones matter most.
+A list that exceeds the room of its message is truncated between names: names that do not fit are left out, and earlier
+names take precedence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-POINTER = 0xC000  # RFC 1035, section 4.1.4; the other bits are an offset
+POINTER = 0xC000  # flags of a pointer; its other 14 bits are an offset (RFC 1035, section 4.1.4)
+OFFSETS = 0x4000  # offsets that 14 bits can express
 
 
 def encode_name(name: str) -> bytes:
-    """Give a domain name in DNS wire format (RFC 1035, section 3.1), labels cut at 63 bytes by the sender's care."""
+    """Return a domain name in DNS wire format (RFC 1035, section 3.1).
+
+    :param name: labels of up to 63 bytes, as IDNA encodes them; a dot at its end is ignored.
+    """
     return b"".join(map(_counted, _labels(name))) + b"\0"
 
 
 def encode_text(name: str) -> bytes:
-    """Give a domain name as text in ASCII, without a dot at its end."""
+    """Return a domain name as ASCII text, without a dot at its end."""
     return b".".join(_labels(name))
 
 
 def encode_names(names: Iterable[str], room: int) -> bytes:
-    """Give those of `names` that fit into `room` bytes, one behind the other, without compression."""
+    """Return the `names` that fit into `room` bytes, in wire format without compression."""
     encoded = b""
     for name in names:
         more = encode_name(name)
@@ -32,9 +36,9 @@ def encode_names(names: Iterable[str], room: int) -> bytes:
 
 
 def compress_names(names: Iterable[str], room: int) -> bytes:
-    """Give those of `names` that fit into `room` bytes, what repeats replaced by pointers (RFC 1035, section 4.1.4).
+    """Return the `names` that fit into `room` bytes, with compression (RFC 1035, section 4.1.4).
 
-    Pointers count from the first name (RFC 3397, section 2).
+    The offsets of pointers count from the start of the first name (RFC 3397, section 2).
     """
     encoded = b""
     places: dict[tuple[bytes, ...], int] = {}
@@ -45,7 +49,7 @@ def compress_names(names: Iterable[str], room: int) -> bytes:
             if rest in places:
                 more += (POINTER | places[rest]).to_bytes(2, "big")
                 break
-            if place < 0x10000 - POINTER:
+            if place < OFFSETS:
                 fresh[rest] = place
             more += _counted(label)
         else:

@@ -1,9 +1,9 @@
-"""ICMP and ICMPv6 errors: what tells the sender of a packet that it could not be delivered (RFC 792, RFC 4443).
+"""ICMP and ICMPv6 errors: a report to the sender of a packet that could not be delivered (RFC 792, RFC 4443).
 
-Theory of operation: an error is a `Problem` and the start of the packet that met it. The packet crossed the proxy, so
-whoever is told gets it quoted as it sent it, with its own view of the addresses: `quoted_udp` and `quoted_echo` build
-it, `message` puts the problem before it, and `frame` makes it what the guest reads. `parse` takes an error of the
-guest's apart.
+Theory of operation: an error consists of a `Problem` and the start of the packet that caused it. That packet crossed
+the proxy, so the error quotes it as its sender sent it, with the sender's view of the addresses: `quoted_udp` and
+`quoted_echo` build the quoted packet, `message` puts the problem before it, and `frame` builds the guest's frame.
+`parse` reads an error that the guest sent.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from gpasst.formats import (
     UDP_CODEC,
 )
 from gpasst.packet import checksum
+from gpasst.packet.address import V4, V6, family_of
 from gpasst.packet.build import ip_packet, with_checksum, wrap
 from gpasst.packet.parse import Packet
 
@@ -49,23 +50,26 @@ TYPES = {
     4: frozenset({ICMP_UNREACHABLE, ICMP_TIME_EXCEEDED, ICMP_PARAMETER_PROBLEM}),
     6: frozenset({ICMPV6_UNREACHABLE, ICMPV6_PACKET_TOO_BIG, ICMPV6_TIME_EXCEEDED, ICMPV6_PARAMETER_PROBLEM}),
 }
-"""Types that are passed on. Others are meant for whoever sent the packet on the way (redirect) or obsolete (quench)."""
+"""Types that are passed on. A redirect concerns the link it was sent on only; source quench is obsolete (RFC 6633)."""
 
 MESSAGE_BYTES = {4: 576, 6: 1280}
-"""Most bytes of a whole error: RFC 1812, section 4.3.2.3; RFC 4443, section 2.4 (c)."""
+"""Maximum bytes of a whole error: RFC 1812, section 4.3.2.3; RFC 4443, section 2.4 (c)."""
 
 _CHECKSUM = slice(ICMP_CODEC.offset("checksum"), ICMP_CODEC.offset("checksum") + 2)
-_QUOTED = ICMP_ERROR_CODEC.size
-_POINTER_SHIFT = 8  # of the one byte that points into an IPv4 header (RFC 792) within the 16 bits before the MTU
+_QUOTED = ICMP_ERROR_CODEC.size  # offset of the quoted packet; the same for ICMPv6
+_POINTER_SHIFT = 8  # a parameter problem's pointer is the first byte of the 16 bits before the MTU (RFC 792)
+_POINTER_MASK = 0xFF
+_MTU_MAXIMUM = 0xFFFF  # 16 bits (RFC 1191, section 4)
+_IHL_UNIT = 4  # bytes (RFC 791, section 3.1)
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What an ICMP or ICMPv6 error says went wrong.
+    """Type and parameter of an ICMP or ICMPv6 error.
 
     :ivar type: one of `TYPES`.
-    :ivar code: its code.
-    :ivar parameter: the next hop's MTU in bytes, or the offset of what is wrong in the quoted packet; else 0.
+    :ivar code: the type's code.
+    :ivar parameter: the next hop's MTU in bytes, or the offset of the faulty byte in the quoted packet; else 0.
     """
 
     type: int
@@ -77,9 +81,9 @@ class Problem:
 class Reported:
     """An error that quotes a UDP datagram.
 
-    :ivar problem: what it says.
-    :ivar source: address that the datagram came from, 4 or 16 bytes.
-    :ivar destination: address that it went to.
+    :ivar problem: the error.
+    :ivar source: source address of the datagram, 4 or 16 bytes.
+    :ivar destination: its destination address.
     :ivar source_port: its source port.
     :ivar destination_port: its destination port.
     :ivar payload: the start of its payload, as far as it is quoted.
@@ -104,38 +108,42 @@ REFUSED = {
     (6, errno.ENETUNREACH): Problem(ICMPV6_UNREACHABLE, ICMPV6_NO_ROUTE),
     (6, errno.EHOSTUNREACH): Problem(ICMPV6_UNREACHABLE, ICMPV6_ADDRESS_UNREACHABLE),
 }
-"""What a router would say, by family and errno, where the host's own kernel does not let a datagram out."""
+"""A router's error, by family and errno, for a datagram that the host's own kernel refuses to send."""
 
 
 def too_big(family: int, mtu: int) -> Problem:
-    """Say that a packet exceeds the next hop's MTU, in bytes (RFC 1191, section 4; RFC 4443, section 3.2)."""
-    if family == 6:
+    """Return the problem of a packet that exceeds the next hop's MTU (RFC 1191, section 4; RFC 4443, section 3.2).
+
+    :param family: 4 or 6.
+    :param mtu: in bytes.
+    """
+    if family == V6:
         return Problem(ICMPV6_PACKET_TOO_BIG, 0, mtu)
     return Problem(ICMP_UNREACHABLE, ICMP_FRAGMENTATION_NEEDED, mtu)
 
 
 def expired(family: int, problem: Problem) -> bool:
-    """Tell whether the problem is that a packet was forwarded too often, or its fragments were not complete in time."""
-    return problem.type == (ICMPV6_TIME_EXCEEDED if family == 6 else ICMP_TIME_EXCEEDED)
+    """Return whether the problem is "time exceeded": the hop limit reached 0, or a fragment did not come in time."""
+    return problem.type == (ICMPV6_TIME_EXCEEDED if family == V6 else ICMP_TIME_EXCEEDED)
 
 
 def message(family: int, problem: Problem, quoted: bytes) -> bytes:
     """Build an error as a raw socket sends it.
 
     :param family: 4 or 6.
-    :param problem: what it says.
-    :param quoted: the packet that met it, from its IP header on; cut to what an error may hold.
+    :param problem: the error.
+    :param quoted: the packet that caused it, from its IP header on; truncated to the maximum of an error.
     :return: the message; an ICMPv6 checksum is left to the kernel (RFC 3542, section 3.1).
     """
-    if family == 6:
-        quoted = quoted[: MESSAGE_BYTES[6] - IPV6_CODEC.size - ICMPV6_ERROR_CODEC.size]
+    if family == V6:
+        quoted = quoted[: MESSAGE_BYTES[V6] - IPV6_CODEC.size - ICMPV6_ERROR_CODEC.size]
         return ICMPV6_ERROR_CODEC.pack(type=problem.type, code=problem.code, parameter=problem.parameter) + quoted
-    quoted = quoted[: MESSAGE_BYTES[4] - IPV4_CODEC.size - ICMP_ERROR_CODEC.size]
+    quoted = quoted[: MESSAGE_BYTES[V4] - IPV4_CODEC.size - ICMP_ERROR_CODEC.size]
     fields = {"type": problem.type, "code": problem.code}
     if problem.type == ICMP_PARAMETER_PROBLEM:
-        fields["unused"] = (problem.parameter & 0xFF) << _POINTER_SHIFT
+        fields["unused"] = (problem.parameter & _POINTER_MASK) << _POINTER_SHIFT
     elif problem.type == ICMP_UNREACHABLE and problem.code == ICMP_FRAGMENTATION_NEEDED:
-        fields["mtu"] = min(problem.parameter, 0xFFFF)
+        fields["mtu"] = min(problem.parameter, _MTU_MAXIMUM)
     built = bytearray(ICMP_ERROR_CODEC.pack(**fields) + quoted)
     built[_CHECKSUM] = checksum.internet(built).to_bytes(2, "big")
     return bytes(built)
@@ -146,11 +154,11 @@ def frame(guest_mac: bytes, host_mac: bytes, offender: bytes, guest: bytes, buil
 
     :param guest_mac: the guest's, 6 bytes.
     :param host_mac: the host's as the guest sees it, 6 bytes.
-    :param offender: whoever reports the error, as the guest sees it; 4 or 16 bytes.
+    :param offender: address of the node that reports the error, as the guest sees it; 4 or 16 bytes.
     :param guest: the guest's address.
-    :param built: the error as `message` gives it.
+    :param built: the error as `message` builds it.
     """
-    if len(offender) == 4:
+    if family_of(offender) == V4:
         return wrap(guest_mac, host_mac, offender, guest, PROTOCOL_ICMP, built)
     built = with_checksum(built, _CHECKSUM.start, offender, guest, PROTOCOL_ICMPV6)
     return wrap(guest_mac, host_mac, offender, guest, PROTOCOL_ICMPV6, built)
@@ -167,11 +175,11 @@ def quoted_udp(
 ) -> bytes:
     """Build the UDP datagram that an error quotes, from its IP header on.
 
-    :param source: who sent it, 4 or 16 bytes.
-    :param source_port: from where.
-    :param destination: to whom, as long as `source`.
-    :param destination_port: to where.
-    :param payload: as much of its payload as is known; the length fields say no more either.
+    :param source: its source address, 4 or 16 bytes.
+    :param source_port: its source port.
+    :param destination: its destination address, as long as `source`.
+    :param destination_port: its destination port.
+    :param payload: the known start of its payload; the length fields count no more than that.
     :param tos: its TOS or traffic class.
     :param hop_limit: its TTL or hop limit.
     """
@@ -183,68 +191,71 @@ def quoted_udp(
 def quoted_echo(source: bytes, destination: bytes, request: bytes, identifier: int, hop_limit: int) -> bytes:
     """Build the echo request that an error quotes, from its IP header on.
 
-    :param source: who sent it, 4 or 16 bytes.
-    :param destination: to whom, as long as `source`.
-    :param request: as much of its message as is known, at least the header.
-    :param identifier: its identifier.
+    :param source: its source address, 4 or 16 bytes.
+    :param destination: its destination address, as long as `source`.
+    :param request: the known start of its message, at least the header.
+    :param identifier: the identifier that its sender chose.
     :param hop_limit: its TTL or hop limit.
-    :raises PacketError: if there is not even the header.
+    :raises PacketError: `Drop.MALFORMED_ICMP`, if `request` is shorter than the header.
     """
     if len(request) < ECHO_CODEC.size:
         raise PacketError(Drop.MALFORMED_ICMP)
     fields = ECHO_CODEC.unpack_from(request)
     fields["identifier"] = identifier
-    protocol = PROTOCOL_ICMP if len(source) == 4 else PROTOCOL_ICMPV6
+    protocol = PROTOCOL_ICMP if family_of(source) == V4 else PROTOCOL_ICMPV6
     return _quoted(source, destination, protocol, ECHO_CODEC.pack(**fields) + request[ECHO_CODEC.size :], 0, hop_limit)
 
 
 def _quoted(source: bytes, destination: bytes, protocol: int, payload: bytes, tos: int, hop_limit: int) -> bytes:
-    """Put `payload` into the IP header that an error quotes; a router that had to cut it was not allowed to."""
+    """Build the packet that an error quotes.
+
+    It has the don't-fragment bit: a router reports "fragmentation needed" only for such a packet (RFC 1191, section 4).
+    """
     return ip_packet(source, destination, protocol, payload, tos, hop_limit, IPV4_DONT_FRAGMENT)
 
 
 def port_unreachable(source: bytes, source_port: int, destination: bytes, destination_port: int) -> bytes:
-    """Build the message that a closed port is answered with, as a raw socket sends it.
+    """Build a closed port's answer to a datagram, as a raw socket sends it.
 
-    :param source: who sent the datagram, 4 or 16 bytes.
-    :param source_port: from where.
-    :param destination: to whom, as long as `source`.
+    :param source: the datagram's source address, 4 or 16 bytes.
+    :param source_port: its source port.
+    :param destination: its destination address, as long as `source`.
     :param destination_port: the closed port.
-    :return: as `message`.
+    :return: as `message` returns.
     """
-    family = 4 if len(source) == 4 else 6
+    family = family_of(source)
     return message(family, CLOSED_PORT[family], quoted_udp(source, source_port, destination, destination_port))
 
 
 def parse(packet: Packet) -> Reported | None:
-    """Take an ICMP or ICMPv6 error of the guest apart.
+    """Parse an ICMP or ICMPv6 error of the guest.
 
     :param packet: a packet whose payload begins with one of `TYPES`.
-    :return: what it reports, None if that is not of UDP or does not show the ports.
-    :raises PacketError: `Drop.MALFORMED_ICMP`, if it is not what it says.
+    :return: the error, None if it quotes no UDP datagram or a fragment without ports.
+    :raises PacketError: `Drop.MALFORMED_ICMP`, if the error or the quoted header is malformed.
     """
     payload = bytes(packet.payload)
     if len(payload) < _QUOTED:
         raise PacketError(Drop.MALFORMED_ICMP)
     problem = _problem(packet.family, payload)
     quoted = payload[_QUOTED:]
-    codec = IPV4_CODEC if packet.family == 4 else IPV6_CODEC
+    codec = IPV4_CODEC if packet.family == V4 else IPV6_CODEC
     if len(quoted) < codec.size:
         raise PacketError(Drop.MALFORMED_ICMP)
     header = codec.unpack_from(quoted)
     if header["version"] != packet.family:
         raise PacketError(Drop.MALFORMED_ICMP)
     start, protocol = codec.size, header.get("next_header")
-    if packet.family == 4:
-        start, protocol = 4 * header["ihl"], header["protocol"]
+    if packet.family == V4:
+        start, protocol = _IHL_UNIT * header["ihl"], header["protocol"]
         if start < codec.size:
             raise PacketError(Drop.MALFORMED_ICMP)
         if header["fragment_offset"]:
             return None
-    # Frames to the guest have no extension headers, so there is nothing to step over in what it quotes.
+    # Frames to the guest have no extension headers, so the quoted packet has none.
     if protocol != PROTOCOL_UDP:
         return None
-    # The ports and the length are what 8 bytes of payload must hold (RFC 792).
+    # An error quotes at least 8 bytes of payload (RFC 792), which are a UDP header.
     if len(quoted) < start + UDP_CODEC.size:
         raise PacketError(Drop.MALFORMED_ICMP)
     udp = UDP_CODEC.unpack_from(quoted, start)
@@ -259,8 +270,8 @@ def parse(packet: Packet) -> Reported | None:
 
 
 def _problem(family: int, payload: bytes) -> Problem:
-    """Read what an error says went wrong."""
-    if family == 6:
+    """Return the problem that an error of at least 8 bytes reports."""
+    if family == V6:
         fields = ICMPV6_ERROR_CODEC.unpack_from(payload)
         return Problem(fields["type"], fields["code"], fields["parameter"])
     fields = ICMP_ERROR_CODEC.unpack_from(payload)

@@ -1,6 +1,6 @@
-"""What a frame from the guest is: Ethernet and IP taken apart, with every doubt resolved against the sender.
+"""Parsing of frames from the guest: Ethernet, IP and UDP. Anything malformed or ambiguous is rejected.
 
-Pure. The data path recognises ordinary UDP by itself and comes here for all else. Only `PacketError` leaves here.
+The fast path parses ordinary UDP by itself; all other frames come here. Only `PacketError` leaves this module.
 """
 
 from __future__ import annotations
@@ -22,17 +22,20 @@ from gpasst.formats import (
     IPV6_FRAGMENT_HEADER,
     UDP_CODEC,
 )
+from gpasst.packet.address import V4, V6
 
 MAX_EXTENSIONS = 8  # headers; RFC 8504, section 5.3 lets a node limit the chain
+IHL_UNIT = 4  # bytes; of IPv4's header length (RFC 791, section 3.1)
+OFFSET_UNIT = 8  # bytes; of fragment offsets and extension headers (RFC 791, section 3.1; RFC 8200, section 4)
 
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """What tells one fragment's place.
+    """A fragment's place in its datagram.
 
     :ivar identification: of the datagram, 16 or 32 bits.
     :ivar offset: bytes from the start of the datagram's payload.
-    :ivar more: whether others follow.
+    :ivar more: whether more fragments follow.
     """
 
     identification: int
@@ -48,9 +51,9 @@ class Packet:
     :ivar source: 4 or 16 bytes.
     :ivar destination: 4 or 16 bytes.
     :ivar protocol: IP protocol number of `payload`.
-    :ivar payload: what follows the IP header and its extensions, without padding.
+    :ivar payload: the bytes behind the IP header and its extensions, without Ethernet padding.
     :ivar hop_limit: TTL or hop limit.
-    :ivar fragment: set if the payload is a piece of a datagram.
+    :ivar fragment: set if the packet is a fragment.
     :ivar tos: TOS or traffic class: DSCP and ECN bits.
     """
 
@@ -70,10 +73,10 @@ class Packet:
 
 
 def parse_ip(frame: memoryview) -> Packet:
-    """Take an Ethernet frame that carries IPv4 or IPv6 apart.
+    """Parse an Ethernet frame that carries IPv4 or IPv6.
 
-    :param frame: from the destination MAC address on.
-    :raises PacketError: if it is not what it says.
+    :param frame: from the destination MAC address on, at least an Ethernet header with one of the two EtherTypes.
+    :raises PacketError: `Drop.MALFORMED_IP`, if the IP header or an extension header is malformed.
     """
     size = ETHERNET_CODEC.size
     ethertype = int.from_bytes(frame[size - 2 : size], "big")
@@ -84,13 +87,13 @@ def _parse4(data: memoryview) -> Packet:
     if len(data) < IPV4_CODEC.size:
         raise PacketError(Drop.MALFORMED_IP)
     header = IPV4_CODEC.unpack_from(data)
-    start, total = 4 * header["ihl"], header["total_length"]
-    # What follows the packet is Ethernet padding.
-    if header["version"] != 4 or not IPV4_CODEC.size <= start <= total <= len(data):
+    start, total = IHL_UNIT * header["ihl"], header["total_length"]
+    # Bytes behind the packet are Ethernet padding.
+    if header["version"] != V4 or not IPV4_CODEC.size <= start <= total <= len(data):
         raise PacketError(Drop.MALFORMED_IP)
-    offset, more = 8 * header["fragment_offset"], bool(header["flags"] & IPV4_MORE_FRAGMENTS)
+    offset, more = OFFSET_UNIT * header["fragment_offset"], bool(header["flags"] & IPV4_MORE_FRAGMENTS)
     return Packet(
-        4,
+        V4,
         header["source"],
         header["destination"],
         header["protocol"],
@@ -106,34 +109,20 @@ def _parse6(data: memoryview) -> Packet:
         raise PacketError(Drop.MALFORMED_IP)
     header = IPV6_CODEC.unpack_from(data)
     payload = data[IPV6_CODEC.size :]
-    if header["version"] != 6 or header["payload_length"] > len(payload):
+    if header["version"] != V6 or header["payload_length"] > len(payload):
         raise PacketError(Drop.MALFORMED_IP)
     payload = payload[: header["payload_length"]]
-    protocol, fragment = header["next_header"], None
-    for _ in range(MAX_EXTENSIONS + 1):
+    protocol, fragment, extensions = header["next_header"], None, 0
+    while protocol in IPV6_EXTENSIONS and fragment is None:
+        extensions += 1
+        if extensions > MAX_EXTENSIONS:
+            raise PacketError(Drop.MALFORMED_IP)
         if protocol == IPV6_FRAGMENT_HEADER:
-            if len(payload) < IPV6_FRAGMENT_CODEC.size:
-                raise PacketError(Drop.MALFORMED_IP)
-            piece = IPV6_FRAGMENT_CODEC.unpack_from(payload)
-            protocol, payload = piece["next_header"], payload[IPV6_FRAGMENT_CODEC.size :]
-            if piece["offset"] or piece["more"]:
-                fragment = Fragment(piece["identification"], 8 * piece["offset"], bool(piece["more"]))
-                break
-        elif protocol in IPV6_EXTENSIONS:
-            if len(payload) < IPV6_EXTENSION_CODEC.size:
-                raise PacketError(Drop.MALFORMED_IP)
-            extension = IPV6_EXTENSION_CODEC.unpack_from(payload)
-            # RFC 4302, section 2.2: this one counts in 4-byte units, less 2.
-            unit = 4 * (extension["length"] + 2) if protocol == IPV6_AUTHENTICATION else 8 * (extension["length"] + 1)
-            if unit > len(payload):
-                raise PacketError(Drop.MALFORMED_IP)
-            protocol, payload = extension["next_header"], payload[unit:]
+            protocol, payload, fragment = _fragment_header(payload)
         else:
-            break
-    else:
-        raise PacketError(Drop.MALFORMED_IP)
+            protocol, payload = _extension(protocol, payload)
     return Packet(
-        6,
+        V6,
         header["source"],
         header["destination"],
         protocol,
@@ -144,10 +133,38 @@ def _parse6(data: memoryview) -> Packet:
     )
 
 
-def parse_udp(payload: memoryview) -> tuple[int, int, memoryview]:
-    """Take a UDP datagram apart: source port, destination port, data.
+def _fragment_header(payload: memoryview) -> tuple[int, memoryview, Fragment | None]:
+    """Parse a fragment header; return the next header, the bytes behind it, and the fragment.
 
-    :raises PacketError: if its length field says less than its header or more than there is (E-26).
+    An atomic fragment (RFC 6946) is a whole packet: it has no `Fragment`.
+    """
+    if len(payload) < IPV6_FRAGMENT_CODEC.size:
+        raise PacketError(Drop.MALFORMED_IP)
+    header = IPV6_FRAGMENT_CODEC.unpack_from(payload)
+    offset, more = OFFSET_UNIT * header["offset"], bool(header["more"])
+    fragment = Fragment(header["identification"], offset, more) if offset or more else None
+    return header["next_header"], payload[IPV6_FRAGMENT_CODEC.size :], fragment
+
+
+def _extension(protocol: int, payload: memoryview) -> tuple[int, memoryview]:
+    """Parse an extension header of type `protocol`; return the next header and the bytes behind it."""
+    if len(payload) < IPV6_EXTENSION_CODEC.size:
+        raise PacketError(Drop.MALFORMED_IP)
+    header = IPV6_EXTENSION_CODEC.unpack_from(payload)
+    size = OFFSET_UNIT * (header["length"] + 1)
+    if protocol == IPV6_AUTHENTICATION:
+        size = 4 * (header["length"] + 2)  # counts units of 4 bytes, less 2 (RFC 4302, section 2.2)
+    if size > len(payload):
+        raise PacketError(Drop.MALFORMED_IP)
+    return header["next_header"], payload[size:]
+
+
+def parse_udp(payload: memoryview) -> tuple[int, int, memoryview]:
+    """Parse a UDP datagram; return source port, destination port and data.
+
+    :param payload: the datagram; bytes beyond its length field are ignored.
+    :raises PacketError: `Drop.MALFORMED_UDP`, if its length field is below the header's size (RFC 768) or beyond the
+        payload.
     """
     if len(payload) < UDP_CODEC.size:
         raise PacketError(Drop.MALFORMED_UDP)

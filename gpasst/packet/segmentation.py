@@ -1,8 +1,10 @@
-"""Superframes cut into the frames that a wire would carry.
+"""Segmentation of superframes into the frames that a wire would carry.
 
-Pure: used where single frames are needed, which is the capture file and a link that cannot carry superframes. Checksums
-that were left to the kernel are completed, and every segment gets its own lengths and IPv4 identification (as the
-kernel's udp4_ufo/__udp_gso_segment do).
+Theory of operation: the capture file needs single frames with complete checksums, where the tap carries superframes
+whose checksums are left to the kernel (virtio-net header). A table by GSO type yields the segments of a superframe with
+their transport headers; lengths and identification of IP, and all checksums, are then the same for every transport.
+Each segment gets the fields that the kernel would give it (net/ipv4/udp_offload.c: __udp_gso_segment;
+net/ipv4/af_inet.c: inet_gso_segment).
 """
 
 from __future__ import annotations
@@ -21,11 +23,18 @@ from gpasst.formats import (
 )
 from gpasst.packet import checksum
 
-_IP = ETHERNET_CODEC.size
+_IP = ETHERNET_CODEC.size  # offset of the IP header in a frame
+_ETHERTYPE = ETHERNET_CODEC.offset("ethertype")
+_LENGTH4 = _IP + IPV4_CODEC.offset("total_length")
+_IDENTIFICATION = _IP + IPV4_CODEC.offset("identification")
+_CHECKSUM4 = _IP + IPV4_CODEC.offset("checksum")
+_LENGTH6 = _IP + IPV6_CODEC.offset("payload_length")
+_WORD_BYTES = 2
+_WORD = checksum.ONES
 
 
 def split(data: bytes | bytearray | memoryview) -> Iterator[bytes]:
-    """Give the Ethernet frames, checksums complete, that a superframe stands for.
+    """Yield the Ethernet frames of a superframe, or the one frame, with complete checksums.
 
     :param data: virtio-net header and frame, as they cross the tap.
     """
@@ -35,43 +44,67 @@ def split(data: bytes | bytearray | memoryview) -> Iterator[bytes]:
         yield frame
         return
     start, field = virtio["checksum_start"], virtio["checksum_start"] + virtio["checksum_offset"]
-    if virtio["gso_type"] != VIRTIO_NET_HDR_GSO_UDP_L4 or not virtio["gso_size"]:
+    segments = _SEGMENTS.get(virtio["gso_type"])
+    if segments is None or not virtio["gso_size"]:
         yield _complete(frame, start, field)
         return
-    # The field holds the pseudo header's sum for the whole; each segment has a length of its own.
-    whole = int.from_bytes(frame[field : field + 2], "big")
-    headers = start + UDP_CODEC.size
-    pseudo = whole + (0xFFFF - (len(frame) - start) % 0xFFFF)
-    step = virtio["gso_size"]
-    for index, position in enumerate(range(headers, len(frame), step)):
-        piece = bytearray(frame[:headers] + frame[position : position + step])
-        length = len(piece) - start
-        if frame[_IP - 2 : _IP] == ETHERTYPE_IPV4.to_bytes(2, "big"):
-            _patch_ip4(piece, length + start - _IP, index)
-        else:
-            at = _IP + IPV6_CODEC.offset("payload_length")
-            piece[at : at + 2] = (len(piece) - _IP - IPV6_CODEC.size).to_bytes(2, "big")
-        at = start + UDP_CODEC.offset("length")
-        piece[at : at + 2] = length.to_bytes(2, "big")
-        piece[field : field + 2] = checksum.fold(pseudo + length).to_bytes(2, "big")
-        yield _complete(bytes(piece), start, field)
+    # The field holds the sum of the pseudo header with the superframe's length; each segment has a length of its own.
+    pseudo = _word(frame, field) + (_WORD - (len(frame) - start) % _WORD)
+    for index, segment in enumerate(segments(frame, start, virtio["gso_size"])):
+        _patch_ip(segment, index)
+        _put_word(segment, field, checksum.fold(pseudo + len(segment) - start))
+        yield _complete(bytes(segment), start, field)
+
+
+def _udp_segments(frame: bytes, start: int, size: int) -> Iterator[bytearray]:
+    """Yield the segments of a UDP superframe, each with the headers and its own UDP length.
+
+    :param frame: the superframe.
+    :param start: offset of its UDP header.
+    :param size: payload bytes of each segment but perhaps the last.
+    """
+    payload = start + UDP_CODEC.size
+    for at in range(payload, len(frame), size):
+        segment = bytearray(frame[:payload] + frame[at : at + size])
+        _put_word(segment, start + UDP_CODEC.offset("length"), len(segment) - start)
+        yield segment
+
+
+_SEGMENTS = {VIRTIO_NET_HDR_GSO_UDP_L4: _udp_segments}
+
+
+def _patch_ip(frame: bytearray, index: int) -> None:
+    """Give a segment's IP header its length and, for IPv4, its identification and checksum.
+
+    :param frame: the segment with a copy of the superframe's IP header.
+    :param index: number of the segment in the superframe.
+    """
+    if _word(frame, _ETHERTYPE) != ETHERTYPE_IPV4:
+        _put_word(frame, _LENGTH6, len(frame) - _IP - IPV6_CODEC.size)
+        return
+    _put_word(frame, _LENGTH4, len(frame) - _IP)
+    _put_word(frame, _IDENTIFICATION, (_word(frame, _IDENTIFICATION) + index) & _WORD)
+    _put_word(frame, _CHECKSUM4, 0)
+    ihl = IPV4_CODEC.unpack_from(frame, _IP)["ihl"]
+    _put_word(frame, _CHECKSUM4, checksum.internet(frame[_IP : _IP + 4 * ihl]))
 
 
 def _complete(frame: bytes, start: int, field: int) -> bytes:
-    """Compute the checksum whose pseudo header sum stands in `field`, from `start` on."""
-    if field + 2 > len(frame):
+    """Return a frame with its transport checksum, computed from `start` on; `field` holds its pseudo header's sum.
+
+    A frame that ends before `field` is returned as it is.
+    """
+    if field + _WORD_BYTES > len(frame):
         return frame
-    value = checksum.internet(frame[start:]) or 0xFFFF
-    return frame[:field] + value.to_bytes(2, "big") + frame[field + 2 :]
+    value = checksum.internet(frame[start:]) or _WORD
+    return frame[:field] + value.to_bytes(_WORD_BYTES, "big") + frame[field + _WORD_BYTES :]
 
 
-def _patch_ip4(frame: bytearray, total: int, index: int) -> None:
-    at = _IP + IPV4_CODEC.offset("total_length")
-    frame[at : at + 2] = total.to_bytes(2, "big")
-    at = _IP + IPV4_CODEC.offset("identification")
-    identification = (int.from_bytes(frame[at : at + 2], "big") + index) & 0xFFFF
-    frame[at : at + 2] = identification.to_bytes(2, "big")
-    at = _IP + IPV4_CODEC.offset("checksum")
-    frame[at : at + 2] = bytes(2)
-    size = 4 * (frame[_IP] & 15)
-    frame[at : at + 2] = checksum.internet(frame[_IP : _IP + size]).to_bytes(2, "big")
+def _word(buffer: bytes | bytearray, at: int) -> int:
+    """Return the 16-bit word at an offset in bytes."""
+    return int.from_bytes(buffer[at : at + _WORD_BYTES], "big")
+
+
+def _put_word(buffer: bytearray, at: int, word: int) -> None:
+    """Write a 16-bit word at an offset in bytes."""
+    buffer[at : at + _WORD_BYTES] = word.to_bytes(_WORD_BYTES, "big")

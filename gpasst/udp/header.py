@@ -83,16 +83,14 @@ class Header:
         source_port: int,
         destination_port: int,
     ) -> None:
-        template, pseudo_sum = (
-            (udp4_template, checksum.pseudo_sum4) if family == 4 else (udp6_template, checksum.pseudo_sum6)
-        )
+        template = udp4_template if family == 4 else udp6_template
         self.family = family
         self.tos_ttl = HOP_LIMIT
         self.buffer = bytearray(
             template(destination_mac, source_mac, source, destination, source_port, destination_port)
         )
         start = _UDP4 if family == 4 else _UDP6
-        self.pseudo = pseudo_sum(source, destination, PROTOCOL_UDP)
+        self.pseudo = checksum.pseudo_sum(source, destination, PROTOCOL_UDP)
         self.ip_sum = checksum.ones_sum(self.buffer[_IP:start])
         self.total = self.segment = -1
         self.framing: tuple[int, tuple[bytes, bytes]] = NO_FRAMING

@@ -476,7 +476,7 @@ def test_template_makes_frames_b_and_d(frame: bytes, payload: bytes) -> None:
     udp = formats.UDP6.offset("udp.source")
     for name in ("ip.payload_length", "udp.length"):
         struct.pack_into(">H", data, formats.UDP6.offset(name), 8 + len(payload))
-    pseudo = checksum.pseudo_sum6(GATEWAY6, GUEST6, formats.PROTOCOL_UDP)
+    pseudo = checksum.pseudo_sum(GATEWAY6, GUEST6, formats.PROTOCOL_UDP)
     struct.pack_into(">H", data, formats.UDP6.offset("udp.checksum"), checksum.udp(pseudo, data[udp:]))
     assert data == bytes(10) + frame
 

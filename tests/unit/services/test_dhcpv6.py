@@ -91,7 +91,7 @@ class Answer:
         packet = parse_ip(memoryview(frame))
         assert len(packet.payload) == len(frame) - 54
         assert (packet.source, packet.destination) == (ip(source), ip(to))
-        pseudo = checksum.pseudo_sum6(packet.source, packet.destination, 17) + len(packet.payload)
+        pseudo = checksum.pseudo_sum(packet.source, packet.destination, 17) + len(packet.payload)
         assert checksum.ones_sum(packet.payload, pseudo) == 0xFFFF
         assert any(packet.payload[6:8]), "a checksum is mandatory over IPv6"
         source_port, port, data = parse_udp(packet.payload)
