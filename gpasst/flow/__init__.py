@@ -1,1 +1,1 @@
-"""What every protocol needs to know of flows: networks, translation, activity, listeners, records. Pure."""
+"""Rules for flows of every protocol: networks, translation, activity, listeners, records. Pure."""

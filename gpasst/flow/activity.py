@@ -1,8 +1,8 @@
-"""Who has been active, and when: what makes mappings and splice pairs end.
+"""Activity bitmaps and idle times: when peers and splice pairs expire.
 
-Theory of operation: the data path marks something active by setting its bit in the activity bitmap, and needs no clock
-for that. A periodic scan turns bits into ages, and names what has been idle for more than the timeout (seed rule 10.2).
-A bit says "since the last scan", so an age is late by up to one scan interval, never early.
+Theory of operation: the data path marks an item active by setting its bit in the activity bitmap, and needs no clock
+for that. A periodic scan turns bits into times of last activity, and yields the items that were idle for more than the
+timeout. A bit says "since the last scan", so an item expires late by up to one scan interval, never early.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 
 class Tracked:
-    """Something with a bit in an activity bitmap.
+    """An item with a bit in an activity bitmap.
 
     :ivar byte: index of its byte in the bitmap.
     :ivar bit: its bit within that byte.
@@ -28,10 +28,10 @@ T = TypeVar("T", bound=Tracked)
 
 
 class Ages(Generic[T]):
-    """The activity bitmap and the ages of everything that has a bit in it.
+    """The activity bitmap, and when each item was last found active.
 
-    :ivar activity: the bitmap; the same object for ever.
-    :ivar now: when it was last scanned, in monotonic seconds.
+    :ivar activity: the bitmap; always the same object, so the data path may hold it.
+    :ivar now: time of the last scan, in monotonic seconds.
     """
 
     __slots__ = ("_ages", "_free", "_slots", "activity", "now")
@@ -41,7 +41,7 @@ class Ages(Generic[T]):
         self.now = now
         self._slots: list[T | None] = []
         self._free: list[int] = []
-        # In order of last activity, the longest idle first: re-inserted by each scan that sees activity.
+        # Seconds of last activity, the longest idle item first: a scan that sees an item active re-inserts it.
         self._ages: dict[T, int] = {}
 
     def __len__(self) -> int:
@@ -51,15 +51,15 @@ class Ages(Generic[T]):
         return iter(self._ages)
 
     def idle_seconds(self, item: T) -> int:
-        """Give how long ago `item` was last found active."""
+        """Return how many seconds before the last scan `item` was found active."""
         return self.now - self._ages[item]
 
     def oldest(self) -> T:
-        """Give what has been idle longest."""
+        """Return the item that has been idle longest."""
         return next(iter(self._ages))
 
     def add(self, item: T) -> None:
-        """Give `item` a bit; it counts as active now."""
+        """Assign a bit to `item`; it counts as active at the last scan."""
         slot = self._free.pop() if self._free else len(self._slots)
         if slot == len(self._slots):
             self._slots.append(item)
@@ -71,7 +71,7 @@ class Ages(Generic[T]):
         self._ages[item] = self.now
 
     def remove(self, item: T) -> None:
-        """Take the bit of `item` back."""
+        """Release the bit of `item`."""
         del self._ages[item]
         slot = (item.byte << 3) + item.bit.bit_length() - 1
         self.activity[item.byte] &= ~item.bit
@@ -79,12 +79,12 @@ class Ages(Generic[T]):
         self._free.append(slot)
 
     def scan(self, now: int, timeout: int) -> Iterator[T]:
-        """Turn activity since the last scan into ages, and give what was idle for more than `timeout`, longest first.
+        """Record activity since the last scan, and yield the items idle for more than `timeout`, longest idle first.
 
-        Whoever iterates removes each item before taking the next.
+        The caller removes each item before it takes the next.
 
         :param now: monotonic seconds.
-        :param timeout: seconds; something last active at t is kept at t + timeout and given after that.
+        :param timeout: seconds; an item last active at t is kept at t + timeout, and yielded after that.
         """
         self.now = now
         activity, ages, slots = self.activity, self._ages, self._slots

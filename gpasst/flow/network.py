@@ -1,11 +1,9 @@
-"""What the guest's network will be: the user's options laid over what the host has.
+"""The guest's network: the user's options laid over the host's configuration.
 
-Theory of operation: the helper reports facts (links, addresses, routes of the host); `settle` chooses, for each address
-family, a template interface, the guest's address, its gateway and the addresses with a special meaning. A family
-without default route is settled in *local mode*: the guest gets a link-local network whose gateway is the host, and
-nothing beyond it. The rules are those of passt's host configuration discovery; local mode is applied by family.
-
-Pure: facts and text in, a frozen record out.
+Theory of operation: the helper reports facts (links, addresses, routes of the host). `build_network` chooses, for each
+address family, a template interface, the guest's address, its gateway and the addresses with a special meaning. A
+family without default route is in *local mode*: the guest gets a link-local network whose gateway is the host, and
+nothing beyond it. The rules are those of passt's host configuration discovery; local mode is chosen by family.
 """
 
 from __future__ import annotations
@@ -19,15 +17,17 @@ from gpasst.config import Config
 from gpasst.errors import ConfigurationError, PlatformError
 from gpasst.helper.request import Route
 from gpasst.linux import IFA_F_DADFAILED, IFA_F_TENTATIVE, RT_SCOPE_LINK, RT_SCOPE_UNIVERSE, RTPROT_KERNEL
-from gpasst.values import is_domain, of_family, parse_mac, parse_netmask, split_address
+from gpasst.packet.address import V4, V6
+from gpasst.values import NONE, is_domain, of_family, parse_mac, parse_netmask, split_address
 
-# Local mode (upstream since 2024-11): RFC 3927 link-local addresses, and a fixed IPv6 link-local gateway.
+# Local mode, as in passt since 2024-11: RFC 3927 link-local addresses, and a fixed IPv6 link-local gateway.
 LOCAL_ADDRESS4 = "169.254.2.1"
-LOCAL_PREFIX4 = 16
-LOCAL_GATEWAY = {4: "169.254.2.2", 6: "fe80::1"}
+LOCAL_PREFIX4 = 16  # bits
+LOCAL_GATEWAY = {V4: "169.254.2.2", V6: "fe80::1"}
 LOCAL_INTERFACE = "tap0"
-PREFIX6_DEFAULT = 64
+PREFIX6_DEFAULT = 64  # bits
 MAX_RESOLVERS = 3  # per family; MAXNS of resolv.h
+CLASS_PREFIXES = ((128, 8), (192, 16), (224, 24), (256, 32))  # end of the first byte, bits; RFC 791, section 3.2
 UNUSABLE_FLAGS = IFA_F_DADFAILED | IFA_F_TENTATIVE
 
 Facts = Mapping[str, Any]
@@ -49,9 +49,9 @@ class FamilyNetwork:
     :ivar guest_alias: what the guest addresses to reach the host's address that equals its own, or None.
     :ivar resolver: the host's resolver, or None.
     :ivar dns_forward: what the guest addresses to reach `resolver`, or None.
-    :ivar resolvers: the resolvers that the guest is told.
+    :ivar resolvers: the resolvers that are advertised to the guest.
     :ivar host_addresses: every address of the host.
-    :ivar explicit: whether the user chose `address`; then no other source moves what is known of the guest.
+    :ivar explicit: whether the user chose `address`; then no source address of the guest replaces it.
     :ivar outbound: source address of outgoing traffic, None for the kernel's choice.
     :ivar outbound_interface: interface of outgoing traffic, empty for the kernel's choice.
     """
@@ -77,25 +77,23 @@ class FamilyNetwork:
 
 @dataclass(frozen=True, slots=True)
 class GuestNetwork:
-    """The whole of what the guest will see.
+    """The guest's network in both families.
 
     :ivar ip4: IPv4, None if not carried.
     :ivar ip6: IPv6, None if not carried.
     :ivar interface: name of the tap in the namespace.
-    :ivar template: name of the host's interface that served as template, empty in local mode.
     :ivar host_mac: source of every frame towards the guest, 6 bytes.
     :ivar mtu: MTU of the tap in bytes, 0 to leave it alone.
-    :ivar search: search domains that the guest is told.
+    :ivar search: search domains that are advertised to the guest.
     :ivar addresses: (address, prefix length) pairs for the tap.
     :ivar routes: routes for the tap.
-    :ivar hostname: host name that the guest is told, empty for none.
-    :ivar fqdn: fully qualified domain name that the guest is told, empty for none.
+    :ivar hostname: host name of the guest in DHCP, empty for none.
+    :ivar fqdn: fully qualified domain name of the guest in DHCP and DHCPv6, empty for none.
     """
 
     ip4: FamilyNetwork | None
     ip6: FamilyNetwork | None
     interface: str
-    template: str
     host_mac: bytes
     mtu: int
     search: tuple[str, ...]
@@ -107,7 +105,7 @@ class GuestNetwork:
 
 @dataclass(frozen=True, slots=True)
 class ResolverFile:
-    """What matters of resolv.conf(5).
+    """The host's resolvers and search domains, from resolv.conf(5).
 
     :ivar nameservers: addresses in order, without scope.
     :ivar search: domains in order.
@@ -118,31 +116,29 @@ class ResolverFile:
 
 
 def parse_resolver_file(text: str) -> ResolverFile:
-    """Read the ``nameserver`` and ``search`` lines of resolv.conf(5); lines that make no sense are passed over."""
+    """Parse the ``nameserver`` and ``search`` lines of resolv.conf(5); malformed lines are passed over."""
     nameservers: list[str] = []
     search: tuple[str, ...] = ()
     for line in text.splitlines():
-        words = line.split()
-        if len(words) < 2:
-            continue
-        if words[0] == "nameserver":
+        keyword, *values = line.split() or [""]
+        if keyword == "nameserver" and values:
             try:
-                nameservers.append(str(ipaddress.ip_address(words[1].partition("%")[0])))
+                nameservers.append(str(ipaddress.ip_address(values[0].partition("%")[0])))
             except ValueError:
                 continue
-        elif words[0] == "search":
-            search = tuple(word for word in words[1:] if is_domain(word))
+        elif keyword == "search" and values:
+            search = tuple(word for word in values if is_domain(word))
     return ResolverFile(tuple(nameservers), search)
 
 
 def build_network(config: Config, facts: Facts, resolver_file: ResolverFile, advertises: bool = False) -> GuestNetwork:
     """Lay the options over the host's facts.
 
-    :param config: what the user asked for.
+    :param config: the options.
     :param facts: links, addresses and routes, as the helper reports them.
     :param resolver_file: the host's resolver configuration.
-    :param advertises: whether the guest is told resolvers and search domains where no option decides; a virtual machine
-        is, a namespace has the host's file.
+    :param advertises: whether resolvers and search domains are advertised where no option decides: to a virtual machine
+        they are, while a namespace has the host's file.
     :raises ConfigurationError: if an option names an interface that does not exist.
     :raises PlatformError: if the host has no address of any family asked for.
     """
@@ -152,38 +148,41 @@ def build_network(config: Config, facts: Facts, resolver_file: ResolverFile, adv
             f"--interface {config.interface} does not exist", f"the host has {', '.join(names.values())}"
         )
     advertises_dns = config.dhcp_dns or (advertises and not config.no_dhcp_dns)
-    settled = [_Family(config, facts, resolver_file, family, advertises_dns) for family in config.families]
-    usable = [family for family in settled if family.host_addresses]
+    chosen = [_Family(config, facts, resolver_file, family, advertises_dns) for family in config.families]
+    usable = [item for item in chosen if item.host_addresses]
     if not usable:
-        wanted = " or ".join(f"IPv{family}" for family in config.families)
-        raise PlatformError(f"the host has no {wanted} address, not even loopback", "bring lo up: ip link set lo up")
-    found = {item.family: item.network() for item in usable}
+        families = " or ".join(f"IPv{family}" for family in config.families)
+        raise PlatformError(f"the host has no {families} address, not even loopback", "bring lo up: ip link set lo up")
+    networks = {item.family: item.network() for item in usable}
     connected = [item for item in usable if not item.local]
     template = names.get(connected[0].index, "") if connected else ""
-    addresses = [address for item in usable for address in item.tap_addresses()]
-    # A default route that leads nowhere would make programs try the wrong family first.
-    routes = [route for item in (connected or usable) for route in item.tap_routes()]
     search: tuple[str, ...] = ()
     if config.dhcp_search or (advertises and not config.no_dhcp_search):
         search = config.search or resolver_file.search
-        search = () if "none" in search else search
     return GuestNetwork(
-        ip4=found.get(4),
-        ip6=found.get(6),
+        ip4=networks.get(V4),
+        ip6=networks.get(V6),
         interface=config.ns_ifname or template or LOCAL_INTERFACE,
-        template=template,
         host_mac=parse_mac(config.mac_addr, "--mac-addr"),
         mtu=config.mtu,
-        search=search,
-        addresses=tuple(addresses),
-        routes=tuple(routes),
+        search=() if NONE in search else search,
+        addresses=tuple(address for item in usable for address in item.tap_addresses()),
+        # A default route that leads nowhere would make programs try the wrong family first.
+        routes=tuple(route for item in (connected or usable) for route in item.tap_routes()),
         hostname=config.hostname,
         fqdn=config.fqdn,
     )
 
 
 class _Family:
-    """The choices for one family, made in the order in which they depend on each other."""
+    """The choices for one family, made in the order in which they depend on each other.
+
+    :ivar host_addresses: every address of the host.
+    :ivar index: index of the template interface, 0 in local mode.
+    :ivar own: (address, prefix length) pairs of the template interface.
+    :ivar explicit: whether the user chose the address.
+    :ivar local: whether the family is in local mode.
+    """
 
     def __init__(
         self, config: Config, facts: Facts, resolver_file: ResolverFile, family: int, advertises_dns: bool
@@ -195,50 +194,51 @@ class _Family:
         addresses = [item for item in facts["addresses"] if item["family"] == family]
         self.host_addresses = frozenset(pack(item["address"]) for item in addresses)
         routes = [route for route in facts["routes"] if route["family"] == family]
-        default = next((route for route in routes if route["destination"] is None), None)
-        self.index = 0
-        if config.interface:
-            self.index = next(link["index"] for link in facts["links"] if link["name"] == config.interface)
-            default = next((r for r in routes if r["destination"] is None and r["oif"] == self.index), None)
-        elif default:
-            self.index = default["oif"]
-        own = [item for item in addresses if item["index"] == self.index and not item["flags"] & UNUSABLE_FLAGS]
-        self.own = [(a["address"], a["prefix"]) for a in own if a["scope"] == RT_SCOPE_UNIVERSE]
-        link_local = next((a["address"] for a in own if a["scope"] == RT_SCOPE_LINK), None)
+        self.index, default = self._template(facts, routes)
+        usable = [a for a in addresses if a["index"] == self.index and not a["flags"] & UNUSABLE_FLAGS]
+        self.own = [(a["address"], a["prefix"]) for a in usable if a["scope"] == RT_SCOPE_UNIVERSE]
         chosen = of_family(config.address, family)
         self.explicit = chosen is not None
         self.local = not self.index or not (self.own or chosen)
         if self.local:
             self.index = 0
         self.routes = [r for r in routes if r["oif"] == self.index and r["destination"] is not None]
-        self.default = default
+        link_local = next((a["address"] for a in usable if a["scope"] == RT_SCOPE_LINK), None)
+        self.link_local = (None if self.local else link_local) or LOCAL_GATEWAY[V6]
         gateway = of_family(config.gateway, family)
         self.gateway_given = gateway is not None
-        self.gateway = gateway or (default or {}).get("gateway") or LOCAL_GATEWAY[family]
-        if self.local and not self.gateway_given:
-            self.gateway = LOCAL_GATEWAY[family]
-        self.link_local = (link_local if not self.local else None) or LOCAL_GATEWAY[6]
+        copied = None if self.local or default is None else default["gateway"]
+        self.gateway = gateway or copied or LOCAL_GATEWAY[family]
         self.address, self.prefix = self._address(chosen)
 
+    def _template(self, facts: Facts, routes: list[Any]) -> tuple[int, Any]:
+        """Return the index of the template interface, 0 for none, and its default route, None if it has none."""
+        defaults = [route for route in routes if route["destination"] is None]
+        if self.config.interface:
+            index = next(link["index"] for link in facts["links"] if link["name"] == self.config.interface)
+            return index, next((route for route in defaults if route["oif"] == index), None)
+        return (defaults[0]["oif"], defaults[0]) if defaults else (0, None)
+
     def _address(self, chosen: str | None) -> tuple[str | None, int]:
+        """Return the guest's address, None if it has a link-local one only, and its prefix length."""
         if chosen is not None:
             address, prefix = split_address(chosen)
             if prefix is None:
                 prefix = dict(self.own).get(address)
         elif not self.local:
             address, prefix = self.own[0]
-        elif self.family == 4:
+        elif self.family == V4:
             address, prefix = LOCAL_ADDRESS4, LOCAL_PREFIX4
         else:
             return None, PREFIX6_DEFAULT
-        if self.family == 6:
+        if self.family == V6:
             return address, PREFIX6_DEFAULT if prefix is None else prefix
         if self.config.netmask:
             prefix = parse_netmask(self.config.netmask)
         return address, guess_prefix4(address, self.gateway) if prefix is None else prefix
 
     def network(self) -> FamilyNetwork:
-        """Give the record."""
+        """Return the record of the family."""
         config, family = self.config, self.family
         loopback = self._alias(config.map_host_loopback, None if config.no_map_gw else self.gateway)
         resolver = of_family(config.dns_host, family) or next(iter(self.nameservers), None)
@@ -250,7 +250,7 @@ class _Family:
             address=pack(self.address) if self.address else None,
             prefix=self.prefix,
             gateway=pack(self.gateway),
-            link_local=pack(self.link_local) if family == 6 else None,
+            link_local=pack(self.link_local) if family == V6 else None,
             index=self.index,
             host_loopback=loopback,
             gateway_resolves=of_family(config.map_host_loopback, family) is None,
@@ -261,31 +261,31 @@ class _Family:
             host_addresses=self.host_addresses,
             explicit=self.explicit,
             outbound=pack(outbound) if outbound else None,
-            outbound_interface=config.outbound_if4 if family == 4 else config.outbound_if6,
+            outbound_interface=config.outbound_if4 if family == V4 else config.outbound_if6,
         )
 
     def _alias(self, values: Sequence[str], default: str | None) -> bytes | None:
-        """Give the last address of this family in `values`; a ``none`` takes back what came before it."""
+        """Return the last address of this family in `values`; ``none`` takes back what came before it."""
         result = default
         for value in values:
-            if value == "none":
+            if value == NONE:
                 result = None
             elif ipaddress.ip_address(value).version == self.family:
                 result = value
         return pack(result) if result else None
 
     def _resolvers(self, loopback: bytes | None) -> tuple[bytes, ...]:
-        if not self.advertises_dns or "none" in self.config.dns:
+        if not self.advertises_dns or NONE in self.config.dns:
             return ()
         given = [value for value in self.config.dns if ipaddress.ip_address(value).version == self.family]
         if given:
             return tuple(pack(value) for value in given)
         shown = [loopback if ipaddress.ip_address(server).is_loopback else pack(server) for server in self.nameservers]
-        # A loopback resolver can only be told as the address that leads to it.
+        # A loopback resolver can only be advertised as the address that leads to it.
         return tuple(dict.fromkeys(address for address in shown[:MAX_RESOLVERS] if address is not None))
 
     def tap_addresses(self) -> list[tuple[str, int]]:
-        """Give the addresses for the tap: the chosen one, or all of the template interface."""
+        """Return the addresses for the tap: the chosen one, or all of the template interface."""
         if self.address is None:
             return []
         if self.explicit or self.local:
@@ -293,7 +293,7 @@ class _Family:
         return [(self.address, self.prefix), *self.own[1:]]
 
     def tap_routes(self) -> list[Route]:
-        """Give the routes for the tap: the template interface's own, then the default route."""
+        """Return the routes for the tap: those of the template interface, then the default route."""
         copied = []
         if not self.explicit and not self.gateway_given and not self.local:
             copied = [
@@ -313,7 +313,7 @@ def pack(address: str) -> bytes:
 def guess_prefix4(address: str, gateway: str) -> int:
     """Guess an IPv4 prefix length: by address class, then shortened until the gateway is inside, if any length does."""
     first = pack(address)[0]
-    prefix = 8 if first < 128 else 16 if first < 192 else 24 if first < 224 else 32
+    prefix = next(bits for end, bits in CLASS_PREFIXES if first < end)
     for shorter in range(prefix, 0, -1):
         if ipaddress.ip_address(gateway) in ipaddress.ip_network(f"{address}/{shorter}", strict=False):
             return shorter

@@ -1,4 +1,4 @@
-"""What users see of flows and forwards: plain records, of every protocol."""
+"""Flows and forwards as users see them: plain records, for every protocol."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """One tracked peer, in both views.
+    """One tracked peer or splice pair, as both sides see it.
 
     :ivar protocol: ``"udp"``.
     :ivar guest: (address, port) of the guest.
     :ivar shown: (address, port) of the peer as the guest sees it.
     :ivar remote: (address, port) of the peer as the host sees it.
     :ivar port: the host's port that stands for the guest's.
-    :ivar idle: seconds since it was last found active, to the second.
-    :ivar spliced: whether it passes a splice pair rather than the tap.
+    :ivar idle: whole seconds since the last activity.
+    :ivar spliced: whether it passes through a splice pair rather than the tap.
     """
 
     protocol: str
@@ -32,13 +32,13 @@ class Forward:
     """One open listener.
 
     :ivar protocol: ``"udp"``.
-    :ivar address: address that it is bound to.
-    :ivar port: its port.
+    :ivar address: address that it is bound to; the unspecified one for every address.
+    :ivar port: port that it is bound to.
     :ivar interface: interface that it is bound to, None for every one.
-    :ivar target: the port on the other side.
-    :ivar target_address: the address on the other side, None where the rules choose.
+    :ivar target: port of the other side that it leads to.
+    :ivar target_address: address of the other side, None for the guest's own, or the one that was addressed.
     :ivar inside: whether it listens in the namespace and leads to the host.
-    :ivar automatic: whether it follows what is bound on the other side.
+    :ivar automatic: whether it is open only while its target is bound on the other side.
     """
 
     protocol: str

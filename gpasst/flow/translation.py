@@ -1,15 +1,15 @@
-"""Which address stands for which.
+"""Translation of addresses between the guest's network and the host's.
 
-Theory of operation: the guest's network has a few addresses that mean something else on the host: the gateway (or
+Theory of operation: a few addresses of the guest's network mean another one on the host: the gateway (or
 ``--map-host-loopback``) is the host's loopback, ``--dns-forward`` its resolver, ``--map-guest-addr`` the host's address
-that equals the guest's own. `to_host` chooses what a datagram from the guest is sent to; `to_guest` chooses what the
-guest sees as the sender of one from the host, and which of its addresses gets it.
+that equals the guest's own. `to_host` translates the destination of a flow that the guest opens; `to_guest` translates
+the source of one that opens towards the guest, and chooses the guest's address that receives it.
 
-1. Both are asked once for a peer, when it is first seen; the answer is stored with it (errata D2). Answers to a
-   translated query therefore need no rule of their own, and carry the address that was asked.
-2. The resolver comes before the gateway (E-34). Port 53 of the gateway leads to the resolver too, unless the user chose
-   the address that stands for loopback.
-3. Loopback and unspecified addresses never cross the tap (E-30).
+1. Both are called once for a flow, when it is new, and the result is stored with it. Answers to a translated query
+   therefore need no rule of their own, and carry the address that was queried.
+2. The resolver takes precedence over the gateway. Port 53 of the gateway leads to the resolver too, unless the user
+   chose the address that stands for loopback.
+3. Loopback and unspecified addresses never cross the tap (RFC 1122, section 3.2.1.3; RFC 4291, section 2.5.3).
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from gpasst.errors import PacketError
 from gpasst.flow.network import FamilyNetwork
 from gpasst.packet.address import LOOPBACK, UNSPECIFIED, is_link_local, is_loopback, is_multicast, is_v4_mapped
 
-DNS_PORTS = (53, 853)  # DNS (RFC 1035) and DNS over DTLS or QUIC (RFC 8094, RFC 9250)
+DNS_PORT = 53  # RFC 1035
+DNS_PORTS = (DNS_PORT, 853)  # the second for DNS over TLS, DTLS and QUIC (RFC 7858, RFC 8094, RFC 9250)
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a datagram from the guest goes.
+    """The destination, on the host's side, of a flow that the guest opens.
 
     :ivar address: 4 or 16 bytes.
     :ivar scope: interface index for a link-local address, else 0.
@@ -40,10 +41,10 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class GuestView:
-    """How a datagram from the host looks to the guest.
+    """The addresses, on the guest's side, of a flow that opens towards the guest.
 
-    :ivar source: address that the guest sees as sender.
-    :ivar destination: address of the guest that gets it.
+    :ivar source: address that the guest sees as the sender's.
+    :ivar destination: address of the guest that receives it.
     """
 
     source: bytes
@@ -51,9 +52,10 @@ class GuestView:
 
 
 class Addresses:
-    """The rules of one address family, and what is known of the guest's own addresses.
+    """The translation of one address family, and the guest's own addresses.
 
-    :ivar seen: the guest's latest address; for IPv6 of global scope. None while unknown.
+    :ivar network: the family's network.
+    :ivar seen: the guest's latest address, for IPv6 of global scope; None while unknown.
     :ivar link_local: the guest's latest IPv6 link-local address, None while unknown.
     """
 
@@ -65,7 +67,7 @@ class Addresses:
         self.link_local = link_local
 
     def learn(self, source: bytes) -> None:
-        """Take note of a source address that the guest uses (context 1.3; E-19 of upstream: `-a` is authoritative)."""
+        """Record a source address that the guest uses; an address that the user chose is not replaced."""
         if source == UNSPECIFIED[self.network.family] or is_loopback(source) or is_multicast(source):
             return
         if is_link_local(source):
@@ -74,7 +76,7 @@ class Addresses:
             self.seen = source
 
     def to_host(self, destination: bytes, port: int) -> Target:
-        """Choose the target of a new peer that the guest addresses.
+        """Translate the destination of a new flow of the guest.
 
         :param destination: 4 or 16 bytes, as in the guest's packet.
         :param port: destination port.
@@ -86,7 +88,7 @@ class Addresses:
         if is_loopback(destination) or is_v4_mapped(destination):
             raise PacketError(Drop.LOOPBACK_ADDRESS)
         if network.resolver and port in DNS_PORTS:
-            through_gateway = destination == network.host_loopback and network.gateway_resolves and port == 53
+            through_gateway = destination == network.host_loopback and network.gateway_resolves and port == DNS_PORT
             if destination == network.dns_forward or through_gateway:
                 return self._target(network.resolver)
         if destination == network.host_loopback:
@@ -96,7 +98,7 @@ class Addresses:
         return self._target(destination)
 
     def to_guest(self, source: bytes) -> GuestView:
-        """Choose how a new peer that addresses the guest looks to it.
+        """Translate the source of a new flow towards the guest.
 
         :param source: 4 or 16 bytes, as received from the host's socket.
         :raises PacketError: while no address of the guest is known.
@@ -113,7 +115,7 @@ class Addresses:
         return GuestView(shown, destination)
 
     def _stand_in(self) -> bytes:
-        """Give the address that stands for a sender on the host itself, even where it is not mapped back (E-31)."""
+        """Return the address that stands for a sender on the host itself, even if ``--no-map-gw`` maps none back."""
         network = self.network
         stand_in = network.host_loopback or network.gateway
         if network.link_local and network.gateway_resolves and not is_link_local(stand_in):

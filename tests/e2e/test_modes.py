@@ -324,6 +324,6 @@ def test_several_namespaces_at_once(server: socket.socket) -> None:
 
 def test_the_host_is_the_lab() -> None:
     with gpasst.Pasta() as net:
-        assert net.network.template == UPSTREAM
         assert net.network.ip6 is not None
+        assert net.network.ip6.index == socket.if_nametoindex(UPSTREAM)
         assert net.network.ip6.address == socket.inet_pton(socket.AF_INET6, HOST6)

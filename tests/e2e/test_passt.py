@@ -240,7 +240,8 @@ def test_statistics_and_flows(folder: Path, remote: Remote) -> None:
 
 def test_forwards_and_options_are_told(link: gpasst.Passt) -> None:
     assert {(forward.port, forward.target) for forward in link.forwards} == {(PORT, PORT), (8053, 53)}
-    assert link.network.template == UPSTREAM
+    assert link.network.ip4 is not None
+    assert link.network.ip4.index == socket.if_nametoindex(UPSTREAM)
     assert link.qemu_options == (
         "-device",
         "virtio-net-pci,netdev=gpasst",

@@ -76,7 +76,6 @@ def guest_network(
         ip4=ip4,
         ip6=ip6,
         interface="tap0",
-        template="up0",
         host_mac=HOST_MAC,
         mtu=mtu,
         search=search,

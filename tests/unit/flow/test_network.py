@@ -114,7 +114,7 @@ def ip6_of(**options: Any) -> FamilyNetwork:
 def test_an_ordinary_host_is_copied() -> None:
     network = settled()
     ip4, ip6 = both(network)
-    assert (network.interface, network.template, network.mtu) == ("up0", "up0", 65520)
+    assert (network.interface, network.mtu, ip4.index, ip6.index) == ("up0", 65520, UP, UP)
     assert network.host_mac == bytes.fromhex("9a559a559a55")
     assert (ip4.local, ip4.address, ip4.prefix, ip4.gateway) == (False, ip("192.0.2.2"), 24, ip("192.0.2.1"))
     assert (ip4.index, ip4.link_local, ip4.explicit) == (UP, None, False)
@@ -146,7 +146,7 @@ def test_all_addresses_and_routes_of_the_template_are_copied() -> None:
 def test_a_host_without_network_gets_a_local_one() -> None:
     network = settled(LONELY, ResolverFile())
     ip4, ip6 = both(network)
-    assert (network.interface, network.template) == ("tap0", "")
+    assert network.interface == "tap0"
     assert (ip4.local, ip4.address, ip4.prefix) == (True, ip("169.254.2.1"), 16)
     assert (ip4.gateway, ip4.host_loopback, ip4.index) == (ip("169.254.2.2"), ip("169.254.2.2"), 0)
     assert (ip6.local, ip6.address, ip6.prefix, ip6.index) == (True, None, 64, 0)
@@ -163,7 +163,7 @@ def test_one_family_may_be_local() -> None:
     network = settled(MIXED)
     ip4, ip6 = both(network)
     assert (ip4.local, ip6.local) == (False, True)
-    assert (network.template, ip6.address, ip6.gateway) == ("up0", None, ip("fe80::1"))
+    assert (network.interface, ip6.address, ip6.gateway) == ("up0", None, ip("fe80::1"))
     assert network.addresses == (("192.0.2.2", 24), ("192.0.2.3", 24))
     # A default route that leads nowhere would be tried first.
     assert {one.family for one in network.routes} == {4}
@@ -178,7 +178,7 @@ def test_a_default_route_without_address_is_of_no_use() -> None:
 def test_the_first_default_route_decides() -> None:
     other = route(OTHER, "0.0.0.0/0", "10.1.0.1")
     network = settled({**DEFAULT_TOS_TTL, "routes": [other, *ROUTES4]}, ipv4_only=True)
-    assert network.template == "other0"
+    assert network.interface == "other0"
     assert network.ip4 is not None
     assert (network.ip4.address, network.ip4.prefix) == (ip("10.1.0.5"), 16)
     assert network.routes == (Route("10.9.0.0", 16, "10.1.0.1", 0), Route(None, 0, "10.1.0.1"))
@@ -199,7 +199,7 @@ def test_a_family_not_asked_for_is_left_out() -> None:
     assert settled(ipv4_only=True).ip6 is None
     assert settled(ipv6_only=True).ip4 is None
     assert {one.family for one in settled(ipv6_only=True).routes} == {6}
-    assert settled(ipv6_only=True).template == "up0"
+    assert settled(ipv6_only=True).interface == "up0"
 
 
 # Options
@@ -208,7 +208,7 @@ def test_a_family_not_asked_for_is_left_out() -> None:
 def test_an_interface_may_be_named() -> None:
     network = settled(interface="other0", ipv4_only=True)
     assert network.ip4 is not None
-    assert (network.template, network.ip4.index) == ("other0", OTHER)
+    assert (network.interface, network.ip4.index) == ("other0", OTHER)
     assert (network.ip4.local, network.ip4.address) == (False, ip("10.1.0.5"))
     # It has no default route, so nothing tells a gateway.
     assert network.ip4.gateway == ip("169.254.2.2")

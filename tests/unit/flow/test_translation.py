@@ -65,7 +65,7 @@ CHOSEN6 = {"host_loopback": "2001:db8::99", "gateway_resolves": False}
         (6, {"dns_forward": FORWARDER6}, FORWARDER6, 52, FORWARDER6, False),
         (4, {"dns_forward": FORWARDER4, "resolver": "127.0.0.53"}, FORWARDER4, 53, "127.0.0.53", True),
         (4, {"dns_forward": FORWARDER4, "resolver": None}, FORWARDER4, 53, FORWARDER4, False),
-        # A forwarder that is the gateway is not shadowed by it (E-34).
+        # A forwarder that is the gateway is not shadowed by it.
         (4, {"dns_forward": GATEWAY4}, GATEWAY4, 853, RESOLVER4, False),
         (4, {"dns_forward": "192.0.2.99", **CHOSEN4}, "192.0.2.99", 53, RESOLVER4, False),
         (4, {"dns_forward": GATEWAY4}, GATEWAY4, 54, "127.0.0.1", True),
@@ -143,12 +143,12 @@ GLOBAL_GATEWAY6 = {"gateway": "2001:db8::1", "host_loopback": "2001:db8::1"}
         (4, {"guest_alias": "192.0.2.77"}, "127.0.0.1", GATEWAY4, GUEST4),
         # Another address of the host is no secret.
         (4, {}, "192.0.2.3", "192.0.2.3", GUEST4),
-        # The stand-in is shown even where it is not mapped back (E-31).
+        # The stand-in is shown even where it is not mapped back.
         (4, UNMAPPED, "127.0.0.1", GATEWAY4, GUEST4),
         (6, UNMAPPED, "::1", GATEWAY6, GUEST_LINK_LOCAL),
         (4, CHOSEN4, "127.0.0.1", "192.0.2.99", GUEST4),
         (6, CHOSEN6, "::1", "2001:db8::99", GUEST6),
-        # A global gateway: the host's link-local address stands in (E-32).
+        # A global gateway: the host's link-local address stands in.
         (6, GLOBAL_GATEWAY6, "::1", HOST_LINK_LOCAL, GUEST_LINK_LOCAL),
         (6, GLOBAL_GATEWAY6, GUEST6, HOST_LINK_LOCAL, GUEST_LINK_LOCAL),
         # Local mode: a guest without global address.
