@@ -74,7 +74,7 @@ _SEGMENTS = {VIRTIO_NET_HDR_GSO_UDP_L4: _udp_segments}
 
 
 def _patch_ip(frame: bytearray, index: int) -> None:
-    """Give a segment's IP header its length and, for IPv4, its identification and checksum.
+    """Write the length of a segment's IP header and, for IPv4, its identification and checksum.
 
     :param frame: the segment with a copy of the superframe's IP header.
     :param index: number of the segment in the superframe.

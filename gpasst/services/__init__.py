@@ -1,4 +1,5 @@
-"""What the guest needs before and beside UDP, as pure functions: a packet in, frames out.
+"""Services of the guest's network: ARP, neighbour discovery, DHCP, DHCPv6 and echo.
 
-Frames are complete Ethernet frames, checksums computed, without virtio-net header.
+Each service is a pure function: guest packet and settings in, reply frame out. Frames are complete Ethernet frames with
+computed checksums, without virtio-net header.
 """

@@ -1,4 +1,8 @@
-"""ARP (RFC 826): every address but the guest's own is at the host's MAC address (context 2)."""
+"""ARP (RFC 826): every address but the guest's own resolves to the host's MAC address.
+
+The guest then sends all its packets to the link, whatever prefix it believes to be local. Announcements and probes for
+its own address (RFC 5227) get no reply, which would signal a conflict.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +18,24 @@ from gpasst.formats import (
     ETHERTYPE_ARP,
     ETHERTYPE_IPV4,
 )
-from gpasst.packet.address import BROADCAST_MAC
+from gpasst.packet.address import BROADCAST_MAC, IP4_BYTES
+
+MAC_BYTES = 6
 
 
 def answer(payload: memoryview, host_mac: bytes, guest_address: bytes | None) -> bytes | None:
-    """Answer an ARP request.
+    """Build the reply to an ARP request.
 
-    :param payload: the frame's payload.
-    :param host_mac: what every address resolves to, 6 bytes.
-    :param guest_address: the address assigned to the guest, which must not look taken.
-    :return: the answer's frame, or None where none is due.
-    :raises PacketError: if the request is malformed.
+    :param payload: payload of the request's frame.
+    :param host_mac: the MAC address that every address resolves to, 6 bytes.
+    :param guest_address: the address assigned to the guest, 4 bytes, None without one.
+    :return: the reply's frame; None for a reply, an announcement, or a request for the guest's own address or for
+        another hardware or protocol.
+    :raises PacketError: `Drop.MALFORMED_ARP`, if the request is malformed.
     """
     request = parse_untrusted(ARP, payload, Drop.MALFORMED_ARP)
-    usual = (request.hardware, request.protocol, request.hardware_length, request.protocol_length)
-    if usual != (ARP_ETHERNET, ETHERTYPE_IPV4, 6, 4) or request.operation != ARP_REQUEST:
+    kind = (request.hardware, request.protocol, request.hardware_length, request.protocol_length)
+    if kind != (ARP_ETHERNET, ETHERTYPE_IPV4, MAC_BYTES, IP4_BYTES) or request.operation != ARP_REQUEST:
         return None
     announced = any(request.sender_ip) and request.sender_ip == request.target_ip
     if announced or request.target_ip == guest_address:
@@ -44,17 +51,17 @@ def answer(payload: memoryview, host_mac: bytes, guest_address: bytes | None) ->
 
 
 def request(host_mac: bytes, sender: bytes, target: bytes) -> bytes:
-    """Build the frame that asks who has an address; the answer tells the guest's MAC address before it speaks.
+    """Build the frame of a request, whose reply reveals the guest's MAC address before the guest sends anything.
 
     :param host_mac: the host's as the guest sees it, 6 bytes.
-    :param sender: address that stands for the host, the guest's gateway.
-    :param target: the guest's address.
+    :param sender: the guest's gateway, which stands for the host, 4 bytes.
+    :param target: the guest's address, 4 bytes.
     """
     ethernet = ETHERNET_CODEC.pack(destination=BROADCAST_MAC, source=host_mac, ethertype=ETHERTYPE_ARP)
     return ethernet + ARP_CODEC.pack(
         operation=ARP_REQUEST,
         sender_mac=host_mac,
         sender_ip=sender,
-        target_mac=bytes(6),
+        target_mac=bytes(MAC_BYTES),
         target_ip=target,
     )

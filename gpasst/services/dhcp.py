@@ -1,22 +1,22 @@
-"""DHCP (RFC 2131) and BOOTP (RFC 951): the guest is leased its one address for ever (context 4.1).
+"""DHCP (RFC 2131) and BOOTP (RFC 951): a server that leases the guest's only address with an infinite lifetime.
 
-Theory of operation: there is one guest and one address, so there is no table of leases; each request is answered by
-what it says itself.
+Theory of operation: there is one guest and one address, so there is no lease table; each reply follows from its request
+alone.
 
-| Request | Answer |
+| Request | Reply |
 |---|---|
-| DISCOVER | OFFER, or ACK if it wants rapid commit (RFC 4039) |
+| DISCOVER | OFFER, or ACK if it has the rapid commit option (RFC 4039) |
 | REQUEST for the guest's address, or for none | ACK |
-| REQUEST for another address | NAK, so that the client begins anew (RFC 2131, section 4.3.2) |
-| REQUEST of another server | none |
+| REQUEST for another address | NAK, so that the client restarts (RFC 2131, section 4.3.2) |
+| REQUEST to another server | none |
 | INFORM | ACK without address and lease (RFC 2131, section 4.3.5) |
-| no message type: BOOTP | reply with the address and what BOOTP knows (RFC 1534) |
-| RELEASE, DECLINE | none, and nothing to be done |
-| anything else | dropped |
+| no message type: BOOTP | BOOTREPLY with the address and the options that BOOTP defines (RFC 1534) |
+| RELEASE, DECLINE | none |
+| any other | dropped |
 
-The message type is the first option of an answer; then come those that the client asked for, in its order, then the
-rest by number. What exceeds the size that the client takes is left out, but never what makes the answer valid; a search
-list is cut between names.
+The message type is the first option of a reply, followed by those that the client requested, in its order, then the
+others by number. Options that exceed the client's maximum message size are left out, except those without which the
+reply is invalid; a search list is truncated between names.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.flow.network import FamilyNetwork, GuestNetwork
 from gpasst.formats import IPV4_CODEC, UDP_CODEC
-from gpasst.packet.address import BROADCAST_MAC, UNSPECIFIED, is_loopback
+from gpasst.packet.address import BROADCAST_MAC, UNSPECIFIED, V4, is_loopback
 from gpasst.packet.build import wrap_udp
 from gpasst.packet.dhcp_formats import (
     BOOTP_REPLY,
@@ -76,14 +76,16 @@ from gpasst.packet.dhcp_formats import (
 )
 from gpasst.packet.dns_names import compress_names, encode_name, encode_text
 
-BROADCAST = b"\xff" * 4
+BROADCAST = b"\xff" * 4  # the limited broadcast address (RFC 919)
 HEADERS_BYTES = IPV4_CODEC.size + UDP_CODEC.size
-DATAGRAM_BYTES = 576  # IP header included, what every client takes (RFC 2131, section 2)
-OPTIONS_MINIMUM = 60  # bytes behind the cookie: the vendor field of RFC 951, which old clients insist on
+DATAGRAM_BYTES = 576  # IP header included, which every client accepts (RFC 2131, section 2)
+OPTIONS_MINIMUM = 60  # bytes behind the cookie: the vendor field of RFC 951, which old clients require
 OPTION_MAXIMUM = 255  # bytes of data; longer ones are split (RFC 3396)
+OPTION_HEAD_BYTES = 2  # code and length
+HOST_ROUTE_BITS = 32
 REFUSAL = b"not the address of this guest"
-# What an answer is not valid without, or what the client has to find in it again (RFC 6842).
-INDISPENSABLE = (
+# Options without which a reply is invalid, or which it must repeat (RFC 6842).
+REQUIRED = (
     DHCP_LEASE_TIME,
     DHCP_MESSAGE_TYPE,
     DHCP_SERVER_IDENTIFIER,
@@ -91,20 +93,20 @@ INDISPENSABLE = (
     DHCP_RAPID_COMMIT,
     DHCP_TEXT,
 )
-# What only DHCP knows (RFC 1534, section 2).
+# Options that only DHCP defines (RFC 1534, section 2).
 BEYOND_BOOTP = (DHCP_LEASE_TIME, DHCP_SERVER_IDENTIFIER)
 
 Options = Mapping[int, bytes]
 
 
 def answer(network: GuestNetwork, data: bytes | memoryview, guest_mac: bytes) -> bytes | None:
-    """Answer a message to the DHCP server's port.
+    """Build the reply to a message to the DHCP server's port.
 
     :param network: the guest's network, with IPv4.
     :param data: payload of the UDP datagram.
-    :param guest_mac: where the answer goes, 6 bytes, unless it is broadcast.
-    :return: the answer's frame, or None where none is due.
-    :raises PacketError: if the message is malformed, or no request.
+    :param guest_mac: destination of the reply unless it is broadcast, 6 bytes.
+    :return: the reply's frame; None for a message to another server, RELEASE and DECLINE.
+    :raises PacketError: `Drop.MALFORMED_DHCP` if the message is malformed, `Drop.SERVICE` if it is of another type.
     """
     ip4 = network.ip4
     assert ip4 is not None and ip4.address is not None
@@ -114,17 +116,17 @@ def answer(network: GuestNetwork, data: bytes | memoryview, guest_mac: bytes) ->
     if request["operation"] != BOOTP_REQUEST:
         raise PacketError(Drop.SERVICE)
     options = parse_options(data)
-    asked = _fixed(options, DHCP_MESSAGE_TYPE, 1)
-    if asked is None:
+    message_type = _fixed(options, DHCP_MESSAGE_TYPE, 1)
+    if message_type is None:
         kind = None
     else:
-        kind = _answer_to(asked[0], request["client"], options, ip4)
+        kind = _answer_to(message_type[0], request["client"], options, ip4)
         if kind is None:
             return None
-    informs = asked is not None and asked[0] == DHCP_INFORM
-    yours = UNSPECIFIED[4] if informs or kind == DHCP_NAK else ip4.address
+    informs = message_type is not None and message_type[0] == DHCP_INFORM
+    yours = UNSPECIFIED[V4] if informs or kind == DHCP_NAK else ip4.address
     destination = request["client"] if informs else ip4.address
-    # RFC 2131, section 4.1: a client that has no address yet may ask for broadcast, and one that is refused has none.
+    # RFC 2131, section 4.1: a client without address may request broadcast, and a NAK leaves it without one.
     broadcast = request["flags"] & DHCP_FLAG_BROADCAST and not any(request["client"])
     if broadcast or kind == DHCP_NAK or not any(destination) or is_loopback(destination):
         destination, guest_mac = BROADCAST, BROADCAST_MAC
@@ -134,7 +136,7 @@ def answer(network: GuestNetwork, data: bytes | memoryview, guest_mac: bytes) ->
         hardware_length=request["hardware_length"],
         transaction=request["transaction"],
         flags=request["flags"],
-        client=UNSPECIFIED[4] if kind == DHCP_NAK else request["client"],
+        client=UNSPECIFIED[V4] if kind == DHCP_NAK else request["client"],
         yours=yours,
         relay=request["relay"],
         client_mac=request["client_mac"],
@@ -148,13 +150,13 @@ def answer(network: GuestNetwork, data: bytes | memoryview, guest_mac: bytes) ->
 
 
 def parse_options(data: bytes | memoryview) -> dict[int, bytes]:
-    """Give the options of a message by code, those in the fields for file and server name too (option overload).
+    """Return the options of a message by code, including those in the file and server name fields (option overload).
 
-    Data of options that occur more than once are joined, in this order: options, file, server name (RFC 3396, sections
-    5 and 7).
+    The data of an option that occurs more than once are joined, in this order: options, file, server name (RFC 3396,
+    sections 5 and 7).
 
-    :param data: a message that has its fixed part. Without the cookie it has no options, as BOOTP has it.
-    :raises PacketError: if an option ends beyond its field.
+    :param data: a message with at least its fixed part. A BOOTP message has no cookie, and then no options.
+    :raises PacketError: `Drop.MALFORMED_DHCP`, if an option ends beyond its field.
     """
     rest = bytes(data[DHCP_CODEC.size :])
     found: dict[int, bytes] = {}
@@ -178,25 +180,35 @@ def _collect(found: dict[int, bytes], field: bytes) -> None:
 
 
 def _fixed(options: Options, code: int, size: int) -> bytes | None:
-    """Give the data of an option that has `size` bytes, None if it is not there."""
+    """Return the data of an option of fixed `size` in bytes, None if it is absent.
+
+    :raises PacketError: `Drop.MALFORMED_DHCP`, if it has another size.
+    """
     data = options.get(code)
     if data is not None and len(data) != size:
         raise PacketError(Drop.MALFORMED_DHCP)
     return data
 
 
-def _answer_to(asked: int, client: bytes, options: Options, ip4: FamilyNetwork) -> int | None:
-    """Choose the message type of the answer, None if there is none."""
-    if asked == DHCP_DISCOVER:
+def _answer_to(message_type: int, client: bytes, options: Options, ip4: FamilyNetwork) -> int | None:
+    """Return the message type of the reply, None if there is none.
+
+    :param message_type: of the request.
+    :param client: the address that the client has (ciaddr).
+    :param options: of the request.
+    :param ip4: the guest's network.
+    :raises PacketError: `Drop.SERVICE`, if the message is of a type that is not served.
+    """
+    if message_type == DHCP_DISCOVER:
         return DHCP_ACK if DHCP_RAPID_COMMIT in options else DHCP_OFFER
-    if asked == DHCP_REQUEST:
+    if message_type == DHCP_REQUEST:
         if _fixed(options, DHCP_SERVER_IDENTIFIER, 4) not in (None, ip4.gateway):
             return None
-        wanted = {client, _fixed(options, DHCP_REQUESTED_ADDRESS, 4) or UNSPECIFIED[4]}
-        return DHCP_ACK if wanted <= {ip4.address, UNSPECIFIED[4]} else DHCP_NAK
-    if asked == DHCP_INFORM:
+        wanted = {client, _fixed(options, DHCP_REQUESTED_ADDRESS, 4) or UNSPECIFIED[V4]}
+        return DHCP_ACK if wanted <= {ip4.address, UNSPECIFIED[V4]} else DHCP_NAK
+    if message_type == DHCP_INFORM:
         return DHCP_ACK
-    if asked in (DHCP_RELEASE, DHCP_DECLINE):
+    if message_type in (DHCP_RELEASE, DHCP_DECLINE):
         return None
     raise PacketError(Drop.SERVICE)
 
@@ -212,7 +224,14 @@ def _refusal(ip4: FamilyNetwork) -> dict[int, bytes]:
 def _contents(
     network: GuestNetwork, ip4: FamilyNetwork, kind: int | None, informs: bool, options: Options
 ) -> dict[int, bytes]:
-    """Give all options of an answer but the search list, by code."""
+    """Return all options of a reply except the search list, by code.
+
+    :param network: the guest's network.
+    :param ip4: its IPv4 part.
+    :param kind: message type of the reply, None for BOOTP.
+    :param informs: whether the request is INFORM.
+    :param options: the client's.
+    """
     assert ip4.address is not None
     mask = 0xFFFFFFFF << (32 - ip4.prefix) & 0xFFFFFFFF
     contents = {
@@ -227,8 +246,9 @@ def _contents(
     if network.fqdn:
         contents[DHCP_CLIENT_FQDN] = _fqdn(network.fqdn, options)
     if (int.from_bytes(ip4.gateway, "big") ^ int.from_bytes(ip4.address, "big")) & mask:
-        # RFC 3442: the gateway is on the link though outside the subnet, and leads everywhere.
-        contents[DHCP_CLASSLESS_ROUTES] = b"\x20" + ip4.gateway + UNSPECIFIED[4] + b"\x00" + ip4.gateway
+        # The gateway is outside the subnet: a route to it on the link, and a default route through it (RFC 3442).
+        on_link = bytes((HOST_ROUTE_BITS,)) + ip4.gateway + UNSPECIFIED[V4]
+        contents[DHCP_CLASSLESS_ROUTES] = on_link + b"\0" + ip4.gateway
     for code in (DHCP_LEASE_TIME,) if informs else BEYOND_BOOTP if kind is None else ():
         del contents[code]
     contents = {code: data for code, data in contents.items() if data}
@@ -240,44 +260,46 @@ def _contents(
 
 
 def _fqdn(name: str, options: Options) -> bytes:
-    """Give the client FQDN option, empty for a client that has neither sent nor requested it (RFC 4702, section 4).
+    """Return the client FQDN option, empty for a client that has neither sent nor requested it (RFC 4702, section 4).
 
-    Names are not registered anywhere, which a client that wants the server to do so is told. The name is written as the
-    client writes its own.
+    The server updates no DNS records, and says so in the flags. The name has the encoding of the client's own.
+
+    :param name: the guest's fully qualified name.
+    :param options: the client's.
     """
     sent = options.get(DHCP_CLIENT_FQDN)
     if sent is None and DHCP_CLIENT_FQDN not in options.get(DHCP_PARAMETER_LIST, b""):
         return b""
-    theirs = sent[0] if sent else DHCP_FQDN_WIRE_FORMAT
-    flags = DHCP_FQDN_NO_UPDATES | theirs & DHCP_FQDN_WIRE_FORMAT
-    if theirs & DHCP_FQDN_SERVER_UPDATES:
+    client_flags = sent[0] if sent else DHCP_FQDN_WIRE_FORMAT
+    flags = DHCP_FQDN_NO_UPDATES | client_flags & DHCP_FQDN_WIRE_FORMAT
+    if client_flags & DHCP_FQDN_SERVER_UPDATES:
         flags |= DHCP_FQDN_OVERRIDDEN
     encoded = encode_name(name) if flags & DHCP_FQDN_WIRE_FORMAT else encode_text(name)
     return DHCP_FQDN_CODEC.pack(flags=flags) + encoded
 
 
 def _build(contents: dict[int, bytes], search: tuple[str, ...], kind: int | None, options: Options) -> bytes:
-    """Put the options in order, as many as the client takes, padded.
+    """Build the options of a reply in order, as many as the client accepts, padded to `OPTIONS_MINIMUM`.
 
-    :param contents: all but the search list.
+    :param contents: all options except the search list.
     :param search: names of the search list.
-    :param kind: message type of the answer, None for BOOTP.
+    :param kind: message type of the reply, None for BOOTP.
     :param options: the client's.
     """
     requested = options.get(DHCP_PARAMETER_LIST, b"")
     if search and kind != DHCP_NAK:
         contents = {**contents, DHCP_SEARCH_LIST: b""}
-    room = _room(kind, options) - sum(_size(contents[code]) for code in INDISPENSABLE if code in contents)
+    room = _room(kind, options) - sum(_size(contents[code]) for code in REQUIRED if code in contents)
     chosen = []
     for code in dict.fromkeys((DHCP_MESSAGE_TYPE, *requested, *sorted(contents))):
         data = contents.get(code)
         if data is None:
             continue
         if code == DHCP_SEARCH_LIST:
-            data = compress_names(search, room - 2 * -(-room // (OPTION_MAXIMUM + 2)))
+            data = compress_names(search, room - _heads(room))
             if not data:
                 continue
-        if code not in INDISPENSABLE:
+        if code not in REQUIRED:
             if _size(data) > room:
                 continue
             room -= _size(data)
@@ -288,7 +310,11 @@ def _build(contents: dict[int, bytes], search: tuple[str, ...], kind: int | None
 
 
 def _room(kind: int | None, options: Options) -> int:
-    """Give the bytes that options may fill, the end not counted."""
+    """Return the bytes that options may fill, without the end option.
+
+    :param kind: message type of the reply, None for BOOTP.
+    :param options: the client's.
+    """
     if kind is None:
         return OPTIONS_MINIMUM - 1
     maximum = int.from_bytes(_fixed(options, DHCP_MAXIMUM_SIZE, 2) or b"", "big")
@@ -296,5 +322,10 @@ def _room(kind: int | None, options: Options) -> int:
 
 
 def _size(data: bytes) -> int:
-    """Give the bytes that an option with `data` takes, split if need be."""
-    return len(data) + 2 * max(-(-len(data) // OPTION_MAXIMUM), 1)
+    """Return the bytes of an option with `data`, which may have to be split."""
+    return len(data) + OPTION_HEAD_BYTES * max(-(-len(data) // OPTION_MAXIMUM), 1)
+
+
+def _heads(room: int) -> int:
+    """Return the bytes of the heads of an option that is split to fill `room` bytes."""
+    return OPTION_HEAD_BYTES * -(-room // (OPTION_MAXIMUM + OPTION_HEAD_BYTES))

@@ -1,23 +1,23 @@
-"""DHCPv6 (RFC 8415): the guest is leased its one address for ever (context 4.2).
+"""DHCPv6 (RFC 8415): a server that leases the guest's only address with an infinite lifetime.
 
-Theory of operation: as with DHCP there is one guest, one address and no table. Messages are accepted by the rules of
-RFC 8415, section 16, with the client's identifier required of all of them:
+Theory of operation: as with DHCP there is one guest, one address and no lease table. Messages are accepted by the rules
+of RFC 8415, section 16, with the client's identifier required of all of them:
 
-| Message | Accepted | Answer |
+| Message | Server identifier | Reply |
 |---|---|---|
-| SOLICIT | without server identifier | ADVERTISE, or REPLY if it wants rapid commit |
-| REQUEST, RENEW | with ours | REPLY; NotOnLink if an association holds an address that is not the guest's |
-| CONFIRM | without | REPLY, or NotOnLink likewise |
-| REBIND | without | REPLY; other addresses in it come back with lifetime 0 (section 18.3.5) |
-| INFORMATION-REQUEST | without or with ours, and without association | REPLY without address |
-| RELEASE, DECLINE | with ours | REPLY that says success (sections 18.3.7 and 18.3.8); nothing is to be done |
+| SOLICIT | absent | ADVERTISE, or REPLY if it has the rapid commit option |
+| REQUEST, RENEW | this server's | REPLY; NotOnLink if an association holds an address that is not the guest's |
+| CONFIRM | absent | REPLY, or NotOnLink in the same case |
+| REBIND | absent | REPLY, in which other addresses have lifetime 0 (section 18.3.5) |
+| INFORMATION-REQUEST | absent or this server's; no association | REPLY without address |
+| RELEASE, DECLINE | this server's | REPLY with status Success (sections 18.3.7 and 18.3.8); no state changes |
 
-A message for another server is passed over; one against these rules is malformed; other types, and messages to a
-unicast address, are dropped as not served.
+A message to another server is ignored; one against these rules is malformed; other types, and messages to a unicast
+address, are dropped as not served.
 
-The first association of a message, those for ordinary addresses before those for temporary ones, gets the address;
-another one is told that there is none for it. Resolvers and search list are those of the router advertisements, and are
-told whether they are requested or not. Associations for prefixes are ignored, as by a server without prefixes.
+The first association of a message gets the address, those for ordinary addresses before those for temporary ones; the
+others get status NoAddrsAvail. Every reply has the resolvers and the search list of the router advertisements,
+requested or not. Associations for prefixes are ignored, as by a server without prefixes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gpasst.codec import parse_untrusted
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.flow.network import FamilyNetwork, GuestNetwork
-from gpasst.packet.address import UNSPECIFIED, is_loopback, is_multicast
+from gpasst.packet.address import UNSPECIFIED, V6, is_loopback, is_multicast
 from gpasst.packet.build import wrap_udp
 from gpasst.packet.dhcp_formats import (
     DHCPV6_ADDRESS_CODEC,
@@ -73,10 +73,11 @@ from gpasst.packet.dhcp_formats import (
 )
 from gpasst.packet.dns_names import encode_name, encode_names
 from gpasst.packet.parse import Packet
-from gpasst.services.ndp import DNSSL_BYTES, MAX_RESOLVERS, router_address
+from gpasst.services.ndp import DNSSL_BYTES, RDNSS_LIMIT, router_address
 
 EPOCH = 946684800  # 2000-01-01 00:00 UTC, in seconds since 1970
 CLIENT_ID_MAXIMUM = 128  # bytes
+CODE_BYTES = 2  # of each requested option (RFC 8415, section 21.7)
 NOT_ON_LINK = b"Prefix not appropriate for link."
 NO_ADDRESSES = b"One address is all there is."
 HEADS = {DHCPV6_IA_NA: DHCPV6_IA_NA_CODEC, DHCPV6_IA_TA: DHCPV6_IA_TA_CODEC}
@@ -86,7 +87,7 @@ Option = tuple[int, bytes]
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Who answers, and with what.
+    """Settings of the server.
 
     :ivar network: the guest's network.
     :ivar identifier: the server's DUID.
@@ -98,11 +99,11 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Association:
-    """An identity association of the client's.
+    """An identity association of the client.
 
-    :ivar kind: option code, of ordinary or of temporary addresses.
+    :ivar kind: option code, `DHCPV6_IA_NA` or `DHCPV6_IA_TA` (temporary addresses).
     :ivar identifier: its IAID, 4 bytes.
-    :ivar addresses: what it holds.
+    :ivar addresses: the addresses in it, 16 bytes each.
     """
 
     kind: int
@@ -111,29 +112,29 @@ class Association:
 
 
 def duid(mac: bytes, seconds: int) -> bytes:
-    """Give the server's identifier, of link-layer address and time (RFC 8415, section 11.2).
+    """Build the server's identifier from link-layer address and time (RFC 8415, section 11.2).
 
     :param mac: the host's as the guest sees it, 6 bytes.
-    :param seconds: time of the start, since 2000-01-01 UTC.
+    :param seconds: time of the start, in seconds since `EPOCH`.
     """
     return DHCPV6_DUID_CODEC.pack(seconds=seconds % (1 << 32), mac=mac)
 
 
 def answer(server: Server, packet: Packet, data: bytes | memoryview, guest_mac: bytes) -> bytes | None:
-    """Answer a message to the DHCPv6 server's port.
+    """Build the reply to a message to the DHCPv6 server's port.
 
-    :param server: who answers.
+    :param server: the settings.
     :param packet: the packet, for its addresses.
     :param data: payload of the UDP datagram.
-    :param guest_mac: where the answer goes, 6 bytes.
-    :return: the answer's frame, or None where none is due.
-    :raises PacketError: if the message is malformed, or not to be served.
+    :param guest_mac: destination of the reply, 6 bytes.
+    :return: the reply's frame; None for a message to another server.
+    :raises PacketError: if the message is malformed, not served, or has an invalid source address.
     """
     network = server.network.ip6
     assert network is not None
     if is_loopback(packet.source):
         raise PacketError(Drop.LOOPBACK_ADDRESS)
-    if packet.source == UNSPECIFIED[6] or is_multicast(packet.source):
+    if packet.source == UNSPECIFIED[V6] or is_multicast(packet.source):
         raise PacketError(Drop.UNSPECIFIED_ADDRESS)
     if not is_multicast(packet.destination):
         raise PacketError(Drop.SERVICE)
@@ -168,31 +169,44 @@ def _build(options: Sequence[Option]) -> bytes:
 
 
 def _first(options: Sequence[Option], wanted: int) -> bytes | None:
-    """Give the data of the first option `wanted`, None if there is none."""
+    """Return the data of the first option with code `wanted`, None if there is none."""
     return next((data for code, data in options if code == wanted), None)
 
 
 def _accepted(server: Server, asked: int, options: Sequence[Option]) -> bool:
-    """Tell whether a message is for this server."""
-    names = _first(options, DHCPV6_SERVER_ID)
+    """Return whether a message is for this server.
+
+    :param server: the settings.
+    :param asked: type of the message.
+    :param options: its options.
+    :raises PacketError: `Drop.SERVICE` if the type is not served, `Drop.MALFORMED_DHCPV6` if the message is invalid.
+    """
+    identifier = _first(options, DHCPV6_SERVER_ID)
     client = _first(options, DHCPV6_CLIENT_ID)
     if asked in (DHCPV6_SOLICIT, DHCPV6_CONFIRM, DHCPV6_REBIND):
-        valid = names is None
+        valid = identifier is None
     elif asked in (DHCPV6_REQUEST, DHCPV6_RENEW, DHCPV6_RELEASE, DHCPV6_DECLINE):
-        valid = names is not None
+        valid = identifier is not None
     elif asked == DHCPV6_INFORMATION_REQUEST:
         valid = not any(code in HEADS for code, _ in options)
     else:
         raise PacketError(Drop.SERVICE)
     if not valid or not client or len(client) > CLIENT_ID_MAXIMUM:
         raise PacketError(Drop.MALFORMED_DHCPV6)
-    return names in (None, server.identifier)
+    return identifier in (None, server.identifier)
 
 
 def _answer_to(
     server: Server, network: FamilyNetwork, asked: int, options: Sequence[Option]
 ) -> tuple[int, list[Option]]:
-    """Give type and options of the answer."""
+    """Return type and options of the reply.
+
+    :param server: the settings.
+    :param network: the guest's IPv6 network.
+    :param asked: type of the message.
+    :param options: its options.
+    :raises PacketError: `Drop.MALFORMED_DHCPV6`, if an association is malformed.
+    """
     identity = DHCPV6_SERVER_ID, server.identifier
     client = DHCPV6_CLIENT_ID, _first(options, DHCPV6_CLIENT_ID) or b""
     if asked in (DHCPV6_RELEASE, DHCPV6_DECLINE):
@@ -204,14 +218,14 @@ def _answer_to(
         if refused:
             status = _status(DHCPV6_NOT_ON_LINK, NOT_ON_LINK)
             answered = [identity, *(_associated(item, [status]) for item in refused), client]
-            # A confirmation is refused as a whole (RFC 8415, section 18.3.3).
+            # The status of a CONFIRM concerns the whole message (RFC 8415, section 18.3.3).
             return DHCPV6_REPLY, [*answered, status] if asked == DHCPV6_CONFIRM else answered
     answered = [identity]
     for index, association in enumerate(associations):
         answered.append(_associated(association, _assigned(network, association, asked, index == 0)))
     answered.append(client)
     if network.resolvers:
-        answered.append((DHCPV6_RESOLVERS, b"".join(network.resolvers[:MAX_RESOLVERS])))
+        answered.append((DHCPV6_RESOLVERS, b"".join(network.resolvers[:RDNSS_LIMIT])))
     search = encode_names(server.network.search, DNSSL_BYTES)
     if search:
         answered.append((DHCPV6_SEARCH_LIST, search))
@@ -224,7 +238,7 @@ def _answer_to(
 
 
 def _association(kind: int, data: bytes) -> Association:
-    """Take an identity association apart, with the addresses in it."""
+    """Parse an identity association and the addresses in it."""
     codec = HEADS[kind]
     if len(data) < codec.size:
         raise PacketError(Drop.MALFORMED_DHCPV6)
@@ -239,7 +253,7 @@ def _association(kind: int, data: bytes) -> Association:
 
 
 def _associated(association: Association, contents: Sequence[Option]) -> Option:
-    """Give the option of an association with `contents`; it need never be renewed."""
+    """Build the option of an association with `contents`; its renewal and rebinding times are infinite."""
     if association.kind == DHCPV6_IA_TA:
         head = DHCPV6_IA_TA_CODEC.pack(identifier=association.identifier)
     else:
@@ -248,7 +262,13 @@ def _associated(association: Association, contents: Sequence[Option]) -> Option:
 
 
 def _assigned(network: FamilyNetwork, association: Association, asked: int, first: bool) -> list[Option]:
-    """Give what an association gets."""
+    """Return the options within the reply's association: the address or NoAddrsAvail.
+
+    :param network: the guest's IPv6 network.
+    :param association: the client's.
+    :param asked: type of the message.
+    :param first: whether it is the message's first association, which gets the address.
+    """
     contents = [_status(DHCPV6_NO_ADDRESSES, NO_ADDRESSES)]
     if first and network.address:
         contents = [_address(network.address, DHCPV6_INFINITE)]
@@ -266,13 +286,16 @@ def _status(status: int, text: bytes = b"") -> Option:
 
 
 def _fqdn(name: str, options: Sequence[Option]) -> list[Option]:
-    """Give the client FQDN option to a client that has sent or requested it (RFC 4704, section 6).
+    """Return the client FQDN option for a client that has sent or requested it (RFC 4704, section 6), else nothing.
 
-    Names are not registered anywhere, which a client that wants the server to do so is told.
+    The server updates no DNS records, and says so in the flags.
+
+    :param name: the guest's fully qualified name; may be empty.
+    :param options: the client's.
     """
     sent = _first(options, DHCPV6_CLIENT_FQDN)
     requested = _first(options, DHCPV6_OPTION_REQUEST) or b""
-    codes = {int.from_bytes(requested[at : at + 2], "big") for at in range(0, len(requested), 2)}
+    codes = {int.from_bytes(requested[at : at + CODE_BYTES], "big") for at in range(0, len(requested), CODE_BYTES)}
     if not name or (sent is None and DHCPV6_CLIENT_FQDN not in codes):
         return []
     flags = DHCPV6_FQDN_NO_UPDATES

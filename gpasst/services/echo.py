@@ -1,4 +1,8 @@
-"""ICMP and ICMPv6 echo: requests of the guest become messages for the host's ping sockets, and answers frames."""
+"""ICMP and ICMPv6 echo: between the guest's requests and the messages of the host's ping sockets.
+
+A ping socket (Linux 3.0; 3.11 for IPv6) sends the message of an echo request under an identifier that the kernel may
+change, so a reply gets the guest's own identifier back.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +20,23 @@ from gpasst.formats import (
     PROTOCOL_ICMPV6,
 )
 from gpasst.packet import checksum
+from gpasst.packet.address import V4, V6, family_of
 from gpasst.packet.build import with_checksum, wrap
 from gpasst.packet.parse import Packet
 
-PROTOCOLS = {4: PROTOCOL_ICMP, 6: PROTOCOL_ICMPV6}
-REQUESTS = {4: ICMP_ECHO_REQUEST, 6: ICMPV6_ECHO_REQUEST}
-REPLIES = {4: ICMP_ECHO_REPLY, 6: ICMPV6_ECHO_REPLY}
+PROTOCOLS = {V4: PROTOCOL_ICMP, V6: PROTOCOL_ICMPV6}
+REQUESTS = {V4: ICMP_ECHO_REQUEST, V6: ICMPV6_ECHO_REQUEST}
+REPLIES = {V4: ICMP_ECHO_REPLY, V6: ICMPV6_ECHO_REPLY}
 _CHECKSUM = ECHO_CODEC.offset("checksum")
+_CHECKSUM_END = ECHO_CODEC.offset("identifier")
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """An echo request of the guest.
 
-    :ivar identifier: which exchange it belongs to, 16 bits.
-    :ivar sequence: its number in that exchange, 16 bits.
+    :ivar identifier: of the echo flow that it belongs to, 16 bits.
+    :ivar sequence: its number in that flow, 16 bits.
     :ivar message: the message from type to the end of the data.
     """
 
@@ -40,9 +46,10 @@ class Request:
 
 
 def parse_request(packet: Packet) -> Request:
-    """Take an echo request apart.
+    """Parse an echo request.
 
-    :raises PacketError: if it is another message or too short.
+    :param packet: an ICMP or ICMPv6 packet.
+    :raises PacketError: `Drop.ICMP_TYPE` if it is another message, `Drop.MALFORMED_ICMP` if it is too short.
     """
     payload = packet.payload
     if not payload or payload[0] != REQUESTS[packet.family]:
@@ -54,7 +61,10 @@ def parse_request(packet: Packet) -> Request:
 
 
 def sequence_of(message: bytes) -> int:
-    """Give the sequence number of a reply that a ping socket received."""
+    """Return the sequence number of a reply.
+
+    :param message: the reply as the ping socket received it, at least 8 bytes.
+    """
     sequence: int = ECHO_CODEC.unpack_from(message)["sequence"]
     return sequence
 
@@ -62,17 +72,19 @@ def sequence_of(message: bytes) -> int:
 def reply(message: bytes, identifier: int, source: bytes, guest: bytes, guest_mac: bytes, host_mac: bytes) -> bytes:
     """Build the frame of an echo reply.
 
-    :param message: the reply as the ping socket received it.
-    :param identifier: the guest's identifier, restored (the kernel may have chosen another).
-    :param source: address the guest asked.
-    :param guest: the guest's address.
+    :param message: the reply as the ping socket received it, at least 8 bytes.
+    :param identifier: the guest's identifier.
+    :param source: the address that the guest's request was sent to, 4 or 16 bytes.
+    :param guest: the guest's address, as long as `source`.
+    :param guest_mac: 6 bytes.
+    :param host_mac: the host's as the guest sees it, 6 bytes.
     """
-    family = 4 if len(source) == 4 else 6
+    family = family_of(source)
     echo = ECHO_CODEC.unpack_from(message)
     header = ECHO_CODEC.pack(type=REPLIES[family], identifier=identifier, sequence=echo["sequence"])
     packet = header + message[ECHO_CODEC.size :]
-    if family == 6:
+    if family == V6:
         packet = with_checksum(packet, _CHECKSUM, source, guest, PROTOCOL_ICMPV6)
     else:
-        packet = packet[:_CHECKSUM] + checksum.internet(packet).to_bytes(2, "big") + packet[_CHECKSUM + 2 :]
+        packet = packet[:_CHECKSUM] + checksum.internet(packet).to_bytes(2, "big") + packet[_CHECKSUM_END:]
     return wrap(guest_mac, host_mac, source, guest, PROTOCOLS[family], packet)

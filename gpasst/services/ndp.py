@@ -1,9 +1,9 @@
-"""Neighbour discovery (RFC 4861): every address but the guest's own is at the host's MAC address, and the host is the
-router (context 3).
+"""Neighbour discovery (RFC 4861): every address but the guest's own resolves to the host's MAC address, and the host is
+the router.
 
-Theory of operation: `answer` replies to what the guest asks. Without being asked, the host sends `unsolicited` router
-advertisements whenever `Schedule` says so, and `solicitation` asks for the guest's MAC address before the guest speaks
-by itself. Who drives this brings time and chance along.
+Theory of operation: `answer` builds the reply to a solicitation of the guest. `unsolicited` router advertisements are
+sent when `Schedule` says that one is due, and `solicitation` asks for the guest's MAC address before the guest sends
+anything. Time and random numbers are arguments.
 """
 
 from __future__ import annotations
@@ -44,18 +44,22 @@ from gpasst.formats import (
     NDP_TYPE_SOLICITATION,
     PROTOCOL_ICMPV6,
 )
-from gpasst.packet.address import UNSPECIFIED
+from gpasst.packet.address import IP6_BYTES, UNSPECIFIED, V6, is_link_local, is_multicast
 from gpasst.packet.build import with_checksum, wrap
 from gpasst.packet.dns_names import encode_names
 from gpasst.packet.parse import Packet
 
-ROUTER_LIFETIME = 65535  # seconds; the longest there is, so that guests keep their route (upstream since 2023-12)
-DNSSL_BYTES = 8 * 255 - 8  # bytes of names that fit the option: its length is 8 bits, in units of 8 bytes
-MAX_RESOLVERS = 127  # that fit the option, whose length is 8 bits, in units of half an address
+ROUTER_LIFETIME = 65535  # seconds; the maximum of 16 bits (RFC 8319), so that the guest's default route never expires
+CURRENT_HOP_LIMIT = 255  # advertised for packets that the guest originates (RFC 4861, section 4.2), as passt does
+PREFIX_BITS = 64  # what address autoconfiguration needs (RFC 4862, section 5.5.3; RFC 2464, section 4)
+PREFIX_BYTES = PREFIX_BITS // 8
+OPTION_MAXIMUM_BYTES = 8 * 255  # an option's length is 8 bits, in units of 8 bytes (RFC 4861, section 4.6)
+DNSSL_BYTES = OPTION_MAXIMUM_BYTES - 8  # of names that fit the search list option (RFC 8106, section 5.2)
+RDNSS_LIMIT = (OPTION_MAXIMUM_BYTES - 8) // 16  # resolvers that fit that option (RFC 8106, section 5.1)
 ALL_NODES = bytes.fromhex("ff020000000000000000000000000001")
-SOLICITED_NODE = bytes.fromhex("ff0200000000000000000001ff")  # RFC 4291, section 2.7.1; 3 bytes of the address follow
-MULTICAST_MAC = b"\x33\x33"  # RFC 2464, section 7; the last 4 bytes of the group follow
-# Seconds between unsolicited advertisements, and how many of them begin sooner (RFC 4861, sections 6.2.1 and 10).
+SOLICITED_NODE = bytes.fromhex("ff0200000000000000000001ff")  # the address's last 3 bytes follow (RFC 4291, 2.7.1)
+MULTICAST_MAC = b"\x33\x33"  # the group's last 4 bytes follow (RFC 2464, section 7)
+# Seconds between unsolicited advertisements, and how many initial ones come sooner (RFC 4861, sections 6.2.1 and 10).
 MAXIMUM_INTERVAL = 600.0
 MINIMUM_INTERVAL = 0.33 * MAXIMUM_INTERVAL
 INITIAL_INTERVAL = 16.0
@@ -71,7 +75,7 @@ TYPES = (
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """Who answers, and with what.
+    """Settings of the router that the guest sees.
 
     :ivar network: the guest's network.
     :ivar advertise: whether router solicitations are answered.
@@ -84,23 +88,24 @@ class Router:
 
 
 def answer(router: Router, packet: Packet, guest_mac: bytes, own: tuple[bytes | None, ...]) -> bytes | None:
-    """Answer a neighbour or router solicitation.
+    """Build the reply to a neighbour or router solicitation.
 
-    :param router: who answers.
+    :param router: the settings.
     :param packet: an ICMPv6 packet of one of `TYPES`.
-    :param guest_mac: where the answer goes, 6 bytes.
-    :param own: the guest's own addresses, which must not look taken.
-    :return: the answer's frame, or None where none is due.
-    :raises PacketError: if the message is malformed.
+    :param guest_mac: destination of the reply, 6 bytes.
+    :param own: the guest's own addresses, for which a reply would signal a conflict (RFC 4862, section 5.4).
+    :return: the reply's frame; None for advertisements, duplicate address detection, and solicitations of the guest's
+        own addresses or of a router that does not advertise.
+    :raises PacketError: `Drop.MALFORMED_NDP`, if the message is malformed.
     """
     network = router.network.ip6
     assert network is not None and network.link_local is not None
     if packet.hop_limit != HOP_LIMIT:
-        # RFC 4861, section 6.1.1 and 7.1.1: it came from beyond the link.
+        # It came through a router (RFC 4861, sections 6.1.1 and 7.1.1).
         raise PacketError(Drop.MALFORMED_NDP)
     kind = packet.payload[0]
     if kind in (NDP_TYPE_SOLICITATION, NDP_TYPE_ROUTER_SOLICITATION) and any(packet.payload[1:2]):
-        # The same sections: the code is 0.
+        # The code must be 0 (the same sections).
         raise PacketError(Drop.MALFORMED_NDP)
     if kind == NDP_TYPE_SOLICITATION:
         message = _advertisement(router, packet, own)
@@ -112,17 +117,19 @@ def answer(router: Router, packet: Packet, guest_mac: bytes, own: tuple[bytes | 
     if message is None:
         return None
     source = router_address(network)
-    # A sender without address yet hears the answer at the all-nodes address (RFC 4861, section 6.2.6).
-    destination = packet.source if packet.source != UNSPECIFIED[6] else ALL_NODES
+    # The reply to a sender without address goes to all nodes (RFC 4861, section 6.2.6).
+    destination = packet.source if packet.source != UNSPECIFIED[V6] else ALL_NODES
     complete = with_checksum(message, CHECKSUM, source, destination, PROTOCOL_ICMPV6)
     return wrap(guest_mac, router.network.host_mac, source, destination, PROTOCOL_ICMPV6, complete)
 
 
 def router_address(network: FamilyNetwork) -> bytes:
-    """Give the link-local address that the host speaks from: the gateway's if it is one, else the host's own."""
-    gateway = network.gateway
+    """Return the router's link-local address: the gateway's if it is one, else the host's own.
+
+    Advertisements must come from a link-local address (RFC 4861, section 6.1.2).
+    """
     assert network.link_local is not None
-    return gateway if gateway[0] == 0xFE and gateway[1] & 0xC0 == 0x80 else network.link_local
+    return network.gateway if is_link_local(network.gateway) else network.link_local
 
 
 def unsolicited(router: Router) -> bytes:
@@ -131,10 +138,10 @@ def unsolicited(router: Router) -> bytes:
 
 
 def solicitation(network: GuestNetwork, target: bytes) -> bytes:
-    """Build the frame that asks who has an IPv6 address (RFC 4861, section 7.2.2).
+    """Build the frame of a neighbour solicitation for an address of the guest (RFC 4861, section 7.2.2).
 
     :param network: the guest's network.
-    :param target: the guest's address, 16 bytes.
+    :param target: the address, 16 bytes.
     """
     message = NDP_SOLICITATION_CODEC.pack(type=NDP_TYPE_SOLICITATION, target=target) + _options(
         [{"type": NDP_OPTION_SOURCE_LINK_ADDRESS, "mac": network.host_mac}]
@@ -143,7 +150,12 @@ def solicitation(network: GuestNetwork, target: bytes) -> bytes:
 
 
 def _to_group(network: GuestNetwork, group: bytes, message: bytes) -> bytes:
-    """Put a message, checksum zero, into a frame to a multicast group."""
+    """Build the frame of a message to a multicast group.
+
+    :param network: the guest's network.
+    :param group: 16 bytes.
+    :param message: the ICMPv6 message, checksum zero.
+    """
     assert network.ip6 is not None
     source = router_address(network.ip6)
     complete = with_checksum(message, CHECKSUM, source, group, PROTOCOL_ICMPV6)
@@ -151,10 +163,10 @@ def _to_group(network: GuestNetwork, group: bytes, message: bytes) -> bytes:
 
 
 class Schedule:
-    """When unsolicited router advertisements are due: at once, and then after random times (RFC 4861, section 6.2.4).
+    """Times of unsolicited router advertisements: the start, and then after random intervals (RFC 4861, section 6.2.4).
 
     :param now: time of the start in seconds.
-    :param uniform: gives a random number between two others, like `random.uniform`.
+    :param uniform: returns a random number between two others, like `random.uniform`.
     """
 
     def __init__(self, now: float, uniform: Callable[[float, float], float]) -> None:
@@ -163,7 +175,7 @@ class Schedule:
         self._uniform = uniform
 
     def due(self, now: float) -> bool:
-        """Tell whether an advertisement is to be sent at `now`, in seconds; the next one is due later then."""
+        """Return whether an advertisement is due at `now`, in seconds; if so, the next one is scheduled."""
         if now < self._due:
             return False
         self._sent += 1
@@ -176,10 +188,10 @@ class Schedule:
 
 def _advertisement(router: Router, packet: Packet, own: tuple[bytes | None, ...]) -> bytes | None:
     request = parse_untrusted(NDP_SOLICITATION, packet.payload, Drop.MALFORMED_NDP)
-    if request.target[0] == 0xFF:
-        # RFC 4861, section 7.1.1: a group is not to be asked for.
+    if is_multicast(request.target):
+        # RFC 4861, section 7.1.1.
         raise PacketError(Drop.MALFORMED_NDP)
-    if packet.source == UNSPECIFIED[6] or request.target in own:
+    if packet.source == UNSPECIFIED[V6] or request.target in own:
         return None
     flags = NDP_FLAG_ROUTER | NDP_FLAG_SOLICITED | NDP_FLAG_OVERRIDE
     return NDP_ADVERTISEMENT_CODEC.pack(type=NDP_TYPE_ADVERTISEMENT, flags=flags, target=request.target) + _options(
@@ -188,7 +200,7 @@ def _advertisement(router: Router, packet: Packet, own: tuple[bytes | None, ...]
 
 
 def router_advertisement(router: Router) -> bytes:
-    """Build the router advertisement, checksum zero."""
+    """Build the router advertisement, an ICMPv6 message with checksum zero."""
     network = router.network.ip6
     assert network is not None
     options: list[dict[str, Any]] = []
@@ -196,17 +208,17 @@ def router_advertisement(router: Router) -> bytes:
         options.append(
             {
                 "type": NDP_OPTION_PREFIX,
-                "prefix_length": 64,
+                "prefix_length": PREFIX_BITS,
                 "flags": NDP_PREFIX_FLAG_ON_LINK | NDP_PREFIX_FLAG_AUTONOMOUS,
                 "valid": NDP_INFINITE,
                 "preferred": NDP_INFINITE,
-                "prefix": network.address[:8] + bytes(8),
+                "prefix": network.address[:PREFIX_BYTES].ljust(IP6_BYTES, b"\0"),
             }
         )
     if router.mtu:
         options.append({"type": NDP_OPTION_MTU, "mtu": router.mtu})
     if network.resolvers:
-        resolvers = list(network.resolvers[:MAX_RESOLVERS])
+        resolvers = list(network.resolvers[:RDNSS_LIMIT])
         options.append({"type": NDP_OPTION_RDNSS, "lifetime": NDP_INFINITE, "addresses": resolvers})
         if router.network.search:
             labels = encode_names(router.network.search, DNSSL_BYTES)
@@ -214,7 +226,7 @@ def router_advertisement(router: Router) -> bytes:
     options.append({"type": NDP_OPTION_SOURCE_LINK_ADDRESS, "mac": router.network.host_mac})
     return NDP_ROUTER_ADVERTISEMENT_CODEC.pack(
         type=NDP_TYPE_ROUTER_ADVERTISEMENT,
-        hop_limit=HOP_LIMIT,
+        hop_limit=CURRENT_HOP_LIMIT,
         flags=NDP_RA_FLAG_MANAGED,
         lifetime=ROUTER_LIFETIME,
     ) + _options(options)

@@ -1,4 +1,7 @@
-"""TCP is not carried yet: what is no RST is answered with one, so that nobody waits (RFC 9293, 3.10.7.1)."""
+"""The reset with which a closed port answers a TCP segment (RFC 9293, section 3.10.7.1).
+
+TCP is not carried yet, so every port is closed: the guest's connections fail at once instead of timing out.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,30 @@ from gpasst.formats import PROTOCOL_TCP, TCP, TCP_ACK, TCP_CODEC, TCP_FIN, TCP_R
 from gpasst.packet.build import with_checksum, wrap
 from gpasst.packet.parse import Packet
 
+SEQUENCE_MASK = 0xFFFFFFFF  # sequence numbers are 32 bits (RFC 9293, section 3.4)
+DATA_OFFSET_UNIT = 4  # bytes (RFC 9293, section 3.1)
+
 
 def reset(packet: Packet, guest_mac: bytes, host_mac: bytes) -> bytes | None:
-    """Answer a TCP segment with a RST, as the address it was sent to would for a closed port.
+    """Build the reset that answers a TCP segment.
 
-    :return: the frame, or None if the segment is a RST itself.
-    :raises PacketError: if the segment is malformed.
+    :param packet: a packet with the segment.
+    :param guest_mac: destination of the reset, 6 bytes.
+    :param host_mac: the host's as the guest sees it, 6 bytes.
+    :return: the reset's frame, from the address that the segment was sent to; None if the segment is a reset itself.
+    :raises PacketError: `Drop.MALFORMED_TCP`, if the segment is malformed.
     """
     segment = parse_untrusted(TCP, packet.payload, Drop.MALFORMED_TCP)
     if segment.flags & TCP_RST:
         return None
-    length = max(0, len(packet.payload) - 4 * segment.data_offset)
+    length = max(0, len(packet.payload) - DATA_OFFSET_UNIT * segment.data_offset)
     length += bool(segment.flags & TCP_SYN) + bool(segment.flags & TCP_FIN)
     acknowledges = segment.flags & TCP_ACK
     header = TCP_CODEC.pack(
         source=segment.destination,
         destination=segment.source,
         sequence=segment.acknowledgement if acknowledges else 0,
-        acknowledgement=0 if acknowledges else (segment.sequence + length) & 0xFFFFFFFF,
+        acknowledgement=0 if acknowledges else (segment.sequence + length) & SEQUENCE_MASK,
         flags=TCP_RST if acknowledges else TCP_RST | TCP_ACK,
         window=0,
     )
