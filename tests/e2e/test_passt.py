@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 import gpasst
-from gpasst.cli import choose_identity
+from gpasst.commands.process import choose_identity
 from gpasst.link.stream import Stream
 from gpasst.linux import UDP_SEGMENT
 from tests.support.cli import AS_ROOT, GPASST, cli, ended

@@ -1,0 +1,147 @@
+"""The process of a command: its options, its identity, its place in the background, and its PID file.
+
+NOTE: this is imported before the helper process starts, so it imports nothing that takes long.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO
+
+from gpasst.errors import ConfigurationError, PlatformError
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+SIGNAL_BASE = 128  # what shells add to a signal's number
+NOBODY = "nobody"
+LOG_SIZE_DEFAULT = 1 << 20  # bytes
+PRIVATE = 0o600  # mode of the files that are written
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessOptions:
+    """The options of the process itself.
+
+    :ivar foreground: stay in the foreground where nothing else decides.
+    :ivar pid_file: file for the process ID, empty for none.
+    :ivar runas: names or numbers of the user and group to take on, empty for the default.
+    :ivar verbose: log everything.
+    :ivar quiet: log errors only.
+    :ivar stderr: log to standard error in the background too.
+    :ivar log_file: file to log to, empty for none.
+    :ivar log_size: size in bytes at which it is rotated.
+    :ivar stats: seconds between two lines of counters, 0 for none.
+    """
+
+    foreground: bool
+    pid_file: str
+    runas: str
+    verbose: bool
+    quiet: bool
+    stderr: bool
+    log_file: str
+    log_size: int
+    stats: int
+
+
+def check_socket(descriptor: int) -> None:
+    """Check that the socket to be served has been handed over.
+
+    :raises ConfigurationError: if the descriptor is not open, or not a socket.
+    """
+    try:
+        good = stat.S_ISSOCK(os.fstat(descriptor).st_mode)
+        problem = "not a socket"
+    except OSError as error:
+        good, problem = False, error.strerror or ""
+    if not good:
+        raise ConfigurationError(f"--fd {descriptor}: {problem}", "pass one end of a connected socket pair")
+
+
+def choose_identity(text: str) -> tuple[int, int] | None:
+    """Choose the user and group id to take on; None to keep those of the process.
+
+    :param text: value of ``--runas``: names or numbers; empty for nobody if the process is root.
+    :raises ConfigurationError: if there is no such user or group, or the caller is not root.
+    """
+    import grp
+    import pwd
+
+    if not text:
+        if os.geteuid() != 0 or not _in_initial_user_namespace():
+            return None
+        text = NOBODY
+    elif os.geteuid() != 0:
+        raise ConfigurationError("--runas needs root", "leave it out")
+    user, _, group = text.partition(":")
+    try:
+        entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
+        uid, gid = entry.pw_uid, entry.pw_gid
+    except KeyError:
+        if not user.isdecimal():
+            raise ConfigurationError(f"--runas {text}: there is no user {user}", "name an existing one") from None
+        uid = gid = int(user)
+    if group:
+        try:
+            gid = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
+        except KeyError:
+            raise ConfigurationError(f"--runas {text}: there is no group {group}", "name an existing one") from None
+    return None if (uid, gid) == (0, 0) else (uid, gid)
+
+
+def _in_initial_user_namespace() -> bool:
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        return file.read().split() == ["0", "0", "4294967295"]
+
+
+def take_on(identity: tuple[int, int]) -> None:
+    """Become another user and group for good.
+
+    :raises OSError: if the process is not root.
+    """
+    uid, gid = identity
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+
+
+def go_to_background() -> Callable[[], None]:
+    """Fork; the parent exits when the child calls what this returns, or fails when the child does."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(writer)
+        started = os.read(reader, 1)
+        if started:
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        os._exit(os.waitstatus_to_exitcode(status) or EXIT_FAILURE)
+    os.close(reader)
+    os.setsid()
+
+    def ready() -> None:
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(null, descriptor)
+        os.close(null)
+        os.write(writer, b"1")
+        os.close(writer)
+
+    return ready
+
+
+def open_pid_file(path: str) -> IO[str] | None:
+    """Open the PID file for writing, mode 0600; None if there is to be none.
+
+    :raises PlatformError: if it cannot be written.
+    """
+    if not path:
+        return None
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        return open(os.open(path, flags, PRIVATE), "w", encoding="ascii")
+    except OSError as error:
+        raise PlatformError(f"--pid {path}: {error.strerror}", "name a file that can be written") from error

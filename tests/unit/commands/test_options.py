@@ -1,0 +1,125 @@
+"""Command lines: what they are read as, and the one line that refuses the rest."""
+
+from __future__ import annotations
+
+import pytest
+
+from gpasst.commands.options import Invocation, make_parser, read, read_demo
+from gpasst.config import Config, long_option, options
+from gpasst.errors import ConfigurationError
+
+
+def invoked(*argv: str, mode: str = "pasta") -> Invocation:
+    return read(make_parser(mode), mode, argv)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str, mode: str = "pasta") -> str:
+    """Return the line that refuses a command line."""
+    with pytest.raises(SystemExit) as caught:
+        invoked(*argv, mode=mode)
+    assert caught.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"gpasst {mode}: ")
+    assert printed.err.count("\n") == 1
+    return printed.err
+
+
+def test_nothing_given_means_the_defaults() -> None:
+    pasta, passt = invoked(), invoked(mode="passt")
+    # On the command line alone, ports follow what is bound on the other side.
+    assert pasta.config == Config(udp_ports=("auto",), udp_ns=("auto",))
+    assert passt.config == Config()
+    assert pasta.command == passt.command == ()
+    assert (pasta.runs_command, passt.runs_command) == (True, False)
+    assert pasta.process == passt.process
+    assert not (pasta.process.foreground or pasta.process.verbose or pasta.process.quiet or pasta.process.stats)
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (("-u", "5000"), Config(udp_ports=("5000",), udp_ns=("auto",))),
+        (("-u", "5000", "-u", "6000", "-U", "none"), Config(udp_ports=("5000", "6000"), udp_ns=("none",))),
+        (("--no-splice",), Config(udp_ports=("auto",), udp_ns=("none",), no_splice=True)),
+        (
+            ("-u", "none", "-U", "none", "-4", "-m", "1500"),
+            Config(udp_ports=("none",), udp_ns=("none",), ipv4_only=True, mtu=1500),
+        ),
+        (("-u", "none", "-U", "none", "12345"), Config(udp_ports=("none",), udp_ns=("none",), pid=12345)),
+    ],
+)
+def test_options_become_fields(argv: tuple[str, ...], expected: Config) -> None:
+    assert invoked(*argv).config == expected
+
+
+@pytest.mark.parametrize(
+    ("argv", "command", "pid"),
+    [
+        (("--", "ip", "address"), ("ip", "address"), None),
+        (("ip", "address", "-4"), ("ip", "address", "-4"), None),
+        (("--config-net", "--", "sh", "-c", "exit 3"), ("sh", "-c", "exit 3"), None),
+        (("--", "12345"), ("12345",), None),
+        (("12345",), (), 12345),
+        (("12345", "67"), ("12345", "67"), None),
+    ],
+)
+def test_what_is_a_command_and_what_a_process(argv: tuple[str, ...], command: tuple[str, ...], pid: int | None) -> None:
+    invocation = invoked(*argv)
+    assert (invocation.command, invocation.config.pid) == (command, pid)
+    assert invocation.runs_command == (pid is None)
+
+
+def test_options_of_the_process() -> None:
+    process = invoked("-f", "-P", "/run/pid", "--runas", "1:2", "--trace", "-e", "-l", "log", "--stats", "5").process
+    assert (process.foreground, process.pid_file, process.runas, process.verbose) == (True, "/run/pid", "1:2", True)
+    assert (process.stderr, process.log_file, process.log_size, process.stats) == (True, "log", 1 << 20, 5)
+
+
+@pytest.mark.parametrize("switch", ["--debug", "--trace"])
+def test_quiet_excludes_verbose(switch: str) -> None:
+    with pytest.raises(ConfigurationError, match="--quiet and --debug exclude each other"):
+        invoked("-q", switch)
+
+
+def test_a_command_needs_a_namespace_of_its_own() -> None:
+    with pytest.raises(ConfigurationError, match="true cannot be run in a namespace that is joined"):
+        invoked("--netns", "blue", "--", "true")
+
+
+@pytest.mark.parametrize("mode", ["pasta", "passt"])
+def test_each_option_of_the_other_command_is_refused_by_its_name(mode: str, capsys: pytest.CaptureFixture[str]) -> None:
+    other = "passt" if mode == "pasta" else "pasta"
+    foreign = {name: option for name, option in options(other).items() if option.mode == other}
+    assert foreign
+    for name, option in foreign.items():
+        names = [long_option(name), *([option.short] if option.short else [])]
+        for spelled in names:
+            line = refused(capsys, spelled, *(["x"] if option.metavar else []), mode=mode)
+            assert f"{spelled} is an option of gpasst {other}" in line
+
+
+@pytest.mark.parametrize("argv", [("-t", "80"), ("--tcp-ports", "80"), ("-T", "80"), ("-c", "x"), ("--vhost-user",)])
+def test_parts_that_do_not_exist_yet_are_refused(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"{argv[0]} is not available yet" in refused(capsys, *argv)
+
+
+def test_what_switches_them_off_is_accepted() -> None:
+    assert invoked("-t", "none", "-T", "none", "-c", "none").config == invoked().config
+
+
+def test_help_lists_every_option_of_the_command_and_no_other() -> None:
+    for mode in ("pasta", "passt"):
+        text = make_parser(mode).format_help()
+        for name, option in options().items():
+            assert (f"{long_option(name)}" in text.replace(",", " ").split()) == (option.mode in ("", mode)), name
+        assert "--tcp-ports" not in text
+
+
+def test_long_options_cannot_be_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "unrecognized arguments: --config" in refused(capsys, "--config", mode="passt")
+
+
+def test_the_demo() -> None:
+    assert read_demo([]) is False
+    assert read_demo(["--json"]) is True
