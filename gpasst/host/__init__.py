@@ -1,1 +1,1 @@
-"""Calls to the host's kernel: sockets made, received from, sent to; error queues, raw sockets, sock_diag."""
+"""Calls to the host's kernel: making sockets, receiving, sending, error queues, raw sockets, sock_diag."""

@@ -175,7 +175,7 @@ INET_DIAG = Header(
 """One socket, 72 bytes behind `NLMSG` and before its attributes (linux/inet_diag.h: struct inet_diag_msg).
 
 The socket's own end is the source; an IPv4 address is the first 4 of its 16 bytes. `interface` is the index of the
-device that the socket is bound to, or 0. `cookie` is a number that the kernel gives no other socket of the namespace.
+device that the socket is bound to, or 0. `cookie` is unique to the socket in its namespace.
 The queues are in bytes.
 """
 

@@ -1,8 +1,7 @@
-"""ICMP errors for senders on either side: what tells them that nobody takes their datagrams.
+"""Sends ICMP errors to senders through raw sockets, in the namespace or on the host.
 
-Theory of operation: an error that a proxy knows of is sent through a raw socket, from the address that the sender had
-addressed. The namespace's owner may have raw sockets there; on the host they take CAP_NET_RAW. Without one the error
-cannot be told, and whoever wanted to counts it.
+Theory of operation: an error leaves from the address that the sender had sent to. The namespace's owner may open raw
+sockets there; on the host they need CAP_NET_RAW. Without one the error cannot be sent, and the caller counts it.
 """
 
 from __future__ import annotations
@@ -15,15 +14,20 @@ from gpasst.errors import GpasstError
 from gpasst.host.send import answering
 from gpasst.host.sockets import family_constant
 from gpasst.linux import ICMP_FILTER, ICMPV6_FILTER, IPPROTO_ICMP, IPPROTO_ICMPV6, SOCK_RAW, SOL_RAW
+from gpasst.packet.address import V4, family_of
 
 log = logging.getLogger(__name__)
+
+# Filters with a bit for each type (struct icmp_filter: types 0 to 31; struct icmp6_filter: types 0 to 255).
+_ALL_TYPES4 = b"\xff" * 4
+_ALL_TYPES6 = b"\xff" * 32
 
 # Makes sockets in the namespace: (family constant, type, protocol, count) to descriptors.
 MakeSockets = Callable[[int, int, int, int], list[int]]
 
 
 class RawSockets:
-    """Raw sockets of both sides, each made when it is first needed.
+    """Raw sockets of both sides; each is opened when it is first needed.
 
     :param make_inside: makes sockets in the namespace, without switching to another greenlet; None without one.
     """
@@ -33,20 +37,24 @@ class RawSockets:
         self._raw: dict[tuple[bool, int], RawSocket | None] = {}
 
     def open(self, inside: bool, family: int) -> None:
-        """Get ready for senders on one side, in the namespace or on the host."""
+        """Open the raw socket of one side and family, if that was not tried before.
+
+        :param inside: in the namespace rather than on the host.
+        :param family: 4 or 6.
+        """
         if (inside, family) not in self._raw:
             self._raw[inside, family] = self._raw_socket(inside, family)
 
     def send(self, inside: bool, built: bytes, target: bytes, scope: int = 0, local: bytes = b"") -> bool:
-        """Send an error; tell whether that could be done.
+        """Send an error; return whether it was sent.
 
         :param inside: whether the sender is in the namespace.
-        :param built: the error as `gpasst.services.icmp_errors.message` gives it.
-        :param target: who sent what met it, 4 or 16 bytes.
+        :param built: the error as `gpasst.packet.icmp_error.message` builds it.
+        :param target: address of the sender, 4 or 16 bytes.
         :param scope: interface index of a link-local target, else 0.
-        :param local: the address that it had addressed, as a raw sender key tells it; empty for the kernel's choice.
+        :param local: the address that it had sent to, as in a raw sender key; empty for the kernel's choice.
         """
-        family = 4 if len(target) == 4 else 6
+        family = family_of(target)
         self.open(inside, family)
         raw = self._raw[inside, family]
         if raw is None:
@@ -55,7 +63,7 @@ class RawSockets:
         try:
             raw.sendmsg([built], sender.control, 0, sender.address)
         except OSError as error:
-            log.debug("an error could not be reported: %s", error.strerror)
+            log.debug("an ICMP error could not be sent: %s", error.strerror)
             return False
         return True
 
@@ -67,7 +75,8 @@ class RawSockets:
         self._raw.clear()
 
     def _raw_socket(self, inside: bool, family: int) -> RawSocket | None:
-        kind, protocol = family_constant(family), IPPROTO_ICMP if family == 4 else IPPROTO_ICMPV6
+        """Return the raw socket of a side and family, None if it cannot be opened."""
+        kind, protocol = family_constant(family), IPPROTO_ICMP if family == V4 else IPPROTO_ICMPV6
         try:
             if inside:
                 assert self._make_inside is not None
@@ -78,10 +87,10 @@ class RawSockets:
         except (OSError, GpasstError) as error:
             log.debug("IPv%d errors for senders are only counted: %s", family, error)
             return None
-        # It only sends; without the filter the kernel would keep copies of all that arrives.
-        if family == 4:
-            sock.setsockopt(SOL_RAW, ICMP_FILTER, b"\xff" * 4)
+        # The socket only sends; without a filter the kernel would queue a copy of every ICMP message that arrives.
+        if family == V4:
+            sock.setsockopt(SOL_RAW, ICMP_FILTER, _ALL_TYPES4)
         else:
-            sock.setsockopt(IPPROTO_ICMPV6, ICMPV6_FILTER, b"\xff" * 32)
+            sock.setsockopt(IPPROTO_ICMPV6, ICMPV6_FILTER, _ALL_TYPES6)
         sock.setblocking(False)
         return sock

@@ -158,7 +158,7 @@ class Receiver(ABC):
 
         :param fd: a UDP socket of this receiver's family.
         :return: the runs in order of arrival, and whether there may be more.
-        :raises OSError: the pending error of the socket, that an earlier datagram met; nothing was received then.
+        :raises OSError: the pending error of the socket, which an earlier datagram caused; nothing was received then.
         """
 
     def _link_slots(self) -> None:

@@ -1,10 +1,11 @@
-"""Sending runs from UDP sockets: in one call where the kernel takes them so, else datagram by datagram.
+"""Sending runs from UDP sockets: in one call where the kernel accepts them, else datagram by datagram.
 
-Theory of operation: a `Sender` is what it takes to send to one peer, prepared once. `send_run` passes a run on as
-superframes (UDP_SEGMENT). What the kernel refuses as a superframe (a path MTU below the segment, no segmentation on the
-way) is repeated datagram by datagram; a refused datagram is counted, and the others go on.
+Theory of operation: a `Sender` holds the arguments of every send to one remote end. `send_run` sends a run as
+superframes (UDP_SEGMENT). A superframe that the kernel refuses (a path MTU below the segment size, no segmentation
+offload on the path) is sent again datagram by datagram; a refused datagram is counted, and the others are sent.
 
-A send may fail with the error that an earlier datagram met, which it thereby clears (E-23): it is repeated.
+The kernel returns the pending error of a socket, which an ICMP error about an earlier datagram left, from the next call
+on that socket, and clears it. Such a call sent nothing, so a failed send is retried.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from _socket import socket as RawSocket  # a class
 from typing import Any
 
 from gpasst.counters import Counters, Drop, Tally
+from gpasst.host.kernel_formats import IN6_PKTINFO_CODEC, IN_PKTINFO_CODEC
 from gpasst.host.sockets import socket_address
 from gpasst.linux import (
     IP_PKTINFO,
@@ -29,14 +31,14 @@ from gpasst.linux import (
     UDP_MAX_SEGMENTS_SENT,
     UDP_SEGMENT,
 )
-from gpasst.packet.address import is_multicast
+from gpasst.packet.address import IP4_BYTES, IP6_BYTES, UNSPECIFIED, V4, family_of, is_multicast
 from gpasst.udp.header import DEFAULT_TOS_TTL
 from gpasst.udp.mapping import Peer
 
 SEGMENTS_PER_SEND = UDP_MAX_SEGMENTS_SENT
-# Errors that the kernel refuses a superframe with where it would take its datagrams.
+# Errors of a superframe whose datagrams the kernel may accept one by one.
 NOT_SEGMENTED = (errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.ENOPROTOOPT)
-# Errors that may be an earlier datagram's: what ICMP and ICMPv6 errors become (Linux: icmp_err_convert and its like).
+# Errors that may be an earlier datagram's: those that Linux makes of ICMP errors (icmp_err_convert and tab_unreach).
 REPORTED = frozenset(
     (
         errno.EACCES,
@@ -51,11 +53,13 @@ REPORTED = frozenset(
         errno.EPROTO,
     )
 )
-# More than one, since in a flood of errors the next one may be there already; an error of its own just comes again.
+# Retry more than once: under a flood of ICMP errors the next pending error may already be queued. A genuine send error
+# simply recurs.
 REPEATS = 3
 
-_in_pktinfo = struct.Struct("@i4s4x")
-_in6_pktinfo = struct.Struct("@16sI")
+_TTL_MASK = 0xFF  # of TOS times 256 plus TTL
+_in_pktinfo = IN_PKTINFO_CODEC.layout.pack
+_in6_pktinfo = IN6_PKTINFO_CODEC.layout.pack
 _segment = struct.Struct("@H").pack
 _int = struct.Struct("@i").pack
 
@@ -83,7 +87,7 @@ class Sender:
 
 
 def sender_to(peer: Peer) -> Sender:
-    """Prepare to send to a peer of the guest, and let it remember how."""
+    """Make the sender to a peer of the guest, and keep it in the peer."""
     address, port, scope = peer.remote
     sender = answering(peer.udp_socket.socket, address, port, scope, peer.local, peer.tos_ttl)
     peer.send = sender
@@ -93,45 +97,47 @@ def sender_to(peer: Peer) -> Sender:
 def answering(
     sock: RawSocket, address: bytes, port: int, scope: int, local: bytes = b"", tos_ttl: int = DEFAULT_TOS_TTL
 ) -> Sender:
-    """Prepare to answer someone from the address that was addressed.
+    """Make the sender of replies to a remote end, from the address that it had sent to.
 
     :param sock: an unconnected socket.
-    :param address: whom to answer, 4 or 16 bytes.
-    :param port: the port to answer.
+    :param address: of the remote end, 4 or 16 bytes.
+    :param port: of the remote end; 0 for a raw socket.
     :param scope: interface index of a link-local address, else 0.
-    :param local: the addressed address as a raw sender key tells it (`batch`); empty for the kernel's choice.
-    :param tos_ttl: TOS and TTL (`gpasst.udp.headers`).
+    :param local: the source address of the replies, as in a raw sender key (`gpasst.host.receive`); empty for the
+        kernel's choice.
+    :param tos_ttl: TOS times 256 plus TTL, or the same of traffic class and hop limit.
     """
     control: tuple[tuple[int, int, bytes], ...] = ()
-    if len(local) == 4:
-        control = ((IPPROTO_IP, IP_PKTINFO, _in_pktinfo.pack(0, local)),)
+    if len(local) == IP4_BYTES:
+        control = ((IPPROTO_IP, IP_PKTINFO, _in_pktinfo(0, local, UNSPECIFIED[V4])),)
     elif local:
         # The interface matters for link-local addresses only; elsewhere routing decides.
-        control = ((IPPROTO_IPV6, IPV6_PKTINFO, _in6_pktinfo.pack(local[:16], scope)),)
+        control = ((IPPROTO_IPV6, IPV6_PKTINFO, _in6_pktinfo(local[:IP6_BYTES], scope)),)
+    # Multicast has a TTL option of its own, which stand-ins leave at the kernel's default of 1.
     if tos_ttl != DEFAULT_TOS_TTL or is_multicast(address):
-        control += _tos_ttl_control(len(address), tos_ttl)
+        control += _tos_ttl_control(family_of(address), tos_ttl)
     return Sender(sock, socket_address(address, port, scope), control)
 
 
-def _tos_ttl_control(width: int, tos_ttl: int) -> tuple[tuple[int, int, bytes], ...]:
-    """Give the control messages that mark a datagram to an address of 4 or 16 bytes."""
-    # A TTL of 0 never crosses a wire (RFC 1122, section 3.2.1.7), and the kernel does not take it.
-    tos, ttl = _int(tos_ttl >> 8), _int(max(tos_ttl & 0xFF, 1))
-    if width == 4:
+def _tos_ttl_control(family: int, tos_ttl: int) -> tuple[tuple[int, int, bytes], ...]:
+    """Return the control messages that set TOS and TTL of a datagram of `family`, 4 or 6."""
+    # A TTL of 0 never crosses a wire (RFC 1122, section 3.2.1.7), and the kernel refuses it.
+    tos, ttl = _int(tos_ttl >> 8), _int(max(tos_ttl & _TTL_MASK, 1))
+    if family == V4:
         return (IPPROTO_IP, IP_TOS, tos), (IPPROTO_IP, IP_TTL, ttl)
     return (IPPROTO_IPV6, IPV6_TCLASS, tos), (IPPROTO_IPV6, IPV6_HOPLIMIT, ttl)
 
 
 def send_run(sender: Sender, payload: memoryview, segment: int, most: int, tally: Tally, counters: Counters) -> int:
-    """Send a run of datagrams to one peer.
+    """Send a run of datagrams to one remote end.
 
-    :param sender: where to.
+    :param sender: its sender.
     :param payload: the datagrams, one behind the other.
     :param segment: bytes of each datagram but perhaps the last.
-    :param most: how many datagrams one call may carry.
-    :param tally: where traffic is counted.
-    :param counters: where drops are counted.
-    :return: the errno of what was refused last, 0 if nothing was.
+    :param most: datagrams that one call may carry, at most `SEGMENTS_PER_SEND`.
+    :param tally: counts the traffic.
+    :param counters: count the drops.
+    :return: the errno of the last refused datagram, 0 if none was refused.
     """
     total = len(payload)
     if segment >= total:
@@ -165,7 +171,7 @@ def send_run(sender: Sender, payload: memoryview, segment: int, most: int, tally
 
 
 def send_one(sender: Sender, payload: memoryview, tally: Tally, counters: Counters) -> int:
-    """Send one datagram; see `send_run`."""
+    """Send one datagram; parameters and result are those of `send_run`."""
     try:
         if sender.control or sender.address is None:
             sender.socket.sendmsg([payload], sender.control, 0, sender.address)
@@ -181,16 +187,20 @@ def send_one(sender: Sender, payload: memoryview, tally: Tally, counters: Counte
 
 
 def _repeat(sender: Sender, payload: memoryview, control: Any, number: int, counters: Counters) -> int:
-    """Send again what was refused with an error that may be an earlier datagram's.
+    """Retry a send that failed with an error that may be an earlier datagram's.
 
-    :param number: that error.
-    :return: the errno that remains, 0 if it is sent.
+    :param sender: the sender.
+    :param payload: the datagram or superframe.
+    :param control: the control messages of the send.
+    :param number: errno of the failed send.
+    :param counters: count the socket's errors.
+    :return: the errno of the last try, 0 if the datagram was sent.
     """
     for _ in range(REPEATS):
         if number not in REPORTED:
             break
         if sender.address is None:
-            # A connected socket has no queue, where this would be counted when it is read.
+            # A connected socket has no error queue: this is the only trace of the error.
             counters.socket_errors += 1
         try:
             sender.socket.sendmsg([payload], control, 0, sender.address)
@@ -202,7 +212,7 @@ def _repeat(sender: Sender, payload: memoryview, control: Any, number: int, coun
 
 
 def _refused(number: int, count: int, counters: Counters) -> int:
-    """Count datagrams under the reason for which the kernel refused them, and give that back."""
+    """Count `count` datagrams under the reason for which the kernel refused them; return the errno `number`."""
     if number in (errno.EAGAIN, errno.ENOBUFS):
         reason = Drop.SEND_FULL
     elif number == errno.EMSGSIZE:
@@ -214,16 +224,20 @@ def _refused(number: int, count: int, counters: Counters) -> int:
 
 
 def send_slices(sender: Sender, slices: list[memoryview], segment: int, tally: Tally, counters: Counters) -> int:
-    """Send a run of datagrams that do not lie one behind the other; see `send_run`.
+    """Send a run of datagrams that are not contiguous in memory.
 
-    :param slices: the datagrams, all of `segment` bytes, no more than one call may carry.
-    :return: the errno of what was refused last, 0 if nothing was.
+    :param sender: the sender.
+    :param slices: the datagrams, all of `segment` bytes, at most `SEGMENTS_PER_SEND`.
+    :param segment: bytes of each.
+    :param tally: counts the traffic.
+    :param counters: count the drops.
+    :return: the errno of the last refused datagram, 0 if none was refused.
     """
     control = [*sender.control, (SOL_UDP, UDP_SEGMENT, _segment(segment))]
     try:
         sender.socket.sendmsg(slices, control, 0, sender.address)
     except OSError:
-        # Whatever it is, it is found out for each datagram.
+        # Whatever the error is, each datagram's own send handles it.
         failure = 0
         for payload in slices:
             failure = send_one(sender, payload, tally, counters) or failure

@@ -1,20 +1,21 @@
-"""Which UDP sockets are bound in a network namespace, asked of the kernel in small bites.
+"""Lists the UDP sockets that are bound in a network namespace, in chunks with bounded stalls.
 
 Theory of operation: a netlink socket of NETLINK_SOCK_DIAG (linux/sock_diag.h, Linux 3.3) lists the sockets of the
-namespace that it was made in, wherever it is used. For each family one request is sent, and the kernel answers with
-chunks of up to 32 KiB, about 260 sockets, of which it makes the next one when the one before is received.
+namespace that it was made in, wherever it is used. One request is sent for each family, and the kernel replies with
+chunks of up to 32 KiB, about 260 sockets; it makes the next chunk when the previous one is received.
 
-1. *No long stall.* Before each chunk the caller's `wait` lets others run; so a stall is as long as one chunk takes, in
+1. *Bounded stalls.* Before each chunk the caller's `wait` lets others run, so a stall is as long as one chunk takes, in
    the kernel and here.
-2. *What is known costs little.* A chunk that equals one of the last scan is not looked into: requests carry no sequence
-   number, so nothing in it changes by itself but the queue lengths of a busy socket. In other chunks the part of a
-   message from the family to the kernel's cookie tells a socket for good. It is the key of the answer, and what follows
-   is taken apart only when the last scan did not have the key: inode and IPV6_V6ONLY of a bound socket never change.
-3. *Only unconnected sockets are asked for* (TCP_CLOSE in the kernel's words): a connected one hears its peer alone.
+2. *Known sockets cost little.* A chunk that equals one of the last scan is not parsed: requests carry no sequence
+   number, so nothing in a chunk changes by itself except the queue lengths of a busy socket. In other chunks the part
+   of a message from the family to the kernel's cookie identifies a socket for its lifetime. It is the key of the
+   listing, and the rest is parsed only if the last scan did not have the key: inode and IPV6_V6ONLY of a bound socket
+   never change.
+3. *Only unconnected sockets are listed* (state TCP_CLOSE): a connected one receives from its peer only.
 
-NOTE: the kernel does not lock its table between chunks. While sockets come and go, one that stays may be missing from a
-scan: if a chunk ends within a bucket of the table and another socket leaves that bucket. The next scan has it.
-NOTE: a port that was asked for cannot be told from one that the kernel chose when an unbound socket first sent.
+NOTE: the kernel does not lock its table between chunks. While sockets are opened and closed, a socket may be missing
+from a scan: if a chunk ends within a bucket of the table and another socket leaves that bucket. The next scan has it.
+NOTE: a requested port cannot be distinguished from one that the kernel chose when an unbound socket first sent.
 """
 
 from __future__ import annotations
@@ -51,9 +52,11 @@ from gpasst.linux import (
     SOCK_RAW,
     TCP_CLOSE,
 )
+from gpasst.packet.address import IP4_BYTES, V4, V6
 
 CHUNK_BYTES: Final = 32768  # the kernel makes no larger chunks (net/netlink/af_netlink.c)
-ATTEMPTS: Final = 2  # at a list that changes interrupted; the second is taken as it is
+ATTEMPTS: Final = 2  # at a list that changes of the table interrupted; the second one is used as it is
+_PADDING: Final = 3  # bytes at most, which align messages and attributes to 4 (NLMSG_ALIGNTO, RTA_ALIGNTO)
 
 _HEAD = NLMSG_CODEC.size
 _KEY = _HEAD + INET_DIAG_CODEC.offset("family")
@@ -69,7 +72,7 @@ _word = struct.Struct("=I").unpack_from
 
 
 def _request(family: int) -> bytes:
-    """Give the request for all unconnected UDP sockets of AF_INET or AF_INET6."""
+    """Return the request for all unconnected UDP sockets of `family`, AF_INET or AF_INET6."""
     head = NLMSG_CODEC.pack(
         length=NLMSG_CODEC.size + INET_DIAG_REQUEST_CODEC.size,
         type=SOCK_DIAG_BY_FAMILY,
@@ -86,10 +89,10 @@ class BoundSocket:
     """An unconnected UDP socket.
 
     :ivar family: 4 or 6.
-    :ivar address: the address it is bound to, 4 or 16 bytes, all zero for any; an IPv6 socket that is bound to an IPv4
-        address has it mapped (::ffff:192.0.2.1).
+    :ivar address: its local address, 4 or 16 bytes, all zero for any; an IPv6 socket that is bound to an IPv4 address
+        has an IPv4-mapped one (::ffff:192.0.2.1).
     :ivar port: 1 to 65535.
-    :ivar only6: IPV6_V6ONLY is set; False for IPv4.
+    :ivar only6: whether IPV6_V6ONLY is set; False for IPv4.
     :ivar interface: index of the device that it is bound to, 0 without one.
     :ivar inode: what /proc/PID/fd shows as ``socket:[inode]``; 0 for the kernel's own sockets.
     """
@@ -103,7 +106,7 @@ class BoundSocket:
 
 
 Listing = dict[bytes, BoundSocket]
-"""Sockets by a key that no other socket of the namespace ever has, nor the same one bound elsewhere."""
+"""Sockets by a key that no other socket of the namespace ever has, nor the same socket under another address."""
 
 _Chunk = tuple[Listing, int, bool]
 
@@ -111,7 +114,7 @@ _Chunk = tuple[Listing, int, bool]
 class SockDiag:
     """Lists the unconnected UDP sockets of the namespace that a netlink socket was made in.
 
-    One thread or greenlet at a time may scan. A scan that was given up (an exception out of `wait`) leaves this usable.
+    One thread or greenlet at a time may scan. A scan that was abandoned (by an exception of `wait`) leaves this usable.
 
     :param descriptor: a socket of AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG; it becomes non-blocking, and is closed by
         `close`.
@@ -127,7 +130,7 @@ class SockDiag:
     def here(cls) -> SockDiag:
         """Make one for the namespace of the calling thread.
 
-        :raises PlatformError: if the kernel gives no such netlink socket.
+        :raises PlatformError: if the kernel refuses the netlink socket.
         """
         try:
             return cls(RawSocket(AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG).detach())
@@ -135,13 +138,13 @@ class SockDiag:
             raise _refused(error) from error
 
     def scan(self, wait: Wait) -> Listing:
-        """Ask the kernel for the sockets of both families.
+        """List the sockets of both families.
 
         :param wait: called with the netlink socket's descriptor before each chunk; returns when that is readable.
-        :return: a new dictionary. A socket that was there at the last scan has the same key and is the same object, so
-            two answers are compared by their keys.
-        :raises PlatformError: if the kernel refuses (without its module udp_diag it does), or its answer cannot be
-            understood.
+        :return: a new dictionary. A socket of the last scan has the same key and is the same object, so two listings
+            are compared by their keys.
+        :raises PlatformError: if the kernel refuses (as it does without its module udp_diag), or its reply is
+            malformed.
         """
         found: Listing = {}
         chunks: dict[bytes, _Chunk] = {}
@@ -162,10 +165,10 @@ class SockDiag:
         self._sock.close()
 
     def _list(self, request: bytes, found: Listing, chunks: dict[bytes, _Chunk], wait: Wait) -> bool:
-        """Add the answer of one request to `found` and `chunks`; tell whether changes of the table interrupted it."""
+        """Add the reply to one request to `found` and `chunks`; return whether changes of the table interrupted it."""
         sock = self._sock
         try:
-            # What a scan that was given up left behind; until it is taken the kernel accepts no request.
+            # The rest of an abandoned scan; until it is received the kernel accepts no request.
             while sock.recv(CHUNK_BYTES):
                 pass
         except BlockingIOError:
@@ -175,15 +178,15 @@ class SockDiag:
         while True:
             wait(sock.fileno())
             data = sock.recv(CHUNK_BYTES)
-            chunk = chunks[data] = self._chunks.get(data) or self._take_apart(data)
+            chunk = chunks[data] = self._chunks.get(data) or self._parse(data)
             sockets, flags, last = chunk
             found.update(sockets)
             every_flag |= flags
             if last:
                 return bool(every_flag & NLM_F_DUMP_INTR)
 
-    def _take_apart(self, data: bytes) -> _Chunk:
-        """Give the sockets of a chunk, the flags of its messages, and whether it is the last one."""
+    def _parse(self, data: bytes) -> _Chunk:
+        """Return the sockets of a chunk, the flags of its messages, and whether it is the last one."""
         known = self._known.get
         found: Listing = {}
         every_flag = 0
@@ -203,23 +206,26 @@ class SockDiag:
                 if status or kind == NLMSG_ERROR:
                     raise _malformed()
                 return found, every_flag, True
-            at += length + 3 & ~3
+            at += length + _PADDING & ~_PADDING
             if at >= end:
                 return found, every_flag, False
 
 
 def _decode(message: bytes) -> BoundSocket:
-    """Take one socket apart; a message too short is a `struct.error`."""
+    """Parse one socket.
+
+    :raises struct.error: if the message is too short.
+    """
     family, port, address = _local(message)
     (interface,) = _word(message, _INTERFACE)
     (inode,) = _word(message, _INODE)
     if family == AF_INET:
-        return BoundSocket(4, address[:4], port, False, interface, inode)
-    return BoundSocket(6, address, port, _only6(message), interface, inode)
+        return BoundSocket(V4, address[:IP4_BYTES], port, False, interface, inode)
+    return BoundSocket(V6, address, port, _only6(message), interface, inode)
 
 
 def _only6(message: bytes) -> bool:
-    """Look IPV6_V6ONLY up among the attributes of a socket."""
+    """Return whether IPV6_V6ONLY is among the attributes of a socket, and set."""
     at = INET_DIAG_CODEC.size
     while at < len(message):
         length, kind = _attribute(message, at)
@@ -227,7 +233,7 @@ def _only6(message: bytes) -> bool:
             raise _malformed()
         if kind == INET_DIAG_SKV6ONLY:
             return any(message[at + RTATTR_CODEC.size : at + length])
-        at += length + 3 & ~3
+        at += length + _PADDING & ~_PADDING
     return False
 
 

@@ -1,7 +1,7 @@
-"""The host's own sockets: how they are made, bound and told apart.
+"""The host's own sockets: making, preparing and binding them.
 
-Everything here uses the interpreter's C socket class directly: it is never monkey-patched, and its calls are the
-shortest way to the kernel.
+All code here uses the interpreter's C socket class directly: it is never monkey-patched, and its calls have the least
+overhead.
 """
 
 from __future__ import annotations
@@ -47,44 +47,50 @@ from gpasst.linux import (
     UDP_GRO,
     UDP_SEGMENT,
 )
-from gpasst.packet.address import ANY
+from gpasst.packet.address import ANY, V4, V6, family_of
 from gpasst.udp.header import DEFAULT_TOS_TTL
 from gpasst.udp.mapping import UdpSocket
 
-BUFFER_BYTES = 8 << 20  # asked for; the kernel grants net.core.rmem_max unless privileged
+BUFFER_BYTES = 8 << 20  # requested; without privileges the kernel grants at most net.core.rmem_max and wmem_max
+UNPRIVILEGED_PORT = 1024  # net.ipv4.ip_unprivileged_port_start, as Linux sets it
 
 
 def text(address: bytes) -> str:
-    """Turn 4 or 16 bytes into an address's text."""
-    return inet_ntop(AF_INET if len(address) == 4 else AF_INET6, address)
+    """Return the text of an address of 4 or 16 bytes."""
+    return inet_ntop(family_constant(family_of(address)), address)
 
 
 def socket_address(address: bytes, port: int, scope: int = 0) -> tuple[Any, ...]:
-    """Give the address tuple that socket calls take."""
-    return (text(address), port) if len(address) == 4 else (text(address), port, 0, scope)
+    """Return the address tuple of socket calls.
+
+    :param address: 4 or 16 bytes.
+    :param port: 0 to 65535.
+    :param scope: interface index of a link-local address, else 0.
+    """
+    return (text(address), port) if family_of(address) == V4 else (text(address), port, 0, scope)
 
 
 def family_constant(family: int) -> int:
-    """Give AF_INET or AF_INET6 for 4 or 6."""
-    return AF_INET if family == 4 else AF_INET6
+    """Return AF_INET or AF_INET6 for `family`, 4 or 6."""
+    return AF_INET if family == V4 else AF_INET6
 
 
 def new_udp_socket(family: int, gro: bool, packet_info: bool) -> RawSocket:
-    """Make an unbound UDP socket of `family`, 4 or 6, on the host; see `prepare`.
+    """Make an unbound UDP socket on the host; parameters as for `prepare`.
 
-    :raises OSError: as the kernel says.
+    :raises OSError: if the kernel refuses the socket or an option.
     """
     return prepare(RawSocket(family_constant(family), SOCK_DGRAM, 0), family, gro, packet_info)
 
 
 def prepare(sock: RawSocket, family: int, gro: bool, packet_info: bool) -> RawSocket:
-    """Give a new UDP socket the options that all have: it never waits, and carries one family only.
+    """Set the options of all UDP sockets on a new one and return it: non-blocking, one family only, large buffers.
 
     :param sock: the socket; closed on failure.
     :param family: 4 or 6.
     :param gro: let the kernel join datagrams of one sender.
     :param packet_info: report the local address of every datagram.
-    :raises OSError: as the kernel says.
+    :raises OSError: if the kernel refuses an option.
     """
     try:
         sock.setblocking(False)
@@ -93,10 +99,10 @@ def prepare(sock: RawSocket, family: int, gro: bool, packet_info: bool) -> RawSo
                 sock.setsockopt(SOL_SOCKET, forced, BUFFER_BYTES)
             except OSError:
                 sock.setsockopt(SOL_SOCKET, plain, BUFFER_BYTES)
-        if family == 6:
+        if family == V6:
             sock.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, 1)
         if packet_info:
-            level, option = (IPPROTO_IP, IP_PKTINFO) if family == 4 else (IPPROTO_IPV6, IPV6_RECVPKTINFO)
+            level, option = (IPPROTO_IP, IP_PKTINFO) if family == V4 else (IPPROTO_IPV6, IPV6_RECVPKTINFO)
             sock.setsockopt(level, option, 1)
         if gro:
             sock.setsockopt(SOL_UDP, UDP_GRO, 1)
@@ -106,12 +112,11 @@ def prepare(sock: RawSocket, family: int, gro: bool, packet_info: bool) -> RawSo
     return sock
 
 
-# What sockets that stand for the guest's have over those of splice pairs: they keep the ICMP errors that their
-# datagrams meet (`error_queue`), tell the mark of what they receive, and send with the ordinary one where
-# none is given.
+# Options of a socket that stands for the guest's, beyond those of splice pairs: it keeps ICMP errors (`error_queue`),
+# reports TOS and TTL of received datagrams, and sends with the default TTL where a send sets none.
 STAND_INS = {
-    4: (IPPROTO_IP, ((IP_RECVERR, 1), (IP_RECVTOS, 1), (IP_RECVTTL, 1), (IP_TTL, DEFAULT_TOS_TTL))),
-    6: (
+    V4: (IPPROTO_IP, ((IP_RECVERR, 1), (IP_RECVTOS, 1), (IP_RECVTTL, 1), (IP_TTL, DEFAULT_TOS_TTL))),
+    V6: (
         IPPROTO_IPV6,
         ((IPV6_RECVERR, 1), (IPV6_RECVTCLASS, 1), (IPV6_RECVHOPLIMIT, 1), (IPV6_UNICAST_HOPS, DEFAULT_TOS_TTL)),
     ),
@@ -119,11 +124,11 @@ STAND_INS = {
 
 
 def stand_in(sock: RawSocket, family: int) -> None:
-    """Let a socket stand for the guest's.
+    """Set the options of a socket that stands for the guest's (`STAND_INS`).
 
     :param sock: the socket.
     :param family: 4 or 6.
-    :raises OSError: as the kernel says.
+    :raises OSError: if the kernel refuses an option.
     """
     level, options = STAND_INS[family]
     for option, value in options:
@@ -131,7 +136,7 @@ def stand_in(sock: RawSocket, family: int) -> None:
 
 
 def supported() -> frozenset[Feature]:
-    """Find out which features of sockets the kernel has, by trying them."""
+    """Return all features except those of sockets that this kernel lacks, found out by trying them."""
     features = set(ALL)
     sock = RawSocket(AF_INET, SOCK_DGRAM, 0)
     for feature, option, value in ((Feature.GRO, UDP_GRO, 1), (Feature.GSO, UDP_SEGMENT, 0)):
@@ -147,9 +152,9 @@ def open_own(network: FamilyNetwork, port: int, gro: bool) -> UdpSocket:
     """Open a mapping's own socket.
 
     :param network: the family's network, for the outbound address and interface.
-    :param port: the port wanted; another is taken if it is not free, or if it is 0.
-    :param gro: as in `new_udp_socket`.
-    :raises PacketError: if no socket can be had.
+    :param port: the preferred port; if it is 0 or not free, the kernel chooses one.
+    :param gro: as in `prepare`.
+    :raises PacketError: `Drop.NO_SOCKET`, if no socket can be opened.
     """
     family = network.family
     sock = None
@@ -172,51 +177,52 @@ def open_own(network: FamilyNetwork, port: int, gro: bool) -> UdpSocket:
     return UdpSocket(family, sock.getsockname()[1], sock)
 
 
-def bind_listener(sock: RawSocket, place: BindAddress, freebind: bool) -> None:
+def bind_listener(sock: RawSocket, at: BindAddress, freebind: bool) -> None:
     """Bind a listener's socket; it is closed on failure.
 
-    :param sock: a prepared socket of the side and family of `place`.
+    :param sock: a prepared socket of the side and family of `at`.
+    :param at: the address to bind to.
     :param freebind: allow an address that the host does not have yet.
-    :raises OSError: as the kernel says.
+    :raises OSError: if the kernel refuses an option or the address.
     """
     try:
-        if place.interface:
-            sock.setsockopt(SOL_SOCKET, SO_BINDTODEVICE, place.interface.encode())
+        if at.interface:
+            sock.setsockopt(SOL_SOCKET, SO_BINDTODEVICE, at.interface.encode())
         if freebind:
-            level, option = (IPPROTO_IP, IP_FREEBIND) if place.family == 4 else (IPPROTO_IPV6, IPV6_FREEBIND)
+            level, option = (IPPROTO_IP, IP_FREEBIND) if at.family == V4 else (IPPROTO_IPV6, IPV6_FREEBIND)
             sock.setsockopt(level, option, 1)
         scope = 0
-        if place.interface and place.family == 6 and not place.inside:
-            scope = if_nametoindex(place.interface)
-        sock.bind((place.address, place.port) if place.family == 4 else (place.address, place.port, 0, scope))
+        if at.interface and at.family == V6 and not at.inside:
+            scope = if_nametoindex(at.interface)
+        sock.bind((at.address, at.port) if at.family == V4 else (at.address, at.port, 0, scope))
     except OSError:
         sock.close()
         raise
 
 
-def listener_error(error: OSError, place: BindAddress, rule: str) -> ConfigurationError | PlatformError:
-    """Say in one line why a port cannot be forwarded, and what to do.
+def listener_error(error: OSError, at: BindAddress, rule: str) -> ConfigurationError | PlatformError:
+    """Return the exception for a port that cannot be forwarded: the obstacle in one line, and the way past it.
 
-    :param error: what the kernel said.
-    :param place: where the listener was to be.
-    :param rule: the rule that asked for it, as the user wrote it.
+    :param error: the kernel's error.
+    :param at: the address of the listener.
+    :param rule: the rule that requires it, as the user wrote it.
     """
-    what = f"cannot forward udp {place} (rule {rule})"
+    what = f"cannot forward udp {at} (rule {rule})"
     if error.errno == errno.ENODEV:
         return ConfigurationError(f"{what}: no such interface", "list them with: ip link")
     if error.errno == errno.EADDRINUSE:
         return PlatformError(f"{what}: the port is in use", "choose another, or end its user")
     if error.errno == errno.EADDRNOTAVAIL:
-        side, remedy = ("namespace", "") if place.inside else ("host", "; or add --freebind")
+        side, remedy = ("namespace", "") if at.inside else ("host", "; or add --freebind")
         return ConfigurationError(
             f"{what}: the {side} does not have that address", f"list them with: ip address{remedy}"
         )
     if error.errno in (errno.EACCES, errno.EPERM):
-        if place.interface and place.port >= 1024:
-            return PlatformError(f"{what}: binding to {place.interface} is not permitted", "leave the interface out")
+        if at.interface and at.port >= UNPRIVILEGED_PORT:
+            return PlatformError(f"{what}: binding to {at.interface} is not permitted", "leave the interface out")
         return PlatformError(
-            f"{what}: a port below {place.port + 1} is not permitted",
-            f"lower the limit: sysctl net.ipv4.ip_unprivileged_port_start={place.port}",
+            f"{what}: a port below {at.port + 1} is not permitted",
+            f"lower the limit: sysctl net.ipv4.ip_unprivileged_port_start={at.port}",
         )
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return PlatformError(f"{what}: too many open files", "raise ulimit -n or forward fewer ports")
@@ -224,13 +230,13 @@ def listener_error(error: OSError, place: BindAddress, rule: str) -> Configurati
 
 
 def ping_socket(family: int, identifier: int) -> RawSocket:
-    """Open an unprivileged echo socket (Linux 3.0, 3.11 for IPv6).
+    """Open an unprivileged echo socket (Linux 3.0; 3.11 for IPv6).
 
     :param family: 4 or 6.
     :param identifier: the guest's echo identifier, kept if it is free.
-    :raises OSError: if net.ipv4.ping_group_range does not admit the process.
+    :raises OSError: if net.ipv4.ping_group_range does not include a group of the process.
     """
-    sock = RawSocket(family_constant(family), SOCK_DGRAM, IPPROTO_ICMP if family == 4 else IPPROTO_ICMPV6)
+    sock = RawSocket(family_constant(family), SOCK_DGRAM, IPPROTO_ICMP if family == V4 else IPPROTO_ICMPV6)
     try:
         sock.setblocking(False)
         try:
