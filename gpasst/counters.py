@@ -56,6 +56,7 @@ class Drop(Enum):
     GUEST_ERROR = "ICMP error of the guest that cannot be passed on"
     ECHO_FAILED = "ping socket unavailable"
     ECHO_DUPLICATE = "repeated echo answer"
+    BACKLOG = "more frames for new flows than can be kept"
     INTERNAL = "internal error"
 
 
@@ -111,7 +112,7 @@ class Statistics:
 class Tally:
     """Traffic in one direction.
 
-    :ivar datagrams: UDP datagrams; a superframe counts each of its segments.
+    :ivar datagrams: datagrams; a superframe counts each of its segments.
     :ivar bytes: their payload.
     :ivar superframes: writes or sends that carried more than one datagram.
     """
@@ -122,12 +123,31 @@ class Tally:
 
 
 @dataclass(slots=True)
-class Counters:
-    """The live counters, written by the data path."""
+class Traffic:
+    """Traffic of one protocol.
+
+    :ivar up: to the guest.
+    :ivar down: from the guest.
+    :ivar spliced: past the link, in either direction.
+    """
 
     up: Tally = field(default_factory=Tally)
     down: Tally = field(default_factory=Tally)
     spliced: Tally = field(default_factory=Tally)
+
+
+@dataclass(slots=True)
+class Counters:
+    """The live counters, written by the data path.
+
+    :ivar udp: traffic of UDP.
+    :ivar icmp: echo messages of ICMP and ICMPv6.
+    :ivar traffic: traffic by the name of the protocol, of which a flow and the headers of a run have one.
+    """
+
+    udp: Traffic = field(default_factory=Traffic)
+    icmp: Traffic = field(default_factory=Traffic)
+    traffic: dict[str, Traffic] = field(init=False)
     frames_up: int = 0
     frames_down: int = 0
     socket_errors: int = 0
@@ -137,6 +157,9 @@ class Counters:
     expired: int = 0
     drops: Counter[Drop] = field(default_factory=Counter)
 
+    def __post_init__(self) -> None:
+        self.traffic = {"udp": self.udp, "icmp": self.icmp}
+
     def drop(self, reason: Drop, count: int = 1) -> None:
         """Count `count` datagrams or frames dropped for `reason`."""
         self.drops[reason] += count
@@ -144,15 +167,15 @@ class Counters:
     def snapshot(self, mappings: int, peers: int, pairs: int) -> Statistics:
         """Freeze the counters, with the present number of `mappings`, `peers` and splice `pairs`."""
         return Statistics(
-            datagrams_up=self.up.datagrams,
-            datagrams_down=self.down.datagrams,
-            datagrams_spliced=self.spliced.datagrams,
-            bytes_up=self.up.bytes,
-            bytes_down=self.down.bytes,
-            bytes_spliced=self.spliced.bytes,
-            superframes_up=self.up.superframes,
-            superframes_down=self.down.superframes,
-            superframes_spliced=self.spliced.superframes,
+            datagrams_up=self.udp.up.datagrams,
+            datagrams_down=self.udp.down.datagrams,
+            datagrams_spliced=self.udp.spliced.datagrams,
+            bytes_up=self.udp.up.bytes,
+            bytes_down=self.udp.down.bytes,
+            bytes_spliced=self.udp.spliced.bytes,
+            superframes_up=self.udp.up.superframes,
+            superframes_down=self.udp.down.superframes,
+            superframes_spliced=self.udp.spliced.superframes,
             frames_up=self.frames_up,
             frames_down=self.frames_down,
             socket_errors=self.socket_errors,

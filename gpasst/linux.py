@@ -113,6 +113,11 @@ TUN_F_TSO6: Final = 0x04
 TUN_F_USO4: Final = 0x20  # Linux 6.2
 TUN_F_USO6: Final = 0x40  # Linux 6.2
 
+# Timers (linux/time.h, include/linux/timerfd.h; Linux 2.6.25).
+CLOCK_MONOTONIC: Final = 1
+TFD_NONBLOCK: Final = 0o4000
+TFD_CLOEXEC: Final = 0o2000000
+
 # Limits of system calls.
 UIO_MAXIOV: Final = 1024  # pieces of one readv, writev or sendmsg (linux/uio.h)
 UDP_MAX_SEGMENTS: Final = 128  # datagrams that UDP_GRO joins (linux/udp.h since 6.9; 64 before)

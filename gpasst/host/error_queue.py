@@ -9,10 +9,10 @@ watcher fires, until it has been read.
 from __future__ import annotations
 
 from _socket import inet_pton
-from _socket import socket as RawSocket  # a class
 from dataclasses import dataclass
 from typing import Any
 
+from gpasst.flow.sender import HostSocket
 from gpasst.formats import IPV6_CODEC
 from gpasst.host.kernel_formats import (
     EXTENDED_ERROR_CODEC,
@@ -66,7 +66,7 @@ class QueuedError:
     payload: bytes
 
 
-def read_errors(sock: RawSocket, family: int) -> list[QueuedError]:
+def read_errors(sock: HostSocket, family: int) -> list[QueuedError]:
     """Take up to `ERRORS_LIMIT` errors from the queue of a socket, without waiting.
 
     :param sock: the socket.

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 from _socket import socket as RawSocket  # a class
-from collections.abc import Callable
 
 from gpasst.errors import GpasstError
 from gpasst.host.send import answering
+from gpasst.host.socket_pool import SocketPool
 from gpasst.host.sockets import family_constant
 from gpasst.linux import ICMP_FILTER, ICMPV6_FILTER, IPPROTO_ICMP, IPPROTO_ICMPV6, SOCK_RAW, SOL_RAW
 from gpasst.packet.address import V4, family_of
@@ -22,18 +22,15 @@ log = logging.getLogger(__name__)
 _ALL_TYPES4 = b"\xff" * 4
 _ALL_TYPES6 = b"\xff" * 32
 
-# Makes sockets in the namespace: (family constant, type, protocol, count) to descriptors.
-MakeSockets = Callable[[int, int, int, int], list[int]]
-
 
 class RawSockets:
     """Raw sockets of both sides; each is opened when it is first needed.
 
-    :param make_inside: makes sockets in the namespace, without switching to another greenlet; None without one.
+    :param pool: the sockets of the namespace, None without one.
     """
 
-    def __init__(self, make_inside: MakeSockets | None) -> None:
-        self._make_inside = make_inside
+    def __init__(self, pool: SocketPool | None) -> None:
+        self._pool = pool
         self._raw: dict[tuple[bool, int], RawSocket | None] = {}
 
     def open(self, inside: bool, family: int) -> None:
@@ -79,9 +76,8 @@ class RawSockets:
         kind, protocol = family_constant(family), IPPROTO_ICMP if family == V4 else IPPROTO_ICMPV6
         try:
             if inside:
-                assert self._make_inside is not None
-                (descriptor,) = self._make_inside(kind, SOCK_RAW, protocol, 1)
-                sock = RawSocket(fileno=descriptor)
+                assert self._pool is not None
+                sock = self._pool.make(kind, SOCK_RAW, protocol)
             else:
                 sock = RawSocket(kind, SOCK_RAW, protocol)
         except (OSError, GpasstError) as error:

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import errno
 import struct
-from _socket import socket as RawSocket  # a class
 from typing import Any
 
 from gpasst.counters import Counters, Drop, Tally
+from gpasst.flow.sender import HostSocket, Sender
 from gpasst.host.kernel_formats import IN6_PKTINFO_CODEC, IN_PKTINFO_CODEC
 from gpasst.host.sockets import socket_address
 from gpasst.linux import (
@@ -64,38 +64,17 @@ _segment = struct.Struct("@H").pack
 _int = struct.Struct("@i").pack
 
 
-class Sender:
-    """What it takes to send to one peer, in the form that socket calls take.
-
-    :ivar socket: the socket.
-    :ivar address: the peer's address tuple, None for a connected socket.
-    :ivar control: control messages that choose the local address and the mark; empty for the kernel's choice of the one
-        and the ordinary other.
-    """
-
-    __slots__ = ("address", "control", "socket")
-
-    def __init__(
-        self,
-        sock: RawSocket,
-        address: tuple[Any, ...] | None = None,
-        control: tuple[tuple[int, int, bytes], ...] = (),
-    ) -> None:
-        self.socket = sock
-        self.address = address
-        self.control = control
-
-
 def sender_to(peer: Peer) -> Sender:
     """Make the sender to a peer of the guest, and keep it in the peer."""
     address, port, scope = peer.remote
+    assert peer.udp_socket.socket is not None
     sender = answering(peer.udp_socket.socket, address, port, scope, peer.local, peer.tos_ttl)
-    peer.send = sender
+    peer.sender = sender
     return sender
 
 
 def answering(
-    sock: RawSocket, address: bytes, port: int, scope: int, local: bytes = b"", tos_ttl: int = DEFAULT_TOS_TTL
+    sock: HostSocket, address: bytes, port: int, scope: int, local: bytes = b"", tos_ttl: int = DEFAULT_TOS_TTL
 ) -> Sender:
     """Make the sender of replies to a remote end, from the address that it had sent to.
 

@@ -1,8 +1,9 @@
 """Sockets of the namespace: UDP sockets kept ready by family, and others made one at a time.
 
-Theory of operation: a socket of the namespace comes from the process that holds it, for a message there and back.
-One message brings up to 64 of them (6 to 9 us a socket, where one alone takes 17 to 26 us), so UDP sockets come in
-batches: as many as `expect` has announced, and one where nothing is known.
+Theory of operation: a socket of the namespace comes from the helper process, for a message there and back. One message
+brings up to 64 of them (6 to 9 us a socket, where one alone takes 17 to 26 us), so UDP sockets come in batches: as many
+as `expect` has announced or `keep` demands, else one. `refill`, called once a second, restores what `keep` demands, so
+that a new splice pair waits for no message.
 """
 
 from __future__ import annotations
@@ -28,10 +29,27 @@ class SocketPool:
         self._make = make
         self._ready: dict[int, list[RawSocket]] = {4: [], 6: []}
         self._expected = {4: 0, 6: 0}
+        self._kept = {4: 0, 6: 0}
 
     def expect(self, family: int, count: int) -> None:
         """Announce that `count` UDP sockets of `family`, 4 or 6, will be taken one after the other."""
         self._expected[family] = count
+
+    def keep(self, family: int, count: int) -> None:
+        """Keep `count` UDP sockets of `family`, 4 or 6, ready from now on.
+
+        :raises GpasstError: if the namespace makes no more sockets.
+        """
+        self._kept[family] = count
+        self._fetch(family, count)
+
+    def refill(self) -> None:
+        """Restore the sockets that are kept ready.
+
+        :raises GpasstError: if the namespace makes no more sockets.
+        """
+        for family, count in self._kept.items():
+            self._fetch(family, count)
 
     def take(self, family: int) -> RawSocket:
         """Return a UDP socket of `family`, 4 or 6, without any option set; the caller owns it.
@@ -39,13 +57,10 @@ class SocketPool:
         :raises OSError: if this process may open no more descriptors.
         :raises GpasstError: if the namespace makes no more sockets.
         """
-        ready = self._ready[family]
-        if not ready:
-            count = min(max(self._expected[family], 1), SOCKETS_PER_MESSAGE)
-            made = self._make(family_constant(family), SOCK_DGRAM, 0, count)
-            ready += [RawSocket(fileno=descriptor) for descriptor in made]
+        if not self._ready[family]:
+            self._fetch(family, min(max(self._expected[family], self._kept[family], 1), SOCKETS_PER_MESSAGE))
         self._expected[family] -= 1
-        return ready.pop()
+        return self._ready[family].pop()
 
     def make(self, family: int, kind: int, protocol: int) -> RawSocket:
         """Make one socket of any kind; the caller owns it.
@@ -56,6 +71,13 @@ class SocketPool:
         """
         (descriptor,) = self._make(family, kind, protocol, 1)
         return RawSocket(fileno=descriptor)
+
+    def _fetch(self, family: int, count: int) -> None:
+        """Have at least `count` sockets ready."""
+        ready = self._ready[family]
+        if len(ready) < count:
+            made = self._make(family_constant(family), SOCK_DGRAM, 0, count - len(ready))
+            ready += [RawSocket(fileno=descriptor) for descriptor in made]
 
     def close(self) -> None:
         """Close the sockets that nobody took; more calls do nothing."""

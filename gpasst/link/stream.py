@@ -1,13 +1,13 @@
 """The connection to qemu: Ethernet frames on a UNIX stream socket, each behind its length.
 
 Theory of operation: before each frame stand 4 bytes, its length in network byte order (qemu's ``-netdev stream``, 7.2
-or later). Frames carry no offloads here, so a superframe from a host socket is cut into its frames: its datagrams land
-with room for headers between them (`framed`), and leave in one call.
+or later). Frames carry no offloads here, so a run from a host socket is split into its frames: its segments arrive with
+room for headers between them (`gpasst.host.receive_framed`), and leave in one call.
 
 1. Frames are gathered until `flush`, and then sent in one call, up to 1024 pieces.
 2. A frame is sent whole or not at all. What a full socket does not take waits in a queue, beginning with the rest of
    the frame that was cut; a watcher empties it as the guest reads. Frames that do not fit the queue are dropped and
-   counted, so a guest that stops reading costs its own datagrams and nothing else (E-04).
+   counted, so a guest that stops reading costs its own traffic and nothing else.
 3. Without a guest, frames are dropped and counted.
 
 NOTE: what is gathered refers to the receiver's buffers, so it is flushed before the next receive.
@@ -21,31 +21,21 @@ from _socket import socket as RawSocket  # a class
 from collections import deque
 from collections.abc import Callable
 
-from gpasst.counters import Counters, Drop
-from gpasst.formats import (
-    ETHERTYPE_IPV4,
-    FRAME_MINIMUM_BYTES,
-    STREAM_LEAD_BYTES,
-    STREAM_LENGTH_BYTES,
-    UDP4,
-    UDP6,
-    UDP_CODEC,
-    VIRTIO_NET_BLANK,
-)
-from gpasst.host.receive_framed import GAP, frame_bytes
+from gpasst.counters import Counters, Drop, Tally
+from gpasst.formats import FRAME_MINIMUM_BYTES, STREAM_LENGTH_BYTES, VIRTIO_NET_BLANK
 from gpasst.link.capture import Capture
+from gpasst.link.port import RunHeader
 from gpasst.linux import UIO_MAXIOV
-from gpasst.udp.header import Header
 
 FRAME_MINIMUM = 14  # bytes; an Ethernet header
 FRAME_MAXIMUM = 65535  # bytes of a frame from the guest
 QUEUE_BYTES = 4 << 20  # of frames that wait for the guest to read
 FLAGS = MSG_DONTWAIT | MSG_NOSIGNAL
 
-SERVICE = -1  # instead of payload bytes, for an answer of a service
 
-_ETHERTYPE = UDP4.offset("ethernet.ethertype") - STREAM_LEAD_BYTES
-_IPV4 = ETHERTYPE_IPV4.to_bytes(2, "big")
+# The frames of one piece that waits for `Stream.flush`: their number, bytes from one to the next, payload bytes in all
+# and of each but perhaps the last, and where they are counted (None for the frame of a service).
+_Gathered = tuple[int, int, int, int, Tally | None]
 
 
 class Stream:
@@ -67,11 +57,11 @@ class Stream:
         self.socket: RawSocket | None = None
         self.capture = capture
         self._counters = counters
+        self._traffic = counters.traffic
         self._await_room = await_room
         self._stop_awaiting = stop_awaiting
         self._pieces: list[memoryview] = []
-        # Of each piece: how many frames, the distance from one to the next, payload bytes of the datagrams in them.
-        self._gathered: list[tuple[int, int, int]] = []
+        self._gathered: list[_Gathered] = []
         # Layout of the receiver's buffer, and which header stands how often at its start.
         self._written: tuple[memoryview | None, bytes, int] = (None, b"", 0)
         self._queue: deque[memoryview] = deque()
@@ -91,35 +81,34 @@ class Stream:
         self._forget()
         self.socket = None
 
-    def write_datagrams(self, header: Header, total: int, segment: int, payload: list[memoryview]) -> None:
-        """Gather one run of UDP datagrams.
+    def write_run(self, header: RunHeader, total: int, segment: int, payload: list[memoryview]) -> None:
+        """Gather one run.
 
-        :param header: the peer's headers.
+        :param header: the flow's headers.
         :param total: payload bytes in all.
-        :param segment: payload bytes of each datagram but perhaps the last.
-        :param payload: the datagrams in one piece, with room for the headers of each (`framed`).
+        :param segment: payload bytes of each segment but perhaps the last.
+        :param payload: the segments in one piece, with room for the headers of each (`gpasst.host.receive_framed`).
         """
-        frames, family = payload[0], header.family
-        gap, step = GAP[family], frame_bytes(family, segment)
+        frames = payload[0]
+        gap = STREAM_LENGTH_BYTES + header.size
+        step = gap + max(segment, FRAME_MINIMUM_BYTES - header.size)
         count = -(-total // segment) if total else 1
         rest = total - (count - 1) * segment
-        if family == 4:
+        equal = 0
+        if header.repeats:
             equal = count if rest == segment else count - 1
             if equal:
                 head, pad = header.framed(segment)
                 for at in range(self._already_written(payload, head, equal, equal < count) * step, equal * step, step):
                     frames[at : at + gap] = head
                     frames[at + gap + segment : at + step] = pad
-        else:
-            # Each header has a checksum of its own.
-            equal = 0
         for i in range(equal, count):
             at, size = i * step, segment if i < count - 1 else rest
-            head, pad = header.framed(size, frames[at + gap : at + gap + size])
+            head, pad = header.framed(size, frames[at + gap : at + gap + size], i * segment)
             frames[at : at + gap] = head
             frames[at + gap + size : at + gap + size + len(pad)] = pad
         self._pieces.append(frames)
-        self._gathered.append((count, step, total))
+        self._gathered.append((count, step, total, segment, self._traffic[header.protocol].up))
         if len(self._pieces) == UIO_MAXIOV:
             self.flush()
 
@@ -139,7 +128,7 @@ class Stream:
         """Write one complete Ethernet frame."""
         padded = frame.ljust(FRAME_MINIMUM_BYTES, b"\0")
         self._pieces.append(memoryview(len(padded).to_bytes(STREAM_LENGTH_BYTES, "big") + padded))
-        self._gathered.append((1, len(padded) + STREAM_LENGTH_BYTES, SERVICE))
+        self._gathered.append((1, len(padded) + STREAM_LENGTH_BYTES, 0, 0, None))
         self.flush()
 
     def flush(self) -> None:
@@ -161,8 +150,8 @@ class Stream:
                     self._counters.drop(Drop.NO_GUEST, sum(frames for frames, *_ in gathered))
                     return
             if self.capture is None and sent == sum(map(len, pieces)):
-                for frames, _, total in gathered:
-                    self._count(frames, total)
+                for frames, _, total, _, tally in gathered:
+                    self._count(tally, frames, total)
                 return
         self._rest(pieces, gathered, sent)
 
@@ -197,23 +186,22 @@ class Stream:
             self._queue.clear()
             self._queued = 0
 
-    def _count(self, frames: int, total: int) -> None:
-        """Count frames that carry `total` bytes of datagrams, or an answer of a service."""
-        if total == SERVICE:
+    def _count(self, tally: Tally | None, frames: int, total: int) -> None:
+        """Count frames that carry `total` payload bytes, or the frame of a service."""
+        if tally is None:
             self._counters.frames_up += frames
             return
-        up = self._counters.up
-        up.datagrams += frames
-        up.bytes += total
-        up.superframes += frames > 1
+        tally.datagrams += frames
+        tally.bytes += total
+        tally.superframes += frames > 1
 
-    def _rest(self, pieces: list[memoryview], gathered: list[tuple[int, int, int]], sent: int) -> None:
+    def _rest(self, pieces: list[memoryview], gathered: list[_Gathered], sent: int) -> None:
         """Take frames one by one: count what was sent, queue what was not, drop what does not fit."""
         waiting = bool(self._queue)
-        for piece, (frames, step, total) in zip(pieces, gathered, strict=True):
-            carried = size_carried = 0
-            for at in range(0, frames * step, step):
-                frame = piece[at : at + step]
+        for piece, (frames, step, total, segment, tally) in zip(pieces, gathered, strict=True):
+            carried = carried_bytes = 0
+            for number in range(frames):
+                frame = piece[number * step : (number + 1) * step]
                 size = len(frame)
                 if sent < size:
                     # A frame that was begun has to be completed.
@@ -226,15 +214,8 @@ class Stream:
                 if self.capture is not None:
                     self.capture.write(VIRTIO_NET_BLANK, frame[STREAM_LENGTH_BYTES:])
                 carried += 1
-                size_carried += 0 if total == SERVICE else _payload_bytes(frame)
+                carried_bytes += min(segment, total - number * segment)
             if carried:
-                self._count(carried, SERVICE if total == SERVICE else size_carried)
+                self._count(tally, carried, carried_bytes)
         if self._queue and not waiting and self.socket is not None:
             self._await_room(self.socket)
-
-
-def _payload_bytes(frame: memoryview) -> int:
-    """Give the payload bytes of a frame that carries a UDP datagram."""
-    codec = UDP4 if frame[_ETHERTYPE : _ETHERTYPE + 2] == _IPV4 else UDP6
-    at = codec.offset("udp.length") - STREAM_LEAD_BYTES
-    return int.from_bytes(frame[at : at + 2], "big") - UDP_CODEC.size

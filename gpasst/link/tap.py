@@ -1,8 +1,8 @@
 """The tap device: superframes in and out, one system call each.
 
-Theory of operation: every frame is preceded by a virtio-net header (10 bytes). Where the kernel allows it (USO, Linux
-6.2), that header lets one read or write carry a superframe: many UDP datagrams of one flow, cut apart or joined by the
-kernel. Where it does not, a superframe is written datagram by datagram, in the same order.
+Theory of operation: a virtio-net header (10 bytes) precedes every frame. Where the kernel allows it (USO, Linux 6.2),
+that header lets one read or write carry a superframe: a run of segments of one flow, which the kernel joins and splits.
+Where it does not, a run is written segment by segment, in the same order.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 from gpasst.counters import Counters, Drop
 from gpasst.formats import VIRTIO_NET_BLANK
 from gpasst.link.capture import Capture
-from gpasst.udp.header import Header
+from gpasst.link.port import RunHeader
 
 # The tap driver takes any frame whose IP packet is legal; the largest has 65535 bytes of IPv6 payload.
 FRAME_BYTES = 65536 + 128
@@ -28,7 +28,7 @@ class Tap:
     :param capture: where to record what crosses, or None.
     """
 
-    ready = True  # whether anybody is there
+    ready = True  # a tap always has its guest
 
     def __init__(
         self, fd: int, counters: Counters, superframes: frozenset[int], capture: Capture | None = None
@@ -36,21 +36,21 @@ class Tap:
         self.fd = fd
         self.capture = capture
         self._counters = counters
+        self._traffic = counters.traffic
         self._superframes = superframes
 
-    def write_datagrams(self, header: Header, total: int, segment: int, payload: list[memoryview]) -> None:
-        """Write one run of UDP datagrams; what cannot be written is counted.
+    def write_run(self, header: RunHeader, total: int, segment: int, payload: list[memoryview]) -> None:
+        """Write one run; what cannot be written is counted.
 
-        :param header: the peer's headers.
+        :param header: the flow's headers.
         :param total: payload bytes in all.
-        :param segment: payload bytes of each datagram but perhaps the last.
-        :param payload: the datagrams, one behind the other.
+        :param segment: payload bytes of each segment but perhaps the last.
+        :param payload: the segments, one behind the other.
         """
-        tally = self._counters.up
+        tally = self._traffic[header.protocol].up
         single = segment >= total
         if single or header.family in self._superframes:
-            filled = header.fill(total, segment)
-            failure = self._write([filled, *payload])
+            failure = self._write([header.fill(total, segment), *payload])
             if not failure:
                 tally.bytes += total
                 if single:
@@ -65,7 +65,7 @@ class Tap:
         data = memoryview(b"".join(payload))
         for start in range(0, total, segment):
             piece = data[start : start + segment]
-            failure = self._write([header.fill_complete(piece), piece])
+            failure = self._write([header.fill_complete(piece, start), piece])
             if failure:
                 self._lost(failure, 1)
             else:

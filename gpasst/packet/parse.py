@@ -55,6 +55,7 @@ class Packet:
     :ivar hop_limit: TTL or hop limit.
     :ivar fragment: set if the packet is a fragment.
     :ivar tos: TOS or traffic class: DSCP and ECN bits.
+    :ivar segment: payload bytes of each segment of a superframe but perhaps the last, 0 for a single packet.
     """
 
     family: int
@@ -65,6 +66,7 @@ class Packet:
     hop_limit: int
     fragment: Fragment | None = None
     tos: int = 0
+    segment: int = 0
 
     @property
     def tos_ttl(self) -> int:

@@ -1,8 +1,8 @@
-"""Ordinary UDP frames of known peers, told by one look at their headers.
+"""The fast path: ordinary UDP frames of known peers, recognised by one look at their headers.
 
-Theory of operation: `look` reads the few fields that make a frame an ordinary one (no options, no fragment, lengths
-that agree) and finds its peer by the raw bytes of its addresses and ports. `repeating` reads everything that frames of
-one flow and size have in common, so that a run of them is told by comparing it.
+Theory of operation: `FastPath.lookup` reads the few fields that make a frame an ordinary one (no options, no fragment,
+lengths that agree) and finds its peer by the raw bytes of its addresses and ports. `repeating` reads all fields that
+frames of one flow and size have in common, so that a run of them is recognised by one comparison each.
 
 The declared structures begin with a virtio-net header. On a stream there is none; the frame's length stands where its
 last bytes would be.
@@ -13,7 +13,16 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
-from gpasst.formats import ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_UDP, UDP4, UDP6
+from gpasst.formats import (
+    ETHERTYPE_IPV4,
+    ETHERTYPE_IPV6,
+    IPV4_CODEC,
+    PROTOCOL_UDP,
+    UDP4,
+    UDP6,
+    UDP_CODEC,
+    VIRTIO_NET_CODEC,
+)
 from gpasst.udp.mapping import Peer, Table
 
 HEADERS = {4: UDP4.size, 6: UDP6.size}  # bytes before the payload, virtio-net header included
@@ -29,18 +38,27 @@ _pick4 = UDP4.picker(
     "udp.length",
 ).unpack_from
 _pick6 = UDP6.picker("ip.version", "ip.payload_length", "ip.next_header", "ip.hop_limit", "udp.length").unpack_from
-_CLASS_SHIFT = 12  # from the place of the traffic class in the first word to that in a mark
-_IP4 = UDP4.offset("ip.version")
+_CLASS_SHIFT = 12  # from the place of the traffic class in the first word to its place in tos_ttl
+_TOS_MASK = 0xFF00  # of tos_ttl
 _KEY4 = UDP4.offset("ip.source"), UDP4.offset("udp.length")
 _KEY6 = UDP6.offset("ip.source"), UDP6.offset("udp.length")
 _PAYLOAD4, _PAYLOAD6 = HEADERS[4], HEADERS[6]
+_IP4_BYTES, _UDP = IPV4_CODEC.size, UDP_CODEC.size
+_VERSION_IHL = 0x45  # version 4, no options
 _UNFRAGMENTED = 0x3FFF  # more-fragments bit and offset
+
+# The same places in a frame without virtio-net header.
+_VIRTIO = VIRTIO_NET_CODEC.size
+_TYPE = slice(UDP4.offset("ethernet.ethertype") - _VIRTIO, UDP4.offset("ip.version") - _VIRTIO)
+_IPV4, _IPV6 = (kind.to_bytes(2, "big") for kind in (ETHERTYPE_IPV4, ETHERTYPE_IPV6))
+_PROTOCOL4, _PROTOCOL6 = UDP4.offset("ip.protocol") - _VIRTIO, UDP6.offset("ip.next_header") - _VIRTIO
+_FLOW4, _FLOW6 = (slice(start - _VIRTIO, end - _VIRTIO) for start, end in (_KEY4, _KEY6))
 
 Repeating = Callable[[bytearray, int], tuple[bytes, ...]]
 
 
 def repeating(family: int, lead: int) -> Repeating:
-    """Give what reads all headers of a frame but that which differs within a flow: identification and checksums.
+    """Return a function that reads all headers of a frame but identification and checksums, which differ within a flow.
 
     :param family: 4 or 6.
     :param lead: offset in the headers where the reading begins.
@@ -66,7 +84,7 @@ class FastPath:
         self._down6, self._activity6 = six.down, six.activity
 
     def lookup(self, buffer: bytearray, at: int, size: int) -> tuple[Peer, int, int] | None:
-        """Look for the peer of a frame, which then counts as active.
+        """Look up the peer of a frame, which then counts as active.
 
         :param buffer: where the frame lies.
         :param at: where its virtio-net header begins, or would.
@@ -78,10 +96,10 @@ class FastPath:
         ethertype, version, tos, total, fragment, ttl, protocol, length = _pick4(buffer, at)
         if ethertype == ETHERTYPE_IPV4:
             if (
-                version == 0x45
+                version == _VERSION_IHL
                 and protocol == PROTOCOL_UDP
                 and not fragment & _UNFRAGMENTED
-                and 8 <= length <= total - 20 <= size - _IP4 - 20
+                and _UDP <= length <= total - _IP4_BYTES <= size - _PAYLOAD4 + _UDP
             ):
                 peer = self._down4.get(bytes(buffer[at + _KEY4[0] : at + _KEY4[1]]))
                 if peer is not None:
@@ -89,15 +107,25 @@ class FastPath:
                     tos_ttl = tos << 8 | ttl
                     if tos_ttl != peer.tos_ttl:
                         peer.set_tos_ttl(tos_ttl)
-                    return peer, _PAYLOAD4, length - 8
+                    return peer, _PAYLOAD4, length - _UDP
         elif ethertype == ETHERTYPE_IPV6 and size >= _PAYLOAD6:
             flow, total, protocol, ttl, length = _pick6(buffer, at)
-            if protocol == PROTOCOL_UDP and 8 <= length <= total <= size - _PAYLOAD6 + 8:
+            if protocol == PROTOCOL_UDP and _UDP <= length <= total <= size - _PAYLOAD6 + _UDP:
                 peer = self._down6.get(bytes(buffer[at + _KEY6[0] : at + _KEY6[1]]))
                 if peer is not None:
                     self._activity6[peer.byte] |= peer.bit
-                    tos_ttl = flow >> _CLASS_SHIFT & 0xFF00 | ttl
+                    tos_ttl = flow >> _CLASS_SHIFT & _TOS_MASK | ttl
                     if tos_ttl != peer.tos_ttl:
                         peer.set_tos_ttl(tos_ttl)
-                    return peer, _PAYLOAD6, length - 8
+                    return peer, _PAYLOAD6, length - _UDP
         return None
+
+    def knows(self, frame: bytes) -> bool:
+        """Tell whether a frame, from its destination MAC address on, is UDP of a known peer.
+
+        :param frame: whole, without IP options, fragments or extension headers.
+        """
+        kind = frame[_TYPE]
+        if kind == _IPV4:
+            return frame[_PROTOCOL4] == PROTOCOL_UDP and frame[_FLOW4] in self._down4
+        return kind == _IPV6 and frame[_PROTOCOL6] == PROTOCOL_UDP and frame[_FLOW6] in self._down6

@@ -1,9 +1,15 @@
-"""ICMP errors of the guest, passed on to the senders of the datagrams that met them."""
+"""ICMP errors of the guest, passed on to the senders of the datagrams that met them.
+
+Theory of operation: a guest answers a datagram to a closed port with an error. The sender on the host's side gets it
+through a raw socket, quoting the datagram as it sent it: to the host's address and port, where the guest saw its own.
+Opening that socket takes CAP_NET_RAW; without it the error is counted.
+"""
 
 from __future__ import annotations
 
 from _socket import inet_pton
 from _socket import socket as RawSocket  # a class
+from collections.abc import Mapping
 
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PacketError
@@ -12,21 +18,20 @@ from gpasst.host.sockets import family_constant, socket_address
 from gpasst.linux import SOCK_DGRAM
 from gpasst.packet.icmp_error import message, parse, quoted_udp
 from gpasst.packet.parse import Packet
-from gpasst.udp.mapping import Peer, down_key
-from gpasst.udp.nat import UdpNat
+from gpasst.udp.mapping import Peer, Table, down_key
 
 
 class IcmpToSender:
-    """Passes errors of the guest's on to the senders of the datagrams that met them.
+    """Passes errors of the guest on to the senders of the datagrams that met them.
 
-    :param refusals: sends them.
-    :param path: knows the peers.
+    :param raw: sends them.
+    :param tables: the guest's peers by family.
     :param counters: where errors are counted.
     """
 
-    def __init__(self, refusals: RawSockets, path: UdpNat, counters: Counters) -> None:
-        self._refusals = refusals
-        self._path = path
+    def __init__(self, raw: RawSockets, tables: Mapping[int, Table], counters: Counters) -> None:
+        self._raw = raw
+        self._tables = tables
         self._counters = counters
 
     def take(self, packet: Packet) -> None:
@@ -39,7 +44,7 @@ class IcmpToSender:
         if reported is None:
             raise PacketError(Drop.GUEST_ERROR)
         key = down_key(reported.destination, reported.source, reported.destination_port, reported.source_port)
-        peer = self._path.tables[packet.family].down.get(key)
+        peer = self._tables[packet.family].down.get(key)
         if peer is None:
             raise PacketError(Drop.GUEST_ERROR)
         address, port, scope = peer.remote
@@ -49,7 +54,7 @@ class IcmpToSender:
             raise PacketError(Drop.GUEST_ERROR) from error
         # What the sender sent: to the host's address and port, where the guest saw its own.
         quoted = quoted_udp(address, port, local[: len(address)], peer.udp_socket.port, reported.payload)
-        if not self._refusals.send(False, message(packet.family, reported.problem, quoted), address, scope, local):
+        if not self._raw.send(False, message(packet.family, reported.problem, quoted), address, scope, local):
             raise PacketError(Drop.GUEST_ERROR)
         self._counters.errors_down += 1
 

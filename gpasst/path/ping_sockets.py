@@ -1,9 +1,9 @@
-"""The host's ping sockets: one for each exchange of echo requests that the guest has under way.
+"""The host's ping sockets: one for each echo flow of the guest.
 
-Theory of operation: an exchange is a guest address, an identifier and the address asked, as the guest sees it. Its
-socket is bound to the guest's identifier if that is free; the identifier is restored in answers, which come from the
-address that was asked. An error that a request met reaches the guest as one about its own request. An exchange ends
-after `IDLE_SECONDS` without a request (context 5).
+Theory of operation: an echo flow is a guest address, an identifier and the address asked, as the guest sees it. Its
+socket is bound to the guest's identifier if that is free. In replies the identifier is restored, and they come from the
+address that was asked. An error that a request met reaches the guest as one about its own request. A flow ends after
+`IDLE_SECONDS` without a request.
 
 NOTE: ping sockets need net.ipv4.ping_group_range to include a group of the process.
 """
@@ -16,21 +16,23 @@ from _socket import socket as RawSocket  # a class
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gpasst.counters import Counters, Drop, Tally
+from gpasst.counters import Counters, Drop
 from gpasst.errors import PacketError
+from gpasst.flow.guest import Guest
 from gpasst.host.error_queue import read_errors
 from gpasst.host.send import answering, send_one
 from gpasst.host.sockets import ping_socket
+from gpasst.link.port import Link
+from gpasst.packet.address import family_of
 from gpasst.packet.icmp_error import REFUSED, Problem, expired, quoted_echo
 from gpasst.packet.parse import Packet
-from gpasst.path.dispatch import Link
 from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.services import echo
-from gpasst.udp.nat import UdpNat
 
-IDLE_SECONDS = 60  # seed
-EXCHANGES_LIMIT = 1024
+IDLE_SECONDS = 60  # as in passt (icmp.c: ICMP_ECHO_TIMEOUT)
+FLOWS_LIMIT = 1024
 MESSAGE_BYTES = 65535
+REPLIES_PER_STEP = 64
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ Key = tuple[bytes, bytes, int]
 
 @dataclass(slots=True, eq=False)
 class EchoFlow:
-    """One exchange of echo messages.
+    """One flow of echo messages.
 
     :ivar key: guest address, address asked, identifier.
     :ivar socket: the ping socket.
@@ -58,34 +60,35 @@ class EchoFlow:
 
 
 class PingSockets:
-    """All echo exchanges of one guest.
+    """All echo flows of one guest.
 
-    :param link: where answers go.
-    :param path: knows the addresses.
-    :param counters: where drops are counted.
-    :param watch: begins to call back when a socket is readable.
+    :param link: where replies are written.
+    :param guest: the guest.
+    :param icmp: reports errors to the guest.
+    :param counters: where traffic and drops are counted.
+    :param watch: begins to call `step` when a flow's socket is readable.
     :param unwatch: stops that; called before the socket is closed.
-    :param now: gives monotonic seconds.
+    :param now: returns monotonic seconds.
     """
 
     def __init__(
         self,
         link: Link,
-        path: UdpNat,
+        guest: Guest,
+        icmp: IcmpToGuest,
         counters: Counters,
         watch: Callable[[EchoFlow], None],
         unwatch: Callable[[EchoFlow], None],
         now: Callable[[], int],
     ) -> None:
         self._link = link
-        self._path = path
+        self._guest = guest
+        self._icmp = icmp
         self._counters = counters
         self._watch = watch
         self._unwatch = unwatch
         self._now = now
-        self._notices = IcmpToGuest(link, path, counters)
-        self._sent = Tally()
-        self._exchanges: dict[Key, EchoFlow] = {}
+        self._flows: dict[Key, EchoFlow] = {}
         self._warned = False
 
     def request(self, packet: Packet) -> None:
@@ -94,85 +97,84 @@ class PingSockets:
         :raises PacketError: if it is no echo request, or cannot be passed on.
         """
         request = echo.parse_request(packet)
-        addresses = self._path.addresses[packet.family]
+        addresses = self._guest.addresses[packet.family]
         addresses.learn(packet.source)
         target = addresses.to_host(packet.destination, 0)
         key = (packet.source, packet.destination, request.identifier)
-        exchange = self._exchanges.get(key) or self._open(packet.family, key)
-        exchange.last = self._now()
-        exchange.target, exchange.hop_limit = target.address, packet.hop_limit
-        sender = answering(exchange.socket, target.address, 0, target.scope, tos_ttl=packet.tos_ttl)
-        failure = send_one(sender, memoryview(request.message), self._sent, self._counters)
+        flow = self._flows.get(key) or self._open(packet.family, key)
+        flow.last = self._now()
+        flow.target, flow.hop_limit = target.address, packet.hop_limit
+        sender = answering(flow.socket, target.address, 0, target.scope, tos_ttl=packet.tos_ttl)
+        failure = send_one(sender, memoryview(request.message), self._counters.icmp.down, self._counters)
         problem = REFUSED.get((packet.family, failure))
         if problem is not None:
-            self._tell(exchange, problem, b"", request.message)
+            self._report(flow, problem, b"", request.message)
 
-    def step(self, exchange: EchoFlow) -> None:
-        """Pass on what has been answered."""
-        source, identifier = exchange.key[1], exchange.key[2]
+    def step(self, flow: EchoFlow) -> None:
+        """Pass replies on, up to `REPLIES_PER_STEP`."""
+        source, identifier = flow.key[1], flow.key[2]
         answered = False
-        while True:
+        for _ in range(REPLIES_PER_STEP):
             try:
-                message = exchange.socket.recv(MESSAGE_BYTES)
+                message = flow.socket.recv(MESSAGE_BYTES)
             except BlockingIOError:
                 if not answered:
-                    # What woke the watcher is an error that a send has come upon before.
-                    self._errors(exchange)
+                    # The watcher was woken by an error that a send has cleared before.
+                    self._errors(flow)
                 return
             except OSError:
-                if not self._errors(exchange):
+                if not self._errors(flow):
                     self._counters.socket_errors += 1
                 return
             answered = True
             sequence = echo.sequence_of(message)
-            if sequence == exchange.answered:
+            if sequence == flow.answered:
                 self._counters.drop(Drop.ECHO_DUPLICATE)
                 continue
-            exchange.answered = sequence
-            path = self._path
+            flow.answered = sequence
             self._link.write_frame(
-                echo.reply(message, identifier, source, exchange.key[0], path.guest_mac, path.network.host_mac)
+                echo.reply(message, identifier, source, flow.key[0], self._guest.mac, self._guest.network.host_mac)
             )
 
-    def _errors(self, exchange: EchoFlow) -> int:
-        """Pass on the errors that requests met; give how many it was."""
-        errors = read_errors(exchange.socket, 4 if len(exchange.target) == 4 else 6)
+    def _errors(self, flow: EchoFlow) -> int:
+        """Report the errors that requests met; return how many it was."""
+        errors = read_errors(flow.socket, family_of(flow.target))
         self._counters.socket_errors += len(errors)
         for error in errors:
             if error.problem is not None:
-                self._tell(exchange, error.problem, error.offender, error.payload)
+                self._report(flow, error.problem, error.offender, error.payload)
         return len(errors)
 
-    def _tell(self, exchange: EchoFlow, problem: Problem, offender: bytes, request: bytes) -> None:
-        """Tell the guest what a request met.
+    def _report(self, flow: EchoFlow, problem: Problem, offender: bytes, request: bytes) -> None:
+        """Report to the guest the error that a request met.
 
-        :param offender: who reported it, as the host sees it; empty for the host itself.
+        :param offender: the node that reported it, as the host sees it; empty for the host itself.
         :param request: the start of the request.
         """
-        guest, asked, identifier = exchange.key
-        family = 4 if len(guest) == 4 else 6
-        hop_limit = 1 if expired(family, problem) else exchange.hop_limit
+        guest, asked, identifier = flow.key
+        family = family_of(guest)
+        hop_limit = 1 if expired(family, problem) else flow.hop_limit
         try:
-            shown = asked if offender == exchange.target else self._notices.shown(family, offender)
+            shown = asked if offender == flow.target else self._icmp.shown(family, offender)
             quoted = quoted_echo(guest, asked, request, identifier, hop_limit)
         except PacketError as error:
             self._counters.drop(error.reason)
             return
-        self._notices.tell(problem, shown, guest, quoted)
+        self._icmp.report(problem, shown, guest, quoted)
 
     def scan(self, now: int) -> None:
-        """End exchanges that have been idle for too long."""
-        for exchange in [e for e in self._exchanges.values() if now - e.last > IDLE_SECONDS]:
-            self._close(exchange)
+        """End flows that have been idle for too long."""
+        for flow in [flow for flow in self._flows.values() if now - flow.last > IDLE_SECONDS]:
+            self._close(flow)
 
     def close(self) -> None:
-        """End all exchanges."""
-        for exchange in list(self._exchanges.values()):
-            self._close(exchange)
+        """End all flows."""
+        for flow in list(self._flows.values()):
+            self._close(flow)
 
     def _open(self, family: int, key: Key) -> EchoFlow:
-        if len(self._exchanges) >= EXCHANGES_LIMIT:
-            self._close(next(iter(self._exchanges.values())))
+        if len(self._flows) >= FLOWS_LIMIT:
+            self._close(next(iter(self._flows.values())))
         try:
             sock = ping_socket(family, key[2])
         except OSError as error:
@@ -185,11 +187,11 @@ class PingSockets:
                     os.getegid(),
                 )
             raise PacketError(Drop.ECHO_FAILED) from error
-        exchange = self._exchanges[key] = EchoFlow(key, sock, self._now())
-        self._watch(exchange)
-        return exchange
+        flow = self._flows[key] = EchoFlow(key, sock, self._now())
+        self._watch(flow)
+        return flow
 
-    def _close(self, exchange: EchoFlow) -> None:
-        del self._exchanges[exchange.key]
-        self._unwatch(exchange)
-        exchange.socket.close()
+    def _close(self, flow: EchoFlow) -> None:
+        del self._flows[flow.key]
+        self._unwatch(flow)
+        flow.socket.close()

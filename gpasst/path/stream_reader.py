@@ -1,17 +1,21 @@
-"""The data path from a guest's stream to host sockets.
+"""From a guest's stream to host sockets: the reader of the stream.
 
-Theory of operation: one receive brings as many frames as have arrived. They are taken apart where they lie: an ordinary
-UDP frame of a known peer costs one look at its headers and one look-up by their raw bytes. As long as the frames behind
-it repeat its headers and size they belong to the same run, which leaves in one send of slices. Everything else goes to
-`dispatch`. What is left of a frame that has not arrived whole is moved to the front of the buffer.
+Theory of operation: one receive brings as many frames as have arrived. They are parsed where they lie: an ordinary UDP
+frame of a known peer costs one look at its headers and one look-up by their raw bytes (`fastpath`). As long as the
+frames behind it repeat its headers and size they belong to the same run, which leaves in one send of slices. Every
+other frame goes to the backlog, which is dispatched when the known ones have been carried. The rest of a frame that has
+not arrived whole is moved to the front of the buffer, and so are whole frames when a step's time is over; `again` then
+asks for the next step, since the socket may have nothing more to read.
 
-A frame of illegal length is skipped, as many bytes as it says it has (context 1.1.5).
+A frame of illegal length is skipped, as many bytes as its length says.
 """
 
 from __future__ import annotations
 
 import struct
+import time
 from _socket import MSG_DONTWAIT
+from collections.abc import Callable
 
 from gpasst.counters import Counters, Drop
 from gpasst.features import ALL, Feature
@@ -19,13 +23,13 @@ from gpasst.formats import STREAM_LEAD_BYTES, STREAM_LENGTH_BYTES, VIRTIO_NET_BL
 from gpasst.host.receive import RUN_BYTES
 from gpasst.host.send import SEGMENTS_PER_SEND, send_one, send_slices, sender_to
 from gpasst.link.stream import FRAME_MAXIMUM, FRAME_MINIMUM, Stream
-from gpasst.path.dispatch import Dispatch
-from gpasst.path.fastpath import repeating
+from gpasst.path.backlog import Backlog
+from gpasst.path.budget import RECEIVES_PER_STEP, STEP_SECONDS
+from gpasst.path.fastpath import FastPath, repeating
 from gpasst.path.icmp_to_guest import IcmpToGuest
-from gpasst.udp.nat import UdpNat
 
 BUFFER_BYTES = 1 << 19  # about what a stream's socket holds, and more than eight of the largest frames
-RECEIVES_PER_STEP = 2
+RUNS_PER_LOOK = 16  # at the clock
 
 _START = 16  # of the first frame in the buffer, so that there is room for that header
 _REPEATING = {family: repeating(family, STREAM_LEAD_BYTES) for family in (4, 6)}
@@ -33,48 +37,60 @@ _length = struct.Struct(">I").unpack_from
 
 
 class StreamReader:
-    """From a guest's stream to host sockets.
+    """Carries frames of a guest's stream to host sockets.
 
     :param stream: the stream.
-    :param path: the guest path.
-    :param dispatch: what becomes of frames that are not UDP of a known peer.
+    :param fastpath: recognises UDP of known peers.
+    :param icmp: reports to the guest the datagrams that the kernel refuses.
+    :param backlog: takes every other frame.
+    :param again: asks for a call of `step` soon.
     :param counters: where traffic and drops are counted.
-    :param features: what may move more than one datagram at once.
+    :param features: the ways to move more than one datagram at once.
+    :param clock: returns seconds, for the budget of a step.
     """
 
     def __init__(
         self,
         stream: Stream,
-        path: UdpNat,
-        dispatch: Dispatch,
+        fastpath: FastPath,
+        icmp: IcmpToGuest,
+        backlog: Backlog,
+        again: Callable[[], None],
         counters: Counters,
         features: frozenset[Feature] = ALL,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._stream = stream
-        self._path = path
-        self._dispatch = dispatch
-        self._notices = IcmpToGuest(stream, path, counters)
+        self._fastpath = fastpath
+        self._icmp = icmp
+        self._backlog = backlog
+        self._again = again
         self._counters = counters
+        self._clock = clock
         self._most = SEGMENTS_PER_SEND if features >= {Feature.JOIN, Feature.GSO} else 1
         self._buffer = bytearray(BUFFER_BYTES)
         self._view = memoryview(self._buffer)
-        self._known = dispatch.known
         self._end = _START
         self._skip = 0
+        self._unread = False
 
     def connect(self) -> None:
         """Begin with the first frame of a new guest."""
-        self._end, self._skip = _START, 0
+        self._end, self._skip, self._unread = _START, 0, False
+        self._backlog.clear()
 
     def step(self) -> int:
-        """Move what has arrived; give how many frames it was.
+        """Move what has arrived, for at most `STEP_SECONDS`; return how many frames it was.
 
-        :raises ConnectionError: if the guest has gone. What it sent before has been moved.
+        :raises ConnectionError: if the guest has gone. The frames that it sent before have been moved.
         """
+        deadline = self._clock() + STEP_SECONDS
         moved = 0
+        if self._unread:
+            moved = self._frames(self._end, deadline)
         for _ in range(RECEIVES_PER_STEP):
             sock = self._stream.socket
-            if sock is None:
+            if sock is None or self._unread:
                 break
             room = BUFFER_BYTES - self._end
             try:
@@ -82,18 +98,30 @@ class StreamReader:
             except BlockingIOError:
                 break
             except OSError as error:
+                self._finish()
                 raise ConnectionError(error.strerror) from error
             if not size:
+                self._finish()
                 raise ConnectionError("end of stream")
-            moved += self._frames(self._end + size)
+            moved += self._frames(self._end + size, deadline)
             if size < room:
                 break
+        if self._unread:
+            self._again()
+        if self._backlog:
+            self._backlog.drain(deadline)
         return moved
 
-    def _frames(self, end: int) -> int:
-        """Move the frames in the buffer up to `end`, and keep the beginning of the last one; give how many it was."""
+    def _finish(self) -> None:
+        """Dispatch all that waits: the guest that sent it is about to go."""
+        while self._backlog:
+            self._backlog.drain(self._clock())
+
+    def _frames(self, end: int, deadline: float) -> int:
+        """Move the frames in the buffer up to `end`, until `deadline`, and keep the rest; return how many it was."""
         buffer, view, counters, capture = self._buffer, self._view, self._counters, self._stream.capture
-        at, moved = _START, 0
+        at, moved, runs = _START, 0, 0
+        self._unread = False
         while True:
             if self._skip:
                 skipped = min(self._skip, end - at)
@@ -110,6 +138,10 @@ class StreamReader:
             size = STREAM_LENGTH_BYTES + length
             if end - at < size:
                 break
+            runs += 1
+            if not runs % RUNS_PER_LOOK and self._clock() >= deadline:
+                self._unread = True
+                break
             if capture is not None:
                 capture.write(VIRTIO_NET_BLANK, view[at + STREAM_LENGTH_BYTES : at + size])
             frames = self._frame(at, size, end)
@@ -123,18 +155,14 @@ class StreamReader:
         return moved
 
     def _frame(self, at: int, size: int, end: int) -> int:
-        """Carry the frame of `size` bytes at `at`, and those behind it that repeat it; give how many it was."""
-        found = self._known.lookup(self._buffer, at - STREAM_LEAD_BYTES, size + STREAM_LEAD_BYTES)
+        """Carry the frame of `size` bytes at `at`, and those behind it that repeat it; return how many it was."""
+        found = self._fastpath.lookup(self._buffer, at - STREAM_LEAD_BYTES, size + STREAM_LEAD_BYTES)
         if found is None:
-            for peer, payload in self._dispatch.frame(self._view[at + STREAM_LENGTH_BYTES : at + size]):
-                self._path.tables[peer.udp_socket.family].activity[peer.byte] |= peer.bit
-                failure = send_one(peer.send or sender_to(peer), payload, self._counters.down, self._counters)
-                if failure:
-                    self._notices.refused(peer, failure, payload)
+            self._backlog.add(self._view[at + STREAM_LENGTH_BYTES : at + size], 0)
             return 1
         peer, headers, length = found
         buffer, view, counters = self._buffer, self._view, self._counters
-        sender = peer.send or sender_to(peer)
+        sender = peer.sender or sender_to(peer)
         # Where frames are recorded, each is taken by itself.
         most = min(self._most, (end - at) // size, RUN_BYTES[6] // length if length else 1)
         taken = 1
@@ -148,10 +176,10 @@ class StreamReader:
         first = at - STREAM_LEAD_BYTES + headers
         payload = view[first : first + length]
         if taken == 1:
-            failure = send_one(sender, payload, counters.down, counters)
+            failure = send_one(sender, payload, counters.udp.down, counters)
         else:
             slices = [view[i : i + length] for i in range(first, first + taken * size, size)]
-            failure = send_slices(sender, slices, length, counters.down, counters)
+            failure = send_slices(sender, slices, length, counters.udp.down, counters)
         if failure:
-            self._notices.refused(peer, failure, payload)
+            self._icmp.refused(peer, failure, payload)
         return taken

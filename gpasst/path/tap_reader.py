@@ -1,42 +1,33 @@
-"""The data path: superframes from the tap to host sockets (downward), and from host sockets to the tap (upward).
+"""From the tap to host sockets: the reader of the tap.
 
-Theory of operation: each direction is one `step` that moves a bounded amount without waiting and returns, so that no
-flow starves another.
-
-* `Downward.step` reads frames. An ordinary UDP frame of a known peer costs one look at its headers, one look-up by
-  their raw bytes and one send. Everything else takes the long way: `packets` takes it apart, `fragments` joins it,
-  services answer it, the guest path sets up its peer.
-* `Upward.step` reads runs (`batch`) from one socket. A known sender costs one look-up and one write per run.
-
-A send that the kernel refuses as a superframe (path MTU below the segment, no segmentation on the way) is repeated
-datagram by datagram; a refused datagram is counted, and the others go on. What the host's network does not carry is
-reported to the guest (`notices`).
+Theory of operation: `step` reads frames, a bounded number and for a bounded time, so that no flow starves another. An
+ordinary UDP frame of a known peer costs one look at its headers, one look-up by their raw bytes and one send
+(`fastpath`). Frames that repeat the one before are joined to one send. Every other frame goes to the backlog, which is
+dispatched when the known ones have been carried.
 """
 
 from __future__ import annotations
 
 import os
 import struct
+import time
+from collections.abc import Callable
 
 from gpasst.counters import Counters, Drop
 from gpasst.features import ALL, Feature
-from gpasst.formats import (
-    UDP4,
-    VIRTIO_NET_CODEC,
-    VIRTIO_NET_HDR_GSO_UDP_L4,
-)
+from gpasst.formats import UDP4, VIRTIO_NET_CODEC, VIRTIO_NET_HDR_GSO_UDP_L4
 from gpasst.host.receive import RUN_BYTES
-from gpasst.host.send import SEGMENTS_PER_SEND, send_one, send_run, sender_to
+from gpasst.host.send import SEGMENTS_PER_SEND, send_one, sender_to
 from gpasst.link.tap import FRAME_BYTES, Tap
-from gpasst.path.dispatch import Dispatch
-from gpasst.path.fastpath import HEADERS, repeating
+from gpasst.path.backlog import Backlog
+from gpasst.path.budget import FRAMES_PER_STEP, STEP_SECONDS
+from gpasst.path.fastpath import HEADERS, FastPath, repeating
 from gpasst.path.icmp_to_guest import IcmpToGuest
+from gpasst.path.udp_sockets import UdpSockets
 from gpasst.udp.mapping import Peer
-from gpasst.udp.nat import UdpNat
 
-FRAMES_PER_STEP = 128
-SINGLE_STEPS = 2  # steps with one frame each after which the next is expected to be like that
-SINGLE_CHECK = 8  # every so many steps it is found out whether that still holds
+SINGLE_STEPS = 2  # steps with one frame each, after which the next is expected to have one, too
+SINGLE_CHECK = 8  # of so many steps, one checks whether that still holds
 
 _VIRTIO = VIRTIO_NET_CODEC.size
 _GSO_TYPE = UDP4.offset("virtio.gso_type")
@@ -48,40 +39,49 @@ _gso_size = struct.Struct("<H").unpack_from
 
 
 class TapReader:
-    """From the tap to host sockets.
+    """Carries frames of the tap to host sockets.
 
     :param tap: the tap.
-    :param path: the guest path.
-    :param dispatch: what becomes of frames that are not UDP of a known peer.
+    :param fastpath: recognises UDP of known peers.
+    :param udp: sends runs to their peers.
+    :param icmp: reports to the guest the datagrams that the kernel refuses.
+    :param backlog: takes every other frame.
     :param counters: where traffic and drops are counted.
-    :param features: what may move more than one datagram at once.
+    :param features: the ways to move more than one datagram at once.
+    :param clock: returns seconds, for the budget of a step.
     """
 
     def __init__(
         self,
         tap: Tap,
-        path: UdpNat,
-        dispatch: Dispatch,
+        fastpath: FastPath,
+        udp: UdpSockets,
+        icmp: IcmpToGuest,
+        backlog: Backlog,
         counters: Counters,
         features: frozenset[Feature] = ALL,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._tap = tap
-        self._path = path
-        self._dispatch = dispatch
+        self._fastpath = fastpath
+        self._udp = udp
+        self._icmp = icmp
+        self._backlog = backlog
         self._counters = counters
-        self._notices = IcmpToGuest(tap, path, counters)
+        self._clock = clock
         self._buffer = bytearray(2 * FRAME_BYTES)
         self._view = memoryview(self._buffer)
         self._head = bytearray(HEADERS[6])
         # Without the kernel's help in splitting there is no use in joining; captured frames are read one by one.
         self._joins = features >= {Feature.JOIN, Feature.GSO} and tap.capture is None
-        self._most = SEGMENTS_PER_SEND if Feature.GSO in features else 1
         self._last: Peer | None = None
         self._single = 0
-        self._known = dispatch.known
 
     def step(self) -> int:
-        """Move up to `FRAMES_PER_STEP` frames; give how many it was."""
+        """Move up to `FRAMES_PER_STEP` frames, for at most `STEP_SECONDS`; return how many.
+
+        :raises OSError: if the device is gone.
+        """
         fd, counters, capture = self._tap.fd, self._counters, self._tap.capture
         vector = [self._buffer]
         readv = os.readv
@@ -92,58 +92,82 @@ class TapReader:
         if budget == 1:
             self._last = None
         read = size = 0
+        deadline = 0.0
         while read < budget:
             try:
                 size = readv(fd, vector)
             except BlockingIOError:
                 break
             while size > 0:
-                # What interrupted a run is in the buffer already, and may begin the next one.
+                # A frame that ended a run is in the buffer already, and may begin the next one.
                 counters.frames_down += 1
                 if capture is not None:
                     capture.write(self._view[:size])
                 size, joined = self._frame(size)
                 counters.frames_down += joined
                 read += 1 + joined
-            if size == _DRAINED:
+            if size == _DRAINED or budget == 1:
+                break
+            now = self._clock()
+            if not deadline:
+                deadline = now + STEP_SECONDS
+            elif now >= deadline:
                 break
         self._single = single + 1 if read <= 1 else 0
+        if self._backlog:
+            self._backlog.drain(deadline or self._clock() + STEP_SECONDS)
         return read
 
     def _frame(self, size: int) -> tuple[int, int]:
-        """Carry the frame in the buffer, `size` bytes with its virtio-net header, and what repeats it.
+        """Carry the frame in the buffer, `size` bytes with its virtio-net header, and those that repeat it.
 
-        :return: size of a frame that has been read but not carried, 0 for none and `_DRAINED` if there is none to be
-            read either; and how many frames were joined.
+        :return: size of a frame that has been read but not carried, 0 for none and `_DRAINED` if none is left to read;
+            and how many frames were joined.
         """
-        found = self._known.lookup(self._buffer, 0, size)
+        found = self._fastpath.lookup(self._buffer, 0, size)
         if found is None:
-            for peer, payload in self._dispatch.frame(self._view[_VIRTIO:size]):
-                self._send(peer, payload, self._buffer[_GSO_TYPE])
+            self._keep(size)
             return _DONE
         peer, start, length = found
         payload = self._view[start : start + length]
-        gso = self._buffer[_GSO_TYPE]
-        if gso:
-            self._send(peer, payload, gso)
+        if self._buffer[_GSO_TYPE]:
+            segment = self._segment()
+            if segment >= 0:
+                self._udp.send(peer, payload, segment or length)
             return _DONE
         # Others like the one before are expected to follow.
         if peer is self._last and size == start + length:
             return self._join(peer, size, start)
         if self._joins:
             self._last = peer
-        failure = send_one(peer.send or sender_to(peer), payload, self._counters.down, self._counters)
+        failure = send_one(peer.sender or sender_to(peer), payload, self._counters.udp.down, self._counters)
         if failure:
-            self._notices.refused(peer, failure, payload)
+            self._icmp.refused(peer, failure, payload)
         return _DONE
 
+    def _keep(self, size: int) -> None:
+        """Put the frame in the buffer, which is none of a known flow, into the backlog."""
+        segment = self._segment() if self._buffer[_GSO_TYPE] else 0
+        if segment >= 0:
+            self._backlog.add(self._view[_VIRTIO:size], segment)
+
+    def _segment(self) -> int:
+        """Return the segment size of the UDP superframe in the buffer, 0 for other frames, -1 after dropping it."""
+        if self._buffer[_GSO_TYPE] != VIRTIO_NET_HDR_GSO_UDP_L4:
+            return 0
+        (segment,) = _gso_size(self._buffer, _GSO_SIZE)
+        if not segment:
+            self._counters.drop(Drop.MALFORMED_UDP)
+            return -1
+        return int(segment)
+
     def _join(self, peer: Peer, size: int, start: int) -> tuple[int, int]:
-        """Carry the frame in the buffer, and join those that follow it as long as they repeat it.
+        """Carry the frame in the buffer, joined with those that follow it as long as they repeat it.
 
-        Each is read with its headers apart and its payload behind the one before. What does not repeat it ends the run
-        and is put at the start of the buffer for the caller.
+        Each is read with its headers apart and its payload behind the one before. A frame that does not repeat it ends
+        the run and is put at the start of the buffer for the caller.
 
-        :param peer: where to.
+        :param peer: the peer that they are for.
         :param size: bytes of the frame.
         :param start: bytes of its headers.
         :return: as `_frame`.
@@ -168,29 +192,10 @@ class TapReader:
             end += segment
             left = 0
             vector[1] = view[end:]
-        self._send_joined(peer, view[start:end], segment)
+        self._udp.send(peer, view[start:end], segment)
         if left > start:
             view[:start] = vector[0]
             view[start:left] = view[end : end + left - start]
         elif left > 0:
             view[:left] = vector[0][:left]
         return left, taken
-
-    def _send_joined(self, peer: Peer, payload: memoryview, segment: int) -> None:
-        """Send datagrams of `segment` bytes each, the last perhaps shorter, to `peer`."""
-        self._path.tables[peer.udp_socket.family].activity[peer.byte] |= peer.bit
-        counters = self._counters
-        sender = peer.send or sender_to(peer)
-        failure = send_run(sender, payload, segment, self._most, counters.down, counters)
-        if failure:
-            self._notices.refused(peer, failure, payload[:segment])
-
-    def _send(self, peer: Peer, payload: memoryview, gso: int) -> None:
-        """Send a datagram or superframe of the guest to `peer`."""
-        segment = len(payload)
-        if gso == VIRTIO_NET_HDR_GSO_UDP_L4:
-            (segment,) = _gso_size(self._buffer, _GSO_SIZE)
-            if not segment:
-                self._counters.drop(Drop.MALFORMED_UDP)
-                return
-        self._send_joined(peer, payload, segment)

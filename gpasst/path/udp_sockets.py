@@ -1,99 +1,258 @@
-"""From host sockets to the guest, and from every listener to where its datagrams go."""
+"""UDP between the guest and the host's sockets, both ways.
+
+Theory of operation: `gpasst.udp.nat` decides which mapping and peer a datagram belongs to; `UdpSockets` owns the host
+sockets that this takes.
+
+* `step` receives runs (`gpasst.host.receive`) from one socket. A known sender costs one look-up and one write a run. In
+  each batch, runs of known senders are carried first; only then do the others set up their peers or splice pairs.
+* `send` carries a run of the guest to a peer, and reports to the guest what the host's network does not carry.
+* `outbound` handles a datagram of the guest for which there may be no peer yet.
+
+A send that the kernel refuses as a superframe (path MTU below the segment, no segmentation on the way) is repeated
+datagram by datagram (`gpasst.host.send`).
+"""
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Callable, Mapping
+
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PacketError
-from gpasst.host.receive import Receiver, split_key
-from gpasst.link.stream import Stream
-from gpasst.link.tap import Tap
+from gpasst.features import Feature
+from gpasst.flow.guest import Guest
+from gpasst.host.receive import Receiver, Run, sender_key, split_key
+from gpasst.host.send import SEGMENTS_PER_SEND, send_run, sender_to
+from gpasst.host.sockets import open_own
+from gpasst.link.port import Link
 from gpasst.packet.address import is_loopback
+from gpasst.packet.parse import Packet, parse_udp
+from gpasst.path.budget import BATCHES_PER_STEP, STEP_SECONDS
 from gpasst.path.icmp_to_guest import IcmpToGuest
-from gpasst.path.udp_splice import Splice
-from gpasst.udp.mapping import Peer, UdpSocket
+from gpasst.path.udp_splice import UdpSplice
+from gpasst.udp.mapping import Listener, Peer, UdpSocket
 from gpasst.udp.nat import UdpNat
-from gpasst.udp.pairs import Pair
+from gpasst.udp.pairs import NO_PAIRS, Pair
 
-BATCHES_PER_STEP = 4
+PORTS_BYTES = 4  # source and destination port
+# Handles a datagram to a service's port: the packet, and the payload of its datagram.
+ServiceHandler = Callable[[Packet, memoryview], None]
+
+log = logging.getLogger(__name__)
 
 
 class UdpSockets:
-    """From host sockets to the guest, and from every listener to where its datagrams go.
+    """The host sockets of a guest's UDP: those of mappings, opened here, and listeners, opened by their owner.
 
-    :param link: the guest's end, None without one.
-    :param path: the guest path.
-    :param splice: what moves loopback traffic, None where nothing does.
+    :param guest: the guest.
+    :param link: the guest's end, None with ``--splice-only``.
+    :param icmp: reports errors to the guest.
+    :param splice: carries loopback traffic of listeners, None where the link does.
     :param receivers: the receiver of each family.
+    :param services: handlers of datagrams to a port that is not carried, by (family, port).
     :param counters: where traffic and drops are counted.
+    :param features: the ways to move more than one datagram at once.
+    :param watch: begins to call `step` when a mapping's socket is readable.
+    :param unwatch: stops that; called before the socket is closed.
+    :param carried: whether datagrams are carried, or only served.
+    :param filtered: admit only senders whose address the guest has sent to.
+    :param now: monotonic seconds.
+    :param clock: returns seconds, for the budget of a step.
+    :ivar nat: the rules and tables.
     """
 
     def __init__(
         self,
-        link: Tap | Stream | None,
-        path: UdpNat,
-        splice: Splice | None,
-        receivers: dict[int, Receiver],
+        guest: Guest,
+        link: Link | None,
+        icmp: IcmpToGuest,
+        splice: UdpSplice | None,
+        receivers: Mapping[int, Receiver],
+        services: Mapping[tuple[int, int], ServiceHandler],
         counters: Counters,
+        features: frozenset[Feature],
+        watch: Callable[[UdpSocket], None],
+        unwatch: Callable[[UdpSocket], None],
+        carried: bool = True,
+        filtered: bool = False,
+        now: int = 0,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        self.nat = UdpNat(guest, self, sender_key, filtered, now)
+        self._guest = guest
         self._link = link
-        self._path = path
+        self._icmp = icmp
         self._splice = splice
-        self._counters = counters
-        self._notices = IcmpToGuest(link, path, counters)
         self._receivers = receivers
+        self._services = services
+        self._counters = counters
+        self._gro = Feature.GRO in features
+        self._most = SEGMENTS_PER_SEND if Feature.GSO in features else 1
+        self._watch = watch
+        self._unwatch = unwatch
+        self._carried = carried
+        self._clock = clock
+
+    # --- Host to guest ----------------------------------------------------------------------------------------------
 
     def step(self, udp_socket: UdpSocket) -> int:
-        """Move up to `BATCHES_PER_STEP` batches from the socket of `endpoint`; give how many runs it was.
+        """Move up to `BATCHES_PER_STEP` batches from a socket, for at most `STEP_SECONDS`.
 
-        A run of several datagrams counts as two.
+        :return: runs moved; a run of several datagrams counts as two.
         """
         family = udp_socket.family
         receive = self._receivers[family].receive
-        peers, activity = udp_socket.peers, self._path.tables[family].activity
         moved = 0
+        deadline = 0.0
         for _ in range(BATCHES_PER_STEP):
-            if udp_socket.socket is None:
+            sock = udp_socket.socket
+            if sock is None:
                 break
             try:
-                runs, more = receive(udp_socket.socket.fileno())
+                runs, more = receive(sock.fileno())
             except OSError:
-                # An error that an earlier datagram met. There may be datagrams behind it.
-                if not self._notices.queued(udp_socket):
+                # The error that an earlier datagram met. There may be datagrams behind it.
+                if not self._icmp.queued(udp_socket):
                     self._counters.socket_errors += 1
                 continue
-            if not runs and not moved:
-                # What woke the watcher is an error that a send has come upon before.
-                self._notices.queued(udp_socket)
-            try:
-                for key, total, segment, payload, tos_ttl in runs:
-                    peer = peers.get(key)
-                    if peer is None:
-                        try:
-                            peer = self._new(udp_socket, key)
-                        except PacketError as error:
-                            self._counters.drop(error.reason, -(-total // segment) if total else 1)
-                            continue
-                    if peer.header is None:
-                        self._splice.forward(peer, payload, segment)  # type: ignore[union-attr]
-                    else:
-                        header = peer.header
-                        activity[peer.byte] |= peer.bit
-                        if tos_ttl != header.tos_ttl:
-                            header.set_tos_ttl(tos_ttl)
-                        self._link.write_datagrams(header, total, segment, payload)  # type: ignore[union-attr]
-                    moved += 1 if segment >= total else 2
-            finally:
-                # Whatever happens, before the next receive: what was gathered lies in the receiver's buffers.
-                if self._link is not None:
-                    self._link.flush()
+            if runs:
+                moved += self._carry(udp_socket, runs)
+            elif not moved:
+                # The watcher was woken by an error that a send has cleared before.
+                self._icmp.queued(udp_socket)
             if not more:
                 break
+            now = self._clock()
+            if deadline and now >= deadline:
+                break
+            deadline = deadline or now + STEP_SECONDS
         return moved
 
-    def _new(self, udp_socket: UdpSocket, key: bytes) -> Peer | Pair:
+    def _carry(self, udp_socket: UdpSocket, runs: list[Run]) -> int:
+        """Carry one batch; return its number of runs, where one of several datagrams counts as two."""
+        peers, activity = udp_socket.peers, self.nat.tables[udp_socket.family].activity
+        link, splice = self._link, self._splice
+        pairs = splice.pairs.of(udp_socket) if udp_socket.splices and splice is not None else NO_PAIRS
+        moved = 0
+        unknown: list[Run] | None = None
+        try:
+            for run in runs:
+                key, total, segment, payload, tos_ttl = run
+                peer = peers.get(key)
+                if peer is not None:
+                    header = peer.header
+                    activity[peer.byte] |= peer.bit
+                    if tos_ttl != header.tos_ttl:
+                        header.set_tos_ttl(tos_ttl)
+                    link.write_run(header, total, segment, payload)  # type: ignore[union-attr]  # peers need a link
+                elif (pair := pairs.get(key)) is not None:
+                    splice.forward(pair, payload, segment)  # type: ignore[union-attr]  # and pairs need splicing
+                else:
+                    if unknown is None:
+                        unknown = []
+                    unknown.append(run)
+                    continue
+                moved += 1 if segment >= total else 2
+            if unknown is not None:
+                moved += self._carry_unknown(udp_socket, unknown)
+        finally:
+            # Whatever happens, before the next receive: gathered frames lie in the receiver's buffers.
+            if link is not None:
+                link.flush()
+        return moved
+
+    def _carry_unknown(self, udp_socket: UdpSocket, runs: list[Run]) -> int:
+        """Set up splice pairs or peers for runs of unknown senders, and carry them; return as `_carry` does."""
+        moved = 0
+        for key, total, segment, payload, tos_ttl in runs:
+            try:
+                found = self._find(udp_socket, key)
+            except PacketError as error:
+                self._counters.drop(error.reason, -(-total // segment) if total else 1)
+                continue
+            if isinstance(found, Pair):
+                assert self._splice is not None
+                self._splice.forward(found, payload, segment)
+            else:
+                self.nat.tables[udp_socket.family].activity[found.byte] |= found.bit
+                if tos_ttl != found.header.tos_ttl:
+                    found.header.set_tos_ttl(tos_ttl)
+                assert self._link is not None
+                self._link.write_run(found.header, total, segment, payload)
+            moved += 1 if segment >= total else 2
+        return moved
+
+    def _find(self, udp_socket: UdpSocket, key: bytes) -> Peer | Pair:
+        """Return what carries a sender's datagrams, set up unless an earlier run of the batch has done so.
+
+        :raises PacketError: if they must be dropped.
+        """
+        known = udp_socket.peers.get(key)
+        if known is not None:
+            return known
         address, port, scope, local = split_key(udp_socket.family, key)
-        if udp_socket.splices and self._splice and (udp_socket.inside or is_loopback(local[: len(address)])):
-            return self._splice.open(udp_socket, key, address, port, scope, local)
+        if self._splice is not None and udp_socket.splices:
+            assert isinstance(udp_socket, Listener)
+            if udp_socket.inside or is_loopback(local[: len(address)]):
+                pair = self._splice.pairs.of(udp_socket).get(key)
+                return pair or self._splice.open(udp_socket, key, address, port, scope, local)
         if self._link is None:
             raise PacketError(Drop.NO_TAP)
-        return self._path.inbound(udp_socket, key, address, port, scope, local)
+        return self.nat.inbound(udp_socket, key, address, port, scope, local)
+
+    # --- Guest to host ----------------------------------------------------------------------------------------------
+
+    def send(self, peer: Peer, payload: memoryview, segment: int) -> None:
+        """Send datagrams of the guest to a peer, which counts as active.
+
+        :param payload: the datagrams, one behind the other.
+        :param segment: bytes of each but perhaps the last.
+        """
+        self.nat.tables[peer.udp_socket.family].activity[peer.byte] |= peer.bit
+        counters = self._counters
+        failure = send_run(peer.sender or sender_to(peer), payload, segment, self._most, counters.udp.down, counters)
+        if failure:
+            self._icmp.refused(peer, failure, payload[:segment])
+
+    def outbound(self, packet: Packet) -> None:
+        """Handle a UDP packet of the guest: serve it, or send it to its peer, which is set up if need be.
+
+        :raises PacketError: if it is malformed or must be dropped.
+        """
+        guest_port, port, data = parse_udp(packet.payload)
+        service = self._services.get((packet.family, port))
+        if service is not None:
+            service(packet, data)
+            return
+        if not self._carried:
+            raise PacketError(Drop.PROTOCOL_DISABLED)
+        peer = self.nat.tables[packet.family].down.get(
+            packet.source + packet.destination + packet.payload[:PORTS_BYTES]
+        )
+        if peer is None:
+            peer = self.nat.outbound(packet.family, packet.source, packet.destination, guest_port, port)
+        if packet.tos_ttl != peer.tos_ttl:
+            peer.set_tos_ttl(packet.tos_ttl)
+        self.send(peer, data, packet.segment or len(data))
+
+    # --- The sockets of mappings ------------------------------------------------------------------------------------
+
+    def open(self, family: int, port: int) -> UdpSocket:
+        """Open a mapping's own socket; see `gpasst.udp.nat.SocketOpener`.
+
+        :raises PacketError: if no socket can be had.
+        """
+        udp_socket = open_own(self._guest.addresses[family].network, port, self._gro)
+        if port and udp_socket.port != port:
+            log.info("IPv%d source port %d is taken on the host; port changed to %d", family, port, udp_socket.port)
+        self._watch(udp_socket)
+        return udp_socket
+
+    def close(self, udp_socket: UdpSocket) -> None:
+        """Close a mapping's own socket."""
+        sock = udp_socket.socket
+        if sock is not None:
+            self._unwatch(udp_socket)
+            sock.close()
+            udp_socket.socket = None

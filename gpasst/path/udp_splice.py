@@ -1,101 +1,109 @@
-"""The sockets of splice pairs: opening them, moving runs between them and their listeners, closing them.
+"""The sockets of splice pairs, and both halves of their traffic.
 
-Theory of operation: `gpasst.udp.splice` has the rules. A pair is opened by the first datagram of a sender, without
-asking anyone: its socket comes from a pool of sockets made in the namespace beforehand, or is made on the host. Runs
-then cross in one receive and one send, as superframes where the kernel joins and splits them.
+Theory of operation: `gpasst.udp.pairs` has the rules. The first datagram of a sender opens its pair, without asking
+another process: the socket comes from the pool of the namespace, or is made on the host. Runs then cross in one receive
+and one send, as superframes where the kernel joins and splits them: from the listener to the target (`forward`), and
+from the pair's socket to the sender (`step`).
 
 The kernel reports a closed port on the pair's connected socket. The error is read there, counted, and passed on to the
-sender as the ICMP error that it would have got, where that can be done (`refusals`).
+sender as the ICMP error that it would have got without a proxy, where a raw socket can be had (`gpasst.host.raw`).
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import time
 from _socket import inet_pton
 from _socket import socket as RawSocket  # a class
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from gpasst.counters import Counters, Drop
 from gpasst.errors import GpasstError, PacketError
 from gpasst.features import Feature
-from gpasst.host.raw import MakeSockets, RawSockets
+from gpasst.flow.sender import Sender
+from gpasst.host.raw import RawSockets
 from gpasst.host.receive import Receiver
-from gpasst.host.send import SEGMENTS_PER_SEND, Sender, answering, send_run
+from gpasst.host.send import SEGMENTS_PER_SEND, answering, send_run
+from gpasst.host.socket_pool import SocketPool
 from gpasst.host.sockets import family_constant, new_udp_socket, prepare, socket_address, text
-from gpasst.linux import SOCK_DGRAM
 from gpasst.packet.address import ANY
 from gpasst.packet.icmp_error import port_unreachable
-from gpasst.udp.mapping import UdpSocket
+from gpasst.path.budget import BATCHES_PER_STEP, STEP_SECONDS
+from gpasst.udp.mapping import Listener
 from gpasst.udp.pairs import Pair, Pairs, Route
 
 POOL = 64  # sockets of a family kept ready; one message of the helper brings that many
-BATCHES_PER_STEP = 4
 TRIES = 4  # sockets tried until one does not happen to be bound to its own target
+ADDRESS_BYTES = {4: 4, 6: 16}
 
 log = logging.getLogger(__name__)
 
 
-class Splice:
+class UdpSplice:
     """All splice pairs of one namespace, with their sockets.
 
     :param pairs: the rules.
-    :param make_inside: makes sockets in the namespace, without switching to another greenlet.
-    :param watch: begins to call back when a pair's socket is readable.
+    :param pool: the sockets of the namespace.
+    :param watch: begins to call `step` when a pair's socket is readable.
     :param unwatch: stops that; called before the socket is closed.
-    :param refusals: reports closed ports.
+    :param raw: sends ICMP errors about closed ports.
     :param receivers: the receiver of each family.
     :param counters: where traffic and drops are counted.
-    :param features: what may move more than one datagram at once.
+    :param features: the ways to move more than one datagram at once.
+    :param clock: returns seconds, for the budget of a step.
+    :ivar pairs: the rules and tables.
     """
 
     def __init__(
         self,
         pairs: Pairs,
-        make_inside: MakeSockets,
+        pool: SocketPool,
         watch: Callable[[Pair], None],
         unwatch: Callable[[Pair], None],
-        refusals: RawSockets,
-        receivers: dict[int, Receiver],
+        raw: RawSockets,
+        receivers: Mapping[int, Receiver],
         counters: Counters,
         features: frozenset[Feature],
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.pairs = pairs
-        self._make_inside = make_inside
+        self._pool = pool
         self._watch = watch
         self._unwatch = unwatch
+        self._raw = raw
+        self._receivers = receivers
         self._counters = counters
         self._gro = Feature.GRO in features
         self._most = SEGMENTS_PER_SEND if Feature.GSO in features else 1
-        self._refusals = refusals
-        self._receivers = receivers
-        self._pool: dict[int, list[RawSocket]] = {}
+        self._clock = clock
 
     def listen(self, inside: bool, family: int) -> None:
-        """Get ready for pairs of senders on one side: a pool for their sockets, a raw socket for their errors."""
-        if not inside and family not in self._pool:
-            self._pool[family] = []
-            self.top_up()
-        self._refusals.open(inside, family)
+        """Get ready for pairs of senders on one side: sockets in the pool, a raw socket for their errors.
 
-    def open(self, listener: UdpSocket, key: bytes, source: bytes, port: int, scope: int, addressed: bytes) -> Pair:
+        :raises GpasstError: if the namespace makes no sockets.
+        """
+        if not inside:
+            self._pool.keep(family, POOL)
+        self._raw.open(inside, family)
+
+    def open(self, listener: Listener, key: bytes, source: bytes, port: int, scope: int, addressed: bytes) -> Pair:
         """Set up the pair of a new sender.
 
-        :param listener: what it sent to.
+        :param listener: the listener it sent to.
         :param key: its raw sender key there.
         :param source: its address.
         :param port: its port.
         :param scope: interface index of a link-local address, else 0.
-        :param addressed: the address it sent to, as the key tells it.
+        :param addressed: the address it sent to, as the key holds it.
         :raises PacketError: if its datagram must be dropped.
         """
         family = listener.family
-        route = self.pairs.route(listener, source, port, addressed[: 4 if family == 4 else 16])
+        route = self.pairs.route(listener, source, port, addressed[: ADDRESS_BYTES[family]])
         sock, local = self._connected(not listener.inside, family, route)
-        udp_socket = UdpSocket(family, local[1], sock, inside=not listener.inside)
-        pair = Pair(listener, key, (source, port, scope), addressed, route, udp_socket, local)
-        pair.to_target = Sender(sock)
-        pair.to_sender = answering(listener.socket, source, port, scope, addressed)
+        assert listener.socket is not None
+        to_sender = answering(listener.socket, source, port, scope, addressed)
+        pair = Pair(listener, key, (source, port, scope), addressed, route, sock, local, Sender(sock), to_sender)
         for ended in self.pairs.add(pair):
             self._end(ended)
         self._watch(pair)
@@ -104,17 +112,18 @@ class Splice:
     def forward(self, pair: Pair, payload: list[memoryview], segment: int) -> None:
         """Pass a run of the pair's sender on."""
         self.pairs.ages.activity[pair.byte] |= pair.bit
-        send_run(pair.to_target, _whole(payload), segment, self._most, self._counters.spliced, self._counters)
+        send_run(pair.to_target, _whole(payload), segment, self._most, self._counters.udp.spliced, self._counters)
 
     def step(self, pair: Pair) -> int:
-        """Pass answers on, up to `BATCHES_PER_STEP` batches; give how many runs it was.
+        """Pass answers on, up to `BATCHES_PER_STEP` batches and for at most `STEP_SECONDS`.
 
-        A run of several datagrams counts as two.
+        :return: runs moved; a run of several datagrams counts as two.
         """
-        receive = self._receivers[pair.udp_socket.family].receive
+        receive = self._receivers[pair.listener.family].receive
         moved = 0
+        deadline = 0.0
         for _ in range(BATCHES_PER_STEP):
-            sock = pair.udp_socket.socket
+            sock = pair.socket
             if sock is None:
                 break
             try:
@@ -128,51 +137,43 @@ class Splice:
             if runs:
                 self.pairs.ages.activity[pair.byte] |= pair.bit
             for _key, total, segment, payload, _tos_ttl in runs:
-                send_run(pair.to_sender, _whole(payload), segment, self._most, self._counters.spliced, self._counters)
+                send_run(
+                    pair.to_sender, _whole(payload), segment, self._most, self._counters.udp.spliced, self._counters
+                )
                 moved += 1 if segment >= total else 2
             if not more:
                 break
+            now = self._clock()
+            if deadline and now >= deadline:
+                break
+            deadline = deadline or now + STEP_SECONDS
         return moved
-
-    def top_up(self) -> None:
-        """Fill the pools, so that the next pairs need not wait for their sockets."""
-        for family, pool in self._pool.items():
-            if len(pool) < POOL:
-                try:
-                    made = self._make_inside(family_constant(family), SOCK_DGRAM, 0, POOL - len(pool))
-                except GpasstError as error:
-                    log.warning("%s", error)
-                    return
-                pool += [RawSocket(fileno=descriptor) for descriptor in made]
 
     def scan(self, now: int, timeout: int) -> int:
         """End pairs that were idle for more than `timeout` seconds at `now`; give how many."""
         ended = self.pairs.scan(now, timeout)
         for pair in ended:
             self._end(pair)
-        self.top_up()
         return len(ended)
 
-    def retire(self, listener: UdpSocket) -> None:
+    def retire(self, listener: Listener) -> None:
         """End all pairs of a listener that is about to be closed."""
-        for pair in [pair for pair in listener.peers.values() if isinstance(pair, Pair)]:
+        for pair in list(self.pairs.of(listener).values()):
             self.pairs.remove(pair)
             self._end(pair)
 
     def close(self) -> None:
-        """End all pairs and close the pools."""
+        """End all pairs."""
         for pair in list(self.pairs):
             self.pairs.remove(pair)
             self._end(pair)
-        for pool in self._pool.values():
-            for sock in pool:
-                sock.close()
-        self._pool.clear()
 
     def _end(self, pair: Pair) -> None:
-        self._unwatch(pair)
-        pair.udp_socket.socket.close()
-        pair.udp_socket.socket = None
+        sock = pair.socket
+        if sock is not None:
+            self._unwatch(pair)
+            sock.close()
+            pair.socket = None
 
     def _connected(self, inside: bool, family: int, route: Route) -> tuple[RawSocket, tuple[bytes, int]]:
         """Give a socket of one side, bound and connected as the route says, and what it is bound to."""
@@ -199,14 +200,9 @@ class Splice:
         raise PacketError(Drop.NO_SOCKET)
 
     def _socket(self, inside: bool, family: int) -> RawSocket:
-        if not inside:
-            return new_udp_socket(family, self._gro, packet_info=False)
-        pool = self._pool[family]
-        if not pool:
-            self.top_up()
-        if not pool:
-            raise OSError(errno.EMFILE, "no socket of the namespace is left")
-        return prepare(pool.pop(), family, self._gro, packet_info=False)
+        if inside:
+            return prepare(self._pool.take(family), family, self._gro, packet_info=False)
+        return new_udp_socket(family, self._gro, packet_info=False)
 
     def _drain(self, sock: RawSocket) -> None:
         """Drop what strangers sent to the socket while it was bound but not yet connected: from here on none comes."""
@@ -220,10 +216,10 @@ class Splice:
 
     def _refuse(self, pair: Pair) -> None:
         """Tell a pair's sender that nobody listens where its datagrams go."""
-        source, port, scope = pair.sender
+        source, port, scope = pair.source
         addressed = pair.addressed[: len(source)]
         message = port_unreachable(source, port, addressed, pair.listener.port)
-        if self._refusals.send(pair.listener.inside, message, source, scope):
+        if self._raw.send(pair.listener.inside, message, source, scope):
             self._counters.refusals += 1
 
 

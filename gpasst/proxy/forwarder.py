@@ -22,12 +22,13 @@ from gpasst.config import Config
 from gpasst.errors import GpasstError, PlatformError
 from gpasst.flow.listeners import BindAddress, ListenerSpec, PortRules, automatic, explicit, target_bytes
 from gpasst.flow.record import Forward
+from gpasst.flow.sender import HostSocket
 from gpasst.host.sock_diag import SockDiag
 from gpasst.host.socket_pool import SocketPool
 from gpasst.host.sockets import bind_listener, listener_error, new_udp_socket, prepare, stand_in
 from gpasst.linux import AF_NETLINK, NETLINK_SOCK_DIAG, SOCK_RAW
-from gpasst.path.udp_splice import Splice
-from gpasst.udp.mapping import UdpSocket
+from gpasst.path.udp_splice import UdpSplice
+from gpasst.udp.mapping import Listener
 from gpasst.udp.nat import UdpNat
 
 SPARE_DESCRIPTORS = 512  # kept free of listeners, for the tap, the helper, mappings and splice pairs
@@ -59,7 +60,7 @@ class Forwarder:
 
     :param config: the options that say how to bind.
     :param rules: the rules.
-    :param path: the NAT that listeners on the host lead to.
+    :param nat: the NAT that listeners on the host lead to.
     :param splice: what moves loopback traffic, None where nothing does.
     :param pool: the sockets of the namespace, None where there is none: then no rule may listen or look there.
     :param watch: begins to call back when a listener is readable.
@@ -72,11 +73,11 @@ class Forwarder:
         self,
         config: Config,
         rules: PortRules,
-        path: UdpNat,
-        splice: Splice | None,
+        nat: UdpNat,
+        splice: UdpSplice | None,
         pool: SocketPool | None,
-        watch: Callable[[UdpSocket], None],
-        unwatch: Callable[[UdpSocket], None],
+        watch: Callable[[Listener], None],
+        unwatch: Callable[[Listener], None],
         gro: bool,
     ) -> None:
         self._config = config
@@ -84,13 +85,13 @@ class Forwarder:
         # Kept, since each look needs them and `automatic` is read for each new mapping, and rules may be thousands.
         self._followers = {inside: found for inside in SIDES if (found := rules.automatic(inside))}
         self.automatic = bool(self._followers)
-        self._path = path
+        self._nat = nat
         self._splice = splice
         self._pool = pool
         self._watch = watch
         self._unwatch = unwatch
         self._gro = gro
-        self._opened: dict[BindAddress, tuple[ListenerSpec, UdpSocket]] = {}
+        self._opened: dict[BindAddress, tuple[ListenerSpec, Listener]] = {}
         self._scanners: dict[bool, SockDiag] = {}
         self._own: set[int] = set()
         self._released: list[int] = []
@@ -119,7 +120,7 @@ class Forwarder:
 
         :raises GpasstError: if a port of a strict rule cannot be bound, or none of the others; the caller closes.
         """
-        families, lo_only = self._path.tables, self._config.splice_only
+        families, lo_only = self._nat.tables, self._config.splice_only
         specs = [spec for inside in SIDES for spec in explicit(self._rules.of(inside), inside, families, lo_only)]
         self._room = descriptor_room(len(specs))
         self._expect(specs)
@@ -153,7 +154,7 @@ class Forwarder:
                 state.specs = automatic(
                     rules,
                     inside,
-                    self._path.tables,
+                    self._nat.tables,
                     listing.values(),
                     self._config.keeps_loopback,
                     self._own,
@@ -195,11 +196,11 @@ class Forwarder:
         failed = self._open_those_that_fit(fresh + before[:TRIED_AGAIN], yield_)
         state.pending = before[TRIED_AGAIN:] + failed
 
-    def exclude(self, sock: RawSocket) -> None:
+    def exclude(self, sock: HostSocket) -> None:
         """Remember a socket of the proxy, which no automatic rule shall follow."""
         self._own.add(os.fstat(sock.fileno()).st_ino)
 
-    def include(self, sock: RawSocket) -> None:
+    def include(self, sock: HostSocket) -> None:
         """Forget a socket that is about to be closed, as soon as no list of bound sockets contains it."""
         self._released.append(os.fstat(sock.fileno()).st_ino)
 
@@ -241,7 +242,7 @@ class Forwarder:
         except OSError as error:
             raise listener_error(error, bind, rule.text) from error
         splices = self._splice is not None and (bind.inside or bind.loopback)
-        udp_socket = UdpSocket(
+        listener = Listener(
             bind.family,
             bind.port,
             sock,
@@ -254,10 +255,10 @@ class Forwarder:
         if self._splice is not None and splices:
             self._splice.listen(bind.inside, bind.family)
         if not bind.inside:
-            self._path.listen(udp_socket)
+            self._nat.listen(listener)
         self.exclude(sock)
-        self._watch(udp_socket)
-        self._opened[bind] = spec, udp_socket
+        self._watch(listener)
+        self._opened[bind] = spec, listener
 
     def _socket(self, bind: BindAddress) -> RawSocket:
         """Return a prepared socket of the side and family of a listener."""
@@ -270,15 +271,17 @@ class Forwarder:
 
     def _close(self, bind: BindAddress) -> None:
         """Close one listener, and end whatever passes it."""
-        _, udp_socket = self._opened.pop(bind)
-        self._unwatch(udp_socket)
+        _, listener = self._opened.pop(bind)
+        self._unwatch(listener)
         if self._splice is not None:
-            self._splice.retire(udp_socket)
+            self._splice.retire(listener)
         if not bind.inside:
-            self._path.retire(udp_socket)
-        self.include(udp_socket.socket)
-        udp_socket.socket.close()
-        udp_socket.socket = None
+            self._nat.retire(listener)
+        sock = listener.socket
+        assert sock is not None
+        self.include(sock)
+        sock.close()
+        listener.socket = None
 
     def _expect(self, specs: Iterable[ListenerSpec]) -> None:
         """Announce to the pool which sockets these listeners will take."""

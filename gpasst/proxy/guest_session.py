@@ -1,9 +1,8 @@
-"""Who is connected: guests that come to a listening socket, one at a time, or the one whose socket was handed over.
+"""The session of a stream's guest: guests that connect to a listening socket, one at a time, or a handed-over socket.
 
-Theory of operation (context 1.1): while a guest is connected, further connections are accepted and closed at once.
-What a guest sent before it went is moved first, since its end is found by reading; so it is when the next one is there
-before that has been read. Then the next one may come; or, if
-there shall be one guest only, nobody is listened for any longer, and all ends.
+Theory of operation: while a guest is connected, further connections are accepted and closed at once. Disconnection is
+detected by reading, so everything a guest sent is forwarded before it is dropped, even if the next guest connects
+first. With `once` the listener then closes and the session ends.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from gpasst.link.listener import GuestListener, peer_process, prepare_guest
 from gpasst.link.stream import Stream
 from gpasst.path.stream_reader import StreamReader
 
-LAST_STEPS = 64  # to move what a guest left behind; its socket holds a few of them
+LAST_STEPS = 256  # to move what a guest left behind; each is bounded in time
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +25,8 @@ class GuestSession:
     """The guests of one listening socket.
 
     :param source: where guests connect, or a connected one.
-    :param stream: what is written to a guest.
-    :param downward: what is read from it.
+    :param stream: writes to a guest.
+    :param reader: reads from it.
     :param watch: begins to call back when a socket is readable.
     :param unwatch: stops that; called before the socket is closed.
     :param wake: called back when the guest's socket is readable; it calls `step`.
@@ -40,7 +39,7 @@ class GuestSession:
         self,
         source: GuestListener | RawSocket,
         stream: Stream,
-        downward: StreamReader,
+        reader: StreamReader,
         watch: Callable[[RawSocket, Callable[[], None]], None],
         unwatch: Callable[[RawSocket], None],
         wake: Callable[[], None],
@@ -50,7 +49,7 @@ class GuestSession:
     ) -> None:
         self._source = source
         self._stream = stream
-        self._downward = downward
+        self._reader = reader
         self._watch = watch
         self._unwatch = unwatch
         self._wake = wake
@@ -69,9 +68,9 @@ class GuestSession:
             self._connect(prepare_guest(self._source))
 
     def step(self) -> int:
-        """Move what the guest sent; give how many frames it was."""
+        """Move what the guest sent; return how many frames it was."""
         try:
-            return self._downward.step()
+            return self._reader.step()
         except ConnectionError as error:
             log.info("the guest has gone: %s", error)
             if self._once:
@@ -125,7 +124,7 @@ class GuestSession:
 
     def _connect(self, sock: RawSocket) -> None:
         log.info("a guest has connected: process %d", peer_process(sock))
-        self._downward.connect()
+        self._reader.connect()
         self._stream.connect(sock)
         self._watch(sock, self._wake)
         self._greet()

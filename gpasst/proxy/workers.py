@@ -1,4 +1,16 @@
-"""The greenlets of a proxy: workers that take a step whenever a descriptor is ready, and the hub's look for more."""
+"""Greenlets and watchers: what runs when a descriptor is ready, and the owner that ends all of it.
+
+Theory of operation:
+
+1. Every descriptor has one persistent, level-triggered watcher. Its callback switches to a greenlet, which takes one
+   step and switches back to the hub. Nothing on the data path waits, sleeps or makes an object per datagram.
+2. A `Worker` is such a greenlet, made at its first step, since an unused greenlet costs forty times its watcher. An
+   exception in a step is logged and counted, and the worker goes on.
+3. `Watchers` owns the watchers and workers of one proxy and closes them: a greenlet that is left suspended would never
+   be freed, nor anything that its frames refer to.
+
+NOTE: everything here belongs to one hub; only that hub's thread may call it.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +23,18 @@ from greenlet import getcurrent, greenlet
 
 from gpasst.counters import Counters, Drop
 
+READ, WRITE = 1, 2  # event masks of the loop (libev: EV_READ, EV_WRITE)
+
 log = logging.getLogger(__name__)
 
 
 class Worker:
-    """A greenlet that works whenever a watcher calls, made at the first call.
+    """A greenlet that takes a step whenever a watcher calls.
 
     :param hub: the hub it belongs to.
-    :param step: what it does, with the arguments that the watcher was given.
+    :param step: the step, with the arguments that the watcher was given; returns how many frames or datagrams it moved.
     :param counters: where failures are counted.
-    :param after: what to do after a step that moved just one frame or datagram.
+    :param after: called after a step that moved exactly one frame or datagram.
     """
 
     __slots__ = ("_after", "_counters", "_greenlet", "_hub", "_step")
@@ -39,13 +53,13 @@ class Worker:
         self._greenlet: greenlet | None = None
 
     def wake(self, *args: Any) -> None:
-        """Do one step; called by a watcher, in the hub."""
+        """Take one step; called by a watcher, in the hub."""
         if self._greenlet is None:
             self._greenlet = greenlet(self._run, self._hub)
         self._greenlet.switch(*args)
 
     def close(self) -> None:
-        """End the greenlet. Left suspended it would never be freed, nor what its step knows."""
+        """End the greenlet; from within its own step, at the end of that."""
         ended, self._greenlet = self._greenlet, None
         here = getcurrent()
         if ended is not None and ended is not here:
@@ -61,13 +75,117 @@ class Worker:
             except Exception:
                 self._counters.drop(Drop.INTERNAL)
                 log.exception("internal error; the frame or batch is lost")
+            if self._greenlet is None:
+                return
             # One argument comes back bare, none and several as a tuple.
             back = switch()
             args = back if isinstance(back, tuple) else (back,)
 
 
+class Watchers:
+    """The watchers and workers of one proxy.
+
+    :param hub: the hub.
+    :param counters: where failures are counted.
+    :param busy_poll: seconds to look for the next frame of a conversation before the hub sleeps, 0 for none.
+    """
+
+    def __init__(self, hub: Any, counters: Counters, busy_poll: float = 0.0) -> None:
+        self._hub = hub
+        self._counters = counters
+        self._poller = Poller(hub, busy_poll) if busy_poll else None
+        self._after = self._poller.single if self._poller else None
+        self._watchers: dict[object, Any] = {}
+        self._workers: dict[object, Worker] = {}
+        self._shared: list[Worker] = []
+        self._repeats: list[Repeat] = []
+
+    def worker(self, step: Callable[..., int | None], conversational: bool = True) -> Worker:
+        """Make a worker that several watchers may wake.
+
+        :param step: as for `Worker`.
+        :param conversational: whether a step that moved one frame may be followed by an answer soon.
+        """
+        worker = Worker(self._hub, step, self._counters, self._after if conversational else None)
+        self._shared.append(worker)
+        return worker
+
+    def watch(self, owner: object, fd: int, callback: Callable[..., None], *args: object, events: int = READ) -> None:
+        """Call `callback` with `args`, in the hub, whenever a descriptor is ready.
+
+        :param owner: the key for `unwatch`.
+        """
+        watcher = self._hub.loop.io(fd, events)
+        watcher.start(callback, *args)
+        self._watchers[owner] = watcher
+
+    def watch_alone(self, owner: object, fd: int, step: Callable[..., int | None]) -> None:
+        """Call `step` with `owner` in a worker of its own whenever a descriptor is readable."""
+        worker = self._workers[owner] = Worker(self._hub, step, self._counters, self._after)
+        self.watch(owner, fd, worker.wake, owner)
+
+    def unwatch(self, owner: object) -> None:
+        """End the watcher of an owner, and its own worker; more calls do nothing."""
+        watcher = self._watchers.pop(owner, None)
+        if watcher is not None:
+            watcher.stop()
+            watcher.close()
+        worker = self._workers.pop(owner, None)
+        if worker is not None:
+            worker.close()
+
+    def repeat(self, worker: Worker) -> Repeat:
+        """Make what lets a worker's step ask for the next one (see `Repeat`)."""
+        repeat = Repeat(self._hub, worker)
+        self._repeats.append(repeat)
+        return repeat
+
+    def close(self) -> None:
+        """End everything."""
+        for owner in list(self._watchers):
+            self.unwatch(owner)
+        for repeat in self._repeats:
+            repeat.close()
+        for worker in self._shared:
+            worker.close()
+        self._repeats.clear()
+        self._shared.clear()
+        if self._poller:
+            self._poller.close()
+
+
+class Repeat:
+    """Wakes a worker again in the loop's next turn, once the loop has looked at all descriptors.
+
+    :param hub: the hub.
+    :param worker: the worker.
+    """
+
+    def __init__(self, hub: Any, worker: Worker) -> None:
+        # A callback of the loop (`run_callback`) would keep it from polling for up to 5 ms.
+        self._timer = hub.loop.timer(0)
+        self._worker = worker
+        self._asked = False
+
+    def ask(self) -> None:
+        """Ask for a step; more calls before it do nothing."""
+        if not self._asked:
+            self._asked = True
+            self._timer.start(self._wake, update=False)
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._timer.stop()
+        self._timer.close()
+
+    def _wake(self) -> None:
+        self._asked = False
+        self._timer.stop()
+        self._worker.wake()
+
+
 class Poller:
-    """Keeps the hub looking for more for a moment after a lone frame, so that an answer need not wake the process.
+    """Keeps the hub looking for more for a moment after a single frame, so that an answer need not wake the process.
 
     It does so in conversations, where both directions take turns. Where frames come in numbers there is always one
     waiting, and no time to be won.
@@ -97,6 +215,7 @@ class Poller:
 
     def close(self) -> None:
         """Stop looking."""
+        self._last = None
         self._watcher.stop()
         self._watcher.close()
 

@@ -4,8 +4,8 @@ Theory of operation: all datagrams of one peer share every header byte but the l
 those bytes, from virtio-net to UDP, with the sums of what does not change, and patches the rest only when a superframe
 differs in size from the one before.
 
-A *mark* is what routers write and read in a header: TOS (traffic class) times 256 plus TTL (hop limit). The upper part
-holds DSCP and ECN bits (RFC 2474, RFC 3168).
+TOS and TTL are kept as one number, ``tos_ttl``: TOS (traffic class) times 256 plus TTL (hop limit). The TOS holds DSCP
+and ECN bits (RFC 2474, RFC 3168).
 
 A UDP checksum over IPv4 is left out (0, "not computed": RFC 768) unless the kernel computes it for a superframe; over
 IPv6 it is always there (RFC 8200, section 8.1), computed by the kernel where the link offloads it.
@@ -33,7 +33,7 @@ from gpasst.packet import checksum
 
 VIRTIO_SIZE = VIRTIO_NET_CODEC.size
 UDP_SIZE = UDP_CODEC.size
-DEFAULT_TOS_TTL = 64  # the mark of TOS or traffic class 0 and TTL or hop limit 64: what most systems send
+DEFAULT_TOS_TTL = 64  # TOS or traffic class 0, TTL or hop limit 64: the defaults of most systems
 IP4_SIZE = 20  # bytes, without options
 
 _MAC = UDP4.offset("ethernet.destination")
@@ -61,7 +61,6 @@ _put_words = struct.Struct(">HH").pack_into
 class Header:
     """Virtio-net, Ethernet, IP and UDP header of one peer's upward frames.
 
-    :ivar tos_ttl: their mark; that of what does not come from a socket is TOS 0 and TTL 255.
     :param family: 4 or 6.
     :param destination_mac: the guest's, 6 bytes.
     :param source_mac: the host's as the guest sees it, 6 bytes.
@@ -69,9 +68,14 @@ class Header:
     :param destination: the guest's address.
     :param source_port: port that the guest sees as sender.
     :param destination_port: the guest's port.
+    :ivar tos_ttl: their TOS and TTL; TOS 0 and TTL 255 until a socket reports others.
+    :ivar size: bytes from the Ethernet header to the payload.
+    :ivar repeats: whether datagrams of one size have equal headers where nothing is offloaded.
     """
 
-    __slots__ = ("buffer", "family", "framing", "ip_sum", "pseudo", "segment", "tos_ttl", "total")
+    protocol = "udp"
+
+    __slots__ = ("buffer", "family", "framing", "ip_sum", "pseudo", "repeats", "segment", "size", "tos_ttl", "total")
 
     def __init__(
         self,
@@ -85,10 +89,13 @@ class Header:
     ) -> None:
         template = udp4_template if family == 4 else udp6_template
         self.family = family
+        # A checksum, which IPv6 demands, differs with the payload.
+        self.repeats = family == 4
         self.tos_ttl = HOP_LIMIT
         self.buffer = bytearray(
             template(destination_mac, source_mac, source, destination, source_port, destination_port)
         )
+        self.size = len(self.buffer) - VIRTIO_SIZE
         start = _UDP4 if family == 4 else _UDP6
         self.pseudo = checksum.pseudo_sum(source, destination, PROTOCOL_UDP)
         self.ip_sum = checksum.ones_sum(self.buffer[_IP:start])
@@ -117,7 +124,7 @@ class Header:
         self.ip_sum = checksum.fold(self.ip_sum + 2 * 0xFFFF - old + (tos_ttl >> 8) + ((tos_ttl & 0xFF) << 8))
 
     def fill(self, total: int, segment: int) -> bytearray:
-        """Give the header of a superframe for a link that offloads.
+        """Return the header of a superframe for a link that offloads.
 
         :param total: payload bytes, all datagrams together.
         :param segment: payload bytes of each datagram but perhaps the last; `total` or more for a single one.
@@ -154,13 +161,17 @@ class Header:
         _put_words(self.buffer, start + _UDP_LENGTH, length, partial)
         return self.buffer
 
-    def fill_complete(self, payload: bytes | bytearray | memoryview, size: int | None = None) -> bytearray:
-        """Give the header of one datagram for a link that offloads nothing: its checksums are final.
+    def fill_complete(self, payload: bytes | bytearray | memoryview, offset: int = 0) -> bytearray:
+        """Return the header of one datagram for a link that offloads nothing: its checksums are final.
 
         :param payload: the datagram.
-        :param size: its bytes, where `payload` is left out; IPv4 only.
+        :param offset: its place in the run, which no field of UDP depends on.
         """
-        length = (len(payload) if size is None else size) + UDP_SIZE
+        return self._complete(len(payload), payload)
+
+    def _complete(self, size: int, payload: bytes | bytearray | memoryview) -> bytearray:
+        """Fill in lengths and checksums of a datagram of `size` bytes; only IPv6 looks at `payload`."""
+        length = size + UDP_SIZE
         self.total = self.segment = -1
         start = self._lengths(length)
         self.buffer[:VIRTIO_SIZE] = bytes(VIRTIO_SIZE)
@@ -170,20 +181,21 @@ class Header:
             _put_word(self.buffer, start + _UDP_CHECKSUM, checksum.udp(self.pseudo, segment))
         return self.buffer
 
-    def framed(self, length: int, payload: bytes | memoryview | None = None) -> tuple[bytes, bytes]:
-        """Give what stands before and behind one datagram on a link that is a stream: there is no offload.
+    def framed(self, length: int, payload: bytes | memoryview | None = None, offset: int = 0) -> tuple[bytes, bytes]:
+        """Return the bytes before and behind one datagram on a link that is a stream: there is no offload.
 
         :param length: payload bytes.
         :param payload: the datagram itself; needed for IPv6, which has a checksum over it.
-        :return: the frame's length in 4 bytes and all headers; padding up to the least size of a frame.
+        :param offset: its place in the run, which no field of UDP depends on.
+        :return: the frame's length in 4 bytes and all headers; padding up to the minimum size of a frame.
         """
         if self.family == 6:
             assert payload is not None
-            self.fill_complete(payload)
+            self._complete(length, payload)
         elif self.framing[0] == length:
             return self.framing[1]
         else:
-            self.fill_complete(b"", length)
+            self._complete(length, b"")
         frame = len(self.buffer) - VIRTIO_SIZE + length
         padded = max(frame, FRAME_MINIMUM_BYTES)
         # The last bytes of the virtio-net header, which a stream does not have, make room for the length.
@@ -193,7 +205,7 @@ class Header:
         return done
 
     def _lengths(self, length: int) -> int:
-        """Patch the IP header for `length` bytes of UDP; give the offset of the UDP header."""
+        """Patch the IP header for `length` bytes of UDP; return the offset of the UDP header."""
         if self.family == 6:
             _put_word(self.buffer, _LENGTH6, length)
             return _UDP6

@@ -1,16 +1,15 @@
-"""What UDP tracks: endpoints, mappings and peers, and their activity.
+"""What UDP tracks: host sockets, mappings and peers.
 
 Theory of operation:
 
-1. An *endpoint* is a UDP socket of the proxy: a mapping's own, a forward's listener, or a splice pair's.
-2. A *mapping* is one guest endpoint (address and port) and the host socket that stands for it, whoever it talks to
-   (endpoint-independent mapping, RFC 4787 REQ-1).
-3. A *peer* is one remote address and port within a mapping, as the guest sees it and as the host sees it. Downward
+1. A *mapping* is one guest endpoint (address and port) and the host socket that stands for it, whichever remote end it
+   talks to (endpoint-independent mapping, RFC 4787 REQ-1).
+2. A *peer* is one remote address and port within a mapping, as the guest sees it and as the host sees it. Downward
    superframes find it by the raw addresses and ports of their headers, upward ones by the raw sender (and, where the
    socket reports it, the addressed local address). Both ways lead to the same record, so an answer is translated by
-   the pair that was stored, never by running rules again (errata D2).
-4. A peer ends when it has been idle for more than the timeout (`activity`), and a mapping with its last peer. Listeners
-   never end this way.
+   the pair that was stored, never by running rules again.
+3. A peer ends when it has been idle for more than the timeout (`gpasst.flow.activity`), and a mapping with its last
+   peer. Listeners never end this way.
 
 NOTE: the table holds at most `limit` peers. At the limit the longest idle one goes first.
 """
@@ -20,66 +19,72 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.flow.activity import Ages, Tracked
+from gpasst.flow.sender import HostSocket, Sender
 from gpasst.udp.header import DEFAULT_TOS_TTL, Header
 
 PEERS_LIMIT = 131072  # per family; what upstream's flow table holds
 
 
 class UdpSocket:
-    """A UDP socket of the proxy, as the pure rooms see it.
+    """A host UDP socket (an address and port, RFC 4787) as the pure rooms see it: a mapping's own, or a `Listener`.
 
-    :ivar family: 4 or 6.
-    :ivar port: the local port.
-    :ivar socket: what the adapter needs to use it; nothing here looks inside.
+    :param family: 4 or 6.
+    :param port: the local port.
+    :param sock: the socket; nothing in this room calls it.
+    :ivar socket: the socket, None once closed.
     :ivar mapping: the mapping whose own socket it is, None for a listener.
-    :ivar target: for a listener the port it leads to, else 0.
-    :ivar target_address: for a listener the address it leads to, 4 or 16 bytes; empty where rules choose.
-    :ivar general: for a listener whether it is bound to every address and interface.
-    :ivar inside: whether it lives in the namespace rather than on the host.
-    :ivar splices: for a listener whether loopback traffic goes to splice pairs.
-    :ivar peers: peers and splice pairs by raw sender key.
+    :ivar peers: peers by raw sender key.
+    :ivar splices: whether loopback traffic goes to splice pairs; only a listener's may.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "family",
-        "general",
-        "inside",
-        "mapping",
-        "peers",
-        "port",
-        "socket",
-        "splices",
-        "target",
-        "target_address",
-    )
+    splices = False
+
+    __slots__ = ("family", "mapping", "peers", "port", "socket")
+
+    def __init__(self, family: int, port: int, sock: HostSocket | None = None) -> None:
+        self.family = family
+        self.port = port
+        self.socket = sock
+        self.mapping: Mapping | None = None
+        self.peers: dict[bytes, Peer] = {}
+
+
+class Listener(UdpSocket):
+    """The socket of a forwarded port; its owner opens and closes it.
+
+    :param family: 4 or 6.
+    :param port: the local port.
+    :param sock: the socket.
+    :ivar target: the port that it leads to.
+    :ivar target_address: the address that it leads to, 4 or 16 bytes; empty where rules choose.
+    :ivar general: whether it is bound to every address and interface.
+    :ivar inside: whether it listens in the namespace rather than on the host.
+    """
+
+    __slots__ = ("general", "inside", "splices", "target", "target_address")
 
     def __init__(
         self,
         family: int,
         port: int,
-        socket: Any = None,
-        target: int = 0,
+        sock: HostSocket | None = None,
+        *,
+        target: int,
         target_address: bytes = b"",
         general: bool = True,
         inside: bool = False,
         splices: bool = False,
     ) -> None:
-        self.family = family
-        self.port = port
-        self.socket = socket
-        self.mapping: Mapping | None = None
+        super().__init__(family, port, sock)
         self.target = target
         self.target_address = target_address
         self.general = general
         self.inside = inside
         self.splices = splices
-        self.peers: dict[bytes, Any] = {}
 
 
 class Mapping:
@@ -111,10 +116,10 @@ class Peer(Tracked):
     :ivar remote: (address, port, scope) as the host sees it.
     :ivar local: the host's address that it addressed, empty if that is the kernel's choice.
     :ivar header: headers of upward frames.
-    :ivar tos_ttl: of what the guest sends to it (`headers`).
-    :ivar send: what the adapter needs to send to it, with that mark; made by the adapter.
+    :ivar tos_ttl: TOS and TTL of the guest's datagrams to it (`gpasst.udp.header`).
+    :ivar sender: how datagrams leave for it, with that TOS and TTL; None until the first one, and after a change.
     :ivar down_key: its key in `Table.down`.
-    :ivar up_keys: its keys in `Endpoint.peers`.
+    :ivar up_keys: its keys in `UdpSocket.peers`.
     """
 
     __slots__ = (
@@ -123,7 +128,7 @@ class Peer(Tracked):
         "local",
         "mapping",
         "remote",
-        "send",
+        "sender",
         "shown",
         "tos_ttl",
         "udp_socket",
@@ -146,14 +151,14 @@ class Peer(Tracked):
         self.local = local
         self.header = header
         self.tos_ttl = DEFAULT_TOS_TTL
-        self.send: Any = None
+        self.sender: Sender | None = None
         self.down_key = b""
         self.up_keys: tuple[bytes, ...] = ()
 
     def set_tos_ttl(self, tos_ttl: int) -> None:
-        """Send with another mark from now on."""
+        """Send with another TOS and TTL from now on."""
         self.tos_ttl = tos_ttl
-        self.send = None
+        self.sender = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +174,7 @@ class Expired:
 
 
 def down_key(guest: bytes, shown: bytes, guest_port: int, shown_port: int) -> bytes:
-    """Give the key of a downward datagram: addresses and ports exactly as they stand in its headers."""
+    """Return the key of a downward datagram: addresses and ports exactly as they stand in its headers."""
     return guest + shown + guest_port.to_bytes(2, "big") + shown_port.to_bytes(2, "big")
 
 
@@ -198,7 +203,7 @@ class Table:
         return iter(self.ages)
 
     def idle_seconds(self, peer: Peer) -> int:
-        """Give how long ago `peer` was last found active."""
+        """Return how long ago `peer` was last found active."""
         return self.ages.idle_seconds(peer)
 
     def add(self, peer: Peer, up_key: bytes) -> list[UdpSocket]:
@@ -226,7 +231,7 @@ class Table:
         peer.udp_socket.peers[up_key] = peer
 
     def remove(self, peer: Peer) -> list[UdpSocket]:
-        """Forget `peer`, and its mapping if it was the last; give the host sockets to close then."""
+        """Forget `peer`, and its mapping if it was the last; return the host sockets to close then."""
         self.ages.remove(peer)
         del self.down[peer.down_key]
         for key in peer.up_keys:
@@ -238,7 +243,7 @@ class Table:
         return self.forget(mapping)
 
     def forget(self, mapping: Mapping) -> list[UdpSocket]:
-        """Forget a mapping that has no peers; give its own host sockets, to be closed."""
+        """Forget a mapping that has no peers; return its own host sockets, to be closed."""
         self.mappings.pop((mapping.guest, mapping.port), None)
         own = [udp_socket for udp_socket in mapping.sockets if udp_socket.mapping is mapping]
         for udp_socket in own:
@@ -258,7 +263,7 @@ class Table:
 
 
 def free_port(table: Table, guest: bytes, shown: bytes, guest_port: int, wanted: int) -> int:
-    """Choose a port to show a sender under when another sender already has its own (E-39).
+    """Choose a port to show a sender under when another sender already has its own: both would look alike to the guest.
 
     :raises PacketError: if all are taken.
     """

@@ -1,87 +1,80 @@
-"""The guest path: what the first datagram between a guest's port and a peer sets up.
+"""The NAT of UDP: what the first datagram between a guest's port and a remote end sets up.
 
-Theory of operation: the data path looks peers up by raw header bytes and never comes here for one it knows. For one it
-does not know it asks `UdpNat`:
+Theory of operation: the data path finds peers by raw header bytes and asks `UdpNat` only for an unknown one. In the
+words of RFC 4787:
 
-1. `outbound`, for a datagram from the guest: choose the target (`addresses`), find or open the mapping's host socket
-   and store the peer. If the guest's port is the target of a general forward, its listener is the mapping's socket, so
-   that what the guest sends from a forwarded port leaves from the forwarding one (seed rule 7.1.2).
-2. `inbound`, for a datagram to a host socket: choose what the guest sees (`addresses`), and store the peer. A sender
-   that would look like another one is shown under another port (E-39).
+1. `outbound`, for a datagram of the guest: choose the target (`gpasst.flow.translation`), find or open the mapping's
+   host socket (endpoint-independent mapping, REQ-1) and store the peer. If the guest's port is the target of a forward
+   on every address, the forward's listener is the mapping's socket, so that datagrams from a forwarded port leave from
+   the forwarding one (port preservation).
+2. `inbound`, for a datagram to a host socket: apply the filtering (endpoint-independent, or address-dependent with
+   ``--udp-filter address``), choose the addresses that the guest sees, and store the peer. A sender that would look
+   like another one to the guest is shown under another port, so that no answer reaches the wrong one.
 3. A peer uses another host socket of its mapping than the first where that one already has a peer with the same remote
    end that the guest knows by another name.
-4. No mapping hears itself (E-41): one that begins with the host's port of the same number gets another port, and what
-   would reach a port that the mapping already holds is dropped, since nobody else can be there.
+4. No hairpinning to oneself: a mapping that begins with the host's port of the same number gets another port, and a
+   datagram to a port that the mapping itself holds is dropped, since no other program can be bound there.
 
-Sockets are opened and closed by whoever drives this, through the two functions it is given.
+A `SocketOpener` opens and closes the sockets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
-from gpasst.flow.network import GuestNetwork
-from gpasst.flow.translation import Addresses, Target
-from gpasst.packet.address import BROADCAST_MAC, UNSPECIFIED, is_loopback, is_multicast
+from gpasst.flow.guest import Guest
+from gpasst.flow.translation import Target
+from gpasst.packet.address import UNSPECIFIED, is_loopback, is_multicast
 from gpasst.udp.header import Header
-from gpasst.udp.mapping import Mapping, Peer, Table, UdpSocket, down_key, free_port
+from gpasst.udp.mapping import Listener, Mapping, Peer, Table, UdpSocket, down_key, free_port
 
-# Opens a host socket of a family, at the wanted port if it is free; raises PacketError.
-OpenSocket = Callable[[int, int], UdpSocket]
-CloseSocket = Callable[[UdpSocket], None]
-# Gives the raw sender key under which datagrams of (address, port, scope) arrive.
+# Returns the raw sender key under which datagrams of (family, address, port, scope) arrive.
 SenderKey = Callable[[int, bytes, int, int], bytes]
+
+
+class SocketOpener(Protocol):
+    """Opens and closes the host sockets of mappings."""
+
+    def open(self, family: int, port: int) -> UdpSocket:
+        """Open a host socket of `family`, at `port` if that is free, else at another one.
+
+        :raises PacketError: if no socket can be had.
+        """
+
+    def close(self, udp_socket: UdpSocket) -> None:
+        """Close a host socket that `open` returned."""
 
 
 class UdpNat:
     """All UDP state between one guest and the host.
 
-    :param network: the guest's network.
-    :param open_socket: opens host sockets.
-    :param close_socket: closes them.
-    :param sender_key: gives raw sender keys.
-    :param guest_mac: the guest's MAC address, None while unknown.
-    :param guest_link_local: the guest's IPv6 link-local address, None while unknown.
+    :param guest: the guest.
+    :param opener: opens host sockets.
+    :param sender_key: builds raw sender keys.
     :param filtered: admit only senders whose address the guest has sent to (RFC 4787, address-dependent filtering).
     :param now: monotonic seconds.
+    :ivar tables: mappings and peers by family.
     """
 
     def __init__(
         self,
-        network: GuestNetwork,
-        open_socket: OpenSocket,
-        close_socket: CloseSocket,
+        guest: Guest,
+        opener: SocketOpener,
         sender_key: SenderKey,
-        guest_mac: bytes | None = None,
-        guest_link_local: bytes | None = None,
         filtered: bool = False,
         now: int = 0,
     ) -> None:
-        self.network = network
-        self.addresses: dict[int, Addresses] = {}
-        self.tables: dict[int, Table] = {}
-        for family_network in (network.ip4, network.ip6):
-            if family_network:
-                family = family_network.family
-                self.addresses[family] = Addresses(family_network, guest_link_local if family == 6 else None)
-                self.tables[family] = Table(now)
+        self.tables: dict[int, Table] = {family: Table(now) for family in guest.addresses}
+        self._guest = guest
         # Listeners on every address, by family and the guest's port; each may be a mapping's socket.
-        self._general: dict[tuple[int, int], UdpSocket] = {}
-        self.guest_mac = guest_mac or BROADCAST_MAC
-        self._open = open_socket
-        self._close = close_socket
+        self._general: dict[tuple[int, int], Listener] = {}
+        self._opener = opener
         self._sender_key = sender_key
         self._filtered = filtered
-
-    def learn_mac(self, mac: bytes) -> None:
-        """Send upward frames to `mac` from now on."""
-        if mac != self.guest_mac:
-            self.guest_mac = mac
-            for table in self.tables.values():
-                for peer in table:
-                    peer.header.readdress(mac)
+        guest.on_mac(self._readdress)
 
     def outbound(self, family: int, guest: bytes, destination: bytes, guest_port: int, port: int) -> Peer:
         """Set up the peer of a datagram from the guest.
@@ -101,7 +94,7 @@ class UdpNat:
             raise PacketError(Drop.SOURCE_PORT_ZERO)
         if not port:
             raise PacketError(Drop.DESTINATION_PORT_ZERO)
-        addresses, table = self.addresses[family], self.tables[family]
+        addresses, table = self._guest.addresses[family], self.tables[family]
         addresses.learn(guest)
         target = addresses.to_host(destination, port)
         key = self._sender_key(family, target.address, port, target.scope)
@@ -126,12 +119,12 @@ class UdpNat:
         :raises PacketError: if the datagram must be dropped.
         """
         family = udp_socket.family
-        addresses, table = self.addresses[family], self.tables[family]
+        addresses, table = self._guest.addresses[family], self.tables[family]
         answering: Peer | None = udp_socket.peers.get(self._sender_key(family, source, port, scope))
         if answering is not None and answering.local in (b"", local):
             # The guest spoke first, and only now is it known which address of the host it speaks from.
             answering.local = local
-            answering.send = None
+            answering.sender = None
             table.alias(answering, key)
             return answering
         if source == UNSPECIFIED[family]:
@@ -141,6 +134,7 @@ class UdpNat:
             raise PacketError(Drop.FILTERED)
         shown = addresses.to_guest(source)
         if mapping is None:
+            assert isinstance(udp_socket, Listener)
             guest, guest_port = udp_socket.target_address or shown.destination, udp_socket.target
             mapping = table.mappings.get((guest, guest_port)) or self._mapping(guest, guest_port)
             if not mapping.sockets and udp_socket.general and not udp_socket.target_address:
@@ -155,7 +149,7 @@ class UdpNat:
         return peer
 
     def scan(self, now: int, timeout: int) -> int:
-        """Let go of what has been idle for more than `timeout` seconds at `now`; give how many mappings ended."""
+        """Let go of what has been idle for more than `timeout` seconds at `now`; return how many mappings ended."""
         ended = 0
         for table in self.tables.values():
             expired = table.scan(now, timeout)
@@ -163,17 +157,17 @@ class UdpNat:
             ended += expired.mappings
         return ended
 
-    def listen(self, listener: UdpSocket) -> None:
+    def listen(self, listener: Listener) -> None:
         """Take note of a new listener; it stays its owner's to close."""
         if listener.general and not listener.target_address:
             self._general.setdefault((listener.family, listener.target), listener)
 
-    def retire(self, listener: UdpSocket) -> None:
+    def retire(self, listener: Listener) -> None:
         """Forget a listener that is about to be closed, and every peer whose datagrams pass it."""
         if self._general.get((listener.family, listener.target)) is listener:
             del self._general[listener.family, listener.target]
         table = self.tables[listener.family]
-        for peer in {peer for peer in listener.peers.values() if isinstance(peer, Peer)}:
+        for peer in set(listener.peers.values()):
             if listener in peer.mapping.sockets:
                 peer.mapping.sockets.remove(listener)
             self._close_all(table.remove(peer))
@@ -210,20 +204,25 @@ class UdpNat:
 
     def _own(self, family: int, mapping: Mapping, port: int, avoid: int) -> UdpSocket:
         """Open a host socket for `mapping` at `port`, or at another one if it must `avoid` that."""
-        udp_socket = self._open(family, 0 if port == avoid else port)
+        udp_socket = self._opener.open(family, 0 if port == avoid else port)
         if udp_socket.port == avoid:
             # By chance; while this one is held, the kernel gives another.
             unlucky = udp_socket
             try:
-                udp_socket = self._open(family, 0)
+                udp_socket = self._opener.open(family, 0)
             finally:
-                self._close(unlucky)
+                self._opener.close(unlucky)
         udp_socket.mapping = mapping
         return udp_socket
 
     def _close_all(self, sockets: Iterable[UdpSocket]) -> None:
         for udp_socket in sockets:
-            self._close(udp_socket)
+            self._opener.close(udp_socket)
+
+    def _readdress(self, mac: bytes) -> None:
+        for table in self.tables.values():
+            for peer in table:
+                peer.header.readdress(mac)
 
     def _header(self, family: int, source: bytes, guest: bytes, port: int, guest_port: int) -> Header:
-        return Header(family, self.guest_mac, self.network.host_mac, source, guest, port, guest_port)
+        return Header(family, self._guest.mac, self._guest.network.host_mac, source, guest, port, guest_port)

@@ -2,17 +2,17 @@
 
 Theory of operation:
 
-1. A *listener* with `splices` set takes what is sent to a loopback address of its side. A datagram that it has not
-   seen the like of sets up a *pair*: whoever sends (address and port) to what it addressed (address, and the listener's
-   port), and a connected socket on the other side that stands for the sender (errata D1, E-05 to E-07).
-2. `route` chooses where the pair leads and how its socket should be bound. From the namespace both loopback addresses
-   are kept, so that a resolver on 127.0.0.53 is reached. From the host the guest's own address is the target, so that
+1. A *listener* with `splices` set takes datagrams to a loopback address of its side. The first one of a sender (address
+   and port) to an addressed address and port sets up a *pair*: a connected socket on the other side that stands for the
+   sender.
+2. `route` chooses where the pair leads and how its socket is bound. From the namespace both loopback addresses are
+   kept, so that a resolver on 127.0.0.53 is reached. From the host the guest's own address is the target, so that
    services meant for the namespace alone are not exposed; with `keep_loopback` loopback addresses are kept here too.
-3. The sender's port is kept where it is free (E-08). A port that is the target of a forward in the other direction is
-   known on the other side under the forward's number, and is shown there so (seed rule 9; E-09 to E-11: for this choice
-   only, and only where it is unambiguous).
+3. The sender's port is kept where it is free. A port that is the target of a forward in the other direction is known on
+   the other side under the forward's number, and is shown there so; for this choice only, and only where a single
+   forward leads to it.
 4. Answers leave from the listener, from the address that was addressed, to exactly the sender.
-5. What a pair's own socket sends never sets up another pair, so no chain of forwards can turn into a circle.
+5. Datagrams of a pair's own socket never set up another pair, so no chain of forwards can turn into a circle.
 
 NOTE: at most `limit` pairs are kept. At the limit the longest idle one goes first.
 """
@@ -21,14 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.flow.activity import Ages, Tracked
+from gpasst.flow.sender import HostSocket, Sender
 from gpasst.flow.translation import Addresses
 from gpasst.packet.address import is_link_local, is_loopback
-from gpasst.udp.mapping import UdpSocket
+from gpasst.udp.mapping import Listener, UdpSocket
 
 PAIRS_LIMIT = 8192  # each holds a socket, and 20000 open files are a common hard limit
 UNBOUND = b""
@@ -53,43 +53,60 @@ class Route:
 
 
 class Pair(Tracked):
-    """One sender on one side and what stands for it on the other.
+    """One sender on one side, and the connected socket that stands for it on the other.
 
-    :ivar listener: the listener that it sends to.
-    :ivar key: its raw sender key there.
-    :ivar sender: its (address, port, scope).
-    :ivar addressed: the address it sends to, as the raw sender key tells it.
-    :ivar route: where the pair leads.
-    :ivar udp_socket: the connected socket on the other side.
-    :ivar local: (address, port) that socket is bound to: how the sender is shown.
-    :ivar to_target: what the adapter needs to pass datagrams on.
-    :ivar to_sender: what the adapter needs to answer.
+    :param listener: the listener that it sends to.
+    :param key: its raw sender key there.
+    :param source: its (address, port, scope).
+    :param addressed: the address it sends to, as the raw sender key holds it.
+    :param route: where the pair leads.
+    :param sock: the connected socket on the other side.
+    :param local: (address, port) that socket is bound to: how the sender is shown.
+    :param to_target: how its datagrams leave.
+    :param to_sender: how answers leave.
+    :ivar socket: the connected socket, None once closed.
+    :ivar inside: whether that socket is in the namespace rather than on the host.
     """
 
-    __slots__ = ("addressed", "key", "listener", "local", "route", "sender", "to_sender", "to_target", "udp_socket")
-
-    # A peer of the guest path has the headers of its frames here; a pair has no frames.
-    header = None
+    __slots__ = (
+        "__weakref__",
+        "addressed",
+        "inside",
+        "key",
+        "listener",
+        "local",
+        "route",
+        "socket",
+        "source",
+        "to_sender",
+        "to_target",
+    )
 
     def __init__(
         self,
-        listener: UdpSocket,
+        listener: Listener,
         key: bytes,
-        sender: tuple[bytes, int, int],
+        source: tuple[bytes, int, int],
         addressed: bytes,
         route: Route,
-        udp_socket: UdpSocket,
+        sock: HostSocket,
         local: tuple[bytes, int],
+        to_target: Sender,
+        to_sender: Sender,
     ) -> None:
         self.listener = listener
         self.key = key
-        self.sender = sender
+        self.source = source
         self.addressed = addressed
         self.route = route
-        self.udp_socket = udp_socket
+        self.socket: HostSocket | None = sock
+        self.inside = not listener.inside
         self.local = local
-        self.to_target: Any = None
-        self.to_sender: Any = None
+        self.to_target = to_target
+        self.to_sender = to_sender
+
+
+NO_PAIRS: Mapping[bytes, Pair] = {}
 
 
 class Pairs:
@@ -123,6 +140,7 @@ class Pairs:
         self._shown_outside = shown_outside
         # Ends of pairs' own sockets by side: what they send is no new sender's.
         self._own: set[tuple[bool, bytes, int]] = set()
+        self._by_listener: dict[UdpSocket, dict[bytes, Pair]] = {}
 
     def __len__(self) -> int:
         return len(self.ages)
@@ -130,7 +148,11 @@ class Pairs:
     def __iter__(self) -> Iterator[Pair]:
         return iter(self.ages)
 
-    def route(self, listener: UdpSocket, source: bytes, port: int, addressed: bytes) -> Route:
+    def of(self, listener: UdpSocket) -> Mapping[bytes, Pair]:
+        """Return the pairs of a listener by raw sender key; the mapping is valid until the next change of pairs."""
+        return self._by_listener.get(listener, NO_PAIRS)
+
+    def route(self, listener: Listener, source: bytes, port: int, addressed: bytes) -> Route:
         """Choose where a new sender's pair leads.
 
         :param listener: what it sent to.
@@ -154,33 +176,36 @@ class Pairs:
         return Route(target, listener.target, scope, bind, shown)
 
     def add(self, pair: Pair) -> list[Pair]:
-        """Enter a new pair; give those that had to make room, already removed."""
+        """Enter a new pair; return those that had to make room, already removed."""
         ended = []
         while len(self.ages) >= self.limit:
             oldest = self.ages.oldest()
             self.remove(oldest)
             ended.append(oldest)
-        pair.listener.peers[pair.key] = pair
-        self._own.add((pair.udp_socket.inside, *pair.local))
+        self._by_listener.setdefault(pair.listener, {})[pair.key] = pair
+        self._own.add((pair.inside, *pair.local))
         self.ages.add(pair)
         return ended
 
     def remove(self, pair: Pair) -> None:
         """Forget a pair."""
         self.ages.remove(pair)
-        del pair.listener.peers[pair.key]
-        self._own.discard((pair.udp_socket.inside, *pair.local))
+        of_listener = self._by_listener[pair.listener]
+        del of_listener[pair.key]
+        if not of_listener:
+            del self._by_listener[pair.listener]
+        self._own.discard((pair.inside, *pair.local))
 
     def scan(self, now: int, timeout: int) -> list[Pair]:
-        """Let go of pairs that were idle for more than `timeout` seconds at `now`; give them, already removed."""
+        """Let go of pairs that were idle for more than `timeout` seconds at `now`; return them, already removed."""
         ended = []
         for pair in self.ages.scan(now, timeout):
             self.remove(pair)
             ended.append(pair)
         return ended
 
-    def _target(self, listener: UdpSocket, addressed: bytes) -> tuple[bytes, int]:
-        """Give target address and scope."""
+    def _target(self, listener: Listener, addressed: bytes) -> tuple[bytes, int]:
+        """Return target address and scope."""
         if listener.target_address:
             return listener.target_address, 0
         if listener.inside or self._keep_loopback:

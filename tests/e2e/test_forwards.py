@@ -15,7 +15,7 @@ import pytest
 
 import gpasst
 from gpasst.flow.record import Forward
-from gpasst.proxy import proxy
+from gpasst.proxy import follower
 from tests.support.families import ANY, FAMILY, LOOPBACK
 from tests.support.lab import (
     FAR4,
@@ -56,7 +56,7 @@ with gpasst.Pasta(udp_ports=f"1-{fits - 16}", ipv4_only=True) as net:
 
 @pytest.fixture(autouse=True)
 def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxy, "FOLLOW_SECONDS", LOOK_SECONDS)
+    monkeypatch.setattr(follower, "FOLLOW_SECONDS", LOOK_SECONDS)
 
 
 @contextmanager

@@ -88,6 +88,12 @@ def drops(link: gpasst.Passt, reason: gpasst.Drop) -> int:
     return link.statistics().drops.get(reason.value, 0)
 
 
+def stream_of(link: gpasst.Passt) -> Stream:
+    proxy = link._proxy
+    assert proxy is not None and isinstance(proxy.link, Stream)
+    return proxy.link
+
+
 def greeted(guest: Guest) -> tuple[bytes, bytes]:
     """Read what every guest is asked first."""
     return guest.frame(), guest.frame()
@@ -399,7 +405,8 @@ def test_nothing_is_advertised_to_nobody(folder: Path) -> None:
             greeted(guest)
             guest.send(ARP + struct.pack(">HHBBH", 1, 0x0800, 6, 4, 1) + MAC + bytes(10) + socket.inet_aton(REMOTE4))
             guest.await_frame(lambda frame: frame[12:14] == ARP and frame[21] == 2)
-        until(lambda: link._proxy is not None and not link._proxy._link.ready, "the guest missed")  # type: ignore[union-attr]
+        stream = stream_of(link)
+        until(lambda: not stream.ready, "the guest missed")
         before = link.statistics().drops
         for later in (0, 20, 40, 4000):
             scan(link, later)
@@ -428,9 +435,7 @@ def test_between_two_guests_datagrams_are_dropped_and_counted(folder: Path, remo
     ):
         with Guest.connect(link.path) as first:
             greeted(first)
-        proxy = link._proxy
-        assert proxy is not None and isinstance(proxy._link, Stream)
-        stream = proxy._link
+        stream = stream_of(link)
         until(lambda: stream.socket is None, "the guest is missed")
         for _ in range(3):
             client.sendto(b"lost", (HOST4, 5003))

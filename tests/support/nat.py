@@ -6,13 +6,27 @@ from typing import Any
 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
+from gpasst.flow.guest import Guest
 from gpasst.host.receive import sender_key
-from gpasst.udp.mapping import Peer, UdpSocket, down_key
+from gpasst.udp.mapping import Listener, Peer, UdpSocket, down_key
 from gpasst.udp.nat import UdpNat
 from tests.support.addresses import GUEST4, GUEST_LINK_LOCAL, GUEST_MAC, ip
 from tests.support.networks import family_network, guest_network
 
 EPHEMERAL = 40000  # the first port that is handed out where the one that was asked for is taken
+
+
+class Opener:
+    """Opens the sockets of a `Host`."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def open(self, family: int, port: int) -> UdpSocket:
+        return self._host.open_socket(family, port)
+
+    def close(self, udp_socket: UdpSocket) -> None:
+        self._host.close_socket(udp_socket)
 
 
 class Host:
@@ -24,16 +38,8 @@ class Host:
         self.open: list[UdpSocket] = []
         self.failing = 0
         self.opened = 0
-        self.path = UdpNat(
-            network,
-            self.open_socket,
-            self.close_socket,
-            sender_key,
-            guest_mac=GUEST_MAC,
-            guest_link_local=ip(GUEST_LINK_LOCAL),
-            filtered=filtered,
-            now=1000,
-        )
+        self.guest = Guest(network, GUEST_MAC, ip(GUEST_LINK_LOCAL))
+        self.path = UdpNat(self.guest, Opener(self), sender_key, filtered=filtered, now=1000)
 
     def open_socket(self, family: int, port: int) -> UdpSocket:
         self.opened += 1
@@ -50,8 +56,8 @@ class Host:
         assert udp_socket in self.open, "closed twice"
         self.open.remove(udp_socket)
 
-    def listen(self, port: int, target: int, family: int = 4, general: bool = True) -> UdpSocket:
-        udp_socket = UdpSocket(family, port, target=target, general=general)
+    def listen(self, port: int, target: int, family: int = 4, general: bool = True) -> Listener:
+        udp_socket = Listener(family, port, target=target, general=general)
         self.open.append(udp_socket)
         self.path.listen(udp_socket)
         return udp_socket

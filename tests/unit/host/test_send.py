@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from gpasst.counters import Counters, Drop
-from gpasst.host.send import REPEATS, Sender, answering, send_one, send_run
+from gpasst.flow.sender import Sender
+from gpasst.host.send import REPEATS, answering, send_one, send_run
 from tests.support.addresses import ip
 
 ADDRESS = ("192.0.2.1", 7)
@@ -50,9 +51,9 @@ def sender(*failures: int, whole: int = 0, connected: bool = False) -> tuple[Soc
 def test_an_older_error_loses_no_datagram(number: int, times: int) -> None:
     sock, to = sender(*[number] * times)
     counters = Counters()
-    assert send_one(to, memoryview(b"one"), counters.down, counters) == 0
+    assert send_one(to, memoryview(b"one"), counters.udp.down, counters) == 0
     assert sock.sent == [b"one"]
-    assert (counters.down.datagrams, counters.drops) == (1, {})
+    assert (counters.udp.down.datagrams, counters.drops) == (1, {})
     # They are counted when they are read from the queue.
     assert counters.socket_errors == 0
 
@@ -60,7 +61,7 @@ def test_an_older_error_loses_no_datagram(number: int, times: int) -> None:
 def test_errors_of_connected_sockets_are_counted_here() -> None:
     sock, to = sender(errno.ECONNREFUSED, connected=True)
     counters = Counters()
-    assert send_one(to, memoryview(b"one"), counters.spliced, counters) == 0
+    assert send_one(to, memoryview(b"one"), counters.udp.spliced, counters) == 0
     assert (sock.sent, counters.socket_errors) == ([b"one"], 1)
 
 
@@ -76,9 +77,9 @@ def test_errors_of_connected_sockets_are_counted_here() -> None:
 def test_an_error_that_stays_is_the_datagrams_own(number: int, reason: Drop) -> None:
     sock, to = sender(*[number] * 9)
     counters = Counters()
-    assert send_one(to, memoryview(b"one"), counters.down, counters) == number
+    assert send_one(to, memoryview(b"one"), counters.udp.down, counters) == number
     assert (sock.sent, counters.drops) == ([], {reason: 1})
-    assert counters.down.datagrams == 0
+    assert counters.udp.down.datagrams == 0
 
 
 @pytest.mark.parametrize("number", OLDER)
@@ -87,15 +88,15 @@ def test_an_older_error_loses_no_superframe(number: int, whole: int) -> None:
     sock, to = sender(number, whole=whole)
     counters = Counters()
     payload = bytes(range(95))
-    assert send_run(to, memoryview(payload), SEGMENT, 64, counters.down, counters) == 0
+    assert send_run(to, memoryview(payload), SEGMENT, 64, counters.udp.down, counters) == 0
     assert sock.sent == [payload[i : i + SEGMENT] for i in range(0, 95, SEGMENT)]
-    assert (counters.down.datagrams, counters.down.bytes, counters.drops) == (10, 95, {})
+    assert (counters.udp.down.datagrams, counters.udp.down.bytes, counters.drops) == (10, 95, {})
 
 
 def test_refused_superframes_are_counted_by_their_datagrams() -> None:
     sock, to = sender(*[errno.ENETUNREACH] * 99)
     counters = Counters()
-    assert send_run(to, memoryview(bytes(95)), SEGMENT, 4, counters.down, counters) == errno.ENETUNREACH
+    assert send_run(to, memoryview(bytes(95)), SEGMENT, 4, counters.udp.down, counters) == errno.ENETUNREACH
     assert (sock.sent, counters.drops) == ([], {Drop.SEND_FAILED: 10})
 
 

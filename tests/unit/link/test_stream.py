@@ -97,7 +97,7 @@ class Case:
 
     def run(self, family: int, payload: bytes, segment: int) -> None:
         """Write a run of datagrams."""
-        self.stream.write_datagrams(self.headers[family], len(payload), segment, [framed(family, payload, segment)])
+        self.stream.write_run(self.headers[family], len(payload), segment, [framed(family, payload, segment)])
         self.written += [frame(self.headers[family], datagram) for datagram in cut(payload, segment)]
 
     def frame(self, data: bytes) -> None:
@@ -225,7 +225,7 @@ def test_whatever_the_kernel_takes_whole_frames_come_out_in_order(
     rest = iter(case.written)
     assert all(any(other == one for other in rest) for one in sent), "in order, nothing twice, nothing made up"
     assert len(sent) + case.dropped() == len(case.written), "what is missing is counted"
-    up = case.counters.up
+    up = case.counters.udp.up
     assert up.datagrams + case.counters.frames_up == len(sent)
     if case.record:
         assert case.record.frames == sent
@@ -288,7 +288,7 @@ def test_the_queue_is_bounded_and_smaller_frames_still_fit() -> None:
         kernel.otherwise = WHOLE
         case.stream.empty()
     assert frames(kernel.data) == [*case.written[:3], case.written[4]]
-    assert (case.counters.up.datagrams, case.counters.up.bytes) == (4, 4600)
+    assert (case.counters.udp.up.datagrams, case.counters.udp.up.bytes) == (4, 4600)
 
 
 def test_a_frame_that_was_begun_is_completed_however_long_the_queue() -> None:
@@ -343,7 +343,7 @@ def test_a_run_becomes_the_frames_of_its_datagrams(family: int, total: int, segm
     case.stream.flush()
     assert frames(kernel.data) == case.written
     assert kernel.calls == 1
-    assert (case.counters.up.datagrams, case.counters.up.bytes) == (-(-total // segment), total)
+    assert (case.counters.udp.up.datagrams, case.counters.udp.up.bytes) == (-(-total // segment), total)
 
 
 @FAMILIES
@@ -377,7 +377,7 @@ def test_more_pieces_than_one_call_takes(family: int, size: int) -> None:
     case.stream.flush()
     assert frames(kernel.data) == case.written
     assert case.dropped() == 0
-    assert case.counters.up.datagrams == 40 * 64 + 2000
+    assert case.counters.udp.up.datagrams == 40 * 64 + 2000
 
 
 def test_frames_of_services_are_padded_and_sent_at_once() -> None:
@@ -388,7 +388,7 @@ def test_frames_of_services_are_padded_and_sent_at_once() -> None:
     case.frame(b"\xee" * 61)
     assert frames(kernel.data) == case.written
     assert case.counters.frames_up == 2
-    assert case.counters.up.datagrams == 0
+    assert case.counters.udp.up.datagrams == 0
 
 
 def test_a_services_frame_leaves_behind_what_was_gathered_before() -> None:
@@ -423,7 +423,7 @@ def test_counters(records: bool) -> None:
     case.run(6, bytes(30), 30)
     case.run(4, b"", 0)
     case.frame(bytes(42))
-    up = case.counters.up
+    up = case.counters.udp.up
     assert (up.datagrams, up.bytes, up.superframes) == (10 + 3 + 1 + 1, 1280, 2)
     assert case.counters.frames_up == 1
 
@@ -434,7 +434,7 @@ def test_without_a_guest_frames_are_dropped_and_counted() -> None:
     case.stream.flush()
     case.frame(bytes(42))
     assert case.dropped(Drop.NO_GUEST) == 4
-    assert (case.counters.up.datagrams, case.counters.frames_up) == (0, 0)
+    assert (case.counters.udp.up.datagrams, case.counters.frames_up) == (0, 0)
     assert case.record is not None and not case.record.frames
 
 

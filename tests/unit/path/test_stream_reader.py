@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import pytest
 from hypothesis import example, given, settings
@@ -13,10 +13,16 @@ from hypothesis import strategies as st
 
 from gpasst.counters import Counters, Drop
 from gpasst.features import ALL, Feature
-from gpasst.formats import ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_UDP
+from gpasst.formats import ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_TCP, PROTOCOL_UDP
 from gpasst.linux import SOL_UDP, UDP_SEGMENT
-from gpasst.path.dispatch import Dispatch, Services
-from gpasst.path.stream_reader import BUFFER_BYTES, RECEIVES_PER_STEP, StreamReader
+from gpasst.path.backlog import Backlog
+from gpasst.path.budget import RECEIVES_PER_STEP
+from gpasst.path.dispatch import Dispatch, Handler
+from gpasst.path.fastpath import FastPath
+from gpasst.path.icmp_to_guest import IcmpToGuest
+from gpasst.path.service_handlers import ServiceHandlers
+from gpasst.path.stream_reader import BUFFER_BYTES, StreamReader
+from gpasst.path.udp_sockets import UdpSockets
 from gpasst.udp.mapping import UdpSocket
 from tests.support.addresses import GUEST4, GUEST6, GUEST_MAC, HOST_MAC, SERVER4, SERVER6, ip
 from tests.support.families import FAMILIES
@@ -57,41 +63,68 @@ class Guest:
 class HostSocket:
     """A host's socket: what was sent, and in which calls."""
 
-    def __init__(self, sent: list[tuple[Any, bytes]], calls: list[int]) -> None:
+    def __init__(self, port: int, sent: list[tuple[int, Any, bytes]], calls: list[int]) -> None:
+        self.port = port
         self.sent = sent
         self.calls = calls
 
-    def sendto(self, payload: memoryview, address: Any) -> None:
-        self.sent.append((address, bytes(payload)))
+    def sendto(self, payload: memoryview, address: Any) -> int:
+        self.sent.append((self.port, address, bytes(payload)))
         self.calls.append(1)
+        return len(payload)
 
-    def sendmsg(self, pieces: Sequence[memoryview], control: Any, flags: int, address: Any) -> None:
+    def fileno(self) -> int:
+        raise AssertionError("nothing is received")
+
+    def close(self) -> None:
+        raise AssertionError("nothing expires")
+
+    def recvmsg(self, *_: int) -> Any:
+        raise BlockingIOError
+
+    def sendmsg(self, pieces: Iterable[Any], control: Any = (), flags: int = 0, address: Any = None) -> int:
         del flags
+        pieces = list(pieces)
         data = b"".join(pieces)
         segments = [value for level, kind, value in control if (level, kind) == (SOL_UDP, UDP_SEGMENT)]
         if not segments:
-            # One datagram, with a mark that is not the ordinary one.
-            self.sendto(memoryview(data), address)
-            return
+            # One datagram, with a TOS and TTL that are not the default.
+            return self.sendto(memoryview(data), address)
         (segment,) = struct.unpack("@H", segments[0])
         assert 1 < len(pieces) <= 64
         assert len(data) <= 65487
-        self.sent += [(address, data[at : at + segment]) for at in range(0, len(data), segment)]
+        self.sent += [(self.port, address, data[at : at + segment]) for at in range(0, len(data), segment)]
         self.calls.append(len(pieces))
+        return len(data)
 
 
 class Sockets(Host):
-    """A guest path whose endpoints have sockets."""
+    """Host sockets that keep what is sent."""
 
     def __init__(self) -> None:
-        self.sent: list[tuple[Any, bytes]] = []
+        self.sent: list[tuple[int, Any, bytes]] = []
         self.calls: list[int] = []
         super().__init__()
 
     def open_socket(self, family: int, port: int) -> UdpSocket:
         udp_socket = super().open_socket(family, port)
-        udp_socket.socket = HostSocket(self.sent, self.calls)
+        udp_socket.socket = HostSocket(udp_socket.port, self.sent, self.calls)
         return udp_socket
+
+
+class Udp(UdpSockets):
+    """The sockets of UDP, which a `Sockets` opens."""
+
+    def __init__(
+        self, host: Sockets, link: Any, icmp: IcmpToGuest, counters: Counters, features: frozenset[Feature]
+    ) -> None:
+        self.host = host
+        super().__init__(
+            host.guest, link, icmp, None, {}, {}, counters, features, lambda _: None, lambda _: None, now=1000
+        )
+
+    def open(self, family: int, port: int) -> UdpSocket:
+        return self.host.open_socket(family, port)
 
 
 class Answers:
@@ -130,34 +163,61 @@ class Case:
         self.counters = Counters()
         self.link = Link(record)
         self.answers = Answers()
-        dispatch = Dispatch(self.answers, self.host.path, Services(), self.counters, lambda: 1000)
-        stream: Any = self.link
-        self.downward = StreamReader(stream, self.host.path, dispatch, self.counters, features)
+        host, counters, answers = self.host, self.counters, cast(Any, self.answers)
+        icmp = IcmpToGuest(answers, host.guest, counters)
+        self.udp = Udp(host, answers, icmp, counters, features)
+        services = ServiceHandlers(answers, host.guest)
+        handlers: dict[tuple[int, int], Handler] = {
+            (4, PROTOCOL_UDP): self.udp.outbound,
+            (6, PROTOCOL_UDP): self.udp.outbound,
+            (4, PROTOCOL_TCP): services.tcp_reset,
+        }
+        dispatch = Dispatch(host.guest, services.arp, handlers, counters, lambda: 1000)
+        fastpath = FastPath(self.udp.nat.tables)
+        self.time = 0.0
+        self.asked = 0
+        self.backlog = Backlog(dispatch.frame, fastpath.knows, self.again, counters, self.clock)
+        self.reader = StreamReader(
+            cast(Any, self.link), fastpath, icmp, self.backlog, self.again, counters, features, self.clock
+        )
+
+    def clock(self) -> float:
+        return self.time
+
+    def again(self) -> None:
+        self.asked += 1
 
     def move(self, *pieces: bytes, ends: bool = False) -> int:
         """Let the guest send, and move it all."""
         guest = self.link.socket = Guest(*pieces, ends=ends)
         moved = 0
         while guest.pieces:
-            moved += self.downward.step()
+            moved += self.reader.step()
         if ends:
             with pytest.raises(ConnectionError):
-                self.downward.step()
+                self.reader.step()
         return moved
 
     @property
     def payloads(self) -> list[bytes]:
-        return [payload for _, payload in self.host.sent]
+        return [payload for _, _, payload in self.host.sent]
+
+    def by_flow(self) -> dict[Any, list[bytes]]:
+        """The datagrams that were sent, in their order within each flow."""
+        flows: dict[Any, list[bytes]] = {}
+        for port, address, payload in self.host.sent:
+            flows.setdefault((port, *address), []).append(payload)
+        return flows
 
     def outcome(self) -> Any:
         """Everything that must not depend on how a stream is cut."""
         counters = self.counters
         return (
-            self.host.sent,
+            self.by_flow(),
             self.answers.frames,
             counters.drops,
             counters.frames_down,
-            (counters.down.datagrams, counters.down.bytes),
+            (counters.udp.down.datagrams, counters.udp.down.bytes),
         )
 
 
@@ -269,13 +329,14 @@ def test_what_the_guest_sends_is_what_leaves(frames: list[list[bytes]], cuts: Se
     assert plain.outcome() == recorded.outcome()
     assert joined(*record.frames) == data
     assert set(recorded.host.calls) == {1}
-    expected = []
+    expected: dict[Any, list[bytes]] = {}
     for frame in record.frames:
-        start = 14 + (20 if frame[12:14] == b"\x08\x00" else 40)
-        length = int.from_bytes(frame[start + 4 : start + 6], "big")
-        expected.append(frame[start + 8 : start + length])
-    assert plain.payloads == expected
-    assert plain.counters.down.datagrams == plain.counters.frames_down == len(expected)
+        family, start = (4, 14 + 20) if frame[12:14] == b"\x08\x00" else (6, 14 + 40)
+        port, length = (int.from_bytes(frame[start + at : start + at + 2], "big") for at in (0, 4))
+        address = (SERVER_TEXT[family], SERVER_PORT) + ((0, 0) if family == 6 else ())
+        expected.setdefault((port, *address), []).append(frame[start + 8 : start + length])
+    assert plain.by_flow() == expected
+    assert plain.counters.udp.down.datagrams == plain.counters.frames_down == len(record.frames)
 
 
 @settings(deadline=None)
@@ -309,7 +370,7 @@ def test_a_frame_of_illegal_length_is_skipped_by_as_much_as_it_says(length: int,
     if length > 1 << 20:
         case.move(framed(udp(b"before")), length.to_bytes(4, "big"), *[behind * 1000] * 100)
         assert case.payloads == [b"before"]
-        case.downward.connect()
+        case.reader.connect()
         case.move(behind)
     else:
         data = framed(udp(b"before")) + illegal(length) + behind
@@ -340,7 +401,7 @@ def test_frames_that_repeat_the_headers_leave_in_one_call(family: int) -> None:
     case.move(joined(*frames[1:]))
     assert case.payloads == payloads
     assert case.host.calls == [1, 64, 64, 64, 7]
-    down = case.counters.down
+    down = case.counters.udp.down
     assert (down.datagrams, down.bytes, down.superframes) == (200, 200_000, 4)
     assert case.counters.frames_down == 200
 
@@ -352,7 +413,7 @@ def test_a_run_is_no_larger_than_a_superframe(family: int) -> None:
     case.move(framed(frame))
     case.move(joined(*[frame] * 20))
     assert case.host.calls == [1, 7, 7, 6]
-    assert case.counters.down.bytes == 21 * 9000
+    assert case.counters.udp.down.bytes == 21 * 9000
 
 
 @FAMILIES
@@ -376,7 +437,7 @@ def test_a_run_ends_where_the_headers_change(family: int) -> None:
     case.move(joined(*(udp(bytes((i,)) * 100, family, **change) for i, change in enumerate(changes))))
     assert case.payloads == [bytes((i,)) * 100 for i in range(10)]
     assert case.host.calls == [2, 2, 2, 2, 2]
-    addresses = [address[:2] for address, _ in case.host.sent]
+    addresses = [address[:2] for _, address, _ in case.host.sent]
     assert addresses[4:6] == [(SERVER_TEXT[family], 54)] * 2
     assert set(addresses[:4] + addresses[6:]) == {(SERVER_TEXT[family], SERVER_PORT)}
 
@@ -433,9 +494,9 @@ def test_what_came_before_the_end_is_moved_first() -> None:
     case = Case()
     frame = udp(b"last words")
     case.link.socket = Guest(joined(frame, frame) + framed(frame)[:30], ends=True)
-    assert case.downward.step() == 2
+    assert case.reader.step() == 2
     with pytest.raises(ConnectionError, match="end of stream"):
-        case.downward.step()
+        case.reader.step()
     assert case.payloads == [b"last words"] * 2
 
 
@@ -447,7 +508,7 @@ def test_what_fills_the_buffer_before_the_end_is_moved_first() -> None:
     case.link.socket = Guest((frame * (count + 1))[:room], ends=True)
     with pytest.raises(ConnectionError):
         for _ in range(2):
-            case.downward.step()
+            case.reader.step()
     assert len(case.payloads) == count
 
 
@@ -456,7 +517,7 @@ def test_the_next_guest_begins_anew() -> None:
     frame = framed(udp(b"whole"))
     for rest in (frame[:20], (1000000).to_bytes(4, "big"), b"\0\0"):
         case.move(rest, ends=True)
-        case.downward.connect()
+        case.reader.connect()
         case.move(frame)
     assert case.payloads == [b"whole"] * 3
 
@@ -469,25 +530,25 @@ def test_an_error_of_the_socket_is_the_guests_end() -> None:
     case = Case()
     case.link.socket = Broken()
     with pytest.raises(ConnectionError, match="reset"):
-        case.downward.step()
+        case.reader.step()
 
 
 def test_a_step_moves_a_bounded_amount() -> None:
     case = Case()
     frame = framed(udp(bytes(1000)))
     case.link.socket = guest = Guest(frame * 5000)
-    assert case.downward.step() <= RECEIVES_PER_STEP * BUFFER_BYTES // len(frame)
+    assert case.reader.step() <= RECEIVES_PER_STEP * BUFFER_BYTES // len(frame)
     assert guest.pieces, "the rest has to wait for its turn"
 
 
 def test_without_a_guest_nothing_moves() -> None:
-    assert Case().downward.step() == 0
+    assert Case().reader.step() == 0
 
 
 def test_a_known_peer_is_marked_active() -> None:
     case = Case()
     case.move(framed(udp(b"x")))
-    table = case.host.path.tables[4]
+    table = case.udp.nat.tables[4]
     (peer,) = table
     table.activity[peer.byte] = 0
     case.move(joined(udp(b"x"), udp(b"x")))

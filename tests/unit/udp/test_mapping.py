@@ -11,7 +11,7 @@ from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.host.receive import sender_key
 from gpasst.udp.header import Header
-from gpasst.udp.mapping import Mapping, Peer, Table, UdpSocket, down_key, free_port
+from gpasst.udp.mapping import Listener, Mapping, Peer, Table, UdpSocket, down_key, free_port
 
 GUEST, REMOTE = bytes((192, 0, 2, 2)), bytes((198, 51, 100, 9))
 TIMEOUT = 180
@@ -87,7 +87,7 @@ def test_a_mapping_ends_with_its_last_peer() -> None:
 
 def test_a_listener_outlives_its_peers() -> None:
     table = Table(now=1000)
-    listener = UdpSocket(4, 5000, target=7000)
+    listener = Listener(4, 5000, target=7000)
     mapping = Mapping(GUEST, 7000)
     mapping.sockets.append(listener)
     table.add(Peer(mapping, listener, (REMOTE, 9), (REMOTE, 9, 0), b"", HEADER), sender_key(4, REMOTE, 9, 0))

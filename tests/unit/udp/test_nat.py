@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
+from gpasst.flow.guest import Guest
+from gpasst.flow.sender import Sender
 from gpasst.formats import STREAM_LENGTH, VIRTIO_NET
 from gpasst.host.receive import sender_key
 from gpasst.packet.address import BROADCAST_MAC
-from gpasst.udp.mapping import Peer, UdpSocket, down_key
+from gpasst.udp.mapping import Listener, Peer, down_key
 from gpasst.udp.nat import UdpNat
 from tests.support.addresses import (
     FORWARDER4,
@@ -26,7 +29,7 @@ from tests.support.addresses import (
     SERVER6,
     ip,
 )
-from tests.support.nat import EPHEMERAL, Host, ports
+from tests.support.nat import EPHEMERAL, Host, Opener, ports
 from tests.support.networks import INDEX
 
 TIMEOUT = 180
@@ -190,9 +193,10 @@ def test_an_answer_tells_the_local_address_of_what_the_guest_began() -> None:
     listener = host.listen(5000, 7000)
     peer = host.down(7000, SERVER4, 9)
     assert (peer.udp_socket, peer.local) == (listener, b"")
-    peer.send = object()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        setattr(peer, "sender", Sender(sock))  # noqa: B010  # a plain assignment would count as its value for good
     assert host.up(listener, SERVER4, 9, local="192.0.2.3") is peer
-    assert (peer.local, peer.send) == (ip("192.0.2.3"), None)
+    assert (peer.local, peer.sender) == (ip("192.0.2.3"), None)
     assert host.up(listener, SERVER4, 9, local="192.0.2.3") is peer
     # From elsewhere it is another peer.
     assert host.up(listener, SERVER4, 9, local=GUEST4) is not peer
@@ -455,14 +459,14 @@ def test_at_the_limit_a_port_keeps_its_socket() -> None:
 def test_a_new_mac_address_reaches_every_header() -> None:
     host = Host()
     peers = [host.down(33000, SERVER4, 1), host.down(33000, SERVER6, 1, guest=GUEST6)]
-    host.path.learn_mac(b"\x02\0\0\0\0\x09")
+    host.guest.learn_mac(b"\x02\0\0\0\0\x09")
     peers.append(host.down(33001, SERVER4, 1))
     assert [frame(peer, b"")[:12] for peer in peers] == [b"\x02\0\0\0\0\x09" + HOST_MAC] * 3
 
 
 def test_an_unknown_mac_address_is_everyones() -> None:
-    network = Host().path.network
-    path = UdpNat(network, lambda family, port: UdpSocket(family, port), lambda _: None, sender_key)
+    network = Host().guest.network
+    path = UdpNat(Guest(network), Opener(Host()), sender_key)
     peer = path.outbound(4, ip(GUEST4), ip(SERVER4), 1, 1)
     assert frame(peer, b"")[:6] == BROADCAST_MAC
 
@@ -478,7 +482,7 @@ def test_close_closes_everything_once() -> None:
     host.down(33000, SERVER6, 1, guest=GUEST6)
     assert len(host.open) == 5
     host.path.close()
-    assert all(udp_socket.target for udp_socket in host.open), "listeners stay their owner's to close"
+    assert all(isinstance(udp_socket, Listener) for udp_socket in host.open), "listeners stay their owner's to close"
     assert len(host.open) == 2
     assert all(not table.mappings and not len(table) for table in host.path.tables.values())
     host.path.close()

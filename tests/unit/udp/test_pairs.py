@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,9 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.flow.activity import Ages
+from gpasst.flow.sender import Sender
 from gpasst.host.receive import sender_key
 from gpasst.portspec import parse, reverse
-from gpasst.udp.mapping import UdpSocket
+from gpasst.udp.mapping import Listener
 from gpasst.udp.pairs import PAIRS_LIMIT, UNBOUND, Pair, Pairs, Route
 from tests.support.addresses import GUEST4, GUEST6, GUEST_LINK_LOCAL, ip
 from tests.support.networks import rules
@@ -42,30 +44,31 @@ def splice_rules(
     return Pairs(addresses, keep, SCOPE, shown_inside or {}, shown_outside or {}, START, limit)
 
 
-def listener(inside: bool, port: int = 8053, target: int = 53, family: int = 4, address: str = "") -> UdpSocket:
+def listener(inside: bool, port: int = 8053, target: int = 53, family: int = 4, address: str = "") -> Listener:
     """A listener in the namespace or on the host."""
     target_address = ip(address) if address else b""
-    return UdpSocket(family, port, target=target, target_address=target_address, inside=inside, splices=True)
+    return Listener(family, port, target=target, target_address=target_address, inside=inside, splices=True)
 
 
-def route(pairs: Pairs, at: UdpSocket, source: str, addressed: str, port: int = CLIENT) -> Route:
+def route(pairs: Pairs, at: Listener, source: str, addressed: str, port: int = CLIENT) -> Route:
     return pairs.route(at, ip(source), port, ip(addressed))
 
 
 def enter(
-    pairs: Pairs, at: UdpSocket, source: str = "127.0.0.1", port: int = CLIENT, local: tuple[str, int] | None = None
+    pairs: Pairs, at: Listener, source: str = "127.0.0.1", port: int = CLIENT, local: tuple[str, int] | None = None
 ) -> tuple[Pair, list[Pair]]:
     """Set up a pair as the adapter does; its socket is bound to `local`, or as the route has it."""
     address, addressed = ip(source), ip("127.0.0.1" if at.family == 4 else "::1")
     chosen = pairs.route(at, address, port, addressed)
     bound = (ip(local[0]), local[1]) if local else (chosen.source or chosen.address, chosen.source_port)
-    udp_socket = UdpSocket(at.family, bound[1], inside=not at.inside)
+    sock = socket.socket()
+    sock.close()
     key = sender_key(at.family, address, port, 0) + addressed
-    pair = Pair(at, key, (address, port, 0), addressed, chosen, udp_socket, bound)
+    pair = Pair(at, key, (address, port, 0), addressed, chosen, sock, bound, Sender(sock), Sender(sock))
     return pair, pairs.add(pair)
 
 
-def tos_ttl(pairs: Pairs, pair: Pair) -> None:
+def touch(pairs: Pairs, pair: Pair) -> None:
     pairs.ages.activity[pair.byte] |= pair.bit
 
 
@@ -256,10 +259,10 @@ def test_a_pair_is_found_by_its_senders_key() -> None:
     at = listener(inside=True)
     one, _ = enter(pairs, at, port=1)
     two, _ = enter(pairs, at, "127.0.0.2", port=1, local=("127.0.0.2", 1))
-    assert set(pairs) == set(at.peers.values()) == {one, two}
-    assert at.peers[one.key] is one
+    assert set(pairs) == set(pairs.of(at).values()) == {one, two}
+    assert pairs.of(at)[one.key] is one
     pairs.remove(one)
-    assert list(pairs) == list(at.peers.values()) == [two]
+    assert list(pairs) == list(pairs.of(at).values()) == [two]
 
 
 def test_a_pair_is_kept_until_the_timeout_and_no_longer() -> None:
@@ -267,13 +270,13 @@ def test_a_pair_is_kept_until_the_timeout_and_no_longer() -> None:
     at = listener(inside=True)
     pair, _ = enter(pairs, at)
     assert pairs.scan(START + TIMEOUT, TIMEOUT) == []
-    tos_ttl(pairs, pair)
+    touch(pairs, pair)
     assert pairs.scan(START + TIMEOUT + 1, TIMEOUT) == []
     assert pairs.ages.idle_seconds(pair) == 0
     assert pairs.scan(START + 2 * TIMEOUT + 1, TIMEOUT) == []
     assert pairs.ages.idle_seconds(pair) == TIMEOUT
     assert pairs.scan(START + 2 * TIMEOUT + 2, TIMEOUT) == [pair]
-    assert not at.peers
+    assert not pairs.of(at)
     assert len(pairs) == 0
 
 
@@ -281,11 +284,11 @@ def test_at_the_limit_the_longest_idle_goes_first() -> None:
     pairs = splice_rules(limit=3)
     at = listener(inside=True)
     first, second, third = (enter(pairs, at, port=port)[0] for port in (1, 2, 3))
-    tos_ttl(pairs, first)
+    touch(pairs, first)
     pairs.scan(START + 1, TIMEOUT)
     fourth, ended = enter(pairs, at, port=4)
     assert ended == [second]
-    assert second.key not in at.peers
+    assert second.key not in pairs.of(at)
     assert set(pairs) == {first, third, fourth}
     _, ended = enter(pairs, at, port=5)
     assert ended == [third]
@@ -304,20 +307,20 @@ class Tracking(RuleBasedStateMachine):
         self.listeners = {inside: listener(inside, 7000, 7777) for inside in (False, True)}
         self.now = START
         self.active: dict[Pair, int] = {}
-        self.with_tos_ttl: set[Pair] = set()
+        self.touched: set[Pair] = set()
 
     def own(self) -> set[tuple[bool, bytes, int]]:
-        return {(pair.udp_socket.inside, *pair.local) for pair in self.active}
+        return {(pair.inside, *pair.local) for pair in self.active}
 
     @rule(inside=st.booleans(), last=st.integers(1, 3), port=st.integers(1, 3))
     def send(self, inside: bool, last: int, port: int) -> None:
         at, source = self.listeners[inside], f"127.0.0.{last}"
         key = sender_key(4, ip(source), port, 0) + ip("127.0.0.1")
-        known = at.peers.get(key)
+        known = self.pairs.of(at).get(key)
         assert known in self.active or known is None
         if known is not None:
-            tos_ttl(self.pairs, known)
-            self.with_tos_ttl.add(known)
+            touch(self.pairs, known)
+            self.touched.add(known)
         elif (inside, ip(source), port) in self.own():
             with pytest.raises(PacketError) as caught:
                 enter(self.pairs, at, source, port)
@@ -340,10 +343,10 @@ class Tracking(RuleBasedStateMachine):
     def scan(self, seconds: int) -> None:
         self.now += seconds
         # Among those that one scan finds active the order is that of their bits.
-        for pair in sorted(self.with_tos_ttl, key=lambda pair: (pair.byte, pair.bit)):
+        for pair in sorted(self.touched, key=lambda pair: (pair.byte, pair.bit)):
             del self.active[pair]
             self.active[pair] = self.now
-        self.with_tos_ttl.clear()
+        self.touched.clear()
         idle = [pair for pair, when in self.active.items() if self.now - when > TIMEOUT]
         assert self.pairs.scan(self.now, TIMEOUT) == idle
         self.forget(idle)
@@ -351,17 +354,17 @@ class Tracking(RuleBasedStateMachine):
     def forget(self, ended: list[Pair]) -> None:
         for pair in ended:
             del self.active[pair]
-            self.with_tos_ttl.discard(pair)
+            self.touched.discard(pair)
 
     @invariant()
     def nothing_is_left_over(self) -> None:
         assert list(self.pairs) == list(self.active)
         assert len(self.pairs) == len(self.active) <= self.limit
-        found = [pair for at in self.listeners.values() for pair in at.peers.values()]
+        found = [pair for at in self.listeners.values() for pair in self.pairs.of(at).values()]
         assert len(found) == len(self.active) and set(found) == set(self.active)
-        assert all(pair.listener.peers[pair.key] is pair for pair in found)
+        assert all(self.pairs.of(pair.listener)[pair.key] is pair for pair in found)
         ages: Ages[Pair] = self.pairs.ages
-        assert sum(byte.bit_count() for byte in ages.activity) == len(self.with_tos_ttl)
+        assert sum(byte.bit_count() for byte in ages.activity) == len(self.touched)
         assert len(ages.activity) <= 1
 
 

@@ -1,0 +1,65 @@
+"""How datagrams leave for one remote end: a host socket, an address, and the control messages of each send.
+
+A `Sender` is made once for each remote end and serves every send to it. Nothing here calls the socket.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+SocketAddress = tuple[str, int] | tuple[str, int, int, int]
+"""(address, port) of IPv4; (address, port, flow label, scope) of IPv6."""
+
+ControlMessage = tuple[int, int, bytes]
+"""(level, type, value), as `socket.sendmsg` takes it."""
+
+
+class HostSocket(Protocol):
+    """The calls of a socket that the data path makes; the interpreter's own class has them."""
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+
+    def close(self) -> None:
+        """Close the socket."""
+
+    def sendto(self, data: memoryview, address: SocketAddress, /) -> int:
+        """Send one datagram."""
+
+    def sendmsg(
+        self,
+        buffers: Iterable[bytes | memoryview],
+        ancdata: Iterable[ControlMessage] = ...,
+        flags: int = 0,
+        address: SocketAddress | None = None,
+        /,
+    ) -> int:
+        """Send one datagram or superframe, with control messages."""
+
+    def recvmsg(
+        self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /
+    ) -> tuple[bytes, list[ControlMessage], int, Any]:  # the address may be of any family
+        """Receive with control messages."""
+
+
+class Sender:
+    """The arguments of every send to one remote end.
+
+    :ivar socket: the socket.
+    :ivar address: the remote end's address, None for a connected socket.
+    :ivar control: control messages that choose the source address, TOS and TTL; empty where the kernel's choice and the
+        defaults serve.
+    """
+
+    __slots__ = ("address", "control", "socket")
+
+    def __init__(
+        self,
+        sock: HostSocket,
+        address: SocketAddress | None = None,
+        control: tuple[ControlMessage, ...] = (),
+    ) -> None:
+        self.socket = sock
+        self.address = address
+        self.control = control

@@ -1,0 +1,108 @@
+"""The handlers of what the guest needs beside its flows: ARP, neighbour discovery, DHCP, DHCPv6, TCP's RST.
+
+Theory of operation: `gpasst.services` has the rules as pure functions. Here their answers are written to the link, and
+the guest's addresses that a message shows are learned. A service that is switched off drops its messages.
+"""
+
+from __future__ import annotations
+
+from gpasst.counters import Drop
+from gpasst.errors import PacketError
+from gpasst.flow.guest import Guest
+from gpasst.link.port import Link
+from gpasst.packet.address import is_loopback
+from gpasst.packet.parse import Packet
+from gpasst.services import arp, dhcp, dhcpv6, ndp
+from gpasst.tcp import reset
+
+
+class ServiceHandlers:
+    """Answers of the services.
+
+    :param link: where answers are written.
+    :param guest: the guest.
+    :param router: answers neighbour discovery; None where that is switched off, and messages are ignored.
+    :param dhcp_served: whether DHCP is.
+    :param dhcpv6_server: answers DHCPv6, None where that is switched off.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        guest: Guest,
+        router: ndp.Router | None = None,
+        dhcp_served: bool = False,
+        dhcpv6_server: dhcpv6.Server | None = None,
+    ) -> None:
+        self._link = link
+        self._guest = guest
+        self._router = router
+        self._dhcp_served = dhcp_served
+        self._dhcpv6_server = dhcpv6_server
+
+    def arp(self, payload: memoryview) -> None:
+        """Answer ARP.
+
+        :raises PacketError: if the request is malformed.
+        """
+        guest = self._guest
+        self._write(arp.answer(payload, guest.network.host_mac, guest.addresses[4].network.address))
+
+    def ndp(self, packet: Packet) -> None:
+        """Answer neighbour and router solicitations, and learn the address that they come from.
+
+        :raises PacketError: if the message is malformed.
+        """
+        addresses = self._guest.addresses[6]
+        addresses.learn(packet.source)
+        if self._router:
+            own = (addresses.network.address, addresses.link_local, addresses.seen)
+            self._write(ndp.answer(self._router, packet, self._guest.mac, own))
+
+    def dhcp(self, packet: Packet, data: memoryview) -> None:
+        """Answer DHCP and BOOTP, and learn the address that a renewing client uses.
+
+        :param data: payload of the UDP datagram.
+        :raises PacketError: if the message is malformed or not served.
+        """
+        if not self._dhcp_served:
+            raise PacketError(Drop.SERVICE)
+        self._guest.addresses[4].learn(packet.source)
+        self._write(dhcp.answer(self._guest.network, data, self._guest.mac))
+
+    def dhcpv6(self, packet: Packet, data: memoryview) -> None:
+        """Answer DHCPv6; from then on the leased address counts as the guest's.
+
+        :param data: payload of the UDP datagram.
+        :raises PacketError: if the message is malformed or not served.
+        """
+        if self._dhcpv6_server is None:
+            raise PacketError(Drop.SERVICE)
+        addresses = self._guest.addresses[6]
+        addresses.learn(packet.source)
+        answer = dhcpv6.answer(self._dhcpv6_server, packet, data, self._guest.mac)
+        if answer and addresses.network.address:
+            addresses.seen = addresses.network.address
+        self._write(answer)
+
+    def tcp_reset(self, packet: Packet) -> None:
+        """Refuse a TCP segment with RST, so that its sender need not wait for a timeout.
+
+        :raises PacketError: always, since the segment is not carried.
+        """
+        if is_loopback(packet.source) or is_loopback(packet.destination):
+            raise PacketError(Drop.LOOPBACK_ADDRESS)
+        self._write(reset.reset(packet, self._guest.mac, self._guest.network.host_mac))
+        raise PacketError(Drop.TCP)
+
+    def _write(self, frame: bytes | None) -> None:
+        if frame:
+            self._link.write_frame(frame)
+
+
+def disabled(packet: Packet) -> None:
+    """Drop a packet of a protocol that an option switches off.
+
+    :raises PacketError: always.
+    """
+    raise PacketError(Drop.PROTOCOL_DISABLED)

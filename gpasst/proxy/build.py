@@ -1,0 +1,330 @@
+"""The builders of a proxy: each makes one part of it from the parts below.
+
+Theory of operation: `Base` holds what every part shares. `build_link` makes the guest's end; `build_udp` the sockets of
+UDP, spliced and not; `build_inside` everything between the link and these: handlers by protocol, the backlog, and the
+reader of the link. A proxy with ``--splice-only`` has no link and nothing inside.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from _socket import socket as RawSocket  # a class
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gpasst.config import Config
+from gpasst.counters import Counters
+from gpasst.features import Feature
+from gpasst.flow.guest import Guest
+from gpasst.flow.listeners import PortRules, lay_rules
+from gpasst.flow.network import GuestNetwork, pack
+from gpasst.formats import PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP
+from gpasst.helper.client import Namespace
+from gpasst.host.raw import RawSockets
+from gpasst.host.receive import SLOTS, Receiver
+from gpasst.host.receive_contiguous import ContiguousReceiver
+from gpasst.host.receive_framed import FramedReceiver
+from gpasst.host.socket_pool import SocketPool
+from gpasst.host.sockets import supported
+from gpasst.link.capture import Capture
+from gpasst.link.listener import GuestListener
+from gpasst.link.stream import Stream
+from gpasst.link.tap import Tap
+from gpasst.packet import icmp_error
+from gpasst.packet.dhcp_formats import DHCP_SERVER_PORT, DHCPV6_SERVER_PORT
+from gpasst.path.backlog import Backlog
+from gpasst.path.dispatch import Dispatch, Handler
+from gpasst.path.fastpath import FastPath
+from gpasst.path.icmp_handler import IcmpHandler
+from gpasst.path.icmp_to_guest import IcmpToGuest
+from gpasst.path.icmp_to_sender import IcmpToSender
+from gpasst.path.ping_sockets import PingSockets
+from gpasst.path.service_handlers import ServiceHandlers, disabled
+from gpasst.path.stream_reader import StreamReader
+from gpasst.path.tap_reader import TapReader
+from gpasst.path.udp_sockets import UdpSockets
+from gpasst.path.udp_splice import UdpSplice
+from gpasst.proxy.advertiser import Advertiser
+from gpasst.proxy.guest_session import GuestSession
+from gpasst.proxy.workers import READ, WRITE, Watchers
+from gpasst.services import dhcpv6, ndp
+from gpasst.udp.mapping import UdpSocket
+from gpasst.udp.pairs import Pair, Pairs
+
+MICROSECONDS = 1_000_000
+USO_FAMILIES = {4: "uso4", 6: "uso6"}  # names of the tap's offloads
+
+# Where the guest is: a namespace with its tap, a socket where guests connect, or a connected one.
+End = Namespace | GuestListener | RawSocket
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The parts that all others share.
+
+    :ivar config: the options.
+    :ivar namespace: the guest's namespace, None for a virtual machine.
+    :ivar rules: the forward rules.
+    :ivar guest: the guest.
+    :ivar counters: all counters.
+    :ivar features: the ways to move more than one datagram at once that are wanted and supported.
+    :ivar watchers: owner of every watcher and greenlet.
+    :ivar pool: sockets of the namespace, None without one.
+    :ivar raw: raw sockets of both sides.
+    :ivar now: returns monotonic seconds.
+    """
+
+    config: Config
+    namespace: Namespace | None
+    rules: PortRules
+    guest: Guest
+    counters: Counters
+    features: frozenset[Feature]
+    watchers: Watchers
+    pool: SocketPool | None
+    raw: RawSockets
+    now: Callable[[], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """The parts between the link and the sockets.
+
+    :ivar dispatch: frames of no known flow.
+    :ivar pings: echo.
+    :ivar advertiser: frames that nobody asked for.
+    :ivar session: the guests of a stream, None for a tap.
+    """
+
+    dispatch: Dispatch
+    pings: PingSockets
+    advertiser: Advertiser
+    session: GuestSession | None
+
+
+def build_base(
+    config: Config,
+    network: GuestNetwork,
+    namespace: Namespace | None,
+    ephemeral: tuple[int, int],
+    hub: object,
+    now: Callable[[], int],
+    polls: bool,
+) -> Base:
+    """Make the shared parts; the parameters are those of `gpasst.proxy.proxy.Proxy`."""
+    features = config.features & supported()
+    if namespace and namespace.tap >= 0 and USO_FAMILIES[4] not in namespace.offloads:
+        features -= {Feature.USO}
+    missing = config.features - features
+    if missing:
+        log.info("not supported by this kernel: %s", ", ".join(sorted(feature.value for feature in missing)))
+    counters = Counters()
+    link_local = pack(namespace.link_local) if namespace and namespace.link_local else None
+    pool = SocketPool(namespace.sockets) if namespace else None
+    return Base(
+        config,
+        namespace,
+        lay_rules(config, ephemeral, namespace.ephemeral if namespace else None),
+        Guest(network, namespace.mac if namespace else None, link_local),
+        counters,
+        features,
+        Watchers(hub, counters, config.busy_poll / MICROSECONDS if polls else 0.0),
+        pool,
+        RawSockets(pool),
+        now,
+    )
+
+
+def build_link(base: Base) -> Tap | Stream | None:
+    """Make the guest's end, None with ``--splice-only``.
+
+    :raises PlatformError: if the capture file cannot be opened.
+    """
+    config, namespace, counters, watchers = base.config, base.namespace, base.counters, base.watchers
+    if namespace and namespace.tap < 0:
+        return None
+    capture = Capture(config.pcap, time.time_ns) if config.pcap else None
+    if namespace:
+        offloaded = {family for family, name in USO_FAMILIES.items() if name in namespace.offloads}
+        superframes = frozenset(offloaded) if Feature.USO in base.features else frozenset()
+        return Tap(namespace.tap, counters, superframes, capture)
+
+    def await_room(sock: RawSocket) -> None:
+        watchers.watch(await_room, sock.fileno(), stream.empty, events=WRITE)
+
+    stream = Stream(counters, await_room, lambda: watchers.unwatch(await_room), capture)
+    return stream
+
+
+def build_udp(
+    base: Base,
+    link: Tap | Stream | None,
+    icmp: IcmpToGuest,
+    handlers: ServiceHandlers | None,
+    opened: Callable[[UdpSocket], None],
+    closed: Callable[[UdpSocket], None],
+) -> tuple[UdpSockets, UdpSplice | None]:
+    """Make the sockets of UDP.
+
+    :param handlers: the services that answer on ports of their own, None without a link.
+    :param opened: called with each socket that was opened for a mapping.
+    :param closed: called with each before it is closed.
+    """
+    config, watchers, features = base.config, base.watchers, base.features
+    slots = SLOTS if Feature.BATCH in features else 1
+    kind = FramedReceiver if isinstance(link, Stream) else ContiguousReceiver
+    receivers: dict[int, Receiver] = {family: kind(family, slots) for family in base.guest.addresses}
+    splice = None
+    if base.namespace and base.pool and not config.no_udp and not config.no_splice:
+        splice = _build_splice(base, base.namespace, base.pool, receivers)
+
+    def watch(udp_socket: UdpSocket) -> None:
+        assert udp_socket.socket is not None
+        opened(udp_socket)
+        watchers.watch(udp_socket, udp_socket.socket.fileno(), worker.wake, udp_socket)
+
+    def unwatch(udp_socket: UdpSocket) -> None:
+        watchers.unwatch(udp_socket)
+        closed(udp_socket)
+
+    services = {(4, DHCP_SERVER_PORT): handlers.dhcp, (6, DHCPV6_SERVER_PORT): handlers.dhcpv6} if handlers else {}
+    udp = UdpSockets(
+        base.guest,
+        link,
+        icmp,
+        splice,
+        receivers,
+        services,
+        base.counters,
+        features,
+        watch,
+        unwatch,
+        carried=not config.no_udp,
+        filtered=config.udp_filter == "address",
+        now=base.now(),
+    )
+    worker = watchers.worker(udp.step)
+    return udp, splice
+
+
+def _build_splice(base: Base, namespace: Namespace, pool: SocketPool, receivers: dict[int, Receiver]) -> UdpSplice:
+    config, watchers = base.config, base.watchers
+    pairs = Pairs(
+        base.guest.addresses,
+        config.keeps_loopback,
+        namespace.index,
+        base.rules.shown(inside=True),
+        base.rules.shown(inside=False),
+        base.now(),
+    )
+
+    def watch(pair: Pair) -> None:
+        assert pair.socket is not None
+        watchers.watch_alone(pair, pair.socket.fileno(), splice.step)
+
+    splice = UdpSplice(pairs, pool, watch, watchers.unwatch, base.raw, receivers, base.counters, base.features)
+    return splice
+
+
+def build_services(base: Base, link: Tap | Stream) -> tuple[ServiceHandlers, ndp.Router | None]:
+    """Make the handlers of services, and the router that is advertised, None if none is."""
+    config, network = base.config, base.guest.network
+    advertises = not (config.no_ra or config.config_net)
+    router = None if config.no_ndp or config.no_icmp else ndp.Router(network, advertises, config.mtu)
+    identifier = dhcpv6.duid(network.host_mac, int(time.time()) - dhcpv6.EPOCH)
+    server = None if config.no_dhcpv6 else dhcpv6.Server(network, identifier)
+    handlers = ServiceHandlers(link, base.guest, router, not config.no_dhcp, server)
+    return handlers, router if network.ip6 and advertises else None
+
+
+def build_inside(
+    base: Base,
+    link: Tap | Stream,
+    udp: UdpSockets,
+    icmp: IcmpToGuest,
+    handlers: ServiceHandlers,
+    router: ndp.Router | None,
+    end: End,
+    ended: Callable[[], None],
+) -> Inside:
+    """Make everything between the link and the sockets.
+
+    :param ended: called when the guest is gone for good.
+    """
+    config, counters, watchers = base.config, base.counters, base.watchers
+    pings = PingSockets(
+        link,
+        base.guest,
+        icmp,
+        counters,
+        lambda flow: watchers.watch(flow, flow.socket.fileno(), echoes.wake, flow),
+        watchers.unwatch,
+        base.now,
+    )
+    echoes = watchers.worker(pings.step, conversational=False)
+    table = _handlers(base, udp, pings, handlers)
+    dispatch = Dispatch(base.guest, handlers.arp, table, counters, base.now)
+    fastpath = FastPath({} if config.no_udp else udp.nat.tables)
+    backlog = Backlog(dispatch.frame, fastpath.knows, lambda: backlog_step.ask(), counters)
+    backlog_step = watchers.repeat(watchers.worker(backlog.step, conversational=False))
+    advertiser = Advertiser(link, base.guest, router, counters, base.now)
+    session = None
+    if isinstance(link, Tap):
+        tap_reader = TapReader(link, fastpath, udp, icmp, backlog, counters, base.features)
+        _watch_tap(watchers, link, tap_reader, ended)
+    else:
+        assert not isinstance(end, Namespace)
+        stream_reader = StreamReader(link, fastpath, icmp, backlog, lambda: session_step.ask(), counters, base.features)
+        session = GuestSession(
+            end,
+            link,
+            stream_reader,
+            lambda sock, callback: watchers.watch(sock, sock.fileno(), callback),
+            watchers.unwatch,
+            lambda: worker.wake(),
+            advertiser.greet,
+            ended,
+            config.one_off or not isinstance(end, GuestListener),
+        )
+        worker = watchers.worker(session.step)
+        session_step = watchers.repeat(worker)
+    return Inside(dispatch, pings, advertiser, session)
+
+
+def _handlers(
+    base: Base, udp: UdpSockets, pings: PingSockets, services: ServiceHandlers
+) -> dict[tuple[int, int], Handler]:
+    """Make the table of handlers by family and IP protocol."""
+    config = base.config
+    echo: Handler = disabled if config.no_icmp else pings.request
+    reset: Handler = disabled if config.no_tcp else services.tcp_reset
+    by_type: dict[int, dict[int, Handler]] = {4: {}, 6: dict.fromkeys(ndp.TYPES, services.ndp)}
+    if not config.no_icmp and not config.no_udp:
+        to_sender = IcmpToSender(base.raw, udp.nat.tables, base.counters)
+        for family, types in icmp_error.TYPES.items():
+            by_type[family].update(dict.fromkeys(types, to_sender.take))
+    return {
+        (4, PROTOCOL_UDP): udp.outbound,
+        (6, PROTOCOL_UDP): udp.outbound,
+        (4, PROTOCOL_TCP): reset,
+        (6, PROTOCOL_TCP): reset,
+        (4, PROTOCOL_ICMP): IcmpHandler(by_type[4], echo).handle,
+        (6, PROTOCOL_ICMPV6): IcmpHandler(by_type[6], echo).handle,
+    }
+
+
+def _watch_tap(watchers: Watchers, tap: Tap, reader: TapReader, ended: Callable[[], None]) -> None:
+    def step() -> int:
+        try:
+            return reader.step()
+        except OSError as error:
+            # The device went away, with its namespace or by somebody's hand.
+            log.info("the tap ended: %s", error.strerror)
+            watchers.unwatch(tap)
+            ended()
+            return 0
+
+    watchers.watch(tap, tap.fd, watchers.worker(step).wake, events=READ)

@@ -1,0 +1,65 @@
+"""The look at bound ports, again and again, for automatic forwards.
+
+Theory of operation: listing bound sockets waits for the kernel between chunks, so it runs in a greenlet of its own. A
+deadline wakes that greenlet every `FOLLOW_SECONDS`; a look that takes longer delays the next one.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import gevent
+import gevent.event
+from gevent.socket import wait_read
+
+from gpasst.counters import Counters, Drop
+from gpasst.errors import PlatformError
+from gpasst.proxy.forwarder import Forwarder
+from gpasst.proxy.timers import Timers
+
+FOLLOW_SECONDS = 0.5  # so that a new port is forwarded within a second
+
+log = logging.getLogger(__name__)
+
+
+class Follower:
+    """Keeps the listeners of automatic rules in step with bound ports.
+
+    :param forwarder: the listeners.
+    :param timers: wakes for each look.
+    :param counters: where failures are counted.
+    """
+
+    def __init__(self, forwarder: Forwarder, timers: Timers, counters: Counters) -> None:
+        self._forwarder = forwarder
+        self._counters = counters
+        self._due = gevent.event.Event()
+        self._due.set()
+        self._deadline = timers.every(FOLLOW_SECONDS, lambda now: self._due.set())
+        self._greenlet = gevent.spawn(self._run)
+
+    def look(self) -> None:
+        """Look once.
+
+        :raises PlatformError: if the kernel does not list sockets.
+        """
+        self._forwarder.follow(wait_read, gevent.idle)
+
+    def close(self) -> None:
+        """Look no more."""
+        self._deadline.cancel()
+        self._greenlet.kill()
+
+    def _run(self) -> None:
+        while True:
+            self._due.wait()
+            self._due.clear()
+            try:
+                self.look()
+            except PlatformError as error:
+                log.warning("ports are not forwarded automatically: %s", error)
+                self._deadline.cancel()
+                return
+            except Exception:
+                self._counters.drop(Drop.INTERNAL)
+                log.exception("internal error while looking for bound ports")
