@@ -57,6 +57,7 @@ class Drop(Enum):
     ECHO_FAILED = "ping socket unavailable"
     ECHO_DUPLICATE = "repeated echo answer"
     BACKLOG = "more frames for new flows than can be kept"
+    CAPTURE = "frame missing from the capture file"
     INTERNAL = "internal error"
 
 

@@ -1,8 +1,9 @@
-"""Where a guest connects: the listening UNIX socket of passt mode.
+"""The listening UNIX socket of passt mode, to which a virtual machine connects.
 
-Theory of operation (context 1.1): the socket is at the path asked for, or at the first of /tmp/passt_1.socket to
-/tmp/passt_99.socket that is free. A path is in use if a trial connection succeeds, or fails in any way but "no such
-file", "refused" and "not permitted". A socket file that nobody listens at is left over from somebody, and replaced.
+Theory of operation: the socket is at the given path, or at the first free one of /tmp/passt_1.socket to
+/tmp/passt_99.socket, as with passt. A path is in use if a trial connection succeeds, or fails with another error than
+"no such file", "connection refused" and "permission denied". A socket file without a listener is stale, and is
+replaced.
 """
 
 from __future__ import annotations
@@ -12,19 +13,30 @@ import logging
 import os
 import stat
 import struct
-from _socket import AF_UNIX, SO_PEERCRED, SO_RCVBUF, SO_SNDBUF, SOCK_STREAM, SOL_SOCKET
 from _socket import socket as RawSocket  # a class
 
 from gpasst.errors import ConfigurationError, PlatformError
-from gpasst.linux import SO_RCVBUFFORCE, SO_SNDBUFFORCE, UNIX_PATH_MAX
+from gpasst.linux import (
+    AF_UNIX,
+    SO_PEERCRED,
+    SO_RCVBUF,
+    SO_RCVBUFFORCE,
+    SO_SNDBUF,
+    SO_SNDBUFFORCE,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    UNIX_PATH_MAX,
+)
 
 PROBED = "/tmp/passt_{}.socket"  # as passt names it, so that scripts find it
 PROBES = range(1, 100)
+# Errors of a trial connection to a path that is not in use.
 FREE = (errno.ENOENT, errno.ECONNREFUSED, errno.EACCES)
+# Options that need CAP_NET_ADMIN, those that do not, and bytes.
 BUFFER_BYTES = ((SO_SNDBUFFORCE, SO_SNDBUF, 4 << 20), (SO_RCVBUFFORCE, SO_RCVBUF, 2 << 20))
 PATH_BYTES = UNIX_PATH_MAX - 1
 
-_credentials = struct.Struct("@iII")
+_credentials = struct.Struct("@iII")  # struct ucred (linux/socket.h): process, user and group
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +46,8 @@ class GuestListener:
 
     :param path: its file; empty for the first free one of those that passt tries.
     :ivar path: its file.
-    :raises GpasstError: if it cannot be had.
+    :raises ConfigurationError: if the path is too long, not a path, or a file that is no socket.
+    :raises PlatformError: if the path is in use or cannot be made.
     """
 
     def __init__(self, path: str) -> None:
@@ -61,16 +74,16 @@ class GuestListener:
             raise
 
     def accept(self) -> RawSocket | None:
-        """Accept a connection; None if there is none, or it has gone."""
+        """Accept a connection and return its socket, None if no connection is pending any more."""
         try:
-            # What socket.accept calls, too: the C class has no other.
+            # The C class has no public accept: socket.accept itself calls this method.
             descriptor, _ = self.socket._accept()  # type: ignore[attr-defined]
         except OSError:
             return None
         return RawSocket(fileno=descriptor)
 
     def close(self) -> None:
-        """Stop listening and remove the file, if it still is this socket's."""
+        """Stop listening, and remove the file if it is still this socket's."""
         self.socket.close()
         try:
             if _identity(self.path) == self._identity:
@@ -80,14 +93,14 @@ class GuestListener:
 
 
 def prepare_guest(sock: RawSocket) -> RawSocket:
-    """Let a guest's socket never wait, with room for bursts where that is permitted.
+    """Make a guest's socket non-blocking with large buffers, as far as permitted, and return it.
 
-    :raises ConfigurationError: if it is no stream socket.
+    :raises ConfigurationError: if it is not a connected stream socket.
     """
     try:
         if sock.type != SOCK_STREAM:
             raise OSError
-        sock.getpeername()  # who is not connected has none
+        sock.getpeername()  # fails if the socket is not connected
         for forced, plain, size in BUFFER_BYTES:
             try:
                 sock.setsockopt(SOL_SOCKET, forced, size)
@@ -102,7 +115,7 @@ def prepare_guest(sock: RawSocket) -> RawSocket:
 
 
 def peer_process(sock: RawSocket) -> int:
-    """Give the process ID of who connected, 0 if unknown."""
+    """Return the process ID of the peer of a connection, 0 if unknown."""
     try:
         pid: int = _credentials.unpack(sock.getsockopt(SOL_SOCKET, SO_PEERCRED, _credentials.size))[0]
     except OSError:
@@ -111,6 +124,10 @@ def peer_process(sock: RawSocket) -> int:
 
 
 def _first_free() -> str:
+    """Return the first path of `PROBED` that is free.
+
+    :raises PlatformError: if all are in use.
+    """
     for number in PROBES:
         path = PROBED.format(number)
         if not _in_use(path) and _removable(path):
@@ -119,6 +136,7 @@ def _first_free() -> str:
 
 
 def _in_use(path: str) -> bool:
+    """Return whether a trial connection shows that something listens at `path`."""
     probe = RawSocket(AF_UNIX, SOCK_STREAM, 0)
     try:
         probe.setblocking(False)
@@ -128,7 +146,7 @@ def _in_use(path: str) -> bool:
 
 
 def _removable(path: str) -> bool:
-    """Tell whether there is no file at `path`, or a stale socket of ours."""
+    """Return whether there is no file at `path`, or a socket that this user may remove."""
     try:
         found = os.lstat(path)
     except OSError:
@@ -137,6 +155,11 @@ def _removable(path: str) -> bool:
 
 
 def _remove_stale(path: str) -> None:
+    """Remove the socket file at `path`, if there is one.
+
+    :raises ConfigurationError: if the file is no socket.
+    :raises OSError: if it cannot be removed.
+    """
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -147,5 +170,6 @@ def _remove_stale(path: str) -> None:
 
 
 def _identity(path: str) -> tuple[int, int]:
+    """Return device and inode of the file at `path`."""
     status = os.lstat(path)
     return status.st_dev, status.st_ino

@@ -146,7 +146,7 @@ def build_link(base: Base) -> Tap | Stream | None:
     config, namespace, counters, watchers = base.config, base.namespace, base.counters, base.watchers
     if namespace and namespace.tap < 0:
         return None
-    capture = Capture(config.pcap, time.time_ns) if config.pcap else None
+    capture = Capture(config.pcap, time.time_ns, counters) if config.pcap else None
     if namespace:
         offloaded = {family for family, name in USO_FAMILIES.items() if name in namespace.offloads}
         superframes = frozenset(offloaded) if Feature.USO in base.features else frozenset()

@@ -9,7 +9,6 @@ import pytest
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.flow.translation import GuestView, Target
-from gpasst.packet.address import is_link_local, is_loopback, is_multicast, is_v4_mapped
 from tests.support.addresses import (
     FORWARDER4,
     FORWARDER6,
@@ -207,31 +206,3 @@ def test_the_link_local_address_is_learned_even_then() -> None:
     addresses = rules(6, explicit=True)
     addresses.learn(ip("fe80::5"))
     assert addresses.link_local == ip("fe80::5")
-
-
-@pytest.mark.parametrize(
-    ("address", "loopback", "link_local", "multicast", "mapped"),
-    [
-        ("127.0.0.1", True, False, False, False),
-        ("128.0.0.1", False, False, False, False),
-        ("169.254.1.1", False, False, False, False),
-        ("223.255.255.255", False, False, False, False),
-        ("224.0.0.1", False, False, True, False),
-        ("239.255.255.255", False, False, True, False),
-        ("255.255.255.255", False, False, False, False),
-        ("::1", True, False, False, False),
-        ("::2", False, False, False, False),
-        ("fe80::1", False, True, False, False),
-        ("febf:ffff::1", False, True, False, False),
-        ("fec0::1", False, False, False, False),
-        ("ff02::1", False, False, True, False),
-        ("::ffff:192.0.2.1", False, False, False, True),
-        ("::fffe:192.0.2.1", False, False, False, False),
-    ],
-)
-def test_kinds_of_addresses(address: str, loopback: bool, link_local: bool, multicast: bool, mapped: bool) -> None:
-    packed = ip(address)
-    assert is_loopback(packed) is loopback
-    assert is_link_local(packed) is link_local
-    assert is_multicast(packed) is multicast
-    assert is_v4_mapped(packed) is mapped

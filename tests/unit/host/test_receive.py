@@ -295,7 +295,7 @@ def test_keys_can_be_read_back(fields: tuple[int, bytes, int, int, bytes]) -> No
     assert split_key(family, sender_key(family, address, port, scope) + local) == (address, port, scope, local)
 
 
-MARKED = {
+TOS_TTL_OPTIONS = {
     4: ((0, 13), (0, 12), (socket.IPPROTO_IP, socket.IP_TOS), (socket.IPPROTO_IP, socket.IP_TTL)),
     6: ((41, 66), (41, 51), (socket.IPPROTO_IPV6, socket.IPV6_TCLASS), (socket.IPPROTO_IPV6, 16)),
 }
@@ -316,7 +316,7 @@ def test_runs_are_cut_where_the_mark_changes(
     family: int, info: bool, gro: bool, bursts: list[tuple[int, int, int, int]]
 ) -> None:
     receiver = ContiguousReceiver(family)
-    tos, ttl, set_tos, set_ttl = MARKED[family]
+    tos, ttl, set_tos, set_ttl = TOS_TTL_OPTIONS[family]
     with sockets(family, 1, gro, info) as (target, sender):
         for option in (tos, ttl):
             target.setsockopt(*option, 1)
@@ -341,9 +341,9 @@ def test_runs_are_cut_where_the_mark_changes(
 def test_equal_marks_stay_one_run() -> None:
     receiver = ContiguousReceiver(4)
     with sockets(4, info=True) as (target, sender):
-        for option in MARKED[4][:2]:
+        for option in TOS_TTL_OPTIONS[4][:2]:
             target.setsockopt(*option, 1)
-        sender.setsockopt(*MARKED[4][2], 0xB9)
+        sender.setsockopt(*TOS_TTL_OPTIONS[4][2], 0xB9)
         for _ in range(3):
             for _ in range(40):
                 sender.send(bytes(FIRST_STRIDE))

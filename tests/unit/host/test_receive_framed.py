@@ -17,7 +17,7 @@ from tests.support.loopback import BURSTS, Piece, port_of, send_joined, sockets
 
 
 def frames(receiver: FramedReceiver, sock: socket.socket) -> Iterator[tuple[bytes, list[bytes], int]]:
-    """Receive until nothing is left; give key, datagrams and length of each run, and fill every gap."""
+    """Receive until nothing is left; yield key, datagrams and parts of each run, and fill every gap."""
     family = receiver.family
     while True:
         runs, more = receiver.receive(sock.fileno())
@@ -74,7 +74,7 @@ def test_equal_datagrams_are_one_run_at_the_start_of_the_buffer(family: int) -> 
                     sender.send(piece)
                 runs = list(frames(receiver, target))
             assert [pieces for _, pieces, _ in runs] == [sent]
-            assert runs[0][2] == 2, "the layout is told, since the run begins at its start"
+            assert runs[0][2] == 2, "the layout is behind the payload, since the run begins at the start of the buffer"
 
 
 @FAMILIES

@@ -34,7 +34,7 @@ class Socket:
     def sendmsg(self, payload: list[memoryview], control: Any, flags: int, address: Any) -> None:
         del flags, address
         if self.failures:
-            raise OSError(self.failures.pop(0), "told")
+            raise OSError(self.failures.pop(0), "refused")
         if control and self.whole:
             raise OSError(self.whole, "no superframe")
         data = bytes(payload[0])

@@ -1,4 +1,4 @@
-"""Which UDP sockets are bound: asked of the real kernel, and what becomes of answers no kernel gives."""
+"""Which UDP sockets are bound: listed by the real kernel, and malformed replies that no kernel sends."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_scans_are_compared_by_their_keys(listing: SockDiag) -> None:
 
 @contextmanager
 def many_sockets() -> Iterator[set[int]]:
-    """Bind many sockets of both families; gives their inodes."""
+    """Bind many sockets of both families; yield their inodes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < 2 * MANY:
         pytest.skip(f"needs {2 * MANY} descriptors: ulimit -Hn")
@@ -284,14 +284,14 @@ def status(error: int, kind: int = NLMSG_DONE) -> bytes:
 
 
 def reported(family: int, port: int, attributes: bytes = b"", flags: int = 0) -> bytes:
-    """A socket as the kernel tells it."""
+    """A socket as the kernel lists it."""
     body = INET_DIAG_CODEC.pack(family=FAMILY[family], state=TCP_CLOSE, source_port=port, inode=port)
     return message(SOCK_DIAG_BY_FAMILY, body + attributes, flags)
 
 
 @contextmanager
 def kernel(*answers: bytes) -> Iterator[tuple[SockDiag, Callable[[int], None]]]:
-    """A kernel that gives these chunks, one at each wait, and then ends."""
+    """A kernel that sends these chunks, one at each wait, and then ends."""
     theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     remaining = iter(answers)
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
-from gpasst.host.error_queue import QueuedError, parse_error
 from gpasst.packet import icmp_error
 from gpasst.packet.icmp_error import MESSAGE_BYTES, Problem, Reported
 from gpasst.packet.parse import Packet, parse_ip
@@ -180,45 +179,3 @@ def test_quoted_echo_requests_have_the_guests_identifier(family: int) -> None:
     assert built[IP_SIZE[family] :] == request[:4] + struct.pack(">HH", 4242, 5) + b"data"
     with pytest.raises(PacketError, match=Drop.MALFORMED_ICMP.value):
         icmp_error.quoted_echo(GUEST[family], PEER[family], request[:7], 4242, 1)
-
-
-# What the kernel gives of a closed port, a narrow path and a datagram that it refuses itself.
-
-
-def extended(number: int, origin: int, kind: int, code: int, info: int, address: bytes) -> bytes:
-    return struct.pack("@IBBBxII", number, origin, kind, code, info, 0) + address
-
-
-OFFENDER = {
-    4: struct.pack("@HH4s8x", 2, 0, ROUTER[4]),
-    6: struct.pack("@HHI16sI", 10, 0, 0, ROUTER[6], 0),
-}
-RECVERR = {4: (0, 11), 6: (41, 25)}
-NAME: dict[int, tuple[Any, ...]] = {4: ("198.51.100.9", PORT), 6: ("2001:db8:1::9", PORT, 0, 7)}
-
-
-@pytest.mark.parametrize(
-    ("family", "value", "problem", "offender"),
-    [
-        (4, extended(111, 2, 3, 3, 0, OFFENDER[4]), Problem(3, 3), ROUTER[4]),
-        (6, extended(111, 3, 1, 4, 0, OFFENDER[6]), Problem(1, 4), ROUTER[6]),
-        (4, extended(90, 2, 3, 4, 1280, OFFENDER[4]), Problem(3, 4, 1280), ROUTER[4]),
-        (6, extended(90, 3, 2, 0, 1280, OFFENDER[6]), Problem(2, 0, 1280), ROUTER[6]),
-        (4, extended(90, 1, 0, 0, 1500, bytes(16)), Problem(3, 4, 1500), b""),
-        (6, extended(90, 1, 0, 0, 1500, bytes(28)), Problem(2, 0, 1500), b""),
-        (4, extended(1, 1, 0, 0, 0, bytes(16)), None, b""),
-        (4, extended(90, 2, 5, 1, 0, OFFENDER[4]), None, b""),
-        (6, extended(90, 4, 1, 4, 0, OFFENDER[6]), None, b""),
-    ],
-)
-def test_entries_of_error_queues(family: int, value: bytes, problem: Problem | None, offender: bytes) -> None:
-    got = parse_error(family, b"start", [(*RECVERR[family], value)], NAME[family])
-    scope = 7 if family == 6 else 0
-    assert got == QueuedError(PEER[family], PORT, scope, b"", problem, offender, b"start")
-
-
-def test_entries_of_error_queues_tell_the_own_address() -> None:
-    info4 = struct.pack("@i4s4s", 3, bytes(4), GUEST[4])
-    assert parse_error(4, b"", [(0, 8, info4)], NAME[4]).local == GUEST[4]
-    info6 = GUEST[6] + struct.pack("@I", 3)
-    assert parse_error(6, b"", [(41, 50, info6), (41, 52, b"\0\0\0\1")], NAME[6]).local == info6

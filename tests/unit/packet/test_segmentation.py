@@ -24,7 +24,7 @@ def superframe(family: int, payload: bytes, segment: int) -> bytes:
 
 
 def verified(frame: bytes, family: int, identification: int = 0, options: int = 0) -> bytes:
-    """Check all lengths and checksums of a frame; give its payload."""
+    """Check all lengths and checksums of a frame; return its payload."""
     packet = frame[ETHERNET_SIZE:]
     if family == 4:
         ip4 = IPV4.parse(packet)

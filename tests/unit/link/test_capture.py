@@ -1,0 +1,137 @@
+"""The capture file, read back; and what happens where it cannot be written."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpasst.counters import Counters, Drop
+from gpasst.errors import PlatformError
+from gpasst.formats import PCAP_FILE_CODEC, PCAP_RECORD_CODEC, UDP4, UDP6, VIRTIO_NET_BLANK
+from gpasst.link.capture import SNAP_LENGTH, Capture
+from tests.support.families import FAMILIES
+from tests.support.headers import header
+
+NOW = 1_700_000_000_123_456_789  # nanoseconds
+FRAME = bytes(range(60))
+
+
+def records(path: Path) -> list[tuple[int, int, bytes]]:
+    """Read a capture file: seconds, microseconds and frame of each record."""
+    data = path.read_bytes()
+    head = PCAP_FILE_CODEC.unpack_from(data)
+    assert (head["magic"], head["snap_length"], head["link_type"]) == (0xA1B2C3D4, SNAP_LENGTH, 1)
+    found = []
+    at = PCAP_FILE_CODEC.size
+    while at < len(data):
+        record = PCAP_RECORD_CODEC.unpack_from(data, at)
+        at += PCAP_RECORD_CODEC.size
+        assert record["captured"] == record["length"] <= len(data) - at
+        found.append((record["seconds"], record["microseconds"], data[at : at + record["length"]]))
+        at += record["length"]
+    return found
+
+
+def test_frames_are_records_with_their_time(tmp_path: Path) -> None:
+    path, times = tmp_path / "guest.pcap", iter((NOW, NOW + 876_543_211))
+    counters = Counters()
+    capture = Capture(str(path), lambda: next(times), counters)
+    assert records(path) == []
+    capture.write(VIRTIO_NET_BLANK, FRAME)
+    assert records(path) == [(1_700_000_000, 123_456, FRAME)], "each frame is in the file at once"
+    capture.write(VIRTIO_NET_BLANK + FRAME[:20], memoryview(FRAME)[20:])
+    capture.close()
+    assert records(path) == [(1_700_000_000, 123_456, FRAME), (1_700_000_001, 0, FRAME)]
+    assert not counters.drops
+
+
+def test_a_file_that_exists_is_truncated(tmp_path: Path) -> None:
+    path = tmp_path / "guest.pcap"
+    path.write_bytes(bytes(1000))
+    Capture(str(path), lambda: NOW, Counters()).close()
+    assert records(path) == []
+
+
+def test_the_file_is_its_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "guest.pcap"
+    mask = os.umask(0)
+    try:
+        Capture(str(path), lambda: NOW, Counters()).close()
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@FAMILIES
+def test_a_superframe_is_captured_as_its_segments(tmp_path: Path, family: int) -> None:
+    path = tmp_path / "guest.pcap"
+    payload = os.urandom(2 * 1000 + 7)
+    capture = Capture(str(path), lambda: NOW, Counters())
+    capture.write(bytes(header(family).fill(len(payload), 1000)), payload)
+    capture.close()
+    frames = [frame for _, _, frame in records(path)]
+    headers = (UDP4 if family == 4 else UDP6).size - len(VIRTIO_NET_BLANK)
+    assert [frame[headers:] for frame in frames] == [payload[:1000], payload[1000:2000], payload[2000:]]
+
+
+@pytest.mark.parametrize("path", ["/dev/full", "/nowhere/guest.pcap", "/"])
+def test_a_file_that_cannot_be_written_is_refused_at_once(path: str) -> None:
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(PlatformError, match=f"^--pcap {path}: ") as caught:
+        Capture(path, lambda: NOW, Counters())
+    assert caught.value.remedy == "name a file that can be written"
+    assert os.listdir("/proc/self/fd") == before
+
+
+# Captures superframes of ten segments to a file that may not grow beyond some bytes, and reports what was counted. The
+# limit, too, lets the kernel take the start of a write only (write(2)).
+LIMITED = """
+import json, logging, resource, sys
+from gpasst.counters import Counters
+from gpasst.formats import VIRTIO_NET_BLANK
+from gpasst.link.capture import Capture
+from tests.support.headers import header
+
+path, limit, writes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+logging.basicConfig(format="%(levelname)s %(name)s %(message)s")
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+counters = Counters()
+capture = Capture(path, lambda: 0, counters)
+payload = bytes(1000)
+for _ in range(writes):
+    capture.write(bytes(header(4).fill(len(payload), 100)), payload)
+capture.close()
+print(json.dumps({reason.name: count for reason, count in counters.drops.items()}))
+"""
+RECORD_BYTES = PCAP_RECORD_CODEC.size + UDP4.size - len(VIRTIO_NET_BLANK) + 100
+
+
+@pytest.mark.parametrize("whole", [0, 3, 10, 25, 30])
+@pytest.mark.parametrize("part", [0, 1, RECORD_BYTES - 1])
+def test_frames_beyond_a_full_disk_are_counted(tmp_path: Path, whole: int, part: int) -> None:
+    path = tmp_path / "guest.pcap"
+    limit = PCAP_FILE_CODEC.size + whole * RECORD_BYTES + part
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(path), str(limit), "3"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    missing = 30 - whole
+    assert json.loads(done.stdout) == ({Drop.CAPTURE.name: missing} if missing else {})
+    expected = f"WARNING gpasst.link.capture --pcap {path}: File too large; frames are missing from the file\n"
+    assert done.stderr == (expected if missing else "")
+    assert path.stat().st_size == (limit if missing else limit - part)
+
+
+def test_users_see_the_missing_frames() -> None:
+    counters = Counters()
+    counters.drop(Drop.CAPTURE, 2)
+    assert counters.snapshot(0, 0, 0).drops == {"frame missing from the capture file": 2}
