@@ -51,7 +51,7 @@ def received(receiver: Receiver, sock: socket.socket) -> list[Piece]:
 
 
 @pytest.mark.parametrize("gro", [False, True], ids=["each", "joined"])
-@pytest.mark.parametrize("info", [False, True], ids=["", "told"])
+@pytest.mark.parametrize("info", [False, True], ids=["", "reported"])
 @FAMILIES
 @settings(max_examples=40, deadline=None)
 @example([(0, 1472, 20, False, 0)] * 2)
@@ -197,7 +197,7 @@ def test_a_full_batch_says_that_there_may_be_more(family: int) -> None:
 
 
 @pytest.mark.parametrize(("family", "addressed"), [(4, "127.0.0.1"), (4, "127.0.0.5"), (6, "::1")])
-def test_keys_tell_the_addressed_address_where_asked(family: int, addressed: str) -> None:
+def test_keys_have_the_local_address_where_the_socket_reports_it(family: int, addressed: str) -> None:
     receiver = ContiguousReceiver(family)
     with sockets(family, info=True) as (_, sender), socket.socket(FAMILY[family], socket.SOCK_DGRAM) as target:
         option = (socket.IPPROTO_IP, IP_PKTINFO) if family == 4 else (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO)
@@ -216,7 +216,7 @@ def test_keys_tell_the_addressed_address_where_asked(family: int, addressed: str
         assert local[len(source) :] == (b"" if family == 4 else struct.pack("@I", socket.if_nametoindex("lo")))
 
 
-def test_addressed_addresses_are_told_apart_within_a_batch() -> None:
+def test_local_addresses_are_distinguished_within_a_batch() -> None:
     receiver = ContiguousReceiver(4)
     with bound(4) as sender, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as target:
         target.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
@@ -302,7 +302,7 @@ TOS_TTL_OPTIONS = {
 
 
 @pytest.mark.parametrize("gro", [False, True], ids=["each", "joined"])
-@pytest.mark.parametrize("info", [False, True], ids=["", "told"])
+@pytest.mark.parametrize("info", [False, True], ids=["", "reported"])
 @FAMILIES
 @settings(max_examples=30, deadline=None)
 @given(
@@ -312,7 +312,7 @@ TOS_TTL_OPTIONS = {
         max_size=6,
     )
 )
-def test_runs_are_cut_where_the_mark_changes(
+def test_runs_end_where_tos_or_ttl_changes(
     family: int, info: bool, gro: bool, bursts: list[tuple[int, int, int, int]]
 ) -> None:
     receiver = ContiguousReceiver(family)
@@ -338,7 +338,7 @@ def test_runs_are_cut_where_the_mark_changes(
         assert got == expected
 
 
-def test_equal_marks_stay_one_run() -> None:
+def test_equal_tos_and_ttl_stay_one_run() -> None:
     receiver = ContiguousReceiver(4)
     with sockets(4, info=True) as (target, sender):
         for option in TOS_TTL_OPTIONS[4][:2]:
