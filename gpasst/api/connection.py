@@ -1,4 +1,8 @@
-"""What `Pasta` and `Passt` share: a configuration, and a proxy while it is open."""
+"""The base of `Pasta` and `Passt`: a configuration, and a proxy while it is open.
+
+Theory of operation: the proxy lives on the runtime's hub, so every question to it crosses over to that hub. Between
+`close` and the next `open` the object refers to neither proxy nor hub.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +27,12 @@ RESOLVER_FILE = "/etc/resolv.conf"
 
 
 class Connection:
-    """What `Pasta` and `Passt` share: a configuration, and a proxy while it is open.
+    """The base of `Pasta` and `Passt`.
 
-    :ivar config: what was asked for.
+    :param config: the options.
+    :param fields: the same as the fields of a `Config`; one of both is empty.
+    :raises ConfigurationError: if an option makes no sense, or belongs to the other class.
+    :ivar config: the options.
     """
 
     mode = ""
@@ -53,53 +60,63 @@ class Connection:
         self.close()
 
     def open(self) -> None:
-        """Start the proxy; traffic can pass when this returns."""
+        """Start the proxy; traffic can pass when this returns.
+
+        :raises ConfigurationError: if it is open already, or an option names what does not exist.
+        :raises PlatformError: if the kernel, a permission or a busy port is in the way.
+        """
         if self._proxy is not None:
             raise ConfigurationError(f"this {type(self).__name__} is open already", "make another one")
-        self._runtime = runtime.current()
-        self._runtime.call(self._open)
+        here = self._runtime = runtime.current()
+        here.call(lambda: self._open(here))
 
     def close(self) -> None:
-        """Stop the proxy and let go of everything. More calls do nothing."""
-        if self._runtime is not None:
-            self._runtime.call(self._close)
+        """Stop the proxy and close all that belongs to it. More calls do nothing."""
+        here, self._runtime = self._runtime, None
+        if here is not None:
+            here.call(self._close)
 
-    def _open(self) -> None:
+    def _open(self, here: runtime.Runtime) -> None:
+        """Start the proxy on the hub of the calling greenlet, which is that of `here`."""
         raise NotImplementedError
 
     def _close(self) -> None:
+        """Stop the proxy on its hub."""
         proxy, self._proxy = self._proxy, None
         if proxy is not None:
             proxy.close()
 
     @property
     def forwards(self) -> tuple[Forward, ...]:
-        """The listeners that are open."""
+        """The open listeners.
+
+        :raises ConfigurationError: if the connection is not open; so do all that follow.
+        """
         return self._call(lambda proxy: proxy.forwards)
 
     def statistics(self) -> Statistics:
-        """Count what has passed and what was dropped."""
+        """Return the counters of traffic and drops."""
         return self._call(Proxy.statistics)
 
     def flows(self) -> tuple[Flow, ...]:
-        """List what is tracked."""
+        """Return every tracked peer and splice pair."""
         return self._call(Proxy.flows)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the guest has gone for good: a joined namespace has ended, or the only virtual machine.
+        """Wait until the proxy has no guest any more: its namespace, or its only virtual machine, has ended.
 
-        :param timeout: seconds, None for ever.
-        :return: whether it has.
+        :param timeout: seconds, None for no limit.
+        :return: whether it has none.
         """
         return bool(self._call(lambda proxy: proxy.finished.wait(timeout)))
 
     @property
     def network(self) -> GuestNetwork:
-        """What the guest's network is."""
+        """The guest's network."""
         return self._opened().network
 
     def _call(self, function: Callable[[Proxy], T]) -> T:
-        """Ask the proxy where it runs."""
+        """Call `function` with the proxy, on its hub."""
         proxy = self._opened()
         assert self._runtime is not None
         return self._runtime.call(lambda: function(proxy))

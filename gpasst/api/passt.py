@@ -1,22 +1,23 @@
-"""`Passt`: the network of a virtual machine."""
+"""`Passt`: the network of a virtual machine.
+
+Theory of operation: opening a `Passt` asks the helper for the host's facts, lays the options over them, listens on a
+UNIX socket (or takes over a connected one), and starts a proxy on the runtime's hub.
+"""
 
 from __future__ import annotations
 
 from _socket import socket as RawSocket  # a class
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gevent.socket import wait_read
 
+from gpasst.api.connection import RESOLVER_FILE, Connection, read_text
 from gpasst.config import Config
 from gpasst.errors import ConfigurationError
 from gpasst.flow.network import build_network, parse_resolver_file
 from gpasst.link.listener import GuestListener
 from gpasst.proxy.proxy import Proxy
-
-if TYPE_CHECKING:
-    pass
-
-from gpasst.api.connection import RESOLVER_FILE, Connection, read_text
+from gpasst.runtime import Runtime
 
 
 class Passt(Connection):
@@ -27,9 +28,8 @@ class Passt(Connection):
         with gpasst.Passt(socket="/run/vm.sock", udp_ports="5000") as link:
             qemu = subprocess.Popen(["qemu-system-x86_64", *link.qemu_options, ...])
 
-    :param config: what to do; or its fields as keywords, which are the long option names with ``_`` for ``-``.
-    :raises ConfigurationError: if an option makes no sense, or names what does not exist.
-    :raises PlatformError: if a permission, a busy port or a busy path is in the way.
+    :param config: the options; or its fields as keywords, which are the long option names with ``_`` for ``-``.
+    :raises ConfigurationError: if an option makes no sense.
     """
 
     mode = "passt"
@@ -40,26 +40,25 @@ class Passt(Connection):
 
     @property
     def path(self) -> str:
-        """The file of the listening socket; empty if the guest's socket was handed over."""
+        """Path of the listening socket; empty if the guest's socket was handed over."""
         self._opened()
         return self._path
 
     @property
     def qemu_options(self) -> tuple[str, ...]:
-        """Options of qemu (7.2 or later) that connect a virtual machine here."""
+        """Options of qemu (7.2 or later) that connect a virtual machine."""
         netdev = f"stream,id=gpasst,server=off,addr.type=unix,addr.path={self.path}"
         return "-device", "virtio-net-pci,netdev=gpasst", "-netdev", netdev
 
-    def _open(self) -> None:
-        assert self._runtime is not None
+    def _open(self, here: Runtime) -> None:
         config = self.config
-        with self._runtime.lock:
-            facts = self._runtime.helper().facts(wait_read)
+        with here.lock:
+            facts = here.helper().facts(wait_read)
         network = build_network(config, facts, parse_resolver_file(read_text(RESOLVER_FILE)), advertises=True)
         first, last = facts["ephemeral"]
         end = _handed_over(config.fd) if config.has_fd else GuestListener(config.socket)
         try:
-            self._proxy = Proxy(config, network, end, (first, last), polls=self._runtime.polls)
+            self._proxy = Proxy(config, network, end, (first, last), polls=here.polls)
         except BaseException:
             end.close()
             raise
@@ -67,7 +66,7 @@ class Passt(Connection):
 
 
 def _handed_over(descriptor: int) -> RawSocket:
-    """Take a guest's socket over; the caller's descriptor becomes ours.
+    """Take over a guest's socket; the proxy closes the descriptor.
 
     :raises ConfigurationError: if it is not an open socket.
     """

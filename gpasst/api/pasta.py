@@ -1,8 +1,7 @@
-"""The Python interface: `Pasta`, a network namespace with the network of an ordinary process, and `Passt`, a virtual
-machine with that.
+"""`Pasta`: a network namespace with the network of an ordinary process.
 
-Theory of operation: opening a `Pasta` asks the helper for the host's facts, settles the guest's network, lets the
-helper make or join the namespace and its tap, and starts a proxy on the runtime's hub. Closing it undoes all of that.
+Theory of operation: opening a `Pasta` asks the helper for the host's facts, lays the options over them, lets the helper
+make or join the namespace and its tap, and starts a proxy on the runtime's hub. Closing it undoes all of that.
 Programs are run in the namespace by a small program that joins it and then becomes them.
 """
 
@@ -13,22 +12,19 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gevent.socket import wait_read
 
 from gpasst import runtime
+from gpasst.api.connection import RESOLVER_FILE, Connection, read_text
 from gpasst.config import TAP_MTU_MAXIMUM, Config
 from gpasst.features import Feature
 from gpasst.flow.network import GuestNetwork, build_network, parse_resolver_file
 from gpasst.helper.client import Namespace, OpenRequest, enter_command
 from gpasst.host.sockets import text
+from gpasst.packet.address import is_link_local
 from gpasst.proxy.proxy import Proxy
-
-if TYPE_CHECKING:
-    pass
-
-from gpasst.api.connection import RESOLVER_FILE, Connection, read_text
 
 KILL_SECONDS = 0.5  # between SIGTERM and SIGKILL for programs that outlive their namespace
 NETNS_FOLDER = "/run/netns"
@@ -42,10 +38,9 @@ class Pasta(Connection):
         with gpasst.Pasta(config_net=True, udp_ports="5000") as net:
             net.run(["dig", "@" + net.gateway4, "example.org"], check=True)
 
-    :param config: what to do; or its fields as keywords, which are the long option names with ``_`` for ``-``.
-    :param runas: user and group id that the namespace's programs get; root only.
-    :raises ConfigurationError: if an option makes no sense, or names what does not exist.
-    :raises PlatformError: if the kernel, a permission or a busy port is in the way.
+    :param config: the options; or its fields as keywords, which are the long option names with ``_`` for ``-``.
+    :param runas: user and group id of the namespace's programs; root only.
+    :raises ConfigurationError: if an option makes no sense.
     """
 
     mode = "pasta"
@@ -56,24 +51,23 @@ class Pasta(Connection):
         self._namespace: Namespace | None = None
         self._programs: list[subprocess.Popen[Any]] = []
 
-    def _open(self) -> None:
-        assert self._runtime is not None
+    def _open(self, here: runtime.Runtime) -> None:
         config = self.config
-        with self._runtime.lock:
-            helper = self._runtime.helper()
+        with here.lock:
+            helper = here.helper()
             facts = helper.facts(wait_read)
             network = build_network(config, facts, parse_resolver_file(read_text(RESOLVER_FILE)))
             namespace = helper.open(_request(config, network, self._runas), wait_read)
         try:
             first, last = facts["ephemeral"]
-            self._proxy = Proxy(config, network, namespace, (first, last), polls=self._runtime.polls)
+            self._proxy = Proxy(config, network, namespace, (first, last), polls=here.polls)
         except BaseException:
             namespace.close()
             raise
         self._namespace = namespace
 
     def close(self) -> None:
-        """End programs that still run in it, stop the proxy, let go of the namespace. More calls do nothing."""
+        """End the programs that run in the namespace, stop the proxy, close the namespace. More calls do nothing."""
         programs, self._programs = self._programs, []
         running = [program for program in programs if program.poll() is None]
         for program in running:
@@ -93,7 +87,10 @@ class Pasta(Connection):
             namespace.close()
 
     def run(self, args: Sequence[str] | str, **options: Any) -> subprocess.CompletedProcess[Any]:
-        """Run a program in the namespace and wait for it, as `subprocess.run` does."""
+        """Run a program in the namespace and wait for it, as `subprocess.run` does.
+
+        :raises FileNotFoundError: if there is no such program.
+        """
         command, options = self._command(args, options)
         return subprocess.run(command, **options)  # check is the caller's
 
@@ -107,6 +104,7 @@ class Pasta(Connection):
         :param args: the program and its arguments; or a shell's command line, with ``shell=True``.
         :param init: make it process 1 of a PID namespace of its own, so that whatever it starts ends with it.
         :param tied: with `init`, kill it when the thread that calls this ends, even by SIGKILL.
+        :raises FileNotFoundError: if there is no such program.
         """
         self._opened()
         reader, writer = os.pipe()
@@ -152,15 +150,21 @@ class Pasta(Connection):
         type: int = socket.SOCK_DGRAM,
         proto: int = 0,
     ) -> socket.socket:
-        """Make a socket that lives in the namespace, of the class that `socket.socket` is to the caller."""
+        """Make a socket in the namespace; it stays there, whatever thread or process uses it.
+
+        :param family: address family, as of `socket.socket`.
+        :param type: socket type, likewise.
+        :param proto: protocol number, likewise.
+        :raises PlatformError: if the namespace does not make it.
+        """
         namespace = self._joined()
         assert self._runtime is not None
-        # Without a greenlet switch: the proxy asks the same process for sockets, at any time.
+        # Without a greenlet switch: the proxy may ask the same process for sockets at any time.
         descriptor = self._runtime.call(lambda: namespace.sockets(family, type, proto, 1)[0])
         return socket.socket(family, type, proto, descriptor)
 
     def exists(self) -> bool:
-        """Tell whether the file that named a joined namespace still does; always true of one that was made."""
+        """Return whether the file that named a joined namespace still leads to it; always true of one that was made."""
         namespace, path = self._joined(), _netns_path(self.config)
         if path is None:
             return True
@@ -176,7 +180,7 @@ class Pasta(Connection):
 
     @property
     def gateway4(self) -> str:
-        """The namespace's IPv4 gateway, which stands for the host unless told otherwise; empty without IPv4."""
+        """The namespace's IPv4 gateway, which stands for the host by default; empty without IPv4."""
         return text(self.network.ip4.gateway) if self.network.ip4 else ""
 
     @property
@@ -184,8 +188,8 @@ class Pasta(Connection):
         """The namespace's IPv6 gateway, with ``%interface`` if it is link-local; empty without IPv6."""
         if self.network.ip6 is None:
             return ""
-        gateway = text(self.network.ip6.gateway)
-        return f"{gateway}%{self.interface}" if gateway.startswith("fe80:") else gateway
+        gateway = self.network.ip6.gateway
+        return f"{text(gateway)}%{self.interface}" if is_link_local(gateway) else text(gateway)
 
     def _joined(self) -> Namespace:
         self._opened()
@@ -194,7 +198,7 @@ class Pasta(Connection):
 
 
 def _request(config: Config, network: GuestNetwork, runas: tuple[int, int] | None) -> OpenRequest:
-    """Say what the helper has to make."""
+    """Return the request to the helper for what the options ask for."""
     netns, userns = _netns_path(config), config.userns or None
     if config.pid is not None and not userns and not config.netns_only:
         userns = f"/proc/{config.pid}/ns/user"
@@ -215,7 +219,7 @@ def _request(config: Config, network: GuestNetwork, runas: tuple[int, int] | Non
 
 
 def _netns_path(config: Config) -> str | None:
-    """Give the file of the network namespace to join, None to make one."""
+    """Return the file of the network namespace to join, None to make one."""
     if config.pid is not None:
         return f"/proc/{config.pid}/ns/net"
     if config.netns and os.sep not in config.netns:
