@@ -9,10 +9,10 @@ watcher fires, until it has been read.
 from __future__ import annotations
 
 from _socket import inet_pton
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from gpasst.flow.sender import HostSocket
+from gpasst.flow.sender import ControlMessage, HostSocket, SocketAddress
 from gpasst.formats import IPV6_CODEC
 from gpasst.host.kernel_formats import (
     EXTENDED_ERROR_CODEC,
@@ -82,9 +82,7 @@ def read_errors(sock: HostSocket, family: int) -> list[QueuedError]:
     return errors
 
 
-def parse_error(
-    family: int, payload: bytes, control: list[tuple[int, int, bytes]], name: tuple[Any, ...]
-) -> QueuedError:
+def parse_error(family: int, payload: bytes, control: Iterable[ControlMessage], name: SocketAddress) -> QueuedError:
     """Parse an entry of an error queue.
 
     :param family: 4 or 6.
@@ -101,8 +99,10 @@ def parse_error(
             local = IN_PKTINFO_CODEC.unpack_from(value)["destination"]
         elif (level, kind) == (IPPROTO_IPV6, IPV6_PKTINFO):
             local = value[: IN6_PKTINFO_CODEC.size]
-    address = inet_pton(family_constant(family), name[0].partition("%")[0])
-    return QueuedError(address, name[1], name[3] if family == V6 else 0, local, problem, offender, payload)
+    host, port, *more = name
+    _, scope = more or (0, 0)
+    address = inet_pton(family_constant(family), host.partition("%")[0])
+    return QueuedError(address, port, scope, local, problem, offender, payload)
 
 
 def _problem(family: int, value: bytes) -> tuple[Problem | None, bytes]:

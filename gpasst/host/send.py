@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import errno
 import struct
-from typing import Any
+from collections.abc import Iterable
 
 from gpasst.counters import Counters, Drop, Tally
-from gpasst.flow.sender import HostSocket, Sender
+from gpasst.flow.sender import ControlMessage, HostSocket, Sender
 from gpasst.host.kernel_formats import IN6_PKTINFO_CODEC, IN_PKTINFO_CODEC
 from gpasst.host.sockets import socket_address
 from gpasst.linux import (
@@ -86,7 +86,7 @@ def answering(
         kernel's choice.
     :param tos_ttl: TOS times 256 plus TTL, or the same of traffic class and hop limit.
     """
-    control: tuple[tuple[int, int, bytes], ...] = ()
+    control: tuple[ControlMessage, ...] = ()
     if len(local) == IP4_BYTES:
         control = ((IPPROTO_IP, IP_PKTINFO, _in_pktinfo(0, local, UNSPECIFIED[V4])),)
     elif local:
@@ -98,7 +98,7 @@ def answering(
     return Sender(sock, socket_address(address, port, scope), control)
 
 
-def _tos_ttl_control(family: int, tos_ttl: int) -> tuple[tuple[int, int, bytes], ...]:
+def _tos_ttl_control(family: int, tos_ttl: int) -> tuple[ControlMessage, ...]:
     """Return the control messages that set TOS and TTL of a datagram of `family`, 4 or 6."""
     # A TTL of 0 never crosses a wire (RFC 1122, section 3.2.1.7), and the kernel refuses it.
     tos, ttl = _int(tos_ttl >> 8), _int(max(tos_ttl & _TTL_MASK, 1))
@@ -165,7 +165,9 @@ def send_one(sender: Sender, payload: memoryview, tally: Tally, counters: Counte
     return 0
 
 
-def _repeat(sender: Sender, payload: memoryview, control: Any, number: int, counters: Counters) -> int:
+def _repeat(
+    sender: Sender, payload: memoryview, control: Iterable[ControlMessage], number: int, counters: Counters
+) -> int:
     """Retry a send that failed with an error that may be an earlier datagram's.
 
     :param sender: the sender.

@@ -9,13 +9,13 @@ from __future__ import annotations
 import errno
 from _socket import if_nametoindex, inet_ntop
 from _socket import socket as RawSocket  # a class
-from typing import Any
 
 from gpasst.counters import Drop
 from gpasst.errors import ConfigurationError, PacketError, PlatformError
 from gpasst.features import ALL, Feature
 from gpasst.flow.listeners import BindAddress
 from gpasst.flow.network import FamilyNetwork
+from gpasst.flow.sender import SocketAddress
 from gpasst.linux import (
     AF_INET,
     AF_INET6,
@@ -60,7 +60,7 @@ def text(address: bytes) -> str:
     return inet_ntop(family_constant(family_of(address)), address)
 
 
-def socket_address(address: bytes, port: int, scope: int = 0) -> tuple[Any, ...]:
+def socket_address(address: bytes, port: int, scope: int = 0) -> SocketAddress:
     """Return the address tuple of socket calls.
 
     :param address: 4 or 16 bytes.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from gpasst.codec import parse_untrusted
 from gpasst.counters import Drop
@@ -203,7 +202,7 @@ def router_advertisement(router: Router) -> bytes:
     """Build the router advertisement, an ICMPv6 message with checksum zero."""
     network = router.network.ip6
     assert network is not None
-    options: list[dict[str, Any]] = []
+    options: list[dict[str, object]] = []
     if network.address:
         options.append(
             {
@@ -232,6 +231,6 @@ def router_advertisement(router: Router) -> bytes:
     ) + _options(options)
 
 
-def _options(options: list[dict[str, Any]]) -> bytes:
+def _options(options: list[dict[str, object]]) -> bytes:
     built: bytes = NDP_OPTIONS.build(options)
     return built

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gpasst.flow.sender import SocketAddress
 from gpasst.host.error_queue import ERRORS_LIMIT, QueuedError, parse_error, read_errors
 from gpasst.host.sockets import new_udp_socket, stand_in
 from gpasst.packet.icmp_error import CLOSED_PORT, Problem
@@ -32,7 +33,7 @@ OFFENDER = {
     6: struct.pack("@HHI16sI", 10, 0, 0, ROUTER[6], 0),
 }
 RECVERR = {4: (0, 11), 6: (41, 25)}
-NAME: dict[int, tuple[Any, ...]] = {4: ("198.51.100.9", PORT), 6: ("2001:db8:1::9", PORT, 0, 7)}
+NAME: dict[int, SocketAddress] = {4: ("198.51.100.9", PORT), 6: ("2001:db8:1::9", PORT, 0, 7)}
 
 
 @pytest.mark.parametrize(
