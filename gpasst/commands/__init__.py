@@ -1,1 +1,1 @@
-"""What the console script runs: options, the process itself, serving a guest, the demo."""
+"""The commands of the console script: their options, the process, its log, serving a guest, the demo."""

@@ -1,4 +1,4 @@
-"""``gpasst demo``: a namespace, a service on either side, and datagrams both ways on every path there is.
+"""``gpasst demo``: a namespace, a service on either side, and datagrams both ways on every path.
 
 Everything that it prints was measured while it ran; a datagram that was lost or changed makes the exit status 1.
 """
@@ -18,12 +18,11 @@ from dataclasses import asdict, dataclass
 from gpasst.api.pasta import Pasta
 from gpasst.errors import PlatformError
 from gpasst.host.sockets import text
-from gpasst.packet.address import is_link_local
+from gpasst.packet.address import ANY, is_link_local
 
 PEER = os.path.join(os.path.dirname(__file__), "demo_peer.py")
 INSIDE_PORT = 7000
 LOOPBACK_PORT = 7100  # of the namespace; leads to the host's loopback
-ANY = {4: "0.0.0.0", 6: "::"}
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 ROW_SECONDS = 10  # for one path; it takes a fraction of one
 
@@ -34,9 +33,9 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What one path showed.
+    """The results of one path.
 
-    :ivar path: who sends to whom, and how.
+    :ivar path: sender, receiver, and how datagrams are sent.
     :ivar sent: datagrams sent.
     :ivar received: echoes received.
     :ivar wrong: echoes that differ from what was sent.
@@ -55,12 +54,16 @@ class Row:
 
     @property
     def good(self) -> bool:
-        """Whether all came back, unchanged."""
+        """Whether all datagrams came back, unchanged."""
         return self.sent == self.received > 0 and not self.wrong
 
 
 def run(as_json: bool = False) -> int:
-    """Run the demo; give the exit status."""
+    """Run the demo; return the exit status.
+
+    :param as_json: print the figures as one line of JSON instead of a table.
+    :raises GpasstError: if a namespace, the service or the client cannot be started.
+    """
     began = time.perf_counter()
     forwarded, remapped, outside = free_ports(3)
     say: Callable[[str], None] = (lambda line: None) if as_json else (lambda line: print(line, flush=True))
@@ -119,7 +122,7 @@ def _rows(net: Pasta, families: list[int], forwarded: int, remapped: int, outsid
 
 
 def _global(addresses: Iterable[bytes]) -> list[bytes]:
-    """Give those of the host's addresses that are not link-local."""
+    """Return those of the host's addresses that are not link-local."""
     return sorted(address for address in addresses if not is_link_local(address))
 
 
@@ -136,7 +139,7 @@ def _row(path: str, address: str, port: int, mode: str, net: Pasta | None) -> Ro
 
 @contextmanager
 def _service(address: str, port: int, net: Pasta | None) -> Iterator[int]:
-    """Run the echo service on the host or within `net`; give its port."""
+    """Run the echo service on the host or within `net`; yield its port."""
     command = [sys.executable, "-I", "-S", PEER, "serve", address, str(port)]
     start = subprocess.Popen if net is None else net.popen
     service = start(command, stdout=subprocess.PIPE, text=True)
@@ -154,7 +157,7 @@ def _service(address: str, port: int, net: Pasta | None) -> Iterator[int]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Find UDP ports that are free in both families, as the kernel gives them out."""
+    """Return UDP ports that are free in both families, of the kernel's choice."""
     held = []
     try:
         for _ in range(count):

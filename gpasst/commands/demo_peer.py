@@ -5,7 +5,7 @@
 
 Theory of operation: the client keeps a small window of datagrams under way, so that nothing is lost for want of buffers
 and every loss is a defect. With GSO a send is one call of 30 x 1000 + 500 bytes that the kernel cuts into 31 datagrams;
-the service receives them joined (GRO) where the kernel joins them, and answers alike.
+the service receives them joined (GRO) where the kernel joins them, and answers likewise.
 
 Standard library only: it is run by an interpreter without site packages.
 """
@@ -58,13 +58,13 @@ def serve(address: str, port: int) -> None:
 
 
 def payload(number: int, size: int) -> bytes:
-    """Give the content of datagram `number`: its number, then bytes that depend on it."""
+    """Return the content of datagram `number`: its number, then bytes that depend on it."""
     head = struct.pack(">Q", number)
     return (head + bytes((number + i) & 0xFF for i in range(251)) * (size // 251 + 1))[:size]
 
 
 def exchange(address: str, port: int, mode: str) -> dict[str, float]:
-    """Send datagrams, await and compare their echoes; give the figures."""
+    """Send datagrams, await and compare their echoes; return the figures."""
     sock = make_socket(address)
     # Resolved rather than given as it is, since only that keeps the scope of a link-local address.
     sock.connect(socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0][4])
@@ -89,7 +89,7 @@ def exchange(address: str, port: int, mode: str) -> dict[str, float]:
     if segments > 1:
         sock.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, SIZE)
     sizes = [SIZE] * segments if segments == 1 else [SIZE] * (segments - 1) + [LAST_SIZE]
-    # Made before the clock starts; one superframe's datagrams differ, superframes are alike in turns of eight.
+    # Made before the clock starts; no two datagrams of eight superframes in a row are equal.
     blocks = [[payload(8 * turn + i, size) for i, size in enumerate(sizes)] for turn in range(8)]
     whole = [b"".join(block) for block in blocks]
     start = time.perf_counter()

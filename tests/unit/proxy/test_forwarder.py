@@ -1,0 +1,215 @@
+"""Listeners of forwarded ports: opened by rules, and opened and closed by what is bound."""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
+
+import pytest
+
+from gpasst.commands.demo import free_ports
+from gpasst.config import Config
+from gpasst.errors import ConfigurationError, GpasstError, PlatformError
+from gpasst.flow.listeners import lay_rules
+from gpasst.host.sock_diag import SockDiag
+from gpasst.host.socket_pool import SocketPool
+from gpasst.proxy.forwarder import OPENED_AT_ONCE, SPARE_DESCRIPTORS, Forwarder, descriptor_room
+from gpasst.udp.mapping import Listener
+from gpasst.udp.nat import UdpNat
+from tests.support.lab import HOST4
+
+EPHEMERAL = (32768, 60999)
+NO_PORTS = (1, 1)  # an ephemeral range outside of all that the tests use
+
+
+class Nat:
+    """Records the listeners that lead to it."""
+
+    def __init__(self) -> None:
+        self.tables = {4: object()}
+        self.listeners: list[Listener] = []
+
+    def listen(self, listener: Listener) -> None:
+        self.listeners.append(listener)
+
+    def retire(self, listener: Listener) -> None:
+        self.listeners.remove(listener)
+
+
+class Bench:
+    """A forwarder whose namespace is the host's own, and what it has done to its surroundings."""
+
+    def __init__(self, ephemeral: tuple[int, int], options: dict[str, Any]) -> None:
+        self.nat = Nat()
+        self.watched: list[Listener] = []
+        self.yielded = 0
+        config = Config(ipv4_only=True, **options)
+        self.pool = SocketPool(self.make)
+        self.forwarder = Forwarder(
+            config,
+            lay_rules(config, ephemeral, ephemeral),
+            cast(UdpNat, self.nat),
+            None,
+            self.pool,
+            self.watched.append,
+            self.watched.remove,
+            gro=False,
+        )
+
+    def make(self, family: int, kind: int, protocol: int, count: int) -> list[int]:
+        return [socket.socket(family, kind, protocol).detach() for _ in range(count)]
+
+    def look(self) -> dict[int, int]:
+        """Follow what is bound once; return the open ports with their targets."""
+        self.forwarder.follow(lambda descriptor: select.select([descriptor], [], []), self.count)
+        return self.ports
+
+    def count(self) -> None:
+        self.yielded += 1
+
+    @property
+    def ports(self) -> dict[int, int]:
+        listed = self.forwarder.listed()
+        assert [forward.port for forward in listed] == [listener.port for listener in self.watched]
+        return {forward.port: forward.target for forward in listed}
+
+    def close(self) -> None:
+        self.forwarder.close()
+        self.pool.close()
+
+
+@contextmanager
+def bench(ephemeral: tuple[int, int] = EPHEMERAL, **options: Any) -> Iterator[Bench]:
+    found = Bench(ephemeral, options)
+    try:
+        yield found
+    finally:
+        found.close()
+    assert found.watched == found.nat.listeners == []
+    assert found.forwarder.listed() == ()
+
+
+@contextmanager
+def taken(port: int = 0, address: str = "0.0.0.0") -> Iterator[int]:
+    """Bind a port, the kernel's choice unless it is given."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind((address, port))
+        yield sock.getsockname()[1]
+
+
+@pytest.fixture
+def lists_sockets() -> None:
+    try:
+        here = SockDiag.here()
+        here.scan(lambda descriptor: select.select([descriptor], [], []))
+    except PlatformError as error:
+        pytest.skip(f"needs sock_diag: {error}")
+    here.close()
+
+
+def test_explicit_rules_are_opened_on_both_sides() -> None:
+    first, second, inside = free_ports(3)
+    with bench(udp_ports=(f"{first}:53", f"127.0.0.1/{second}"), udp_ns=f"{inside}:54") as it:
+        it.forwarder.open()
+        assert it.ports == {first: 53, second: second, inside: 54}
+        assert [listener.inside for listener in it.watched] == [False, False, True]
+        # What listens in the namespace leads past the NAT.
+        assert it.nat.listeners == it.watched[:2]
+        assert [listener.general for listener in it.watched] == [True, False, False]
+        assert not it.forwarder.automatic
+
+
+def test_a_named_port_that_is_taken_is_an_error() -> None:
+    (free,) = free_ports(1)
+    with bench() as nothing, taken() as port:
+        nothing.forwarder.open()
+        with bench(udp_ports=f"{free},{port}") as it:
+            with pytest.raises(GpasstError, match=f"cannot forward udp port {port} on 0.0.0.0"):
+                it.forwarder.open()
+
+
+def test_a_rule_of_exclusions_passes_over_a_port_that_is_taken() -> None:
+    (free,) = free_ports(1)
+    with taken() as port:
+        low, high = sorted((port, free))
+        ranges = ((1, low - 1), (low + 1, high - 1), (high + 1, 65535))
+        rest = ",".join(f"~{first}-{last}" for first, last in ranges if first <= last)
+        with bench(NO_PORTS, udp_ports=rest) as it:
+            it.forwarder.open()
+            assert it.ports == {free: free}
+        with bench(NO_PORTS, udp_ports=f"{rest},~{free}") as it:
+            with pytest.raises(PlatformError, match=f"cannot forward udp port {port} on 0.0.0.0"):
+                it.forwarder.open()
+
+
+@pytest.mark.usefixtures("lists_sockets")
+def test_an_automatic_rule_follows_what_is_bound() -> None:
+    port, target = free_ports(2)
+    with bench(udp_ports=f"{port}:{target},auto") as it:
+        it.forwarder.open()
+        assert it.forwarder.automatic
+        assert it.look() == {}
+        with taken(target):
+            assert it.look() == {port: target}
+            assert it.look() == {port: target}
+        # One list may lack a socket that stays; two that do, agree.
+        assert it.look() == {port: target}
+        assert it.look() == {}
+
+
+@pytest.mark.usefixtures("lists_sockets")
+def test_a_port_that_is_taken_is_tried_again() -> None:
+    port, target = free_ports(2)
+    with bench(udp_ports=f"{port}:{target},auto") as it, taken(target):
+        it.forwarder.open()
+        with taken(port):
+            assert it.look() == {}
+        assert it.look() == {port: target}
+
+
+@pytest.mark.usefixtures("lists_sockets")
+def test_sockets_of_the_proxy_are_not_followed() -> None:
+    port, target = free_ports(2)
+    with bench(udp_ports=f"{port}:{target},auto") as it, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+        it.forwarder.open()
+        own.bind(("0.0.0.0", target))
+        it.forwarder.exclude(own)
+        assert it.look() == {}
+        it.forwarder.include(own)
+        own.close()
+        # From the next list on, the number of its inode may be another socket's.
+        assert it.look() == {}
+        with taken(target):
+            assert it.look() == {port: target}
+
+
+@pytest.mark.usefixtures("lists_sockets")
+def test_others_run_while_many_are_opened() -> None:
+    with ExitStack() as stack, bench(udp_ports="127.0.0.9/auto") as it:
+        it.forwarder.open()
+        ports = [stack.enter_context(taken(address=HOST4)) for _ in range(2 * OPENED_AT_ONCE + 1)]
+        assert sorted(it.look()) == sorted(ports)
+        assert it.yielded == 2
+
+
+def test_more_ports_than_open_files_is_an_error() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY:
+        pytest.skip("needs a limit of open files")
+    room = descriptor_room(0)
+    assert room == hard - len(os.listdir("/proc/self/fd")) - SPARE_DESCRIPTORS
+    assert descriptor_room(room) == room
+    with pytest.raises(PlatformError, match=f"forwarding needs {room + 1} sockets") as caught:
+        descriptor_room(room + 1)
+    assert f"raise ulimit -n to {hard + 1}" in caught.value.remedy
+
+
+def test_a_rule_for_an_interface_that_does_not_exist_is_an_error() -> None:
+    (port,) = free_ports(1)
+    with bench(udp_ports=f"%nosuch0/{port}") as it, pytest.raises(ConfigurationError, match="no such interface"):
+        it.forwarder.open()
