@@ -38,6 +38,10 @@ class Guest:
         """Call `callback` with each new MAC address."""
         self._on_mac.append(callback)
 
+    def close(self) -> None:
+        """Call nobody any more."""
+        self._on_mac.clear()
+
     def learn_mac(self, mac: bytes) -> None:
         """Send frames to `mac`, 6 bytes, from now on."""
         if mac != self.mac:

@@ -42,7 +42,7 @@ class Stream:
     """The guest's end of a link that is a stream.
 
     :param counters: where traffic and drops are counted.
-    :param await_room: begins to call `empty` when the socket takes more.
+    :param await_room: begins to call a function when a socket takes more.
     :param stop_awaiting: stops that.
     :param capture: where to record what crosses, or None.
     """
@@ -50,7 +50,7 @@ class Stream:
     def __init__(
         self,
         counters: Counters,
-        await_room: Callable[[RawSocket], None],
+        await_room: Callable[[RawSocket, Callable[[], None]], None],
         stop_awaiting: Callable[[], None],
         capture: Capture | None = None,
     ) -> None:
@@ -218,4 +218,4 @@ class Stream:
             if carried:
                 self._count(tally, carried, carried_bytes)
         if self._queue and not waiting and self.socket is not None:
-            self._await_room(self.socket)
+            self._await_room(self.socket, self.empty)

@@ -1,7 +1,7 @@
 """UDP between the guest and the host's sockets, both ways.
 
-Theory of operation: `gpasst.udp.nat` decides which mapping and peer a datagram belongs to; `UdpSockets` owns the host
-sockets that this takes.
+Theory of operation: `gpasst.udp.nat` decides which mapping and peer a datagram belongs to; `MappingSockets` opens and
+closes the host sockets of mappings; `UdpSockets` moves the datagrams.
 
 * `step` receives runs (`gpasst.host.receive`) from one socket. A known sender costs one look-up and one write a run. In
   each batch, runs of known senders are carried first; only then do the others set up their peers or splice pairs.
@@ -22,7 +22,7 @@ from gpasst.counters import Counters, Drop
 from gpasst.errors import PacketError
 from gpasst.features import Feature
 from gpasst.flow.guest import Guest
-from gpasst.host.receive import Receiver, Run, sender_key, split_key
+from gpasst.host.receive import Receiver, Run, split_key
 from gpasst.host.send import SEGMENTS_PER_SEND, send_run, sender_to
 from gpasst.host.sockets import open_own
 from gpasst.link.port import Link
@@ -42,10 +42,47 @@ ServiceHandler = Callable[[Packet, memoryview], None]
 log = logging.getLogger(__name__)
 
 
-class UdpSockets:
-    """The host sockets of a guest's UDP: those of mappings, opened here, and listeners, opened by their owner.
+class MappingSockets:
+    """Opens and closes the host sockets of mappings (`gpasst.udp.nat.SocketOpener`).
 
-    :param guest: the guest.
+    :param guest: the guest, for the outbound address and interface of each family.
+    :param gro: let the kernel join datagrams of one sender.
+    :param watch: begins to call `UdpSockets.step` when a socket is readable.
+    :param unwatch: stops that; called before the socket is closed.
+    """
+
+    def __init__(
+        self, guest: Guest, gro: bool, watch: Callable[[UdpSocket], None], unwatch: Callable[[UdpSocket], None]
+    ) -> None:
+        self._guest = guest
+        self._gro = gro
+        self._watch = watch
+        self._unwatch = unwatch
+
+    def open(self, family: int, port: int) -> UdpSocket:
+        """Open a socket of `family`, 4 or 6, at `port` if that is free, else at another one; any for port 0.
+
+        :raises PacketError: if no socket can be had.
+        """
+        udp_socket = open_own(self._guest.addresses[family].network, port, self._gro)
+        if port and udp_socket.port != port:
+            log.info("IPv%d source port %d is taken on the host; port changed to %d", family, port, udp_socket.port)
+        self._watch(udp_socket)
+        return udp_socket
+
+    def close(self, udp_socket: UdpSocket) -> None:
+        """Close a socket; more calls do nothing."""
+        sock = udp_socket.socket
+        if sock is not None:
+            self._unwatch(udp_socket)
+            sock.close()
+            udp_socket.socket = None
+
+
+class UdpSockets:
+    """Carries UDP between a guest and host sockets: those of mappings, and listeners.
+
+    :param nat: the rules and tables.
     :param link: the guest's end, None with ``--splice-only``.
     :param icmp: reports errors to the guest.
     :param splice: carries loopback traffic of listeners, None where the link does.
@@ -53,18 +90,14 @@ class UdpSockets:
     :param services: handlers of datagrams to a port that is not carried, by (family, port).
     :param counters: where traffic and drops are counted.
     :param features: the ways to move more than one datagram at once.
-    :param watch: begins to call `step` when a mapping's socket is readable.
-    :param unwatch: stops that; called before the socket is closed.
     :param carried: whether datagrams are carried, or only served.
-    :param filtered: admit only senders whose address the guest has sent to.
-    :param now: monotonic seconds.
     :param clock: returns seconds, for the budget of a step.
     :ivar nat: the rules and tables.
     """
 
     def __init__(
         self,
-        guest: Guest,
+        nat: UdpNat,
         link: Link | None,
         icmp: IcmpToGuest,
         splice: UdpSplice | None,
@@ -72,25 +105,17 @@ class UdpSockets:
         services: Mapping[tuple[int, int], ServiceHandler],
         counters: Counters,
         features: frozenset[Feature],
-        watch: Callable[[UdpSocket], None],
-        unwatch: Callable[[UdpSocket], None],
         carried: bool = True,
-        filtered: bool = False,
-        now: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.nat = UdpNat(guest, self, sender_key, filtered, now)
-        self._guest = guest
+        self.nat = nat
         self._link = link
         self._icmp = icmp
         self._splice = splice
         self._receivers = receivers
         self._services = services
         self._counters = counters
-        self._gro = Feature.GRO in features
         self._most = SEGMENTS_PER_SEND if Feature.GSO in features else 1
-        self._watch = watch
-        self._unwatch = unwatch
         self._carried = carried
         self._clock = clock
 
@@ -235,24 +260,3 @@ class UdpSockets:
         if packet.tos_ttl != peer.tos_ttl:
             peer.set_tos_ttl(packet.tos_ttl)
         self.send(peer, data, packet.segment or len(data))
-
-    # --- The sockets of mappings ------------------------------------------------------------------------------------
-
-    def open(self, family: int, port: int) -> UdpSocket:
-        """Open a mapping's own socket; see `gpasst.udp.nat.SocketOpener`.
-
-        :raises PacketError: if no socket can be had.
-        """
-        udp_socket = open_own(self._guest.addresses[family].network, port, self._gro)
-        if port and udp_socket.port != port:
-            log.info("IPv%d source port %d is taken on the host; port changed to %d", family, port, udp_socket.port)
-        self._watch(udp_socket)
-        return udp_socket
-
-    def close(self, udp_socket: UdpSocket) -> None:
-        """Close a mapping's own socket."""
-        sock = udp_socket.socket
-        if sock is not None:
-            self._unwatch(udp_socket)
-            sock.close()
-            udp_socket.socket = None

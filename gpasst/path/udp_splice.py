@@ -45,7 +45,7 @@ class UdpSplice:
 
     :param pairs: the rules.
     :param pool: the sockets of the namespace.
-    :param watch: begins to call `step` when a pair's socket is readable.
+    :param watch: begins to call a step with a pair when the pair's socket is readable.
     :param unwatch: stops that; called before the socket is closed.
     :param raw: sends ICMP errors about closed ports.
     :param receivers: the receiver of each family.
@@ -59,7 +59,7 @@ class UdpSplice:
         self,
         pairs: Pairs,
         pool: SocketPool,
-        watch: Callable[[Pair], None],
+        watch: Callable[[Pair, Callable[[Pair], int]], None],
         unwatch: Callable[[Pair], None],
         raw: RawSockets,
         receivers: Mapping[int, Receiver],
@@ -106,7 +106,7 @@ class UdpSplice:
         pair = Pair(listener, key, (source, port, scope), addressed, route, sock, local, Sender(sock), to_sender)
         for ended in self.pairs.add(pair):
             self._end(ended)
-        self._watch(pair)
+        self._watch(pair, self.step)
         return pair
 
     def forward(self, pair: Pair, payload: list[memoryview], segment: int) -> None:

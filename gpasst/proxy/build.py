@@ -21,8 +21,9 @@ from gpasst.flow.listeners import PortRules, lay_rules
 from gpasst.flow.network import GuestNetwork, pack
 from gpasst.formats import PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP
 from gpasst.helper.client import Namespace
+from gpasst.host.own_sockets import OwnSockets
 from gpasst.host.raw import RawSockets
-from gpasst.host.receive import SLOTS, Receiver
+from gpasst.host.receive import SLOTS, Receiver, sender_key
 from gpasst.host.receive_contiguous import ContiguousReceiver
 from gpasst.host.receive_framed import FramedReceiver
 from gpasst.host.socket_pool import SocketPool
@@ -43,16 +44,19 @@ from gpasst.path.ping_sockets import PingSockets
 from gpasst.path.service_handlers import ServiceHandlers, disabled
 from gpasst.path.stream_reader import StreamReader
 from gpasst.path.tap_reader import TapReader
-from gpasst.path.udp_sockets import UdpSockets
+from gpasst.path.udp_sockets import MappingSockets, UdpSockets
 from gpasst.path.udp_splice import UdpSplice
 from gpasst.proxy.advertiser import Advertiser
+from gpasst.proxy.clock import Clock
 from gpasst.proxy.guest_session import GuestSession
 from gpasst.proxy.workers import READ, WRITE, Watchers
 from gpasst.services import dhcpv6, ndp
-from gpasst.udp.mapping import UdpSocket
+from gpasst.udp.mapping import Listener, UdpSocket
+from gpasst.udp.nat import UdpNat
 from gpasst.udp.pairs import Pair, Pairs
 
 MICROSECONDS = 1_000_000
+ROOM = "room in the guest's socket"  # owner of the one watcher that is no socket's own
 USO_FAMILIES = {4: "uso4", 6: "uso6"}  # names of the tap's offloads
 
 # Where the guest is: a namespace with its tap, a socket where guests connect, or a connected one.
@@ -74,7 +78,8 @@ class Base:
     :ivar watchers: owner of every watcher and greenlet.
     :ivar pool: sockets of the namespace, None without one.
     :ivar raw: raw sockets of both sides.
-    :ivar now: returns monotonic seconds.
+    :ivar own: the proxy's own sockets.
+    :ivar clock: the time.
     """
 
     config: Config
@@ -86,7 +91,8 @@ class Base:
     watchers: Watchers
     pool: SocketPool | None
     raw: RawSockets
-    now: Callable[[], int]
+    own: OwnSockets
+    clock: Clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +117,7 @@ def build_base(
     namespace: Namespace | None,
     ephemeral: tuple[int, int],
     hub: object,
-    now: Callable[[], int],
+    clock: Clock,
     polls: bool,
 ) -> Base:
     """Make the shared parts; the parameters are those of `gpasst.proxy.proxy.Proxy`."""
@@ -123,18 +129,20 @@ def build_base(
         log.info("not supported by this kernel: %s", ", ".join(sorted(feature.value for feature in missing)))
     counters = Counters()
     link_local = pack(namespace.link_local) if namespace and namespace.link_local else None
+    rules = lay_rules(config, ephemeral, namespace.ephemeral if namespace else None)
     pool = SocketPool(namespace.sockets) if namespace else None
     return Base(
         config,
         namespace,
-        lay_rules(config, ephemeral, namespace.ephemeral if namespace else None),
+        rules,
         Guest(network, namespace.mac if namespace else None, link_local),
         counters,
         features,
         Watchers(hub, counters, config.busy_poll / MICROSECONDS if polls else 0.0),
         pool,
         RawSockets(pool),
-        now,
+        OwnSockets(any(rules.automatic(inside) for inside in (False, True))),
+        clock,
     )
 
 
@@ -152,11 +160,12 @@ def build_link(base: Base) -> Tap | Stream | None:
         superframes = frozenset(offloaded) if Feature.USO in base.features else frozenset()
         return Tap(namespace.tap, counters, superframes, capture)
 
-    def await_room(sock: RawSocket) -> None:
-        watchers.watch(await_room, sock.fileno(), stream.empty, events=WRITE)
-
-    stream = Stream(counters, await_room, lambda: watchers.unwatch(await_room), capture)
-    return stream
+    return Stream(
+        counters,
+        lambda sock, empty: watchers.watch(ROOM, sock.fileno(), empty, events=WRITE),
+        lambda: watchers.unwatch(ROOM),
+        capture,
+    )
 
 
 def build_udp(
@@ -164,14 +173,10 @@ def build_udp(
     link: Tap | Stream | None,
     icmp: IcmpToGuest,
     handlers: ServiceHandlers | None,
-    opened: Callable[[UdpSocket], None],
-    closed: Callable[[UdpSocket], None],
 ) -> tuple[UdpSockets, UdpSplice | None]:
     """Make the sockets of UDP.
 
     :param handlers: the services that answer on ports of their own, None without a link.
-    :param opened: called with each socket that was opened for a mapping.
-    :param closed: called with each before it is closed.
     """
     config, watchers, features = base.config, base.watchers, base.features
     slots = SLOTS if Feature.BATCH in features else 1
@@ -183,16 +188,19 @@ def build_udp(
 
     def watch(udp_socket: UdpSocket) -> None:
         assert udp_socket.socket is not None
-        opened(udp_socket)
+        base.own.exclude(udp_socket.socket)
         watchers.watch(udp_socket, udp_socket.socket.fileno(), worker.wake, udp_socket)
 
     def unwatch(udp_socket: UdpSocket) -> None:
+        assert udp_socket.socket is not None
         watchers.unwatch(udp_socket)
-        closed(udp_socket)
+        base.own.include(udp_socket.socket)
 
     services = {(4, DHCP_SERVER_PORT): handlers.dhcp, (6, DHCPV6_SERVER_PORT): handlers.dhcpv6} if handlers else {}
+    opener = MappingSockets(base.guest, Feature.GRO in features, watch, unwatch)
+    nat = UdpNat(base.guest, opener, sender_key, config.udp_filter == "address", base.clock.now())
     udp = UdpSockets(
-        base.guest,
+        nat,
         link,
         icmp,
         splice,
@@ -200,14 +208,16 @@ def build_udp(
         services,
         base.counters,
         features,
-        watch,
-        unwatch,
         carried=not config.no_udp,
-        filtered=config.udp_filter == "address",
-        now=base.now(),
     )
     worker = watchers.worker(udp.step)
     return udp, splice
+
+
+def watch_listener(watchers: Watchers, listener: Listener, step: Callable[[UdpSocket], int]) -> None:
+    """Call `step` with a listener, in a worker of its own, whenever its socket is readable."""
+    assert listener.socket is not None
+    watchers.watch_alone(listener, listener.socket.fileno(), step)
 
 
 def _build_splice(base: Base, namespace: Namespace, pool: SocketPool, receivers: dict[int, Receiver]) -> UdpSplice:
@@ -218,15 +228,14 @@ def _build_splice(base: Base, namespace: Namespace, pool: SocketPool, receivers:
         namespace.index,
         base.rules.shown(inside=True),
         base.rules.shown(inside=False),
-        base.now(),
+        base.clock.now(),
     )
 
-    def watch(pair: Pair) -> None:
+    def watch(pair: Pair, step: Callable[[Pair], int]) -> None:
         assert pair.socket is not None
-        watchers.watch_alone(pair, pair.socket.fileno(), splice.step)
+        watchers.watch_alone(pair, pair.socket.fileno(), step)
 
-    splice = UdpSplice(pairs, pool, watch, watchers.unwatch, base.raw, receivers, base.counters, base.features)
-    return splice
+    return UdpSplice(pairs, pool, watch, watchers.unwatch, base.raw, receivers, base.counters, base.features)
 
 
 def build_services(base: Base, link: Tap | Stream) -> tuple[ServiceHandlers, ndp.Router | None]:
@@ -262,15 +271,15 @@ def build_inside(
         counters,
         lambda flow: watchers.watch(flow, flow.socket.fileno(), echoes.wake, flow),
         watchers.unwatch,
-        base.now,
+        base.clock.now,
     )
     echoes = watchers.worker(pings.step, conversational=False)
     table = _handlers(base, udp, pings, handlers)
-    dispatch = Dispatch(base.guest, handlers.arp, table, counters, base.now)
+    dispatch = Dispatch(base.guest, handlers.arp, table, counters, base.clock.now)
     fastpath = FastPath({} if config.no_udp else udp.nat.tables)
     backlog = Backlog(dispatch.frame, fastpath.knows, lambda: backlog_step.ask(), counters)
     backlog_step = watchers.repeat(watchers.worker(backlog.step, conversational=False))
-    advertiser = Advertiser(link, base.guest, router, counters, base.now)
+    advertiser = Advertiser(link, base.guest, router, counters, base.clock.now)
     session = None
     if isinstance(link, Tap):
         tap_reader = TapReader(link, fastpath, udp, icmp, backlog, counters, base.features)

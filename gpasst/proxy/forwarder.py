@@ -22,7 +22,7 @@ from gpasst.config import Config
 from gpasst.errors import GpasstError, PlatformError
 from gpasst.flow.listeners import BindAddress, ListenerSpec, PortRules, automatic, explicit, target_bytes
 from gpasst.flow.record import Forward
-from gpasst.flow.sender import HostSocket
+from gpasst.host.own_sockets import OwnSockets
 from gpasst.host.sock_diag import SockDiag
 from gpasst.host.socket_pool import SocketPool
 from gpasst.host.sockets import bind_listener, listener_error, new_udp_socket, prepare, stand_in
@@ -63,6 +63,7 @@ class Forwarder:
     :param nat: the NAT that listeners on the host lead to.
     :param splice: what moves loopback traffic, None where nothing does.
     :param pool: the sockets of the namespace, None where there is none: then no rule may listen or look there.
+    :param own: the proxy's own sockets.
     :param watch: begins to call back when a listener is readable.
     :param unwatch: stops that; called before the socket is closed.
     :param gro: let the kernel join datagrams of one sender.
@@ -76,6 +77,7 @@ class Forwarder:
         nat: UdpNat,
         splice: UdpSplice | None,
         pool: SocketPool | None,
+        own: OwnSockets,
         watch: Callable[[Listener], None],
         unwatch: Callable[[Listener], None],
         gro: bool,
@@ -88,13 +90,12 @@ class Forwarder:
         self._nat = nat
         self._splice = splice
         self._pool = pool
+        self._own = own
         self._watch = watch
         self._unwatch = unwatch
         self._gro = gro
         self._opened: dict[BindAddress, tuple[ListenerSpec, Listener]] = {}
         self._scanners: dict[bool, SockDiag] = {}
-        self._own: set[int] = set()
-        self._released: list[int] = []
         self._following = {inside: FollowState() for inside in self._followers}
         self._room = 0
         self._full = False
@@ -144,7 +145,7 @@ class Forwarder:
         :param yield_: lets others run.
         :raises PlatformError: if the kernel does not list sockets.
         """
-        released = len(self._released)
+        closed = self._own.closed()
         for inside, rules in self._followers.items():
             listing = self._scanner(not inside).scan(wait)
             state = self._following[inside]
@@ -157,14 +158,13 @@ class Forwarder:
                     self._nat.tables,
                     listing.values(),
                     self._config.keeps_loopback,
-                    self._own,
+                    self._own.inodes,
                     self._config.splice_only,
                 )
             if changed or state.missing or state.pending:
                 self._close_missing(inside, state, yield_)
                 self._open_missing(state, changed, yield_)
-        self._own.difference_update(self._released[:released])
-        del self._released[:released]
+        self._own.forget(closed)
 
     def _close_missing(self, inside: bool, state: FollowState, yield_: Callable[[], object]) -> None:
         """Close the listeners of automatic rules that two lists in a row did not ask for."""
@@ -195,14 +195,6 @@ class Forwarder:
         ]
         failed = self._open_those_that_fit(fresh + before[:TRIED_AGAIN], yield_)
         state.pending = before[TRIED_AGAIN:] + failed
-
-    def exclude(self, sock: HostSocket) -> None:
-        """Remember a socket of the proxy, which no automatic rule shall follow."""
-        self._own.add(os.fstat(sock.fileno()).st_ino)
-
-    def include(self, sock: HostSocket) -> None:
-        """Forget a socket that is about to be closed, as soon as no list of bound sockets contains it."""
-        self._released.append(os.fstat(sock.fileno()).st_ino)
 
     def close(self) -> None:
         """Close every listener; more calls do nothing."""
@@ -256,7 +248,7 @@ class Forwarder:
             self._splice.listen(bind.inside, bind.family)
         if not bind.inside:
             self._nat.listen(listener)
-        self.exclude(sock)
+        self._own.exclude(sock)
         self._watch(listener)
         self._opened[bind] = spec, listener
 
@@ -279,7 +271,7 @@ class Forwarder:
             self._nat.retire(listener)
         sock = listener.socket
         assert sock is not None
-        self.include(sock)
+        self._own.include(sock)
         sock.close()
         listener.socket = None
 

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import time
-from collections.abc import Callable
 from contextlib import ExitStack
 
 import gevent
@@ -32,11 +30,11 @@ from gpasst.link.tap import Tap
 from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.portspec import EPHEMERAL
 from gpasst.proxy import observe
-from gpasst.proxy.build import End, build_base, build_inside, build_link, build_services, build_udp
+from gpasst.proxy.build import End, build_base, build_inside, build_link, build_services, build_udp, watch_listener
+from gpasst.proxy.clock import Clock
 from gpasst.proxy.follower import Follower
 from gpasst.proxy.forwarder import Forwarder
 from gpasst.proxy.timers import Timers
-from gpasst.udp.mapping import Listener, UdpSocket
 
 SCAN_SECONDS = 1  # an age is late by up to this much
 TRIMMED = 256  # how many must end at once to make it worth giving their memory back; that takes about a millisecond
@@ -52,8 +50,8 @@ class Proxy:
     :param end: the guest's end: a namespace, its tap ready (none with ``--splice-only``); or a socket where guests
         connect, or one that is connected already.
     :param ephemeral: first and last port that the host's kernel hands out by itself.
-    :param clock: returns monotonic seconds.
     :param polls: whether ``--busy-poll`` counts: not where other threads want the interpreter.
+    :ivar clock: the time.
     :ivar finished: set when the guest is gone for good.
     :ivar link: the guest's end, None with ``--splice-only``.
     :ivar udp: the sockets of UDP.
@@ -68,15 +66,14 @@ class Proxy:
         network: GuestNetwork,
         end: End,
         ephemeral: tuple[int, int] = EPHEMERAL,
-        clock: Callable[[], float] = time.monotonic,
         polls: bool = True,
     ) -> None:
         self.config = config
         self.network = network
-        self.clock = clock
+        self.clock = Clock()
         self.finished = gevent.event.Event()
         namespace = end if isinstance(end, Namespace) else None
-        self._base = base = build_base(config, network, namespace, ephemeral, gevent.get_hub(), self.now, polls)
+        self._base = base = build_base(config, network, namespace, ephemeral, gevent.get_hub(), self.clock, polls)
         self.features, self.counters = base.features, base.counters
         self.link: Tap | Stream | None = None
         self._drop_log = observe.DropLog(base.counters)
@@ -93,6 +90,7 @@ class Proxy:
         base, config = self._base, self.config
         closing = self._closing.callback
         closing(base.watchers.close)
+        closing(base.guest.close)
         if base.pool:
             closing(base.pool.close)
         closing(base.raw.close)
@@ -101,17 +99,19 @@ class Proxy:
             closing(link.capture.close)
         icmp = IcmpToGuest(link, base.guest, base.counters)
         handlers, router = build_services(base, link) if link else (None, None)
-        self.udp, self.splice = build_udp(base, link, icmp, handlers, self._opened, self._closed)
+        self.udp, self.splice = build_udp(base, link, icmp, handlers)
         closing(self.udp.nat.close)
         if self.splice:
             closing(self.splice.close)
+        step = self.udp.step
         self.forwarder = Forwarder(
             config,
             base.rules,
             self.udp.nat,
             self.splice,
             base.pool,
-            self._watch_listener,
+            base.own,
+            lambda listener: watch_listener(base.watchers, listener, step),
             base.watchers.unwatch,
             Feature.GRO in base.features,
         )
@@ -120,14 +120,14 @@ class Proxy:
         if link and handlers:
             self._inside = build_inside(base, link, self.udp, icmp, handlers, router, end, self.finished.set)
             closing(self._inside.pings.close)
-        timers = Timers(base.watchers, base.counters, self.clock)
+        timers = Timers(base.watchers, base.counters, self.clock.precise)
         closing(timers.close)
         if not config.no_udp:
             self.forwarder.open()
         if self._inside and self._inside.session:
             closing(self._inside.session.close)
             self._inside.session.open()
-        timers.every(SCAN_SECONDS, lambda _: self.scan(self.now()))
+        timers.every(SCAN_SECONDS, lambda _: self.scan(self.clock.now()))
         if self.forwarder.automatic and not config.no_udp:
             closing(Follower(self.forwarder, timers, base.counters).close)
 
@@ -143,10 +143,6 @@ class Proxy:
     def flows(self) -> tuple[Flow, ...]:
         """List every tracked peer and splice pair."""
         return observe.flows(self.udp.nat, self.splice)
-
-    def now(self) -> int:
-        """Return the present time in whole monotonic seconds."""
-        return int(self.clock())
 
     def scan(self, now: int) -> None:
         """End what is idle at `now`, in monotonic seconds, and log drops; called once a second."""
@@ -182,18 +178,6 @@ class Proxy:
                 self._base.pool.refill()
         except GpasstError as error:
             log.warning("%s", error)
-
-    def _opened(self, udp_socket: UdpSocket) -> None:
-        if self.forwarder.automatic and udp_socket.socket is not None:
-            self.forwarder.exclude(udp_socket.socket)
-
-    def _closed(self, udp_socket: UdpSocket) -> None:
-        if self.forwarder.automatic and udp_socket.socket is not None:
-            self.forwarder.include(udp_socket.socket)
-
-    def _watch_listener(self, listener: Listener) -> None:
-        assert listener.socket is not None
-        self._base.watchers.watch_alone(listener, listener.socket.fileno(), self.udp.step)
 
 
 def trim_memory() -> None:

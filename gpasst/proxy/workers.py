@@ -61,6 +61,8 @@ class Worker:
     def close(self) -> None:
         """End the greenlet; from within its own step, at the end of that."""
         ended, self._greenlet = self._greenlet, None
+        # Its owner may refer back to this worker, and both would have to wait for the garbage collector.
+        self._step, self._after = _nothing, None
         here = getcurrent()
         if ended is not None and ended is not here:
             ended.parent = here  # where it goes when it ends
@@ -80,6 +82,10 @@ class Worker:
             # One argument comes back bare, none and several as a tuple.
             back = switch()
             args = back if isinstance(back, tuple) else (back,)
+
+
+def _nothing(*_: object) -> None:
+    """Do nothing: the step of a closed worker."""
 
 
 class Watchers:

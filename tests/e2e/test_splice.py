@@ -135,8 +135,8 @@ def scan(net: gpasst.Pasta, now: int) -> None:
 def clock(net: gpasst.Pasta) -> Iterator[Callable[[int], None]]:
     """Let time pass only when told so, by seconds; each time is followed by a scan."""
     proxy = proxy_of(net)
-    original, now = proxy.clock, proxy.now()
-    proxy.clock = lambda: now
+    original, now = proxy.clock.source, proxy.clock.now()
+    proxy.clock.source = lambda: now
 
     def advance(seconds: int) -> None:
         nonlocal now
@@ -148,7 +148,7 @@ def clock(net: gpasst.Pasta) -> Iterator[Callable[[int], None]]:
         advance(TIMEOUT)
         advance(TIMEOUT + 1)
     finally:
-        proxy.clock = original
+        proxy.clock.source = original
 
 
 def drops(statistics: gpasst.Statistics) -> dict[str, int]:
@@ -596,7 +596,7 @@ def test_new_pairs_take_their_sockets_from_the_pool(way: Way, monkeypatch: pytes
     """While it lasts, nobody in the namespace is asked; afterwards it is filled again."""
     pool = proxy_of(way.net)._base.pool  # the event is a message that is not sent, which nothing public shows
     assert pool is not None
-    scan(way.net, proxy_of(way.net).now())
+    scan(way.net, proxy_of(way.net).clock.now())
     asked = []
     make = pool._make
 
@@ -610,7 +610,7 @@ def test_new_pairs_take_their_sockets_from_the_pool(way: Way, monkeypatch: pytes
         for _ in range(POOL):
             exchange(way, stack.enter_context(way.client()), service)
         assert asked == []
-    scan(way.net, proxy_of(way.net).now())
+    scan(way.net, proxy_of(way.net).clock.now())
     assert asked == [(FAMILY[way.family], socket.SOCK_DGRAM, 0, POOL)]
 
 

@@ -50,7 +50,7 @@ def scan(guest: gpasst.Pasta | gpasst.Passt, later: int = 0) -> None:
     """Do what is done once a second, `later` seconds from now."""
     proxy = guest._proxy
     assert proxy is not None and guest._runtime is not None
-    guest._runtime.call(lambda: proxy.scan(proxy.now() + later))
+    guest._runtime.call(lambda: proxy.scan(proxy.clock.now() + later))
 
 
 def gateway(net: gpasst.Pasta, family: int) -> str:

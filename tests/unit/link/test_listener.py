@@ -251,7 +251,7 @@ class House:
         self.greeted = self.ended = 0
         self.moves: list[Any] = []
         self.counters = Counters()
-        self.stream = Stream(self.counters, lambda sock: None, lambda: None)
+        self.stream = Stream(self.counters, lambda sock, empty: None, lambda: None)
         self.guests = GuestSession(
             source,
             self.stream,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,7 +61,8 @@ class Room:
     def __init__(self) -> None:
         self.awaited: Any = None
 
-    def begin(self, sock: Any) -> None:
+    def begin(self, sock: Any, empty: Callable[[], None]) -> None:
+        assert empty.__name__ == "empty"
         assert self.awaited is None, "awaited twice"
         assert sock is not None
         self.awaited = sock

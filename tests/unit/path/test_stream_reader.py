@@ -112,21 +112,6 @@ class Sockets(Host):
         return udp_socket
 
 
-class Udp(UdpSockets):
-    """The sockets of UDP, which a `Sockets` opens."""
-
-    def __init__(
-        self, host: Sockets, link: Any, icmp: IcmpToGuest, counters: Counters, features: frozenset[Feature]
-    ) -> None:
-        self.host = host
-        super().__init__(
-            host.guest, link, icmp, None, {}, {}, counters, features, lambda _: None, lambda _: None, now=1000
-        )
-
-    def open(self, family: int, port: int) -> UdpSocket:
-        return self.host.open_socket(family, port)
-
-
 class Answers:
     """The guest's end as services see it."""
 
@@ -165,7 +150,7 @@ class Case:
         self.answers = Answers()
         host, counters, answers = self.host, self.counters, cast(Any, self.answers)
         icmp = IcmpToGuest(answers, host.guest, counters)
-        self.udp = Udp(host, answers, icmp, counters, features)
+        self.udp = UdpSockets(host.path, answers, icmp, None, {}, {}, counters, features)
         services = ServiceHandlers(answers, host.guest)
         handlers: dict[tuple[int, int], Handler] = {
             (4, PROTOCOL_UDP): self.udp.outbound,
