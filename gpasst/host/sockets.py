@@ -47,7 +47,7 @@ from gpasst.linux import (
     UDP_GRO,
     UDP_SEGMENT,
 )
-from gpasst.packet.address import ANY, V4, V6, family_of
+from gpasst.packet.address import ANY, IP4_BYTES, V4, V6
 from gpasst.udp.header import DEFAULT_TOS_TTL
 from gpasst.udp.mapping import UdpSocket
 
@@ -57,7 +57,7 @@ UNPRIVILEGED_PORT = 1024  # net.ipv4.ip_unprivileged_port_start, as Linux sets i
 
 def text(address: bytes) -> str:
     """Return the text of an address of 4 or 16 bytes."""
-    return inet_ntop(family_constant(family_of(address)), address)
+    return inet_ntop(AF_INET if len(address) == IP4_BYTES else AF_INET6, address)
 
 
 def socket_address(address: bytes, port: int, scope: int = 0) -> SocketAddress:
@@ -67,7 +67,7 @@ def socket_address(address: bytes, port: int, scope: int = 0) -> SocketAddress:
     :param port: 0 to 65535.
     :param scope: interface index of a link-local address, else 0.
     """
-    return (text(address), port) if family_of(address) == V4 else (text(address), port, 0, scope)
+    return (text(address), port) if len(address) == IP4_BYTES else (text(address), port, 0, scope)
 
 
 def family_constant(family: int) -> int:
