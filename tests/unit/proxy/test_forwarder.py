@@ -16,6 +16,7 @@ from gpasst.commands.demo import free_ports
 from gpasst.config import Config
 from gpasst.errors import ConfigurationError, GpasstError, PlatformError
 from gpasst.flow.listeners import lay_rules
+from gpasst.host.own_sockets import OwnSockets
 from gpasst.host.sock_diag import SockDiag
 from gpasst.host.socket_pool import SocketPool
 from gpasst.proxy.forwarder import OPENED_AT_ONCE, SPARE_DESCRIPTORS, Forwarder, descriptor_room
@@ -50,12 +51,14 @@ class Bench:
         self.yielded = 0
         config = Config(ipv4_only=True, **options)
         self.pool = SocketPool(self.make)
+        self.own = OwnSockets(tracked=True)
         self.forwarder = Forwarder(
             config,
             lay_rules(config, ephemeral, ephemeral),
             cast(UdpNat, self.nat),
             None,
             self.pool,
+            self.own,
             self.watched.append,
             self.watched.remove,
             gro=False,
@@ -178,9 +181,9 @@ def test_sockets_of_the_proxy_are_not_followed() -> None:
     with bench(udp_ports=f"{port}:{target},auto") as it, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
         it.forwarder.open()
         own.bind(("0.0.0.0", target))
-        it.forwarder.exclude(own)
+        it.own.exclude(own)
         assert it.look() == {}
-        it.forwarder.include(own)
+        it.own.include(own)
         own.close()
         # From the next list on, the number of its inode may be another socket's.
         assert it.look() == {}
