@@ -53,8 +53,7 @@ PORT_OPTIONS = {"udp_ports": PortSide("udp", inside=False), "udp_ns": PortSide("
 """The options that take port specifications."""
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(NamedTuple):
     """How a field of `Config` appears on the command line.
 
     :ivar help: one line for ``--help``.

@@ -9,7 +9,11 @@ The first two carry a remedy, so that a program can print one line with the obst
 
 from __future__ import annotations
 
-from gpasst.counters import Drop
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    # Not imported with the errors, which the console script needs before it starts the helper.
+    from gpasst.counters import Drop
 
 
 class GpasstError(Exception):

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from gpasst import __version__
 from gpasst.commands.process import EXIT_USAGE, LOG_SIZE_DEFAULT, ProcessOptions
@@ -37,8 +36,7 @@ ABSENT_OPTIONS = (
 AUTOMATIC = ("udp_ports", "udp_ns")
 
 
-@dataclass(frozen=True, slots=True)
-class Invocation:
+class Invocation(NamedTuple):
     """A command line of ``gpasst pasta`` or ``gpasst passt``.
 
     :ivar mode: ``"pasta"`` or ``"passt"``.

