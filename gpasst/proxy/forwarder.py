@@ -16,7 +16,6 @@ import sys
 from _socket import socket as RawSocket  # a class
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
 
 from gpasst.config import Config
 from gpasst.errors import GpasstError, PlatformError
@@ -39,7 +38,6 @@ SIDES = (False, True)  # listening on the host, in the namespace
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
 class FollowState:
     """The automatic listeners of one side.
 
@@ -49,10 +47,13 @@ class FollowState:
     :ivar missing: open listeners that the last list did not ask for.
     """
 
-    seen: Collection[bytes] = ()
-    specs: dict[BindAddress, ListenerSpec] = field(default_factory=dict)
-    pending: list[ListenerSpec] = field(default_factory=list)
-    missing: set[BindAddress] = field(default_factory=set)
+    __slots__ = ("missing", "pending", "seen", "specs")
+
+    def __init__(self) -> None:
+        self.seen: Collection[bytes] = ()
+        self.specs: dict[BindAddress, ListenerSpec] = {}
+        self.pending: list[ListenerSpec] = []
+        self.missing: set[BindAddress] = set()
 
 
 class Forwarder:
