@@ -124,6 +124,9 @@ class Backlog:
                 self._first(group)
                 while group and self._knows(group[0][0]):
                     self._first(group)
+            except Exception:
+                self._again()
+                raise
             finally:
                 if group:
                     groups[key] = group

@@ -1,0 +1,218 @@
+"""Frames that wait: in turns, in order within a flow, and no more of them than there is room for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpasst.counters import Counters, Drop
+from gpasst.path.backlog import BYTES_LIMIT, FRAMES_LIMIT, GROUP_SHARE, Backlog, flow_of
+from gpasst.path.budget import BACKLOG_SECONDS
+
+FOREVER = 1e9  # seconds
+MACS = bytes(12)
+UDP, TCP, ICMPV6, HOP_BY_HOP, FRAGMENT = 17, 6, 58, 0, 44
+
+
+def ip4(port: int, data: bytes = b"", protocol: int = UDP, first: int = 0x45, fragment: int = 0) -> bytes:
+    head = bytes((first, 0, 0, 0, 0, 0, *fragment.to_bytes(2, "big"), 64, protocol, 0, 0))
+    return MACS + b"\x08\x00" + head + bytes(8) + port.to_bytes(2, "big") + bytes(2) + data
+
+
+def ip6(port: int, data: bytes = b"", protocol: int = UDP) -> bytes:
+    return MACS + b"\x86\xdd" + bytes(6) + bytes((protocol, 64)) + bytes(32) + port.to_bytes(2, "big") + bytes(2) + data
+
+
+def arp(data: bytes = b"") -> bytes:
+    return MACS + b"\x08\x06" + data
+
+
+class Case:
+    """A backlog, and what it dispatches; a dispatched UDP flow is known from then on."""
+
+    def __init__(self, remembers: bool = True) -> None:
+        self.counters = Counters()
+        self.dispatched: list[bytes] = []
+        self.segments: list[int] = []
+        self.known: set[bytes] = set()
+        self.asked = 0
+        self.time = 0.0
+        self.cost = 0.0  # seconds that a frame takes
+        self.remembers = remembers
+        self.backlog = Backlog(self.dispatch, self.knows, self.again, self.counters, lambda: self.time)
+
+    def dispatch(self, frame: memoryview, segment: int) -> None:
+        self.dispatched.append(bytes(frame))
+        self.segments.append(segment)
+        self.time += self.cost
+        if self.remembers:
+            self.known.add(flow_of(bytes(frame)))
+
+    def knows(self, frame: bytes) -> bool:
+        return flow_of(frame) in self.known
+
+    def again(self) -> None:
+        self.asked += 1
+
+    def add(self, *frames: bytes, segment: int = 0) -> None:
+        for frame in frames:
+            self.backlog.add(memoryview(frame), segment)
+
+
+@pytest.mark.parametrize(
+    "frame", [ip4(1), ip4(1, protocol=TCP), ip6(1), ip6(1, protocol=ICMPV6), arp(), MACS + b"\xff\xff"]
+)
+def test_frames_that_may_set_up_state_wait(frame: bytes) -> None:
+    case = Case()
+    case.add(frame)
+    assert case.dispatched == []
+    assert len(case.backlog) == 1
+    case.backlog.drain(FOREVER)
+    assert case.dispatched == [frame]
+    assert len(case.backlog) == 0
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        ip4(1, first=0x46),  # options
+        ip4(1, fragment=0x2000),
+        ip4(1, fragment=0x0001),
+        ip6(1, protocol=FRAGMENT),
+        ip6(1, protocol=HOP_BY_HOP),
+        ip4(1)[:-1],
+        ip6(1)[:-1],
+        b"",
+    ],
+)
+def test_frames_of_flows_that_may_be_known_do_not(frame: bytes) -> None:
+    case = Case()
+    case.add(ip4(7), frame)
+    assert case.dispatched == [frame]
+
+
+def test_a_frame_is_copied_since_its_buffer_is_used_again() -> None:
+    case = Case()
+    buffer = bytearray(ip4(1, b"first"))
+    case.backlog.add(memoryview(buffer), 5)
+    buffer[-5:] = b"other"
+    case.backlog.drain(FOREVER)
+    assert case.dispatched == [ip4(1, b"first")]
+    assert case.segments == [5]
+
+
+def test_groups_take_turns_where_frames_make_no_flow_known() -> None:
+    case = Case(remembers=False)
+    case.add(arp(b"1"), arp(b"2"), arp(b"3"), ip4(1, b"a", TCP), ip4(1, b"b", TCP), ip6(9))
+    case.backlog.drain(FOREVER)
+    assert case.dispatched == [arp(b"1"), ip4(1, b"a", TCP), ip6(9), arp(b"2"), ip4(1, b"b", TCP), arp(b"3")]
+
+
+def test_the_rest_of_a_flow_follows_its_first_frame_at_once() -> None:
+    """The next frame of the flow would pass by the backlog, and overtake what is still there."""
+    case = Case()
+    case.cost = 1.0
+    case.add(ip4(1, b"a"), ip4(2, b"x"), ip4(1, b"b"), ip4(1, b"c"))
+    case.backlog.drain(0.5)
+    assert case.dispatched == [ip4(1, b"a"), ip4(1, b"b"), ip4(1, b"c")]
+    assert case.asked == 1
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.sampled_from([4, 6])), max_size=30), st.integers(0, 5))
+def test_order_within_a_flow_is_kept(flows: Sequence[tuple[int, int]], between: int) -> None:
+    """Whatever is dispatched in between, and however short the steps are."""
+    case = Case()
+    case.cost = 1.0
+    for number, (port, family) in enumerate(flows):
+        frame = (ip4 if family == 4 else ip6)(port, bytes((number,)))
+        if case.knows(frame):
+            case.dispatch(memoryview(frame), 0)
+        else:
+            case.add(frame)
+        if number % (between + 1) == between:
+            case.backlog.step()
+    while case.backlog:
+        case.backlog.step()
+    assert len(case.dispatched) == len(flows)
+    for flow in {flow_of(frame) for frame in case.dispatched}:
+        numbers = [frame[-1] for frame in case.dispatched if flow_of(frame) == flow]
+        assert numbers == sorted(numbers)
+
+
+def test_a_step_ends_when_its_time_is_over_but_moves_one_frame() -> None:
+    case = Case()
+    case.cost = BACKLOG_SECONDS
+    case.add(ip4(1), ip4(2), ip4(3))
+    case.backlog.step()
+    assert (len(case.dispatched), case.asked) == (1, 1)
+    case.cost = 0.4 * BACKLOG_SECONDS
+    case.backlog.step()
+    assert (len(case.dispatched), case.asked) == (3, 1), "nothing is left to ask for"
+
+
+def test_one_flood_fills_only_its_share() -> None:
+    case = Case(remembers=False)
+    share = FRAMES_LIMIT // GROUP_SHARE
+    case.add(*[arp(b"flood")] * (share + 10))
+    assert len(case.backlog) == share
+    assert case.counters.drops == {Drop.BACKLOG: 10}
+    case.add(ip4(1))
+    assert len(case.backlog) == share + 1
+
+
+def test_large_frames_are_bounded_by_their_bytes() -> None:
+    case = Case(remembers=False)
+    large = ip4(67, bytes(65000))
+    most = BYTES_LIMIT // GROUP_SHARE // len(large)
+    case.add(*[large] * (most + 1))
+    assert (len(case.backlog), case.counters.drops) == (most, {Drop.BACKLOG: 1})
+    for port in range(1000, 1000 + BYTES_LIMIT // len(large)):
+        case.add(ip4(port, bytes(65000)))
+    assert len(case.backlog) == BYTES_LIMIT // len(large)
+
+
+def test_no_more_frames_are_kept_than_the_limit() -> None:
+    case = Case()
+    case.add(*(ip4(port) for port in range(1, FRAMES_LIMIT + 3)))
+    assert len(case.backlog) == FRAMES_LIMIT
+    assert case.counters.drops == {Drop.BACKLOG: 2}
+    case.backlog.drain(FOREVER)
+    assert len(case.dispatched) == FRAMES_LIMIT
+    # There is room again.
+    case.add(ip4(60000))
+    assert len(case.backlog) == 1
+
+
+def test_a_failure_costs_one_frame() -> None:
+    case = Case(remembers=False)
+    fail = True
+
+    def dispatch(frame: memoryview, segment: int) -> None:
+        nonlocal fail
+        if fail:
+            fail = False
+            raise RuntimeError("a defect")
+        case.dispatch(frame, segment)
+
+    backlog = Backlog(dispatch, case.knows, case.again, case.counters, lambda: 0.0)
+    for data in (b"1", b"2", b"3"):
+        backlog.add(memoryview(arp(data)), 0)
+    with pytest.raises(RuntimeError):
+        backlog.drain(FOREVER)
+    assert (len(backlog), case.asked) == (2, 1)
+    backlog.drain(FOREVER)
+    assert case.dispatched == [arp(b"2"), arp(b"3")]
+
+
+def test_frames_of_a_guest_that_has_gone_are_counted() -> None:
+    case = Case()
+    case.add(ip4(1), ip4(2))
+    case.backlog.clear()
+    case.backlog.clear()
+    assert len(case.backlog) == 0
+    assert case.counters.drops == {Drop.NO_GUEST: 2}
+    case.backlog.drain(FOREVER)
+    assert case.dispatched == []
