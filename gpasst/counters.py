@@ -1,7 +1,7 @@
 """What is counted: traffic, and every drop under its reason.
 
-Nothing is lost silently: whoever drops calls `Counters.drop` with a member of `Drop`, and the same member names the
-counter in `Statistics`, the log line and the assertion in a test.
+Nothing is lost silently: every drop is counted by `Counters.drop` under a member of `Drop`, and the same member names
+the counter in `Statistics`, the log line and the assertion in a test.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Statistics:
     :ivar frames_down: frames read from the tap.
     :ivar socket_errors: errors read from sockets' queues, for example refused peers.
     :ivar refusals: errors of splice pairs that were reported to the sender as ICMP would.
-    :ivar errors_up: ICMP errors that the guest was told of, because its datagrams or echo requests met them.
+    :ivar errors_up: ICMP errors reported to the guest, because its datagrams or echo requests met them.
     :ivar errors_down: ICMP errors of the guest that were passed on to the senders of its datagrams.
     :ivar mappings: guest endpoints tracked now.
     :ivar peers: peers tracked now, over all mappings.

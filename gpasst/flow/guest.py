@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from gpasst.flow.network import GuestNetwork
 from gpasst.flow.translation import Addresses
-from gpasst.packet.address import BROADCAST_MAC
+from gpasst.packet.address import BROADCAST_MAC, V6
 
 
 class Guest:
@@ -31,7 +31,7 @@ class Guest:
         for family_network in (network.ip4, network.ip6):
             if family_network:
                 family = family_network.family
-                self.addresses[family] = Addresses(family_network, link_local if family == 6 else None)
+                self.addresses[family] = Addresses(family_network, link_local if family == V6 else None)
         self._on_mac: list[Callable[[bytes], None]] = []
 
     def on_mac(self, callback: Callable[[bytes], None]) -> None:

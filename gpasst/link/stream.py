@@ -113,7 +113,7 @@ class Stream:
             self.flush()
 
     def _already_written(self, payload: list[memoryview], head: bytes, equal: int, ends: bool) -> int:
-        """Give how many gaps at the start of the buffer have `head` already, and take note that `alike` will.
+        """Return how many gaps at the start of the buffer hold `head` already, and note that `equal` will.
 
         :param ends: whether another header follows these.
         """

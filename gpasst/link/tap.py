@@ -84,7 +84,7 @@ class Tap:
         """Do nothing: every frame has been written at once."""
 
     def _write(self, parts: list[bytes | bytearray | memoryview]) -> int:
-        """Write a frame given in parts; give the errno, 0 for success."""
+        """Write a frame in parts; return the errno, 0 for success."""
         try:
             os.writev(self.fd, parts)
         except OSError as error:

@@ -23,6 +23,7 @@ from gpasst.formats import (
     UDP_CODEC,
     VIRTIO_NET_CODEC,
 )
+from gpasst.packet.address import V6
 from gpasst.udp.mapping import Peer, Table
 
 HEADERS = {4: UDP4.size, 6: UDP6.size}  # bytes before the payload, virtio-net header included
@@ -63,7 +64,7 @@ def repeating(family: int, lead: int) -> Repeating:
     :param family: 4 or 6.
     :param lead: offset in the headers where the reading begins.
     """
-    if family == 6:
+    if family == V6:
         return struct.Struct(f"{UDP6.offset('udp.checksum') - lead}s").unpack_from
     return struct.Struct(
         f"{UDP4.offset('ip.identification') - lead}s2x{UDP4.offset('ip.checksum') - UDP4.offset('ip.flags')}s2x"

@@ -150,7 +150,7 @@ class UdpSplice:
         return moved
 
     def scan(self, now: int, timeout: int) -> int:
-        """End pairs that were idle for more than `timeout` seconds at `now`; give how many."""
+        """End pairs that were idle for more than `timeout` seconds at `now`; return how many."""
         ended = self.pairs.scan(now, timeout)
         for pair in ended:
             self._end(pair)
@@ -176,7 +176,7 @@ class UdpSplice:
             pair.socket = None
 
     def _connected(self, inside: bool, family: int, route: Route) -> tuple[RawSocket, tuple[bytes, int]]:
-        """Give a socket of one side, bound and connected as the route says, and what it is bound to."""
+        """Return a socket of one side, bound and connected as the route says, and its local (address, port)."""
         target = socket_address(route.address, route.port, route.scope)
         for _ in range(TRIES):
             try:
@@ -238,5 +238,5 @@ def _bind(sock: RawSocket, family: int, route: Route) -> None:
 
 
 def _whole(payload: list[memoryview]) -> memoryview:
-    """Give a run's payload in one piece; a few have two."""
+    """Return a run's payload in one piece; a few have two."""
     return payload[0] if len(payload) == 1 else memoryview(b"".join(payload))

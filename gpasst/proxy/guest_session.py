@@ -74,7 +74,7 @@ class GuestSession:
         except ConnectionError as error:
             log.info("the guest has gone: %s", error)
             if self._once:
-                # Whoever came now would wait for somebody who has finished.
+                # A guest that came now would wait for a session that is over.
                 self.close()
                 self._ended()
             else:
@@ -114,7 +114,7 @@ class GuestSession:
     def _finish(self, sock: RawSocket) -> None:
         """Move the rest of what the guest at `sock` sent, and let go of it, if it has gone but not been missed yet."""
         try:
-            # Nothing is sent; but who has gone could not receive it.
+            # An empty send fails where the guest is gone.
             sock.send(b"", MSG_DONTWAIT | MSG_NOSIGNAL)
         except OSError:
             for _ in range(LAST_STEPS):

@@ -181,7 +181,7 @@ class Proxy:
 
 
 def trim_memory() -> None:
-    """Give free memory back to the kernel, where the C library can (malloc_trim of glibc)."""
+    """Return free memory to the kernel, where the C library can (malloc_trim of glibc)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -126,7 +126,7 @@ class Timers:
     :param watchers: wakes for them.
     :param counters: where failures are counted.
     :param clock: returns seconds; of the same speed as CLOCK_MONOTONIC.
-    :raises PlatformError: if the kernel gives no timerfd.
+    :raises PlatformError: if no timerfd can be had.
     """
 
     def __init__(self, watchers: Watchers, counters: Counters, clock: Callable[[], float] = time.monotonic) -> None:

@@ -30,6 +30,7 @@ from gpasst.formats import (
     udp6_template,
 )
 from gpasst.packet import checksum
+from gpasst.packet.address import V4, V6
 
 VIRTIO_SIZE = VIRTIO_NET_CODEC.size
 UDP_SIZE = UDP_CODEC.size
@@ -87,16 +88,16 @@ class Header:
         source_port: int,
         destination_port: int,
     ) -> None:
-        template = udp4_template if family == 4 else udp6_template
+        template = udp4_template if family == V4 else udp6_template
         self.family = family
         # A checksum, which IPv6 demands, differs with the payload.
-        self.repeats = family == 4
+        self.repeats = family == V4
         self.tos_ttl = HOP_LIMIT
         self.buffer = bytearray(
             template(destination_mac, source_mac, source, destination, source_port, destination_port)
         )
         self.size = len(self.buffer) - VIRTIO_SIZE
-        start = _UDP4 if family == 4 else _UDP6
+        start = _UDP4 if family == V4 else _UDP6
         self.pseudo = checksum.pseudo_sum(source, destination, PROTOCOL_UDP)
         self.ip_sum = checksum.ones_sum(self.buffer[_IP:start])
         self.total = self.segment = -1
@@ -113,7 +114,7 @@ class Header:
         self.tos_ttl = tos_ttl
         self.total = self.segment = -1
         self.framing = NO_FRAMING
-        if self.family == 6:
+        if self.family == V6:
             # Between the version and the flow label, which is 0.
             _put_word(buffer, _IP, _VERSION6 | tos_ttl >> 8 << 4)
             buffer[_HOPS6] = tos_ttl & 0xFF
@@ -134,7 +135,7 @@ class Header:
         self.total, self.segment = total, segment
         single = segment >= total
         length = total + UDP_SIZE
-        offloaded = not single or self.family == 6
+        offloaded = not single or self.family == V6
         start = self._lengths(length)
         # In the order of the declaration; a dictionary of names would cost as much as the system call.
         if single:
@@ -176,7 +177,7 @@ class Header:
         start = self._lengths(length)
         self.buffer[:VIRTIO_SIZE] = bytes(VIRTIO_SIZE)
         _put_words(self.buffer, start + _UDP_LENGTH, length, 0)
-        if self.family == 6:
+        if self.family == V6:
             segment = bytes(self.buffer[start:]) + payload
             _put_word(self.buffer, start + _UDP_CHECKSUM, checksum.udp(self.pseudo, segment))
         return self.buffer
@@ -189,7 +190,7 @@ class Header:
         :param offset: its place in the run, which no field of UDP depends on.
         :return: the frame's length in 4 bytes and all headers; padding up to the minimum size of a frame.
         """
-        if self.family == 6:
+        if self.family == V6:
             assert payload is not None
             self._complete(length, payload)
         elif self.framing[0] == length:
@@ -206,7 +207,7 @@ class Header:
 
     def _lengths(self, length: int) -> int:
         """Patch the IP header for `length` bytes of UDP; return the offset of the UDP header."""
-        if self.family == 6:
+        if self.family == V6:
             _put_word(self.buffer, _LENGTH6, length)
             return _UDP6
         _put_word(self.buffer, _LENGTH4, length + IP4_SIZE)

@@ -115,7 +115,7 @@ class UdpNat:
         :param source: the sender's address.
         :param port: the sender's port.
         :param scope: interface index of a link-local sender, else 0.
-        :param local: the host's address that was addressed; empty where the socket does not tell.
+        :param local: the host's address that was addressed; empty where the socket does not report it.
         :raises PacketError: if the datagram must be dropped.
         """
         family = udp_socket.family
@@ -206,7 +206,7 @@ class UdpNat:
         """Open a host socket for `mapping` at `port`, or at another one if it must `avoid` that."""
         udp_socket = self._opener.open(family, 0 if port == avoid else port)
         if udp_socket.port == avoid:
-            # By chance; while this one is held, the kernel gives another.
+            # By chance; while this one is held, the kernel chooses another.
             unlucky = udp_socket
             try:
                 udp_socket = self._opener.open(family, 0)
