@@ -1,27 +1,26 @@
 """Messages with descriptors over a UNIX socket.
 
-A message is one JSON object and any number of descriptors. It travels as one or more SOCK_SEQPACKET
-packets; the first byte of each says whether another follows, and the descriptors ride on the last one. Only
-long answers (the routes of a router) need more than one packet.
+A message is one JSON object and any number of descriptors. It travels as one or more SOCK_SEQPACKET packets; the first
+byte of each says whether another follows, and the descriptors ride on the last one. Only long messages (the routes of a
+router) need more than one packet.
 
-Requests carry a sequence number that the answer repeats. A caller that gave up waiting (a timeout, a killed
-greenlet) leaves its answer behind in the socket: the next call recognises it by the number, closes its
-descriptors and goes on. For the same reason the pieces of an unfinished message are kept in the object, not
-on the stack.
+Requests carry a sequence number that the answer repeats. A caller that stopped waiting (a timeout, a killed greenlet)
+leaves its answer behind in the socket: the next call recognises it by the number, closes its descriptors and goes on.
+For the same reason the pieces of an unfinished message are kept in the object, not on the stack.
 
-The sockets are those of the C module, which gevent's monkey patching leaves alone: this code behaves in the
-same way in patched and unpatched programs, and only the caller's `wait` knows about greenlets.
+The sockets are those of the C module, which gevent's monkey patching leaves alone: this code behaves in the same way in
+patched and unpatched programs, and only the caller's `wait` knows about greenlets.
 
-NOTE: one thread or greenlet at a time.
+NOTE: one thread or greenlet at a time, but for `send` of a message that fits one packet, which the kernel makes atomic.
 """
 
 from __future__ import annotations
 
 import _socket
 import json
-import os
+import posix
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from gpasst.errors import ConfigurationError, GpasstError, PlatformError
@@ -32,24 +31,36 @@ Wait = Callable[[int], object]
 
 Message = dict[str, Any]
 
-CHUNK = 32 * 1024  # far below the default send buffer of 208 KiB, so one packet always fits
+CHUNK = 32 * 1024  # bytes; far below the default send buffer of 208 KiB, so one packet always fits
 LAST = b"."
 MORE = b"+"
+LIMIT_REMEDY = "raise the limit: ulimit -n"
+
+
+class PeerEndedError(PlatformError):
+    """The other end of a channel was closed before it answered."""
 
 
 def pair() -> tuple[_socket.socket, _socket.socket]:
-    """Make two connected sockets fit for a `Channel`."""
+    """Make two connected sockets fit for a `Channel`.
+
+    :raises OSError: if there are too many open files.
+    """
     return _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0)
 
 
-def close_all(descriptors: Sequence[int]) -> None:
-    """Close descriptors received with a message nobody wants."""
+def close_all(descriptors: Iterable[int]) -> None:
+    """Close descriptors that have no owner any more.
+
+    At once: gevent replaces `os.close` by one that closes in the loop's next turn, so that the other end of a channel
+    would notice later, or never if the hub waits for that.
+    """
     for descriptor in descriptors:
-        os.close(descriptor)
+        posix.close(descriptor)
 
 
 def describe(error: BaseException) -> Message:
-    """Give an exception as the message that `raise_error` turns back into one."""
+    """Return an exception as the message that `raise_error` turns back into one."""
     kind = "configuration" if isinstance(error, ConfigurationError) else "platform"
     if isinstance(error, GpasstError):
         return {"error": {"kind": kind, "message": error.message, "remedy": error.remedy}}
@@ -57,27 +68,60 @@ def describe(error: BaseException) -> Message:
 
 
 def raise_error(error: Message) -> None:
-    """Raise what `describe` described."""
+    """Raise what `describe` described.
+
+    :raises ConfigurationError: if that is the error's kind.
+    :raises PlatformError: if it is any other.
+    """
     kind = ConfigurationError if error.get("kind") == "configuration" else PlatformError
     raise kind(str(error["message"]), str(error.get("remedy", "")))
 
 
 class Channel:
-    """One end of the connection; closes its socket with `close`."""
+    """One end of the connection; closes its socket with `close`.
+
+    :param sock: the socket, owned from now on.
+    :ivar peer: the process at the other end, as error lines name it.
+    """
 
     def __init__(self, sock: _socket.socket, peer: str = "the helper process") -> None:
         self._sock = sock
-        self._peer = peer
+        self.peer = peer
         self._pieces: list[bytes] = []
         self._descriptors: list[int] = []
         self._sequence = 0
 
     def fileno(self) -> int:
-        """Give the descriptor of the socket, -1 once closed."""
+        """Return the descriptor of the socket, -1 once closed."""
         return self._sock.fileno()
 
+    def detach(self) -> int:
+        """Return the descriptor of the socket, which is the caller's from now on."""
+        self._forget()
+        return self._sock.detach()
+
+    def limit(self, seconds: float | None) -> None:
+        """Bound how long one packet may take, in either direction; None waits for ever.
+
+        NOTE: the descriptor is not blocking while there is a bound, in other processes that share it, too.
+        """
+        self._sock.settimeout(seconds)
+
+    def connected(self) -> bool:
+        """Return whether the other end is open; neither side may have sent anything."""
+        try:
+            return bool(self._sock.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
     def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
-        """Send a message, waiting in the kernel while the other side's buffer is full."""
+        """Send a message, waiting in the kernel while the other side's buffer is full.
+
+        :raises BrokenPipeError: if the other end is closed.
+        :raises TimeoutError: if a bound was set by `limit` and is over.
+        """
         data = json.dumps(message).encode()
         rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
         for start in range(0, len(data), CHUNK):
@@ -89,7 +133,11 @@ class Channel:
             )
 
     def receive(self, wait: Wait | None = None) -> tuple[Message, list[int]] | None:
-        """Receive a message and its descriptors; None at end of file."""
+        """Receive a message and its descriptors; None at end of file.
+
+        :raises PlatformError: if there are too many open files to take the descriptors.
+        :raises TimeoutError: if a bound was set by `limit` and is over.
+        """
         while True:
             packet, truncated = self._packet(wait)
             if not packet:
@@ -97,7 +145,7 @@ class Channel:
                 return None
             if truncated:
                 self._forget()
-                raise PlatformError("too many open files", "raise the limit: ulimit -n")
+                raise PlatformError("too many open files", LIMIT_REMEDY)
             self._pieces.append(packet[1:])
             if packet[:1] == LAST:
                 data, self._pieces = b"".join(self._pieces), []
@@ -105,10 +153,28 @@ class Channel:
                 message: Message = json.loads(data)
                 return message, descriptors
 
+    def arrivals(self) -> Iterator[tuple[Message, list[int]]]:
+        """Receive messages until end of file, but those whose descriptors exceed the limit of open files.
+
+        The kernel has closed these, and by that their other ends.
+        """
+        while True:
+            try:
+                arrived = self.receive()
+            except PlatformError:
+                continue
+            if arrived is None:
+                return
+            yield arrived
+
     def call(
         self, message: Message, wait: Wait | None = None, descriptors: Sequence[int] = ()
     ) -> tuple[Message, list[int]]:
-        """Send a request and return its answer; raises the error the other side reports."""
+        """Send a request and return its answer, and the descriptors that came with it.
+
+        :raises GpasstError: the error that the other side reports.
+        :raises PeerEndedError: if the other side ended before it answered.
+        """
         self._sequence += 1
         try:
             self.send({**message, "seq": self._sequence}, descriptors)
@@ -119,7 +185,7 @@ class Channel:
         except (BrokenPipeError, ConnectionResetError):
             answer = None
         if answer is None:
-            raise PlatformError(f"{self._peer} ended unexpectedly", "look for its last words on standard error")
+            raise PeerEndedError(f"{self.peer} ended unexpectedly", "look for its last words on standard error")
         reply, received = answer
         if "error" in reply:
             close_all(received)
@@ -127,9 +193,11 @@ class Channel:
         return reply, received
 
     def finish(self, seconds: float, wait: Wait | None = None) -> bool:
-        """Tell the other side to end and wait until it has closed its end; False when it takes longer.
+        """Send an end of file and wait until the other side has closed its end; False when it takes longer.
 
         With `wait` the limit is the caller's business: a timeout on the socket would block in spite of it.
+
+        :param seconds: the limit without `wait`.
         """
         if self._sock.fileno() < 0:
             return True
@@ -146,7 +214,7 @@ class Channel:
         return True
 
     def close(self) -> None:
-        """Close the socket, and descriptors of an unfinished message."""
+        """Close the socket, and descriptors of an unfinished message. More calls do nothing."""
         self._forget()
         self._sock.close()
 

@@ -7,15 +7,18 @@
     argv, pass_fds = enter_command(namespace, ["ip", "address"])
     subprocess.run(argv, pass_fds=pass_fds)
 
-Theory of operation: the caller may be monkey-patched by gevent or not, may have threads, and may watch
-children or not. So nothing here depends on what gevent replaces: sockets are those of the C module, the
-process is made with posix_spawn and awaited with waitpid of the `posix` module (gevent replaces the names
-in `os`), and no callback on a child's end is used at all. Where an answer must be awaited, the caller says
-how with `wait`, a function that returns when a descriptor is readable (`gevent.socket.wait_read` in a
-greenlet); without it the thread blocks.
+Theory of operation: the caller may be monkey-patched by gevent or not, may have threads, and may watch children or not.
+So nothing here depends on what gevent replaces: sockets are those of the C module, the process is made with posix_spawn
+and awaited with waitpid of the `posix` module (gevent replaces the names in `os`), and no callback on a child's end is
+used at all. Where an answer must be awaited, the caller says how with `wait`, a function that returns when a descriptor
+is readable (`gevent.socket.wait_read` in a greenlet); without it the thread blocks.
 
-NOTE: a `Helper` or `Namespace` is used by one thread or greenlet at a time; the caller guards it if there
-are several. A call that was interrupted while waiting leaves both usable.
+Any number of threads and greenlets may use one `Helper` at once: each request makes a pair of sockets and sends one of
+them to the helper, which is one atomic system call, and awaits its answer on the other. That connection is the channel
+of the namespace afterwards.
+
+NOTE: a `Namespace` is used by one thread or greenlet at a time; the caller guards it if there are several. A call that
+was interrupted while waiting leaves it usable.
 
 NOTE: a child forked by the caller without exec holds the channels open too, and the helper with them.
 """
@@ -28,63 +31,97 @@ import os
 import posix
 import signal
 import sys
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import gpasst
 from gpasst.errors import PlatformError
-from gpasst.helper.channel import Channel, Wait, close_all, pair
+from gpasst.helper.channel import LIMIT_REMEDY, Channel, Message, PeerEndedError, Wait, close_all, pair
+from gpasst.helper.pool import MAX_COUNT as SOCKETS_PER_MESSAGE
 from gpasst.helper.request import OpenRequest, Route, to_message
 
-__all__ = ["Helper", "Namespace", "OpenRequest", "Route", "Wait", "enter_command"]
+__all__ = ["SOCKETS_PER_MESSAGE", "Helper", "Namespace", "OpenRequest", "Route", "Wait", "enter_command"]
 
 CHANNEL_FD = 3  # the helper's, after standard input, output and error
 ABOVE_CHANNEL = 10  # where our copy goes, so that it never *is* the number it shall get
 END_SECONDS = 2.0  # a helper that is busy with a request takes some milliseconds
-SOCKETS_PER_MESSAGE = 64
 BLOCKED = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 DEFAULTED = (signal.SIGCHLD, signal.SIGTERM, signal.SIGPIPE)
+# Threads that come and go would each leave behind an allocator's arena that has grown.
+HELPER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 BOOTSTRAP = "import sys; sys.path += {path!r}; from gpasst.helper.server import main; main({descriptor})"
 
 
 class Helper:
-    """The helper process. Its namespaces live on when it is closed."""
+    """The helper process of a program, for all its threads and greenlets. Its namespaces live on when it is closed.
+
+    It is closed as well when nothing refers to it any more.
+    """
 
     def __init__(self, channel: Channel, pid: int) -> None:
         self._channel = channel
+        self._owner = os.getpid()
         self.pid = pid
+        self._finalizer = weakref.finalize(self, _abandon, channel, pid)
 
     @classmethod
     def start(cls) -> Helper:
-        """Start the process and return without waiting for it."""
-        ours, theirs = pair()
+        """Start the process and return without waiting for it.
+
+        :raises PlatformError: if it cannot be started.
+        """
+        _reap()
         try:
-            pid = _spawn(theirs.fileno())
+            ours, theirs = pair()
+            try:
+                pid = _spawn(theirs.fileno())
+            except OSError:
+                ours.close()
+                raise
+            finally:
+                theirs.close()
         except OSError as error:
-            ours.close()
             raise PlatformError(f"cannot start the helper process {sys.executable}: {error.strerror}") from None
-        finally:
-            theirs.close()
         return cls(Channel(ours), pid)
 
+    @property
+    def alive(self) -> bool:
+        """Whether requests reach the process: it was neither closed nor killed."""
+        return self._channel.fileno() >= 0 and self._channel.connected()
+
     def facts(self, wait: Wait | None = None) -> dict[str, Any]:
-        """Give links, addresses and routes of the namespace the helper was started in."""
-        reply, received = self._call({"do": "facts"}, wait)
+        """Return links, addresses, routes and ephemeral ports of the namespace that the helper was started in.
+
+        :raises PlatformError: if the helper has ended, or netlink refuses to list them.
+        """
+        reply, received, connection = self._call({"do": "facts"}, wait)
         close_all(received)
+        connection.close()
         facts: dict[str, Any] = reply["facts"]
         return facts
 
     def open(self, request: OpenRequest, wait: Wait | None = None) -> Namespace:
-        """Create or join a namespace and make the tap device in it."""
+        """Create or join a namespace and make the tap device in it.
+
+        :raises ConfigurationError: if the request names what does not exist, or what the kernel refuses.
+        :raises PlatformError: if a permission or a limit is in the way, or the helper has ended.
+        """
         if request.netns:
             request = _absolute(request)
-        reply, received = self._call({"do": "open", "request": to_message(request)}, wait)
-        return Namespace(reply, dict(zip(reply["descriptors"], received, strict=True)))
+        reply, received, connection = self._call({"do": "open", "request": to_message(request)}, wait)
+        return Namespace(reply, dict(zip(reply["descriptors"], received, strict=True)), connection)
 
     def close(self, wait: Wait | None = None) -> None:
-        """End the process and wait until it is gone; more calls do nothing."""
-        if self._channel.fileno() < 0:
+        """End the process and wait until it is gone; more calls do nothing.
+
+        In a child that was forked since, which shares the connection, this closes the child's copy only.
+        """
+        if self._finalizer.detach() is None:
+            return
+        if self._owner != os.getpid():
+            self._channel.close()
             return
         ended = self._channel.finish(END_SECONDS, wait)
         self._channel.close()
@@ -102,23 +139,50 @@ class Helper:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _call(self, message: dict[str, Any], wait: Wait | None) -> tuple[dict[str, Any], list[int]]:
+    def _call(self, message: Message, wait: Wait | None) -> tuple[Message, list[int], Channel]:
+        """Make a request over a connection of its own, which is the caller's from now on."""
         if self._channel.fileno() < 0:
             raise PlatformError("the helper process was closed")
-        return self._channel.call(message, wait)
+        try:
+            ours, theirs = pair()
+        except OSError as error:
+            raise PlatformError(f"cannot connect to the helper process: {error.strerror}", LIMIT_REMEDY) from None
+        connection = Channel(ours)
+        try:
+            self._send_end(theirs)
+            reply, received = connection.call(message, wait)
+        except PeerEndedError:
+            connection.close()
+            if self.alive:
+                raise PlatformError(
+                    "a process of the helper was killed", "see whether memory or process limits are reached"
+                ) from None
+            raise
+        except BaseException:
+            connection.close()
+            raise
+        return reply, received, connection
+
+    def _send_end(self, sock: _socket.socket) -> None:
+        """Send the helper its end of a connection, and close it here; the call over it notices if that fails."""
+        try:
+            self._channel.send({}, [sock.fileno()])
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        finally:
+            sock.close()
 
 
 class Namespace:
-    """A namespace held by its pool process, and the descriptors that belong to it.
+    """A namespace, and the descriptors that belong to it; a process of the helper keeps it and makes sockets there.
 
     :ivar tap: descriptor of the tap device, -1 without one; non-blocking.
     :ivar netns: descriptor of the network namespace; `userns`, `uts` and `ipc` likewise, None where the
         namespace is the caller's own.
     :ivar name: name of the tap device inside; empty without one, like `index` (0), `mac` and `link_local`.
-    :ivar vnet: frames carry a 10-byte virtio-net header.
     :ivar offloads: what the kernel may leave undone: "csum", "tso4", "tso6", "uso4", "uso6".
     :ivar ephemeral: first and last port that the kernel hands out by itself inside.
-    :ivar pid: the pool process.
+    :ivar pid: the process that keeps it, maybe others too.
     """
 
     __slots__ = (
@@ -135,11 +199,11 @@ class Namespace:
         "tap",
         "userns",
         "uts",
-        "vnet",
     )
 
-    def __init__(self, reply: dict[str, Any], descriptors: dict[str, int]) -> None:
-        self._channel = Channel(_socket.socket(fileno=descriptors["pool"]), "the process that holds the namespace")
+    def __init__(self, reply: Message, descriptors: dict[str, int], channel: Channel) -> None:
+        self._channel = channel
+        channel.peer = "the process that holds the namespace"
         self.tap: int = descriptors.get("tap", -1)
         self.netns: int = descriptors["netns"]
         self.userns: int | None = descriptors.get("userns")
@@ -149,26 +213,23 @@ class Namespace:
         self.index: int = reply.get("index", 0)
         self.mac: bytes = bytes.fromhex(reply.get("mac", "").replace(":", ""))
         self.link_local: str | None = reply.get("link_local")
-        self.vnet: bool = self.tap >= 0
         self.offloads: frozenset[str] = frozenset(reply["offloads"])
         self.ephemeral: tuple[int, int] = (reply["ephemeral"][0], reply["ephemeral"][1])
         self.pid: int = reply["pid"]
 
     def sockets(self, family: int, type: int, proto: int = 0, count: int = 1, wait: Wait | None = None) -> list[int]:
-        """Make sockets in the namespace; the descriptors are the caller's to close."""
+        """Make sockets in the namespace; the descriptors are the caller's to close.
+
+        :raises PlatformError: if the kernel refuses one, there are too many open files, or the process that keeps the
+            namespace has ended.
+        """
         if self._channel.fileno() < 0:
             raise PlatformError("the namespace was closed")
         made: list[int] = []
         try:
             while len(made) < count:
                 now = min(count - len(made), SOCKETS_PER_MESSAGE)
-                request = {
-                    "do": "sockets",
-                    "family": int(family),
-                    "type": int(type),
-                    "proto": proto,
-                    "count": now,
-                }
+                request = {"do": "sockets", "family": int(family), "type": int(type), "proto": proto, "count": now}
                 made += self._channel.call(request, wait)[1]
         except BaseException:
             close_all(made)
@@ -176,13 +237,18 @@ class Namespace:
         return made
 
     def close(self) -> None:
-        """Close every descriptor, the tap included; the pool process ends by that. More calls do nothing."""
+        """Close every descriptor. More calls do nothing.
+
+        The process that keeps the namespace notices. It holds the last descriptor of the tap of a namespace that was
+        made, since closing that blocks for up to 40 ms in the kernel; so such a tap vanishes somewhat later. The tap in
+        a joined namespace is gone when this returns.
+        """
         if self._channel.fileno() < 0:
             return
-        self._channel.close()
         close_all([fd for fd in (self.tap, self.netns, self.userns, self.uts, self.ipc) if fd is not None and fd >= 0])
         self.tap = self.netns = -1
         self.userns = self.uts = self.ipc = None
+        self._channel.close()
 
     def __enter__(self) -> Namespace:
         return self
@@ -199,12 +265,13 @@ def enter_command(
     tied: bool = False,
     ready: int | None = None,
 ) -> tuple[list[str], tuple[int, ...]]:
-    """Give the command line that runs `argv` in the namespace, and the descriptors to inherit (`pass_fds`).
+    """Return the command line that runs `argv` in the namespace, and the descriptors to inherit (`pass_fds`).
 
     :param init: run it as process 1 of new PID and mount namespaces.
     :param runas: user and group id to take on first; those the namespace was opened with.
     :param ready: writing end of a pipe, whose reading end ends when the command has been executed.
     :param tied: with `init`, kill it when the thread that starts it ends, however that happens.
+    :raises PlatformError: if there is no interpreter to run it with.
     """
     command = [*_interpreter(), os.path.join(os.path.dirname(__file__), "enter.py")]
     inherited: list[int] = []
@@ -234,6 +301,29 @@ def _absolute(request: OpenRequest) -> OpenRequest:
     )
 
 
+# Processes of helpers that ended with the last reference to them, and are to be awaited.
+_abandoned: list[int] = []
+
+
+def _abandon(channel: Channel, pid: int) -> None:
+    # May run at any time in any thread, wherever the collector does: no lock, no wait.
+    channel.close()
+    _abandoned.append(pid)
+
+
+def _reap() -> None:
+    for _ in range(len(_abandoned)):
+        try:
+            pid = _abandoned.pop()
+        except IndexError:
+            return  # another thread was faster
+        try:
+            if posix.waitpid(pid, posix.WNOHANG)[0] == 0:
+                _abandoned.insert(0, pid)
+        except ChildProcessError:
+            continue  # an event loop that watches children has reaped it, or it is the parent's
+
+
 def _interpreter() -> list[str]:
     if not sys.executable:
         raise PlatformError("the Python interpreter has no name", "run in an ordinary interpreter, not an embedded one")
@@ -250,7 +340,7 @@ def _spawn(channel: int) -> int:
         return posix.posix_spawn(
             sys.executable,
             [*_interpreter(), "-c", code],
-            os.environ,
+            {**os.environ, **HELPER_ENVIRONMENT},
             file_actions=[
                 (posix.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
                 (posix.POSIX_SPAWN_DUP2, 0, 1),
@@ -260,4 +350,4 @@ def _spawn(channel: int) -> int:
             setsigdef=DEFAULTED,
         )
     finally:
-        os.close(moved)
+        close_all([moved])

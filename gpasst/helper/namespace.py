@@ -1,15 +1,16 @@
-"""Creating and joining namespaces.
+"""Creating, joining and furnishing namespaces.
 
-Everything here moves the calling process itself, so it runs in a child forked for one request. Afterwards
-the process is in the network namespace, with the rights to administer it.
+A thread has a network namespace of its own; a user namespace and an identity belong to the whole process. So `create`
+moves the calling thread only, while `entered` and `enter_user_namespace` move the process, which may have no other
+thread then.
 
-Two things cannot be done from there when the helper was started by root, and fall to an *assistant* forked
-beforehand, which keeps the identity and namespaces of the start:
+Two things cannot be done from inside when the helper was started by root, and fall to an *assistant* forked beforehand,
+which keeps the identity and namespaces of the start:
 
 * map more than one id into a new user namespace (the right to do that is held outside of it);
 * open a /dev/net/tun that only root may open, after this process has become somebody else.
 
-Which ids the new user namespace knows:
+Which ids a new user namespace knows:
 
 * an ordinary user (or `runas`): the user alone, as root; group changes are denied, as the kernel demands;
 * root: every id as itself, so that daemons started inside can still change to their own users.
@@ -20,7 +21,6 @@ imported late; that includes any text encoding but UTF-8, which is always loaded
 
 from __future__ import annotations
 
-import _socket
 import errno
 import os
 from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ from gpasst.helper.enter import (
     unshare,
 )
 from gpasst.helper.request import OpenRequest
-from gpasst.helper.tap import open_tun
+from gpasst.helper.tap import attach, open_tun
 
 PING_GROUP_RANGE = "/proc/sys/net/ipv4/ping_group_range"
 ALL_GROUPS = "0 2147483647"  # the largest id the setting accepts
@@ -53,25 +53,95 @@ NO_USER_NAMESPACE = (
 
 @dataclass(frozen=True, slots=True)
 class Entered:
-    """Where the process has arrived: namespace descriptors by name, and how to open the tun file."""
+    """A namespace that the calling thread is in.
+
+    :ivar descriptors: of the namespaces, by the names that `enter_command` knows.
+    :ivar open_tun: opens the tun file for the network namespace.
+    :ivar drop_late: whether the identity has still to change, once the network is configured.
+    """
 
     descriptors: dict[str, int]
-    open_tun: Callable[[], int]
-    drop_late: bool
+    open_tun: Callable[[], int] = open_tun
+    drop_late: bool = False
 
 
 @contextmanager
 def entered(request: OpenRequest) -> Iterator[Entered]:
-    """Create or join what the request asks for; the assistant, if any, lives as long as the context."""
+    """Move the process into the namespaces of a request; the assistant, if any, lives as long as the context.
+
+    :raises ConfigurationError: if the request names what is no namespace.
+    :raises PlatformError: if a permission or a limit is in the way.
+    """
     assistant = _Assistant() if os.geteuid() == 0 else None
     try:
-        yield _join(request, assistant) if request.netns else _create(request, assistant)
+        yield _join(request, assistant) if request.netns else _create_as(request, assistant)
     finally:
         if assistant:
             assistant.close()
 
 
-def _create(request: OpenRequest, assistant: _Assistant | None) -> Entered:
+def enter_user_namespace() -> str:
+    """Move the process into a new user namespace, with all ids if it is root's.
+
+    :return: the groups that may send ICMP echo requests in its network namespaces, as the kernel writes them.
+    :raises PlatformError: if a permission or a limit is in the way.
+    """
+    assistant = _Assistant() if os.geteuid() == 0 else None
+    try:
+        return _new_user_namespace(assistant)
+    finally:
+        if assistant:
+            assistant.close()
+
+
+def create(groups: str, netns_only: bool) -> Entered:
+    """Move the calling thread into a new network namespace, with a host name and IPC objects of its own.
+
+    :param groups: which may send ICMP echo requests there, as the kernel writes them.
+    :param netns_only: the process is in no user namespace of its own.
+    :raises PlatformError: if a permission or a limit is in the way.
+    """
+    try:
+        unshare(CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS)
+    except OSError as error:
+        remedy = "run as root, or leave --netns-only out" if netns_only else NO_USER_NAMESPACE
+        raise PlatformError(f"cannot create a network namespace: {error.strerror}", remedy) from None
+    _write(PING_GROUP_RANGE, groups)
+    descriptors: dict[str, int] = {}
+    try:
+        for name in ("netns", "uts", "ipc") if netns_only else ("netns", "uts", "ipc", "userns"):
+            descriptors[name] = _open_own(name)
+    except OSError:
+        close_all(descriptors.values())
+        raise
+    return Entered(descriptors)
+
+
+def furnish(request: OpenRequest, place: Entered) -> tuple[Message, dict[str, int]]:
+    """Make the tap in the namespace of the calling thread, and configure what a request asks for.
+
+    :return: the answer to the request, and the descriptors that go with it; those of `place` are closed on an error.
+    :raises ConfigurationError: if the request names what the kernel refuses.
+    :raises PlatformError: if a permission or a limit is in the way.
+    """
+    # The process has imported it by now, or answers that it cannot be imported.
+    from gpasst.helper import netlink
+
+    reply: Message = {"pid": os.getpid(), "name": None, "offloads": ()}
+    made = dict(place.descriptors)
+    try:
+        if request.tap:
+            made["tap"] = place.open_tun()
+            reply["name"], reply["offloads"] = attach(made["tap"], request.ifname, request.offload)
+        reply |= netlink.configure(request, reply["name"])
+        reply["ephemeral"] = netlink.ephemeral_ports()
+    except BaseException:
+        close_all(made.values())
+        raise
+    return reply, made
+
+
+def _create_as(request: OpenRequest, assistant: _Assistant | None) -> Entered:
     tun: Callable[[], int] = open_tun
     groups = ALL_GROUPS
     if not request.netns_only:
@@ -79,17 +149,8 @@ def _create(request: OpenRequest, assistant: _Assistant | None) -> Entered:
             _change_identity(request.runas)
             tun = _tun_opener(assistant)
         groups = _new_user_namespace(assistant if request.runas is None else None)
-    try:
-        unshare(CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS)
-    except OSError as error:
-        remedy = "run as root, or leave --netns-only out" if request.netns_only else NO_USER_NAMESPACE
-        raise PlatformError(f"cannot create a network namespace: {error.strerror}", remedy) from None
-    _write(PING_GROUP_RANGE, groups)
-    if request.hostname is not None:
-        _set_hostname(request.hostname)
-    names = ("netns", "uts", "ipc") if request.netns_only else ("netns", "uts", "ipc", "userns")
-    descriptors = {name: _open_own(name) for name in names}
-    return Entered(descriptors, tun, drop_late=request.netns_only and request.runas is not None)
+    place = create(groups, request.netns_only)
+    return Entered(place.descriptors, tun, drop_late=request.netns_only and request.runas is not None)
 
 
 def _join(request: OpenRequest, assistant: _Assistant | None) -> Entered:
@@ -148,10 +209,6 @@ def _change_identity(runas: tuple[int, int]) -> None:
 
 
 def _new_user_namespace(assistant: _Assistant | None) -> str:
-    """Create a user namespace and map ids into it.
-
-    :return: the groups that may send ICMP echo requests, as the kernel writes them.
-    """
     uid, gid = os.geteuid(), os.getegid()
     try:
         unshare(CLONE_NEWUSER)
@@ -170,16 +227,9 @@ def _new_user_namespace(assistant: _Assistant | None) -> str:
     return ROOT_GROUP
 
 
-def _set_hostname(name: str) -> None:
-    try:
-        _socket.sethostname(name)
-    except OSError as error:
-        raise ConfigurationError(f"{name!r} cannot be a host name: {error.strerror}") from None
-
-
 def _open_own(name: str) -> int:
     file = {"netns": "net", "userns": "user"}.get(name, name)
-    return os.open(f"/proc/self/ns/{file}", os.O_RDONLY | os.O_CLOEXEC)
+    return os.open(f"/proc/thread-self/ns/{file}", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _tun_opener(assistant: _Assistant | None) -> Callable[[], int]:
@@ -212,12 +262,12 @@ class _Assistant:
         self._channel = Channel(ours, "the assistant of the helper process")
 
     def map_all_ids(self) -> bool:
-        """Map every id known here to itself in the new user namespace; False when that is refused."""
+        """Map every id known here to itself in the new user namespace; False if that is refused."""
         reply, _ = self._channel.call({"do": "map"})
         return bool(reply["done"])
 
     def open_tun(self) -> int:
-        """Open the tun file in the network namespace the calling process is in now."""
+        """Open the tun file in the network namespace that the calling process is in now."""
         netns = _open_own("netns")
         try:
             _, descriptors = self._channel.call({"do": "tun"}, descriptors=[netns])

@@ -1,11 +1,10 @@
 """Reading and writing network configuration with pyroute2.
 
-Everything here acts on the network namespace of the calling process, and opens a netlink session of its
-own: the process is a child forked for one request, which has just entered its namespace.
+Everything here acts on the network namespace of the calling thread, and opens a netlink session of its own.
 
-Addresses are added without duplicate address detection: a tentative address cannot be used for a second or
-more, and the link has exactly one guest. For the same reason the kernel is told not to make its own
-link-local address; the one it would make (from the MAC address) is added by hand.
+Addresses are added without duplicate address detection: a tentative address cannot be used for a second or more, and
+the link has exactly one guest. For the same reason the kernel's own link-local address is switched off; the one that it
+would make (from the MAC address) is added by hand.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from gpasst.linux import (
 PORT_RANGE = "/proc/sys/net/ipv4/ip_local_port_range"
 FAMILIES = {AF_INET: 4, AF_INET6: 6}
 NUMBERS = {4: AF_INET, 6: AF_INET6}
-
+IPV6_LINKS = "/proc/thread-self/net/if_inet6"  # missing where the kernel was booted without IPv6
 
 TX_QUEUE_LENGTH = 10_000  # frames; the default of 1000 loses bursts while the proxy serves other sockets
 LINK_LOCAL_PREFIX = 64
@@ -60,9 +59,11 @@ Facts = dict[str, Any]
 
 
 def facts() -> Facts:
-    """Give links, addresses, main-table unicast routes and the ephemeral ports of the present namespace.
+    """Return links, addresses, main-table unicast routes and the ephemeral ports of the present namespace.
 
     For each family the default route of the lowest metric comes first.
+
+    :raises NetlinkError: if the kernel does not list them.
     """
     with IPRoute() as ipr:
         links = [_link(message) for message in ipr.get_links()]
@@ -74,7 +75,10 @@ def facts() -> Facts:
 
 
 def ephemeral_ports() -> list[int]:
-    """Give the first and the last port that the present namespace hands out by itself."""
+    """Return the first and the last port that the present namespace hands out by itself.
+
+    :raises OSError: if /proc is missing.
+    """
     with open(PORT_RANGE, encoding="utf-8") as file:
         return [int(number) for number in file.read().split()]
 
@@ -82,7 +86,10 @@ def ephemeral_ports() -> list[int]:
 def configure(request: OpenRequest, name: str | None) -> Facts:
     """Bring `lo` up and, when a tap device was made, set it up as asked.
 
+    :param name: name of the device, None without one.
     :return: index, MAC address and link-local address of the device, empty without one.
+    :raises ConfigurationError: if the kernel refuses what the request names.
+    :raises PlatformError: if a permission is in the way, or the kernel lacks IPv6.
     """
     with IPRoute() as ipr:
         loopback = ipr.link_lookup(ifname="lo")[0]
@@ -95,14 +102,17 @@ def configure(request: OpenRequest, name: str | None) -> Facts:
         if request.configure:
             for text, prefix in request.addresses:
                 _add_address(ipr, index, text, prefix)
-            _add_link_local(ipr, index, request.link_local or link_local_address(mac))
+            _add_link_local(ipr, index, link_local_address(mac))
             for route in request.routes:
                 _add_route(ipr, index, route, request)
         return {"index": index, "mac": mac, "link_local": _read_link_local(ipr, index)}
 
 
 def link_local_address(mac: str) -> str:
-    """Derive the link-local address from a MAC address (RFC 4291 appendix A)."""
+    """Return the link-local address with the identifier of a MAC address, six octets in hexadecimal with colons.
+
+    RFC 4291, section 2.5.6 and appendix A.
+    """
     octets = bytes.fromhex(mac.replace(":", ""))
     identifier = bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]
     return str(ipaddress.IPv6Address(b"\xfe\x80" + bytes(6) + identifier))
@@ -116,7 +126,7 @@ def _set_link(ipr: Any, index: int, request: OpenRequest) -> None:
         changes["mtu"] = request.mtu
     what = f"set up {request.ifname} with {_listed(changes) or 'its queue'}"
     _try(what, lambda: ipr.link("set", index=index, txqlen=TX_QUEUE_LENGTH, **changes))
-    if request.configure and os.path.exists("/proc/self/net/if_inet6"):
+    if request.configure and os.path.exists(IPV6_LINKS):
         mode = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", IN6_ADDR_GEN_MODE_NONE)]}
         try:
             ipr.link("set", index=index, IFLA_AF_SPEC={"attrs": [("AF_INET6", mode)]})
@@ -124,7 +134,7 @@ def _set_link(ipr: Any, index: int, request: OpenRequest) -> None:
             # Without IPv6 on the link there will be no such address anyway.
             if error.code not in NO_IPV6:
                 raise PlatformError(f"cannot {what}: {os.strerror(error.code)}") from None
-    if request.configure or request.up:
+    if request.configure:
         _try(f"bring {request.ifname} up", lambda: ipr.link("set", index=index, state="up"))
 
 
@@ -175,7 +185,7 @@ def _add_host_route(ipr: Any, index: int, family: int, gateway: str) -> None:
 
 def _covered(gateway: str, addresses: tuple[tuple[str, int], ...]) -> bool:
     address = ipaddress.ip_address(gateway)
-    if address.version == 6 and address.is_link_local:
+    if isinstance(address, ipaddress.IPv6Address) and address.is_link_local:
         return True
     return any(address in ipaddress.ip_network(f"{text}/{prefix}", strict=False) for text, prefix in addresses)
 

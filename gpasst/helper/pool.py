@@ -1,13 +1,12 @@
-"""The process that stays in a namespace and makes sockets there.
+"""The small program that keeps one namespace and makes sockets in it.
 
-Theory of operation: whoever set the namespace up executes this file (`python -I -S PATH FD`), so that the
-namespace is kept by a process of about 10 MB instead of one that has all of netlink loaded. A socket
-belongs to the namespace it was made in for good, wherever it is bound, connected and used; so all that has
-to happen here is `socket()`, and the descriptors travel to the proxy as SCM_RIGHTS, up to 64 a message.
+Theory of operation: a process that will set up no other namespace executes this file (`python -I -S PATH FD`), so that
+the namespace is kept by a process of about 10 MB instead of one that has all of netlink loaded. A socket belongs to the
+namespace it was made in for good, wherever it is bound, connected and used; so all that has to happen here is
+`socket()`, and the descriptors travel to the proxy as SCM_RIGHTS, up to 64 a message.
 
-Packets look like those of `gpasst.helper.channel`, which is not imported: the file must run without the
-package, and the identity it runs under may not be able to read it. The process ends at end of file on its
-channel.
+Packets look like those of `gpasst.helper.channel`, which is not imported: the file must run without the package, and
+the identity it runs under may not be able to read it. The process ends at end of file on its channel.
 """
 
 from __future__ import annotations
@@ -19,19 +18,39 @@ import sys
 from array import array
 
 MAX_COUNT = 64
-REQUEST_SIZE = 4096
+REQUEST_SIZE = 4096  # bytes; a request for sockets has a few numbers
 LAST = b"."
 
 
+def become(descriptor: int) -> None:
+    """Turn the process into this program, which serves the channel behind `descriptor`.
+
+    Returns if that cannot be: the identity may be unable to read an interpreter in root's home.
+    """
+    if all(os.access(path, os.R_OK) for path in (__file__, os.__file__)) and os.access(sys.executable, os.X_OK):
+        os.set_inheritable(descriptor, True)
+        try:
+            os.execv(sys.executable, [sys.executable, "-I", "-S", __file__, str(descriptor)])
+        except OSError:
+            return
+
+
 def make_sockets(family: int, kind: int, proto: int, count: int) -> list[_socket.socket]:
-    """Make sockets in the namespace of this process."""
+    """Make sockets in the namespace of the calling thread.
+
+    :raises OSError: if the kernel refuses one.
+    :raises ValueError: if `count` is not from 1 to 64.
+    """
     if not 1 <= count <= MAX_COUNT:
         raise ValueError(f"between 1 and {MAX_COUNT} sockets can be asked for, not {count}")
     return [_socket.socket(family, kind, proto) for _ in range(count)]
 
 
 def answer(channel: _socket.socket, request: dict[str, int]) -> None:
-    """Answer one request, with sockets or with an error."""
+    """Answer one request, with sockets or with an error.
+
+    :raises OSError: if the other end of the channel is closed.
+    """
     reply: dict[str, object] = {"seq": request.get("seq")}
     sockets: list[_socket.socket] = []
     try:
@@ -49,14 +68,22 @@ def answer(channel: _socket.socket, request: dict[str, int]) -> None:
             sock.close()
 
 
+def serve_once(channel: _socket.socket) -> bool:
+    """Await one request on the channel and answer it; False at its end of file."""
+    try:
+        packet = channel.recv(REQUEST_SIZE)
+        if packet:
+            answer(channel, json.loads(packet[1:]))
+    except (BrokenPipeError, ConnectionResetError):
+        return False
+    return bool(packet)
+
+
 def serve(descriptor: int) -> None:
     """Answer requests on the channel until its end of file."""
     channel = _socket.socket(fileno=descriptor)
-    try:
-        while packet := channel.recv(REQUEST_SIZE):
-            answer(channel, json.loads(packet[1:]))
-    except (BrokenPipeError, ConnectionResetError):
-        return
+    while serve_once(channel):
+        pass
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""What can be asked of the helper.
+"""Requests to the helper.
 
-These records cross the channel as JSON: `to_message` and `open_request` are each other's inverse, and
-nothing else knows the field names on the wire. Addresses are text here, since they are only handed on to
-netlink.
+These records cross the channel as JSON: `to_message` and `open_request` are each other's inverse, and nothing else
+knows the field names on the wire. Addresses are text here, since they are only handed on to netlink.
 """
 
 from __future__ import annotations
@@ -43,12 +42,9 @@ class OpenRequest:
     :param mac: None lets the kernel choose one.
     :param mtu: 0 leaves the kernel's default.
     :param offload: let checksums and segmentation pass through the tap undone.
-    :param configure: bring the link up with `addresses`, `routes` and `link_local`.
-    :param up: bring the link up even without `configure`.
+    :param configure: bring the link up with `addresses`, `routes` and the link-local address of its MAC address.
     :param addresses: pairs of address and prefix length.
-    :param link_local: link-local address for `configure`; None derives it from the MAC address.
     :param tap: False makes no device; only `lo` is brought up.
-    :param hostname: host name in a new UTS namespace.
     """
 
     netns: str | None = None
@@ -60,21 +56,31 @@ class OpenRequest:
     mtu: int = 65520
     offload: bool = True
     configure: bool = False
-    up: bool = False
     addresses: tuple[tuple[str, int], ...] = ()
     routes: tuple[Route, ...] = ()
-    link_local: str | None = None
     tap: bool = True
-    hostname: str | None = None
+
+    @property
+    def shares_process(self) -> bool:
+        """Whether the namespace can be kept by the process that keeps others of the same caller.
+
+        Not one of somebody else, whose user namespace is another; nor one for another user, since an identity is the
+        process's.
+        """
+        return self.netns is None and self.runas is None
 
 
 def to_message(request: OpenRequest) -> dict[str, Any]:
-    """Give the request as plain values for JSON."""
+    """Return the request as plain values for JSON."""
     return asdict(request)
 
 
 def open_request(message: dict[str, Any]) -> OpenRequest:
-    """Rebuild the request from what `to_message` gave, after a trip through JSON."""
+    """Return the request that `to_message` was called with, from its values after a trip through JSON.
+
+    :raises KeyError: if a field is missing.
+    :raises TypeError: if there is an unknown one.
+    """
     fields = dict(message)
     runas = fields["runas"]
     fields["runas"] = (runas[0], runas[1]) if runas else None

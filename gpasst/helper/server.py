@@ -1,79 +1,236 @@
-"""The helper process: a zygote that forks one child for each request.
+"""The helper process: it speaks netlink on the host's side, and starts the processes that keep namespaces.
 
-Theory of operation: importing the netlink library takes most of the time of setting up a namespace, so it
-is done once, in a process that then waits. For a request it forks; the child, which has everything loaded,
-enters or creates the namespace, makes the tap, configures it and answers. A forked child may move between
-namespaces at will, since it is no one's state but its own: whatever goes wrong, it ends, the kernel takes
-back what it made, and the zygote is as before.
+Theory of operation: importing the netlink library takes most of the time of setting up a namespace, so it is done once,
+in a process that then waits, outside of every namespace. Each request comes over a connection of its own: the caller
+makes a pair of sockets and sends one of them along. So callers in several threads need no lock, an answer that nobody
+awaits any more ends with its connection, and none waits for the answer to another.
 
-After a successful `open` the child stays to hold the namespace and make sockets in it
-(`gpasst.helper.pool`). It has answered by then, so the time to execute the small program it turns into is
-nobody's. Should the new identity be unable to read that program (an interpreter in root's home), the child
-serves as it is, with the same behaviour and more memory.
+* The host's links, addresses and routes are answered by this process.
+* New namespaces of the caller's own identity are made and kept by one process for all of them
+  (`gpasst.helper.keeper`), which is forked at the first such request.
+* A namespace that somebody made, or that is made for another user, gets a process of its own, forked for the request:
+  the user namespace and the identity are a process's, and the way into another's leads from outside.
+
+Either has everything loaded already when it is forked. A process of one namespace turns into the small program of
+`gpasst.helper.pool` when it has answered.
+
+This process stays beside the other since it alone can enter namespaces of others and report the host's network, and
+replaces a keeper that was killed without importing anything again; most of its memory is shared with the keeper's.
 
 Life and death:
 
-1. All these processes end at end of file on their channel, so nothing survives the proxy, however it ended.
-2. ^C, ^\\ and the hang-up of a terminal go to the whole process group; they are ignored here, since it is
-   the proxy that decides when to end. They are blocked from before the start until they are ignored.
+1. All these processes end at end of file on their channels, so nothing outlives the proxy, however it ended.
+2. ^C, ^\\ and the hang-up of a terminal go to the whole process group; they are ignored here, since the proxy
+   decides when to end. They are blocked from before the start until they are ignored.
 3. Children are reaped by the kernel (SIGCHLD ignored).
-4. The zygote waits until its child has answered, so answers are in order; a child that died without a word
-   is answered for.
+4. A child that dies without an answer closes the connection by that, and the caller reports it.
 """
 
 from __future__ import annotations
 
 import _socket
 import gc
+import importlib.util
 import os
 import signal
 import sys
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from gpasst.errors import PlatformError
 from gpasst.helper import pool
-from gpasst.helper.channel import Channel, Message, close_all, describe, pair
+from gpasst.helper.channel import Channel, Message, close_all, pair
 from gpasst.helper.enter import drop_identity
-from gpasst.helper.namespace import entered
+from gpasst.helper.keeper import Keeper, deliver, refuse
+from gpasst.helper.namespace import entered, furnish
 from gpasst.helper.request import OpenRequest, open_request
-from gpasst.helper.tap import attach
 
 IGNORED = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
-POOL_FD = 3
-ANSWERED = b"."
+STANDARD = 3  # descriptors below this are standard input, output and error
+# What a caller that stopped reading, or a keeper that stopped working, may cost others. Seconds.
+PATIENCE = 5.0
 
 
 def main(descriptor: int) -> NoReturn:
-    """Serve requests on the channel until its end of file."""
+    """Serve connections that arrive on the channel until its end of file."""
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    _close_others(descriptor)
+    _close_others({descriptor})
     # A collection would only look at modules, and write to pages that children share.
     gc.disable()
-    channel = Channel(_socket.socket(fileno=descriptor))
-    missing: Message | None = None
+    control = Channel(_socket.socket(fileno=descriptor))
+    missing: PlatformError | None = None
     try:
-        from gpasst.helper import netlink  # noqa: F401
+        _import_netlink()
     except ImportError as error:
-        missing = describe(PlatformError(f"pyroute2 cannot be imported: {error}", "install it: pip install pyroute2"))
+        missing = PlatformError(f"pyroute2 cannot be imported: {error}", "install it: pip install pyroute2")
     gc.freeze()
+    gc.enable()
     _leave_surroundings()
-    while request := channel.receive():
-        message, received = request
-        close_all(received)
-        if missing:
-            channel.send({"seq": message.get("seq"), **missing})
-        else:
-            _fork_for(channel, message)
+    server = Server(missing)
+    for _, descriptors in control.arrivals():
+        server.serve(Channel(_socket.socket(fileno=descriptors[0])))
     # Nothing to flush or finalize: end before the caller notices that it waits.
     os._exit(0)
 
 
-def _close_others(descriptor: int) -> None:
+class Server:
+    """What the helper process does for one request, and the processes that keep namespaces.
+
+    :param missing: what keeps it from doing anything.
+    """
+
+    def __init__(self, missing: PlatformError | None = None) -> None:
+        self._missing = missing
+        # By whether their namespaces are made without a user namespace.
+        self._keepers: dict[bool, Channel] = {}
+
+    def serve(self, connection: Channel) -> None:
+        """Take the one request of a connection, and answer it or have it answered."""
+        try:
+            connection.limit(PATIENCE)
+            arrived = connection.receive()
+            if arrived is not None:
+                message, received = arrived
+                close_all(received)
+                self._answer(connection, message)
+        except OSError:
+            pass  # the caller has gone, or hangs
+        finally:
+            connection.close()
+
+    def _answer(self, connection: Channel, message: Message) -> None:
+        try:
+            if self._missing:
+                raise self._missing
+            if message["do"] == "open":
+                self._hand_on(connection, message)
+                return
+            from gpasst.helper import netlink
+
+            reply = {"seq": message["seq"], "facts": netlink.facts()}
+        except Exception as error:
+            refuse(connection, message, error)
+        else:
+            connection.send(reply)
+
+    def _hand_on(self, connection: Channel, message: Message) -> None:
+        """Have a namespace opened by another process, which answers.
+
+        :raises OSError: if no process can be had.
+        """
+        request = open_request(message["request"])
+        # That process shares the descriptor, and waits for as long as it takes.
+        connection.limit(None)
+        if request.shares_process:
+            self._have_kept(connection, message, request.netns_only)
+        else:
+            _fork(lambda: _keep_one(connection, message, request), {connection.fileno()})
+
+    def _have_kept(self, connection: Channel, message: Message, netns_only: bool) -> None:
+        """Hand a request to the process that keeps the caller's namespaces; a new one if it has ended.
+
+        :raises OSError: if no process can be had.
+        """
+        keeper = self._keepers.get(netns_only)
+        if keeper is not None:
+            try:
+                keeper.send(message, [connection.fileno()])
+                return
+            except OSError:
+                # It was killed; or hangs, and ends with its namespaces if it ever goes on.
+                self._keepers.pop(netns_only).close()
+        self._keepers[netns_only] = _start_keeper(netns_only)
+        self._keepers[netns_only].send(message, [connection.fileno()])
+
+
+def _start_keeper(netns_only: bool) -> Channel:
+    ours, theirs = pair()
+    try:
+        _fork(lambda: Keeper(Channel(theirs), netns_only).run(), {theirs.fileno()})
+    except OSError:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    keeper = Channel(ours)
+    keeper.limit(PATIENCE)
+    return keeper
+
+
+def _fork(serve: Callable[[], object], kept: set[int]) -> None:
+    """Run `serve` in a child, which has only the descriptors `kept`.
+
+    :raises OSError: if there can be no more processes.
+    """
+    if os.fork():
+        return
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _close_others(kept)
+        serve()
+    finally:
+        os._exit(0)
+
+
+def _keep_one(connection: Channel, message: Message, request: OpenRequest) -> None:
+    """Enter or create the namespace, answer, and stay to make sockets in it."""
+    try:
+        with entered(request) as place:
+            reply, made = furnish(request, place)
+        if place.drop_late and request.runas:
+            drop_identity(*request.runas)
+    except Exception as error:
+        refuse(connection, message, error)
+        return
+    tap = deliver(connection, message, reply, made)
+    if tap is None:
+        return
+    for descriptor in tap:
+        if request.netns is None:
+            os.set_inheritable(descriptor, True)
+        else:
+            # Whoever closes a joined namespace may have it opened again under the same name of the tap at once.
+            os.close(descriptor)
+    descriptor = connection.detach()
+    pool.become(descriptor)
+    pool.serve(descriptor)
+
+
+def _import_netlink() -> None:
+    """Import `gpasst.helper.netlink`, and of pyroute2 only what that uses.
+
+    pyroute2 imports everything it has when any module of it is imported: 145 ms and 33 MB instead of 100 ms and 27 MB.
+    So the package itself stays empty until something asks it for a name of its own.
+
+    :raises ImportError: if pyroute2 is missing.
+    """
+    package = "pyroute2"
+    found = importlib.util.find_spec(package)
+    if found is None or found.loader is None:
+        raise ImportError(f"No module named {package!r}")
+    loader, module = found.loader, importlib.util.module_from_spec(found)
+    sys.modules[package] = module
+    try:
+        importlib.import_module("gpasst.helper.netlink")
+    except ImportError:
+        # Some other version, whose modules need what the package does.
+        loader.exec_module(module)
+        importlib.import_module("gpasst.helper.netlink")
+
+    def complete(name: str) -> Any:
+        del module.__dict__["__getattr__"]
+        loader.exec_module(module)
+        return getattr(module, name)
+
+    module.__dict__["__getattr__"] = complete
+
+
+def _close_others(kept: set[int]) -> None:
     for number in [int(name) for name in os.listdir("/proc/self/fd")]:
-        if number > 2 and number != descriptor:
+        if number >= STANDARD and number not in kept:
             try:
                 os.close(number)
             except OSError:
@@ -83,79 +240,8 @@ def _close_others(descriptor: int) -> None:
 def _leave_surroundings() -> None:
     """Let go of what was inherited, so that a terminal, a pipe or a mount does not wait for this process."""
     null = os.open(os.devnull, os.O_RDWR)
-    for number in (0, 1, 2):
+    for number in range(STANDARD):
         os.dup2(null, number)
-    if null > 2:
+    if null >= STANDARD:
         os.close(null)
     os.chdir("/")
-
-
-def _fork_for(channel: Channel, message: Message) -> None:
-    reading, writing = os.pipe()
-    if os.fork() == 0:
-        status = 1
-        try:
-            os.close(reading)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            _serve(channel, message, writing)
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(writing)
-    answered = os.read(reading, len(ANSWERED))
-    os.close(reading)
-    if not answered:
-        error = PlatformError("a process of the helper was killed", "see whether memory or process limits are reached")
-        channel.send({"seq": message.get("seq"), **describe(error)})
-
-
-def _serve(channel: Channel, message: Message, done: int) -> None:
-    sequence = message.get("seq")
-    ours: _socket.socket | None = None
-    made: dict[str, int] = {}
-    request = OpenRequest()
-    try:
-        if message["do"] == "facts":
-            from gpasst.helper import netlink
-
-            reply = {"facts": netlink.facts()}
-        else:
-            request = open_request(message["request"])
-            reply, made, drop_late = _open(request)
-            theirs, ours = pair()
-            made["pool"] = theirs.detach()
-            if drop_late and request.runas:
-                drop_identity(*request.runas)
-    except Exception as error:
-        reply, made, ours = describe(error), {}, None
-    channel.send({"seq": sequence, **reply, "descriptors": list(made)}, list(made.values()))
-    os.write(done, ANSWERED)
-    if ours:
-        channel.close()
-        close_all([done, *made.values()])
-        _become_pool(ours.detach())
-
-
-def _open(request: OpenRequest) -> tuple[Message, dict[str, int], bool]:
-    from gpasst.helper import netlink
-
-    reply: Message = {"pid": os.getpid(), "name": None, "offloads": ()}
-    with entered(request) as place:
-        made = dict(place.descriptors)
-        if request.tap:
-            made["tap"] = place.open_tun()
-            reply["name"], reply["offloads"] = attach(made["tap"], request.ifname, request.offload)
-    reply |= netlink.configure(request, reply["name"])
-    reply["ephemeral"] = netlink.ephemeral_ports()
-    return reply, made, place.drop_late
-
-
-def _become_pool(descriptor: int) -> None:
-    program = pool.__file__
-    if all(os.access(path, os.R_OK) for path in (program, os.__file__)) and os.access(sys.executable, os.X_OK):
-        os.dup2(descriptor, POOL_FD)
-        try:
-            os.execv(sys.executable, [sys.executable, "-I", "-S", program, str(POOL_FD)])
-        except OSError:
-            descriptor = POOL_FD
-    pool.serve(descriptor)

@@ -1,14 +1,13 @@
 """Making a tap device.
 
-The file of /dev/net/tun belongs to the network namespace it was *opened* in, whoever attaches a device to
-it later. Opening asks for permission on the file, attaching for CAP_NET_ADMIN in the namespace: two steps,
-which may need two different processes (see `gpasst.helper.namespace`).
+The file of /dev/net/tun belongs to the network namespace it was *opened* in, whoever attaches a device to it later.
+Opening asks for permission on the file, attaching for CAP_NET_ADMIN in the namespace: two steps, which may need two
+different processes (see `gpasst.helper.namespace`).
 
-The device speaks the 10-byte virtio-net header. What it may leave undone (checksums, segmentation) is
-agreed on with TUNSETOFFLOAD; kernels before 6.2 know no UDP segmentation and refuse the whole set, so
-smaller sets are tried in turn. TUNSETSNDBUF is not needed: a device starts with no limit on what its owner
-writes. Towards the owner the queue is the transmit queue length of the link, which `gpasst.helper.netlink`
-sets.
+The device speaks the 10-byte virtio-net header. TUNSETOFFLOAD declares the work that the kernel may leave to the owner
+(checksums, segmentation); kernels before 6.2 know no UDP segmentation and refuse the whole set, so smaller sets are
+tried in turn. TUNSETSNDBUF is not needed: a device starts with no limit on what its owner writes. Towards the owner the
+queue is the transmit queue length of the link, which `gpasst.helper.netlink` sets.
 """
 
 from __future__ import annotations
@@ -30,27 +29,30 @@ from gpasst.linux import (
     TUN_F_TSO6,
     TUN_F_USO4,
     TUN_F_USO6,
+    TUNSETIFF,
+    TUNSETOFFLOAD,
+    TUNSETVNETHDRSZ,
 )
+from gpasst.portspec import INTERFACE_NAME_LENGTH, is_interface_name
 
 TUN_DEVICE = "/dev/net/tun"
-
-
-VNET_HEADER_SIZE = 10  # struct virtio_net_hdr, without the merged buffer count
-
-# _IOW('T', n, int): a few architectures code the direction differently (asm/ioctl.h).
+# struct virtio_net_hdr without its merged buffer count; bytes.
+VNET_HEADER_SIZE = 10
+# What _IOW adds: a few architectures code the direction differently (asm/ioctl.h).
 _WRITE = 0x80000000 if os.uname().machine.startswith(("ppc", "mips", "sparc", "alpha")) else 0x40000000
-TUNSETIFF = _WRITE | 0x000454CA
-TUNSETOFFLOAD = _WRITE | 0x000454D0
-TUNSETVNETHDRSZ = _WRITE | 0x000454D8
 
 OFFLOADS = {"csum": TUN_F_CSUM, "tso4": TUN_F_TSO4, "tso6": TUN_F_TSO6, "uso4": TUN_F_USO4, "uso6": TUN_F_USO6}
 OFFLOAD_SETS = (("csum", "tso4", "tso6", "uso4", "uso6"), ("csum", "tso4", "tso6"), ("csum",), ())
 
+IFREQ = struct.Struct("16sH22x")  # struct ifreq with flags (linux/if.h)
 _ACCESS_REMEDY = f"make it accessible: chmod 0666 {TUN_DEVICE}"
 
 
 def open_tun() -> int:
-    """Open the tun file for the network namespace of the calling process."""
+    """Open the tun file for the network namespace of the calling thread.
+
+    :raises PlatformError: if there is no such file, or a permission or a limit is in the way.
+    """
     try:
         return os.open(TUN_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -64,17 +66,18 @@ def open_tun() -> int:
 def attach(descriptor: int, ifname: str, offload: bool) -> tuple[str, tuple[str, ...]]:
     """Make the device behind an open tun file.
 
-    :return: the name of the device, and what the kernel may leave to us.
+    :return: the name of the device, and the work that the kernel may leave to the owner, as `OFFLOADS` names it.
+    :raises ConfigurationError: if the name is no interface name, or taken.
+    :raises PlatformError: if a permission is in the way.
     """
-    name = ifname.encode()
-    if not 0 < len(name) < IFNAMSIZ or b"/" in name or name in (b".", b"..") or b" " in name:
+    if not is_interface_name(ifname):
         raise ConfigurationError(
             f"{ifname!r} cannot name a network interface",
-            f"use 1 to {IFNAMSIZ - 1} characters without / or blank",
+            f"use up to {INTERFACE_NAME_LENGTH} characters without blank, slash or colon",
         )
     flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL
     try:
-        answer = fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH22x", name, flags))
+        answer = fcntl.ioctl(descriptor, _WRITE | TUNSETIFF, IFREQ.pack(ifname.encode(), flags))
     except OSError as error:
         if error.errno in (errno.EBUSY, errno.EEXIST):
             raise ConfigurationError(
@@ -87,14 +90,14 @@ def attach(descriptor: int, ifname: str, offload: bool) -> tuple[str, tuple[str,
                 "name the user namespace the network namespace belongs to with --userns, or run as root",
             ) from None
         raise PlatformError(f"cannot make the tap device {ifname}: {error.strerror}") from None
-    fcntl.ioctl(descriptor, TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER_SIZE))
+    fcntl.ioctl(descriptor, _WRITE | TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER_SIZE))
     return answer[:IFNAMSIZ].rstrip(b"\0").decode(), _set_offload(descriptor, offload)
 
 
 def _set_offload(descriptor: int, wanted: bool) -> tuple[str, ...]:
     for names in OFFLOAD_SETS if wanted else OFFLOAD_SETS[-1:]:
         try:
-            fcntl.ioctl(descriptor, TUNSETOFFLOAD, sum(OFFLOADS[name] for name in names))
+            fcntl.ioctl(descriptor, _WRITE | TUNSETOFFLOAD, sum(OFFLOADS[name] for name in names))
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise

@@ -1,0 +1,139 @@
+"""The link and addresses that the helper makes, against the real kernel."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import socket
+import struct
+
+from gpasst.helper.client import Helper, Namespace, OpenRequest, Route
+from gpasst.linux import IFA_F_TENTATIVE
+from tests.support.namespaces import (
+    CONFIGURED,
+    PATIENCE,
+    facts_inside,
+)
+
+SIOCGIFTXQLEN = 0x8942
+
+
+def test_configured_link(configured: Namespace) -> None:
+    assert configured.name == "eth7"
+    assert configured.mac == bytes.fromhex("020000000007")
+    assert configured.link_local == "fe80::ff:fe00:7"
+    assert "csum" in configured.offloads
+    assert not os.get_blocking(configured.tap)
+    facts = facts_inside(configured)
+    assert facts["links"] == [
+        {
+            "index": 1,
+            "name": "lo",
+            "mac": "00:00:00:00:00:00",
+            "up": True,
+            "mtu": 65536,
+            "loopback": True,
+        },
+        {
+            "index": configured.index,
+            "name": "eth7",
+            "mac": "02:00:00:00:00:07",
+            "up": True,
+            "mtu": 9000,
+            "loopback": False,
+        },
+    ]
+    found = {
+        (entry["family"], entry["address"], entry["prefix"])
+        for entry in facts["addresses"]
+        if entry["index"] == configured.index
+    }
+    assert found == {(4, "10.1.2.3", 24), (6, "fd11::3", 64), (6, "fe80::ff:fe00:7", 64)}
+    assert not any(entry["flags"] & IFA_F_TENTATIVE for entry in facts["addresses"])
+    defaults = [
+        (route["family"], route["gateway"], route["metric"]) for route in facts["routes"] if not route["prefix"]
+    ]
+    assert defaults == [(4, "10.1.2.1", 50), (6, "fd11::1", 1024)]
+
+
+def test_transmit_queue_takes_bursts(configured: Namespace) -> None:
+    (descriptor,) = configured.sockets(socket.AF_INET, socket.SOCK_DGRAM)
+    with socket.socket(fileno=descriptor) as sock:
+        answer = fcntl.ioctl(sock, SIOCGIFTXQLEN, struct.pack("16si20x", configured.name.encode(), 0))
+    assert struct.unpack_from("i", answer, 16) == (10_000,)
+
+
+def test_frames_come_out_of_the_tap(configured: Namespace) -> None:
+    (descriptor,) = configured.sockets(socket.AF_INET, socket.SOCK_DGRAM)
+    with socket.socket(fileno=descriptor) as sock:
+        sock.sendto(b"?", ("10.1.2.99", 9))
+    for _ in range(20):  # multicast listener reports may come first
+        assert select.select([configured.tap], [], [], PATIENCE)[0]
+        frame = os.read(configured.tap, 65536)[10:]
+        if frame[12:14] == b"\x08\x06":
+            break
+    assert frame[6:12] == configured.mac
+    assert frame[38:42] == socket.inet_aton("10.1.2.99")
+
+
+def test_unconfigured_link_stays_down(helper: Helper, tun: None) -> None:
+    with helper.open(OpenRequest(mac="02:00:00:00:00:08", offload=False)) as namespace:
+        assert namespace.mac == bytes.fromhex("020000000008")
+        assert namespace.offloads == frozenset()
+        facts = facts_inside(namespace)
+        link = next(entry for entry in facts["links"] if entry["index"] == namespace.index)
+        assert (link["up"], link["mac"]) == (False, "02:00:00:00:00:08")
+        assert all(entry["index"] == 1 for entry in facts["addresses"])
+
+
+def test_gateway_outside_of_the_network_gets_a_host_route(helper: Helper, tun: None) -> None:
+    request = OpenRequest(
+        configure=True,
+        addresses=(("10.1.2.3", 32), ("fd11::3", 128)),
+        routes=(
+            Route(None, 0, "172.16.0.1"),
+            Route("192.0.2.0", 24, "172.16.0.1"),
+            Route("198.51.100.0", 24, "172.16.0.9", onlink=True),
+            Route("203.0.113.0", 24),
+            Route(None, 0, "fd22::1", family=6),
+            Route("fd33::", 64, "fe80::1", family=6),
+        ),
+    )
+    with helper.open(request) as namespace:
+        routes = {
+            (route["destination"], route["prefix"], route["gateway"]) for route in facts_inside(namespace)["routes"]
+        }
+    assert routes >= {
+        (None, 0, "172.16.0.1"),
+        ("172.16.0.1", 32, None),
+        ("192.0.2.0", 24, "172.16.0.1"),
+        ("198.51.100.0", 24, "172.16.0.9"),
+        ("203.0.113.0", 24, None),
+        (None, 0, "fd22::1"),
+        ("fd22::1", 128, None),
+        ("fd33::", 64, "fe80::1"),
+    }
+    assert ("172.16.0.9", 32, None) not in routes
+
+
+def test_facts_prefer_local_addresses_first_hops_and_low_metrics(helper: Helper, tun: None) -> None:
+    more = """
+from pyroute2.iproute import IPRoute
+with IPRoute() as ipr:
+    index = ipr.link_lookup(ifname="eth7")[0]
+    ipr.addr("add", index=index, local="10.7.7.1", address="10.7.7.2", prefixlen=32)
+    hops = [{"gateway": "10.1.2.8", "oif": index}, {"gateway": "10.1.2.9", "oif": index}]
+    ipr.route("add", family=2, dst="default", priority=10, multipath=hops)
+    ipr.route("add", dst="192.0.2.0/24", oif=index, table=100)
+    ipr.route("add", dst="192.0.2.0/24", type="blackhole")
+"""
+    with helper.open(CONFIGURED) as namespace:
+        facts = facts_inside(namespace, more)
+        index = namespace.index
+    assert "10.7.7.1" in {entry["address"] for entry in facts["addresses"]}
+    assert "10.7.7.2" not in {entry["address"] for entry in facts["addresses"]}
+    first, second = [route for route in facts["routes"] if route["family"] == 4][:2]
+    assert (first["gateway"], first["metric"], first["oif"]) == ("10.1.2.8", 10, index)
+    assert (second["gateway"], second["metric"]) == ("10.1.2.1", 50)
+    assert all(route["destination"] != "192.0.2.0" for route in facts["routes"])
