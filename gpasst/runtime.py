@@ -2,19 +2,31 @@
 
 Theory of operation: a gevent program (monkey-patched, or calling from a greenlet) already runs a hub; its proxies are
 greenlets of that hub. Any other program may block its threads as it likes; its proxies share one daemon thread with a
-hub of its own, and calls cross over to it. Each hub has one helper process, started at the first need.
+hub of its own, and calls cross over to it.
+
+Who owns what:
+
+* The runtime of a thread's own hub belongs to that thread, and goes with it. Hubs are not looked up by their identity,
+  which a later hub may have again.
+* The background thread, its hub and its watcher belong to the process and last as long: a thread that waits costs
+  nothing, and a program that opens namespaces now and then would make it again and again.
+* All runtimes whose threads are in one network namespace share a helper process, which any number of threads may use at
+  once. It is started at the first need, again if it has died, and ends with the last runtime that uses it.
+
+A process that was forked without exec makes runtimes and a helper of its own.
 """
 
 from __future__ import annotations
 
 import os
+import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import gevent
 import gevent.hub
 import gevent.monkey
-from gevent.lock import RLock
 from gevent.socket import wait_read
 
 from gpasst.helper.client import Helper
@@ -24,14 +36,20 @@ T = TypeVar("T")
 # The real ones, whatever has been patched since or before.
 _allocate_lock: Callable[[], Any] = gevent.monkey.get_original("_thread", "allocate_lock")
 _start_new_thread: Callable[..., int] = gevent.monkey.get_original("_thread", "start_new_thread")
+_ThreadLocal: type[Any] = gevent.monkey.get_original("_thread", "_local")
 
-_runtimes: dict[int, Runtime] = {}
+_own = _ThreadLocal()
 _background: BackgroundRuntime | None = None
 _background_lock = _allocate_lock()
 
+# By process and network namespace.
+_helpers: weakref.WeakValueDictionary[tuple[int, int, int], Helper] = weakref.WeakValueDictionary()
+# Held for as long as a process takes to start, and never while greenlets switch.
+_helpers_lock = _allocate_lock()
+
 
 class Runtime:
-    """A hub in use, and its helper process.
+    """A hub in use, and its share of a helper process.
 
     :param hub: the hub.
     """
@@ -40,10 +58,8 @@ class Runtime:
 
     def __init__(self, hub: Any) -> None:
         self.hub = hub
-        self.lock = RLock()
         self.pid = os.getpid()
         self._helper: Helper | None = None
-        self._namespace: tuple[int, int] | None = None
 
     def call(self, function: Callable[[], T]) -> T:
         """Run `function` where the hub runs."""
@@ -54,25 +70,30 @@ class Runtime:
         wait_read(descriptor)
 
     def adopt(self, helper: Helper) -> None:
-        """Use a helper that was started earlier."""
-        self._helper, self._namespace = helper, _network_namespace()
+        """Use a helper that was started earlier, and let others use it."""
+        with _helpers_lock:
+            _helpers[_place()] = helper
+        self._helper = helper
 
     def helper(self) -> Helper:
-        """Give the helper of the thread's network namespace, started if need be. Called under `lock`."""
-        namespace = _network_namespace()
-        if self._helper is not None and self._namespace != namespace:
-            self._helper.close(wait_read)
-            self._helper = None
-        if self._helper is None:
-            self.adopt(Helper.start())
-        assert self._helper is not None
-        return self._helper
+        """Return the helper of the thread's network namespace, started if need be.
+
+        :raises PlatformError: if it cannot be started.
+        """
+        place = _place()
+        with _helpers_lock:
+            helper = _helpers.get(place)
+            if helper is None or not helper.alive:
+                helper = _helpers[place] = Helper.start()
+        # The one before ends by that, unless others use it.
+        self._helper = helper
+        return helper
 
     def close_helper(self) -> None:
-        """End the helper process; its namespaces live on."""
-        if self._helper is not None:
-            self._helper.close(wait_read)
-            self._helper = None
+        """End the helper process, for all that share it; its namespaces live on."""
+        helper, self._helper = self._helper, None
+        if helper is not None:
+            helper.close(wait_read)
 
 
 class BackgroundRuntime(Runtime):
@@ -83,7 +104,7 @@ class BackgroundRuntime(Runtime):
     def __init__(self) -> None:
         ready = _allocate_lock()
         ready.acquire()
-        self._queue: list[Callable[[], None]] = []
+        self._queue: deque[Callable[[], None]] = deque()
         self._async: Any = None
         _start_new_thread(self._run, (ready,))
         ready.acquire()
@@ -125,17 +146,17 @@ class BackgroundRuntime(Runtime):
 
     def _drain(self) -> None:
         while self._queue:
-            gevent.spawn(self._queue.pop(0))
+            gevent.spawn(self._queue.popleft())
 
 
 def current() -> Runtime:
-    """Give the runtime for the caller: its own hub if that is in use, else the background one."""
+    """Return the runtime for the caller: its own hub if that is in use, else the background one."""
     global _background  # noqa: PLW0603  # one thread serves the process
     if gevent.monkey.is_module_patched("socket") or gevent.getcurrent().parent is not None:
         hub = gevent.get_hub()
-        runtime = _runtimes.get(id(hub))
+        runtime: Runtime | None = getattr(_own, "runtime", None)
         if runtime is None or runtime.hub is not hub or runtime.pid != os.getpid():
-            runtime = _runtimes[id(hub)] = Runtime(hub)
+            runtime = _own.runtime = Runtime(hub)
         return runtime
     with _background_lock:
         if _background is None or _background.pid != os.getpid():
@@ -143,7 +164,7 @@ def current() -> Runtime:
         return _background
 
 
-def _network_namespace() -> tuple[int, int]:
-    """Identify the calling thread's network namespace."""
+def _place() -> tuple[int, int, int]:
+    """Identify the process, and the calling thread's network namespace."""
     status = os.stat("/proc/thread-self/ns/net")
-    return status.st_dev, status.st_ino
+    return os.getpid(), status.st_dev, status.st_ino

@@ -52,8 +52,7 @@ class Passt(Connection):
 
     def _open(self, here: Runtime) -> None:
         config = self.config
-        with here.lock:
-            facts = here.helper().facts(wait_read)
+        facts = here.helper().facts(wait_read)
         network = build_network(config, facts, parse_resolver_file(read_text(RESOLVER_FILE)), advertises=True)
         first, last = facts["ephemeral"]
         end = _handed_over(config.fd) if config.has_fd else GuestListener(config.socket)

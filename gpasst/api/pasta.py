@@ -53,11 +53,10 @@ class Pasta(Connection):
 
     def _open(self, here: runtime.Runtime) -> None:
         config = self.config
-        with here.lock:
-            helper = here.helper()
-            facts = helper.facts(wait_read)
-            network = build_network(config, facts, parse_resolver_file(read_text(RESOLVER_FILE)))
-            namespace = helper.open(_request(config, network, self._runas), wait_read)
+        helper = here.helper()
+        facts = helper.facts(wait_read)
+        network = build_network(config, facts, parse_resolver_file(read_text(RESOLVER_FILE)))
+        namespace = helper.open(_request(config, network, self._runas), wait_read)
         try:
             first, last = facts["ephemeral"]
             self._proxy = Proxy(config, network, namespace, (first, last), polls=here.polls)

@@ -1,0 +1,132 @@
+"""Which hub and which helper process a caller gets, in programs of every kind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.namespaces import PATIENCE, ROOT
+
+pytestmark = pytest.mark.usefixtures("tun")
+
+PRELUDE = f'''
+import sys; sys.path.insert(0, {str(ROOT)!r})
+import os, signal, socket
+import gevent.monkey, gevent.socket
+from gpasst import runtime
+from gpasst.helper.client import OpenRequest
+
+start_new_thread = gevent.monkey.get_original("_thread", "start_new_thread")
+get_native_id = gevent.monkey.get_original("_thread", "get_native_id")
+
+def in_thread(function):
+    """Run a function in a greenlet of a thread of its own, and return when that has ended."""
+    gevent.get_hub()  # two threads of a patched program must not make hubs at once
+    begun, failed = [], []
+    def run():
+        begun.append(get_native_id())
+        greenlet = gevent.spawn(function)
+        greenlet.join()
+        failed.append(not greenlet.successful())
+    start_new_thread(run, ())
+    while not begun or os.path.exists(f"/proc/self/task/{{begun[0]}}"):
+        gevent.sleep(0.001)
+    assert failed == [False]
+
+def open_and_close():
+    here = runtime.current()
+    helper = here.call(here.helper)
+    with helper.open(OpenRequest(tap=False)) as namespace:
+        socket.socket(fileno=namespace.sockets(2, 2)[0]).close()
+    return helper
+'''
+
+SHARED = """
+# The background hub, a greenlet on the main thread's own hub, and one on another thread's.
+helpers = [open_and_close()]
+gevent.spawn(lambda: helpers.append(open_and_close())).join()
+in_thread(lambda: helpers.append(open_and_close()))
+assert len(helpers) == 3 and len(set(helpers)) == 1, helpers
+"""
+
+GONE_HUBS = """
+import gc, weakref
+seen, ended = [], {}
+def work():
+    here, helper = runtime.current(), open_and_close()
+    seen.append(weakref.ref(here))
+    ended[helper.pid] = os.pidfd_open(helper.pid)
+for _ in range(3):
+    in_thread(work)
+gc.collect()
+assert len(seen) == 3 and not any(reference() for reference in seen)
+# With the last runtime its helper ended, and the next start awaits it.
+assert len(ended) == 3 and not runtime._helpers
+for pidfd in ended.values():
+    gevent.socket.wait_read(pidfd)
+open_and_close()
+for pid in ended:
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        continue
+    raise AssertionError(f"{pid} was not awaited")
+"""
+
+REPLACED = """
+first = open_and_close()
+pidfd = os.pidfd_open(first.pid)
+os.kill(first.pid, signal.SIGKILL)
+gevent.socket.wait_read(pidfd)
+second = open_and_close()
+assert second.pid != first.pid
+assert open_and_close() is second
+"""
+
+MOVED = """
+import ctypes
+first = []
+def work():
+    first.append(open_and_close())
+    assert ctypes.CDLL(None, use_errno=True).unshare(0x40000000) == 0
+    other = open_and_close()
+    assert other is not first[0] and other.facts()["links"] != first[0].facts()["links"]
+in_thread(work)
+assert open_and_close() is first[0]
+"""
+
+FORKED = """
+first = open_and_close()
+child = os.fork()
+if child == 0:
+    second = open_and_close()
+    assert second.pid != first.pid
+    # The copies of the parent's.
+    first.close()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert first.alive and open_and_close() is first
+"""
+
+CLOSED = """
+here = runtime.current()
+first = open_and_close()
+here.call(here.close_helper)
+assert not first.alive
+assert open_and_close() is not first
+"""
+
+
+@pytest.mark.parametrize("program", [SHARED, GONE_HUBS, REPLACED, MOVED, FORKED, CLOSED])
+@pytest.mark.parametrize("patched", ["", "from gevent import monkey; monkey.patch_all()"])
+def test_programs(program: str, patched: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", "\n".join((patched, PRELUDE, program))],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
