@@ -52,6 +52,8 @@ NO_ROUTE = {4: (3, 0), 6: (1, 0)}
 TOO_BIG = {4: (3, 4), 6: (2, 0)}
 # Addresses whose path MTU the host has not learned yet; another run on the same host may have used the first ones.
 _fresh = itertools.count(20 if INHERITED in os.environ else 0)
+# Linux sends one error a second to a host; tests want every one, as in `tests.support.lab`.
+UNLIMITED = "echo 0 > /proc/sys/net/ipv4/icmp_ratemask; echo 127 > /proc/sys/net/ipv6/icmp/ratemask"
 TIME_EXCEEDED = {4: (11, 0), 6: (3, 0)}
 
 
@@ -60,6 +62,7 @@ def net(request: pytest.FixtureRequest, tun: None, remote: Remote) -> Iterator[g
     """A guest with the host's configuration; ports 5000 and 5001 lead to it."""
     del tun, remote
     with gpasst.Pasta(config_net=True, udp_ports="5000-5001", **ENGINES[request.param]) as opened:
+        opened.run(["sh", "-c", UNLIMITED], check=True)
         yield opened
 
 
