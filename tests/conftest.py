@@ -8,13 +8,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support import lab
+from tests.support import lab, surroundings
 
 TUN = "/dev/net/tun"
 REMOTE = pytest.StashKey[lab.Remote | str]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    surroundings.settle()
     # Before anything has made a thread: a process with threads cannot enter a user namespace.
     try:
         config.stash[REMOTE] = lab.become_host()

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.lab import INHERITED, Remote
+from tests.support import again
+from tests.support.lab import Remote
 from tests.support.need import need
 
 USER = f"gpasst-{os.getpid()}"  # what an earlier run may have left behind does not matter
@@ -47,34 +48,18 @@ def user() -> Iterator[str]:
 def test_as_an_ordinary_user(suite: str, user: str, tun: None, remote: Remote) -> None:
     del tun
     become = [need("setpriv"), "--reuid", user, "--regid", user, "--clear-groups", "--inh-caps=-all"]
-    descriptor = remote.channel.fileno()
     folder = subprocess.run(["mktemp", "-d"], capture_output=True, text=True, check=True).stdout.strip()
     subprocess.run(["chown", f"{user}:{user}", folder], check=True)
-    environment = {
-        **os.environ,
-        INHERITED: str(descriptor),
-        "HOME": folder,
-        "HYPOTHESIS_STORAGE_DIRECTORY": f"{folder}/hypothesis",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
+    environment = again.environment(remote, folder)
     try:
         readable = subprocess.run([*become, sys.executable, "-c", READABLE], env=environment)
         if readable.returncode:
             pytest.skip("needs an interpreter and a checkout that every user can read")
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-p",
-            "no:cacheprovider",
-            "--basetemp",
-            f"{folder}/tests",
-            "-q",
-        ]
+        command = again.command("--basetemp", f"{folder}/tests", str(Path(__file__).with_name(suite)))
         done = subprocess.run(
-            [*become, *command, str(Path(__file__).with_name(suite))],
+            [*become, *command],
             env=environment,
-            pass_fds=[descriptor],
+            pass_fds=[remote.channel.fileno()],
             capture_output=True,
             text=True,
             timeout=SUITE_SECONDS,

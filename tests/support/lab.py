@@ -26,6 +26,7 @@ from gpasst.helper.channel import Channel, pair
 
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
+CAPABILITY_VERSION = 0x20080522  # _LINUX_CAPABILITY_VERSION_3 of linux/capability.h
 HOST4, HOST4_SECOND, HOST6 = "192.0.2.2", "192.0.2.3", "2001:db8::2"
 REMOTE4, REMOTE6 = "192.0.2.1", "2001:db8::1"
 NARROW4, NARROW6, NARROW_MTU = "198.51.100.10", "2001:db8:1::10", 1280
@@ -76,7 +77,7 @@ def become_host() -> Remote:
     else:
         uid, gid = os.getuid(), os.getgid()
         _check(_libc.unshare(CLONE_NEWUSER | CLONE_NEWNET))
-        for name, text in (("uid_map", f"0 {uid} 1"), ("setgroups", "deny"), ("gid_map", f"0 {gid} 1")):
+        for name, text in (("uid_map", f"{uid} {uid} 1"), ("setgroups", "deny"), ("gid_map", f"{gid} {gid} 1")):
             Path(f"/proc/self/{name}").write_text(text, encoding="ascii")
     host = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     _check(_libc.unshare(CLONE_NEWNET))
@@ -92,7 +93,15 @@ def become_host() -> Remote:
     _configure_host()
     os.close(host)
     os.close(remote)
+    if os.geteuid():
+        _drop_capabilities()
     return Remote(Channel(ours))
+
+
+def _drop_capabilities() -> None:
+    """Become an ordinary user again, as the one is who runs `tests.e2e.test_ordinary_user`."""
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
+    _check(_libc.capset(header, (ctypes.c_uint32 * 6)()))
 
 
 def _configure_remote(host: int) -> None:
@@ -151,7 +160,7 @@ def _configure_host() -> None:
             Path(f"/proc/sys/net/ipv4/{name}").write_text(value, encoding="ascii")
         except OSError:
             # An ordinary user's namespace admits only its own group.
-            Path(f"/proc/sys/net/ipv4/{name}").write_text(value.replace("65535", "0"), encoding="ascii")
+            Path(f"/proc/sys/net/ipv4/{name}").write_text(f"{os.getgid()} {os.getgid()}", encoding="ascii")
 
 
 def _no_generated_addresses(route: object, index: int) -> None:
