@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support import lab, surroundings
+from tests.support.lab import TUN
 
-TUN = "/dev/net/tun"
 REMOTE = pytest.StashKey[lab.Remote | str]()
 
 
@@ -34,7 +34,7 @@ def remote(request: pytest.FixtureRequest) -> lab.Remote:
 
 @pytest.fixture(scope="session")
 def tun() -> Iterator[None]:
-    """Make /dev/net/tun accessible to everyone for the run, as distributions have it."""
+    """/dev/net/tun, accessible to everyone for the run; see `tests.support.lab`."""
     if not os.path.exists(TUN):
         pytest.skip(f"needs {TUN}: modprobe tun")
     mode = stat.S_IMODE(os.stat(TUN).st_mode)

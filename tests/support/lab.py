@@ -6,7 +6,7 @@ the default gateway; 198.51.100.9 and 2001:db8:1::9 behind it, and .10 and ::10 
 towards 203.0.113.0/24 and 2001:db8:2::/64, where nobody is). Of these networks, the second quarter has no route on the
 host, the third is unreachable for the remote machine, and the last has a next hop of MTU 1280 there.
 *Guests* are what the tests open with `gpasst.Pasta`, and the virtual machines of `tests.support.vm`.
-Nothing can leave these namespaces.
+Nothing can leave these namespaces. Mounts are private, too, with a /dev/net/tun for the run alone.
 
 Tests run as an ordinary user inherit the host, and reach the remote machine through sockets made there for them.
 """
@@ -16,7 +16,9 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
+import stat
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +26,11 @@ from pathlib import Path
 from gpasst.helper import pool
 from gpasst.helper.channel import Channel, pair
 
+TUN = "/dev/net/tun"
+CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
+MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 0x1000, 0x4000, 0x40000, 2  # linux/mount.h
 CAPABILITY_VERSION = 0x20080522  # _LINUX_CAPABILITY_VERSION_3 of linux/capability.h
 HOST4, HOST4_SECOND, HOST6 = "192.0.2.2", "192.0.2.3", "2001:db8::2"
 REMOTE4, REMOTE6 = "192.0.2.1", "2001:db8::1"
@@ -73,7 +78,8 @@ def become_host() -> Remote:
 
         return Remote(Channel(_socket.socket(fileno=int(os.environ[INHERITED]))))
     if os.geteuid() == 0:
-        _check(_libc.unshare(CLONE_NEWNET))
+        _check(_libc.unshare(CLONE_NEWNET | CLONE_NEWNS))
+        _open_tun()
     else:
         uid, gid = os.getuid(), os.getgid()
         _check(_libc.unshare(CLONE_NEWUSER | CLONE_NEWNET))
@@ -96,6 +102,28 @@ def become_host() -> Remote:
     if os.geteuid():
         _drop_capabilities()
     return Remote(Channel(ours))
+
+
+def _open_tun() -> None:
+    """Make /dev/net/tun accessible to everyone, as distributions have it, for this run and no other.
+
+    In a mount namespace of the run's own a node of its own covers the machine's. Where a container may make none, the
+    `tun` fixture changes the mode of the machine's.
+    """
+    _check(_libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None))
+    if not os.path.exists(TUN):
+        return
+    with tempfile.TemporaryDirectory(prefix="gpasst-") as folder:
+        node = os.path.join(folder, "tun")
+        _check(_libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, None))
+        try:
+            os.mknod(node, stat.S_IFCHR | 0o666, os.stat(TUN).st_rdev)
+            os.chmod(node, 0o666)
+            _check(_libc.mount(os.fsencode(node), os.fsencode(TUN), None, MS_BIND, None))
+        except PermissionError:
+            pass
+        finally:
+            _check(_libc.umount2(os.fsencode(folder), MNT_DETACH))
 
 
 def _drop_capabilities() -> None:
