@@ -105,15 +105,15 @@ def after_a_look(net: gpasst.Pasta, inward: bool) -> set[tuple[str, int, str | N
     """
     markers = (7996, 7997) if inward else (7998, 7999)
 
-    def with_tos_ttl(port: int) -> bool:
+    def is_followed(port: int) -> bool:
         return port in {entry[3] for entry in automatic(net, not inward)}
 
     # What appears first may have been bound while the list was made; the list with the second began after that.
     for marker in markers:
         with bound(net.socket() if inward else host_socket(socket.AF_INET), "0.0.0.0", marker):
-            until(lambda port=marker: with_tos_ttl(port), "a look")
+            until(lambda port=marker: is_followed(port), "a look")
     # And once these have gone, so has all that ended before them.
-    until(lambda: not any(map(with_tos_ttl, markers)), "another look")
+    until(lambda: not any(map(is_followed, markers)), "another look")
     return automatic(net, not inward)
 
 

@@ -220,7 +220,7 @@ def test_a_hundred_clients_at_once(way: Way) -> None:
 
 @superframes_only
 def test_one_client_port_for_two_services(way: Way) -> None:
-    """E-06: what was asked of one is not answered by the other."""
+    """What was asked of one is not answered by the other."""
     with way.service() as one, way.service(OTHER_SERVICE) as other, way.client() as client:
         for port in (way.port, way.other_port):
             client.sendto(str(port).encode(), (way.address, port))
@@ -232,7 +232,6 @@ def test_one_client_port_for_two_services(way: Way) -> None:
 @superframes_only
 @ipv4_only
 def test_one_port_on_two_loopback_addresses_is_two_clients(way: Way) -> None:
-    """E-07."""
     with way.service() as service, way.client("127.0.0.1") as one:
         with way.client("127.0.0.5", one.getsockname()[1]) as other:
             one.sendto(b"one", (way.address, way.port))
@@ -243,7 +242,7 @@ def test_one_port_on_two_loopback_addresses_is_two_clients(way: Way) -> None:
 
 
 def test_senders_mixed_in_one_burst_are_told_apart(way: Way) -> None:
-    """E-05; and what each of them sends stays in order."""
+    """And what each of them sends stays in order."""
     with way.service() as service, ExitStack() as stack:
         clients = [stack.enter_context(way.client()) for _ in range(20)]
         for turn in range(10):
@@ -259,7 +258,6 @@ def test_senders_mixed_in_one_burst_are_told_apart(way: Way) -> None:
 
 @superframes_only
 def test_the_clients_port_is_kept_where_it_is_free(way: Way) -> None:
-    """E-08."""
     port = way.free_port()
     with way.service() as service, way.client(port=port) as client:
         assert exchange(way, client, service) == (way.seen, port)
@@ -326,7 +324,7 @@ def test_a_rules_own_target_address(family: int) -> None:
 
 @pytest.mark.parametrize("specific", [False, True])
 def test_a_forwarded_port_sends_and_gets_its_answers(specific: bool) -> None:
-    """E-09: whatever number it is shown under on the other side, answers reach the port that asked.
+    """Whatever number it is shown under on the other side, answers reach the port that asked.
 
     It is shown under the forward's number, unless the forward's own listener has that on every address.
     """
@@ -436,7 +434,7 @@ def test_what_strangers_send_before_a_pair_is_connected_is_dropped(
 
 
 def test_a_closed_port_is_reported_and_opens_later(way: Way) -> None:
-    """E-23, E-24: the error ends with the service's start, and takes nothing with it."""
+    """The error ends with the service's start, and takes nothing with it."""
     with way.client() as client:
         client.connect((way.address, way.port))
         before = way.net.statistics()
@@ -478,7 +476,6 @@ def test_a_burst_to_a_closed_port_ends_with_an_open_one(way: Way) -> None:
 
 
 def test_an_address_of_the_host_opens_no_loopback_listener() -> None:
-    """E-14."""
     with gpasst.Pasta(udp_ports=f"{HOST4}/5000", config_net=True) as net:
         with bound(host_socket(socket.AF_INET), "127.0.0.1", 5000), bound(host_socket(socket.AF_INET6), "::", 5000):
             with bound(net.socket(), ANY[4], 5000) as guest, bound(host_socket(socket.AF_INET), HOST4) as client:
@@ -505,7 +502,7 @@ def test_without_splicing_loopback_goes_through_the_tap() -> None:
 
 
 def test_one_listener_in_one_place() -> None:
-    """E-13: neither side has a second one."""
+    """Neither side has a second one."""
     with gpasst.Pasta(udp_ports="5001:53", udp_ns="5002:53") as net:
         command = ["cat", "/proc/net/udp", "/proc/net/udp6"]
         tables = net.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -573,7 +570,6 @@ def test_a_pair_ends_and_the_client_goes_on(way: Way) -> None:
 @superframes_only
 @pytest.mark.parametrize("answers", [False, True], ids=["questions", "answers"])
 def test_either_direction_keeps_a_pair(way: Way, answers: bool) -> None:
-    """E-20."""
     with way.service() as service, way.client() as client, clock(way.net) as advance:
         shown = exchange(way, client, service)
         (flow,) = way.net.flows()

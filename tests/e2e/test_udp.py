@@ -235,7 +235,7 @@ def test_the_largest_ipv6_datagram(net: gpasst.Pasta, remote: Remote) -> None:
 
 
 def test_a_zero_ipv6_checksum_arrives(net: gpasst.Pasta, remote: Remote) -> None:
-    """Every two-byte payload has one whose checksum computes to zero; all must arrive (E-28)."""
+    """One of all two-byte payloads has a checksum of zero, which is sent as 65535 (RFC 8200, section 8.1)."""
     with bound(remote.socket(socket.AF_INET6), REMOTE6) as client, guest_socket(net, 6, 5000) as guest:
         for start in range(0, 65536, 64):
             for value in range(start, start + 64):
@@ -339,7 +339,7 @@ def test_flows_show_both_views(net: gpasst.Pasta, remote: Remote) -> None:
 def test_link_local_addresses_keep_their_interface(net: gpasst.Pasta, remote: Remote) -> None:
     assert net._namespace is not None
     with bound(remote.socket(socket.AF_INET6), "::") as server, guest_socket(net, 6) as guest:
-        # A global destination first must not tie the port to global sources (E-33).
+        # A global destination first must not tie the port to global sources.
         guest.sendto(b"global", (FAR6, server.getsockname()[1]))
         assert server.recv(9) == b"global"
         guest.sendto(b"local", (REMOTE_LINK_LOCAL, server.getsockname()[1], 0, net._namespace.index))

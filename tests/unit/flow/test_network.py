@@ -79,7 +79,7 @@ ROUTES6 = [
     route(UP, "2001:db8::/64", protocol=KERNEL, metric=256),
     route(UP, "2001:db8:9::/48", "fe80::9", metric=1024),
 ]
-DEFAULT_TOS_TTL = {
+ORDINARY = {
     "links": LINKS,
     "addresses": LOOPBACKS + ADDRESSES4 + ADDRESSES6,
     "routes": ROUTES4 + ROUTES6,
@@ -90,7 +90,7 @@ MIXED = {"links": LINKS, "addresses": LOOPBACKS + ADDRESSES4, "routes": ROUTES4}
 RESOLVERS = ResolverFile(("198.51.100.53", "2001:db8:5::53", "198.51.100.54"), ("example.org", "example.net"))
 
 
-def settled(facts: dict[str, Any] = DEFAULT_TOS_TTL, file: ResolverFile = RESOLVERS, **options: Any) -> GuestNetwork:
+def settled(facts: dict[str, Any] = ORDINARY, file: ResolverFile = RESOLVERS, **options: Any) -> GuestNetwork:
     return build_network(Config(**options), facts, file)
 
 
@@ -177,7 +177,7 @@ def test_a_default_route_without_address_is_of_no_use() -> None:
 
 def test_the_first_default_route_decides() -> None:
     other = route(OTHER, "0.0.0.0/0", "10.1.0.1")
-    network = settled({**DEFAULT_TOS_TTL, "routes": [other, *ROUTES4]}, ipv4_only=True)
+    network = settled({**ORDINARY, "routes": [other, *ROUTES4]}, ipv4_only=True)
     assert network.interface == "other0"
     assert network.ip4 is not None
     assert (network.ip4.address, network.ip4.prefix) == (ip("10.1.0.5"), 16)
@@ -349,15 +349,15 @@ def test_the_guest_is_told_no_names_unless_asked() -> None:
 def test_resolvers_that_the_guest_is_told(
     nameservers: tuple[str, ...], options: dict[str, Any], told4: list[str], told6: list[str]
 ) -> None:
-    ip4, ip6 = both(settled(DEFAULT_TOS_TTL, ResolverFile(nameservers), dhcp_dns=True, **options))
+    ip4, ip6 = both(settled(ORDINARY, ResolverFile(nameservers), dhcp_dns=True, **options))
     assert ip4.resolvers == tuple(map(ip, told4))
     assert ip6.resolvers == tuple(map(ip, told6))
-    assert both(settled(DEFAULT_TOS_TTL, ResolverFile(nameservers), **options))[0].resolvers == ()
+    assert both(settled(ORDINARY, ResolverFile(nameservers), **options))[0].resolvers == ()
 
 
 def test_a_mode_that_tells_by_default() -> None:
     def reported(**options: Any) -> tuple[bool, bool, bool]:
-        network = build_network(Config(**options), DEFAULT_TOS_TTL, RESOLVERS, advertises=True)
+        network = build_network(Config(**options), ORDINARY, RESOLVERS, advertises=True)
         ip4, ip6 = both(network)
         return bool(ip4.resolvers), bool(ip6.resolvers), bool(network.search)
 

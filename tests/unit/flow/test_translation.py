@@ -32,7 +32,7 @@ CHOSEN6 = {"host_loopback": "2001:db8::99", "gateway_resolves": False}
 @pytest.mark.parametrize(
     ("family", "changes", "destination", "port", "address", "own"),
     [
-        # The gateway is the host's loopback, whatever the port (13.8), but for the resolver's.
+        # The gateway is the host's loopback, whatever the port, but for the resolver's.
         (4, {}, GATEWAY4, 7, "127.0.0.1", True),
         (6, {}, GATEWAY6, 7, "::1", True),
         (4, {}, GATEWAY4, 53, RESOLVER4, False),

@@ -123,7 +123,7 @@ def test_client_on_ipv6_loopback_reaches_a_forward(payload: bytes, expected: byt
     assert (answer.udp_socket, answer.remote) == (listener, (ip("::1"), 40000, 0))
 
 
-# What the seed got wrong.
+# What earlier code got wrong.
 
 
 def test_a_port_works_again_after_its_mapping_expired() -> None:

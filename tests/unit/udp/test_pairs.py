@@ -184,14 +184,14 @@ def test_a_forwarded_port_is_shown_under_the_forwards_number(inside: bool, port:
 
 @pytest.mark.parametrize("specification", ["5300:53,5400:53", "53,5300:53"])
 def test_an_ambiguous_port_keeps_its_number(specification: str) -> None:
-    """E-11: two forwards lead to it, so neither number is its own."""
+    """Two forwards lead to it, so neither number is its own."""
     pairs = splice_rules(shown_inside=reverse(parse("-U", [specification], "udp")))
     assert route(pairs, listener(False, 7000, 7777), "127.0.0.1", "127.0.0.1", 53).source_port == 53
 
 
 @given(port=st.integers(1, 65535), target=st.integers(1, 65535), sender=st.integers(1, 65535))
 def test_any_remap_is_turned_around_exactly(port: int, target: int, sender: int) -> None:
-    """E-10: up or down, the map holds one port and no other."""
+    """Up or down, the map holds one port and no other."""
     shown = reverse(parse("-u", [f"{port}:{target}"], "udp"))
     pairs = splice_rules(shown_outside=shown)
     expected = port if sender == target else sender
