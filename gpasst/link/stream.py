@@ -57,7 +57,7 @@ class Stream:
         self.socket: RawSocket | None = None
         self.capture = capture
         self._counters = counters
-        self._traffic = counters.traffic
+        self._tallies = {protocol: traffic.up for protocol, traffic in counters.traffic.items()}
         self._await_room = await_room
         self._stop_awaiting = stop_awaiting
         self._pieces: list[memoryview] = []
@@ -108,7 +108,7 @@ class Stream:
             frames[at : at + gap] = head
             frames[at + gap + size : at + gap + size + len(pad)] = pad
         self._pieces.append(frames)
-        self._gathered.append((count, step, total, segment, self._traffic[header.protocol].up))
+        self._gathered.append((count, step, total, segment, self._tallies[header.protocol]))
         if len(self._pieces) == UIO_MAXIOV:
             self.flush()
 

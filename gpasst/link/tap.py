@@ -36,7 +36,7 @@ class Tap:
         self.fd = fd
         self.capture = capture
         self._counters = counters
-        self._traffic = counters.traffic
+        self._tallies = {protocol: traffic.up for protocol, traffic in counters.traffic.items()}
         self._superframes = superframes
 
     def write_run(self, header: RunHeader, total: int, segment: int, payload: list[memoryview]) -> None:
@@ -47,7 +47,7 @@ class Tap:
         :param segment: payload bytes of each segment but perhaps the last.
         :param payload: the segments, one behind the other.
         """
-        tally = self._traffic[header.protocol].up
+        tally = self._tallies[header.protocol]
         single = segment >= total
         if single or header.family in self._superframes:
             failure = self._write([header.fill(total, segment), *payload])

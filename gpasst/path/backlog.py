@@ -64,6 +64,7 @@ class Backlog:
     :param again: asks for a call of `step` soon; more calls before it do nothing.
     :param counters: where drops are counted.
     :param clock: returns seconds, for the budget of a step.
+    :ivar frames: how many frames wait.
     """
 
     def __init__(
@@ -80,11 +81,8 @@ class Backlog:
         self._counters = counters
         self._clock = clock
         self._groups: OrderedDict[bytes, deque[tuple[bytes, int]]] = OrderedDict()
-        self._frames = 0
+        self.frames = 0
         self._bytes = 0
-
-    def __len__(self) -> int:
-        return self._frames
 
     def add(self, frame: memoryview, segment: int) -> None:
         """Keep a frame that is none of a known flow, or dispatch it at once where order demands that.
@@ -102,7 +100,7 @@ class Backlog:
             group = self._groups[key] = deque()
         size = len(kept)
         if (
-            self._frames >= FRAMES_LIMIT
+            self.frames >= FRAMES_LIMIT
             or self._bytes + size > BYTES_LIMIT
             or len(group) >= FRAMES_LIMIT // GROUP_SHARE
             or (len(group) + 1) * size > BYTES_LIMIT // GROUP_SHARE
@@ -112,7 +110,7 @@ class Backlog:
                 del self._groups[key]
             return
         group.append((kept, segment))
-        self._frames += 1
+        self.frames += 1
         self._bytes += size
 
     def drain(self, deadline: float) -> None:
@@ -140,14 +138,14 @@ class Backlog:
 
     def clear(self) -> None:
         """Forget all frames: their guest has gone."""
-        if self._frames:
-            self._counters.drop(Drop.NO_GUEST, self._frames)
+        if self.frames:
+            self._counters.drop(Drop.NO_GUEST, self.frames)
             self._groups.clear()
-            self._frames = self._bytes = 0
+            self.frames = self._bytes = 0
 
     def _first(self, group: deque[tuple[bytes, int]]) -> None:
         frame, segment = group.popleft()
-        self._frames -= 1
+        self.frames -= 1
         self._bytes -= len(frame)
         self._dispatch(memoryview(frame), segment)
 

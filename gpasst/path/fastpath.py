@@ -45,6 +45,7 @@ _KEY4 = UDP4.offset("ip.source"), UDP4.offset("udp.length")
 _KEY6 = UDP6.offset("ip.source"), UDP6.offset("udp.length")
 _PAYLOAD4, _PAYLOAD6 = HEADERS[4], HEADERS[6]
 _IP4_BYTES, _UDP = IPV4_CODEC.size, UDP_CODEC.size
+_BEFORE_UDP4, _BEFORE_UDP6 = _PAYLOAD4 - _UDP, _PAYLOAD6 - _UDP
 _VERSION_IHL = 0x45  # version 4, no options
 _UNFRAGMENTED = 0x3FFF  # more-fragments bit and offset
 
@@ -100,7 +101,7 @@ class FastPath:
                 version == _VERSION_IHL
                 and protocol == PROTOCOL_UDP
                 and not fragment & _UNFRAGMENTED
-                and _UDP <= length <= total - _IP4_BYTES <= size - _PAYLOAD4 + _UDP
+                and _UDP <= length <= total - _IP4_BYTES <= size - _BEFORE_UDP4
             ):
                 peer = self._down4.get(bytes(buffer[at + _KEY4[0] : at + _KEY4[1]]))
                 if peer is not None:
@@ -111,7 +112,7 @@ class FastPath:
                     return peer, _PAYLOAD4, length - _UDP
         elif ethertype == ETHERTYPE_IPV6 and size >= _PAYLOAD6:
             flow, total, protocol, ttl, length = _pick6(buffer, at)
-            if protocol == PROTOCOL_UDP and _UDP <= length <= total <= size - _PAYLOAD6 + _UDP:
+            if protocol == PROTOCOL_UDP and _UDP <= length <= total <= size - _BEFORE_UDP6:
                 peer = self._down6.get(bytes(buffer[at + _KEY6[0] : at + _KEY6[1]]))
                 if peer is not None:
                     self._activity6[peer.byte] |= peer.bit

@@ -108,13 +108,13 @@ class StreamReader:
                 break
         if self._unread:
             self._again()
-        if self._backlog:
+        if self._backlog.frames:
             self._backlog.drain(deadline)
         return moved
 
     def _finish(self) -> None:
         """Dispatch all that waits: the guest that sent it is about to go."""
-        while self._backlog:
+        while self._backlog.frames:
             self._backlog.drain(self._clock())
 
     def _frames(self, end: int, deadline: float) -> int:

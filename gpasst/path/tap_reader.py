@@ -26,6 +26,7 @@ from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.path.udp_sockets import UdpSockets
 from gpasst.udp.mapping import Peer
 
+FRAMES_PER_LOOK = 8  # at the clock
 SINGLE_STEPS = 2  # steps with one frame each, after which the next is expected to have one, too
 SINGLE_CHECK = 8  # of so many steps, one checks whether that still holds
 
@@ -92,7 +93,7 @@ class TapReader:
         if budget == 1:
             self._last = None
         read = size = 0
-        deadline = 0.0
+        look, deadline = FRAMES_PER_LOOK, 0.0
         while read < budget:
             try:
                 size = readv(fd, vector)
@@ -106,15 +107,16 @@ class TapReader:
                 size, joined = self._frame(size)
                 counters.frames_down += joined
                 read += 1 + joined
-            if size == _DRAINED or budget == 1:
+            if size == _DRAINED:
                 break
-            now = self._clock()
-            if not deadline:
-                deadline = now + STEP_SECONDS
-            elif now >= deadline:
-                break
+            if read >= look:
+                look, now = read + FRAMES_PER_LOOK, self._clock()
+                if not deadline:
+                    deadline = now + STEP_SECONDS
+                elif now >= deadline:
+                    break
         self._single = single + 1 if read <= 1 else 0
-        if self._backlog:
+        if self._backlog.frames:
             self._backlog.drain(deadline or self._clock() + STEP_SECONDS)
         return read
 

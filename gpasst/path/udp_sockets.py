@@ -127,7 +127,8 @@ class UdpSockets:
         :return: runs moved; a run of several datagrams counts as two.
         """
         family = udp_socket.family
-        receive = self._receivers[family].receive
+        receive, activity = self._receivers[family].receive, self.nat.tables[family].activity
+        peers, link, splice = udp_socket.peers, self._link, self._splice
         moved = 0
         deadline = 0.0
         for _ in range(BATCHES_PER_STEP):
@@ -141,11 +142,33 @@ class UdpSockets:
                 if not self._icmp.queued(udp_socket):
                     self._counters.socket_errors += 1
                 continue
-            if runs:
-                moved += self._carry(udp_socket, runs)
-            elif not moved:
+            if not runs and not moved:
                 # The watcher was woken by an error that a send has cleared before.
                 self._icmp.queued(udp_socket)
+            pairs = splice.pairs.of(udp_socket) if splice is not None and udp_socket.splices else NO_PAIRS
+            unknown: list[Run] = []
+            try:
+                for run in runs:
+                    key, total, segment, payload, tos_ttl = run
+                    peer = peers.get(key)
+                    if peer is not None:
+                        header = peer.header
+                        activity[peer.byte] |= peer.bit
+                        if tos_ttl != header.tos_ttl:
+                            header.set_tos_ttl(tos_ttl)
+                        link.write_run(header, total, segment, payload)  # type: ignore[union-attr]  # peers need a link
+                    elif (pair := pairs.get(key)) is not None:
+                        splice.forward(pair, payload, segment)  # type: ignore[union-attr]  # and pairs need splicing
+                    else:
+                        unknown.append(run)
+                        continue
+                    moved += 1 if segment >= total else 2
+                if unknown:
+                    moved += self._carry_unknown(udp_socket, unknown)
+            finally:
+                # Whatever happens, before the next receive: gathered frames lie in the receiver's buffers.
+                if link is not None:
+                    link.flush()
             if not more:
                 break
             now = self._clock()
@@ -154,41 +177,8 @@ class UdpSockets:
             deadline = deadline or now + STEP_SECONDS
         return moved
 
-    def _carry(self, udp_socket: UdpSocket, runs: list[Run]) -> int:
-        """Carry one batch; return its number of runs, where one of several datagrams counts as two."""
-        peers, activity = udp_socket.peers, self.nat.tables[udp_socket.family].activity
-        link, splice = self._link, self._splice
-        pairs = splice.pairs.of(udp_socket) if udp_socket.splices and splice is not None else NO_PAIRS
-        moved = 0
-        unknown: list[Run] | None = None
-        try:
-            for run in runs:
-                key, total, segment, payload, tos_ttl = run
-                peer = peers.get(key)
-                if peer is not None:
-                    header = peer.header
-                    activity[peer.byte] |= peer.bit
-                    if tos_ttl != header.tos_ttl:
-                        header.set_tos_ttl(tos_ttl)
-                    link.write_run(header, total, segment, payload)  # type: ignore[union-attr]  # peers need a link
-                elif (pair := pairs.get(key)) is not None:
-                    splice.forward(pair, payload, segment)  # type: ignore[union-attr]  # and pairs need splicing
-                else:
-                    if unknown is None:
-                        unknown = []
-                    unknown.append(run)
-                    continue
-                moved += 1 if segment >= total else 2
-            if unknown is not None:
-                moved += self._carry_unknown(udp_socket, unknown)
-        finally:
-            # Whatever happens, before the next receive: gathered frames lie in the receiver's buffers.
-            if link is not None:
-                link.flush()
-        return moved
-
     def _carry_unknown(self, udp_socket: UdpSocket, runs: list[Run]) -> int:
-        """Set up splice pairs or peers for runs of unknown senders, and carry them; return as `_carry` does."""
+        """Set up splice pairs or peers for runs of unknown senders, and carry them; return as `step` does."""
         moved = 0
         for key, total, segment, payload, tos_ttl in runs:
             try:

@@ -69,10 +69,10 @@ def test_frames_that_may_set_up_state_wait(frame: bytes) -> None:
     case = Case()
     case.add(frame)
     assert case.dispatched == []
-    assert len(case.backlog) == 1
+    assert case.backlog.frames == 1
     case.backlog.drain(FOREVER)
     assert case.dispatched == [frame]
-    assert len(case.backlog) == 0
+    assert case.backlog.frames == 0
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_order_within_a_flow_is_kept(flows: Sequence[tuple[int, int]], between: 
             case.add(frame)
         if number % (between + 1) == between:
             case.backlog.step()
-    while case.backlog:
+    while case.backlog.frames:
         case.backlog.step()
     assert len(case.dispatched) == len(flows)
     for flow in {flow_of(frame) for frame in case.dispatched}:
@@ -157,10 +157,10 @@ def test_one_flood_fills_only_its_share() -> None:
     case = Case(remembers=False)
     share = FRAMES_LIMIT // GROUP_SHARE
     case.add(*[arp(b"flood")] * (share + 10))
-    assert len(case.backlog) == share
+    assert case.backlog.frames == share
     assert case.counters.drops == {Drop.BACKLOG: 10}
     case.add(ip4(1))
-    assert len(case.backlog) == share + 1
+    assert case.backlog.frames == share + 1
 
 
 def test_large_frames_are_bounded_by_their_bytes() -> None:
@@ -168,22 +168,22 @@ def test_large_frames_are_bounded_by_their_bytes() -> None:
     large = ip4(67, bytes(65000))
     most = BYTES_LIMIT // GROUP_SHARE // len(large)
     case.add(*[large] * (most + 1))
-    assert (len(case.backlog), case.counters.drops) == (most, {Drop.BACKLOG: 1})
+    assert (case.backlog.frames, case.counters.drops) == (most, {Drop.BACKLOG: 1})
     for port in range(1000, 1000 + BYTES_LIMIT // len(large)):
         case.add(ip4(port, bytes(65000)))
-    assert len(case.backlog) == BYTES_LIMIT // len(large)
+    assert case.backlog.frames == BYTES_LIMIT // len(large)
 
 
 def test_no_more_frames_are_kept_than_the_limit() -> None:
     case = Case()
     case.add(*(ip4(port) for port in range(1, FRAMES_LIMIT + 3)))
-    assert len(case.backlog) == FRAMES_LIMIT
+    assert case.backlog.frames == FRAMES_LIMIT
     assert case.counters.drops == {Drop.BACKLOG: 2}
     case.backlog.drain(FOREVER)
     assert len(case.dispatched) == FRAMES_LIMIT
     # There is room again.
     case.add(ip4(60000))
-    assert len(case.backlog) == 1
+    assert case.backlog.frames == 1
 
 
 def test_a_failure_costs_one_frame() -> None:
@@ -202,7 +202,7 @@ def test_a_failure_costs_one_frame() -> None:
         backlog.add(memoryview(arp(data)), 0)
     with pytest.raises(RuntimeError):
         backlog.drain(FOREVER)
-    assert (len(backlog), case.asked) == (2, 1)
+    assert (backlog.frames, case.asked) == (2, 1)
     backlog.drain(FOREVER)
     assert case.dispatched == [arp(b"2"), arp(b"3")]
 
@@ -212,7 +212,7 @@ def test_frames_of_a_guest_that_has_gone_are_counted() -> None:
     case.add(ip4(1), ip4(2))
     case.backlog.clear()
     case.backlog.clear()
-    assert len(case.backlog) == 0
+    assert case.backlog.frames == 0
     assert case.counters.drops == {Drop.NO_GUEST: 2}
     case.backlog.drain(FOREVER)
     assert case.dispatched == []
