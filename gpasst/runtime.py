@@ -25,7 +25,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import gevent
-import gevent.hub
 import gevent.monkey
 from gevent.socket import wait_read
 

@@ -2,23 +2,21 @@
 
     python -I -S PATH [--userns FD] [--netns FD] [--uts FD] [--ipc FD] [--runas UID:GID] [--init] -- ARGV
 
-Theory of operation: joining a user namespace is refused to processes with threads, so the program that
-wants to run a command cannot join on its behalf between fork and exec in a safe way. This file is executed
-instead, joins, closes the descriptors and executes the command in the same process: its number, its parent
-and its status are those of the command.
+Theory of operation: joining a user namespace is refused to processes with threads, so the program that wants to run a
+command cannot join on its behalf between fork and exec in a safe way. This file is executed instead, joins, closes the
+descriptors and executes the command in the same process, whose number, parent and status are those of the command.
 
-With `--init` the command gets PID and mount namespaces of its own as well, with a fresh /proc, and is
-process 1 there, so that all it started dies with it. A process does not change its own PID namespace, so
-this process stays outside as parent: it passes signals on and repeats the status at the end. Two traits of
-process 1 need care:
+With `--init` the command gets PID and mount namespaces of its own as well, with a fresh /proc, and is process 1 there,
+so that all it started dies with it. A process does not change its own PID namespace, so this process stays outside as
+parent: it passes signals on and repeats the status at the end. Two traits of process 1 need care:
 
-1. Signals it has no handler for are discarded, even those from outside. What would have ended an ordinary
+1. Signals it has no handler for are discarded, even those from outside. A signal that would have ended an ordinary
    command ends this one with SIGKILL, reported as the signal that was sent.
-2. It must not outlive this process: PR_SET_PDEATHSIG sees to it (this process has one thread, so the death
-   of the thread and of the process are the same).
+2. It must not outlive this process: PR_SET_PDEATHSIG ends it (this process has one thread, so the death of the thread
+   and of the process are the same).
 
-Signals from the terminal reach the command without help, since it is in the same process group; they are
-told apart by their origin and not sent twice.
+Signals from the terminal reach the command without help, since it is in the same process group; they are recognised by
+their origin and not sent twice.
 
 Only the standard library, and little of it: every command run in a namespace pays for the imports.
 """
@@ -67,28 +65,46 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def unshare(flags: int) -> None:
-    """Move this process into new namespaces."""
+    """Move this thread into new namespaces; into a new user namespace only a process without other threads.
+
+    :param flags: CLONE_NEW*.
+    :raises OSError: if a permission or a limit is in the way.
+    """
     _check(_libc.unshare(ctypes.c_int(flags)))
 
 
 def setns(descriptor: int, kind: int) -> None:
-    """Move this process into an existing namespace."""
+    """Move this thread into an existing namespace.
+
+    :param descriptor: of the namespace.
+    :param kind: its CLONE_NEW*.
+    :raises OSError: if it is of another kind, or a permission is in the way.
+    """
     _check(_libc.setns(ctypes.c_int(descriptor), ctypes.c_int(kind)))
 
 
 def prctl(option: int, value: int) -> None:
-    """Set an attribute of this process."""
+    """Set an attribute of this process.
+
+    :raises OSError: if the kernel refuses.
+    """
     _check(_libc.prctl(ctypes.c_int(option), ctypes.c_ulong(value), *[ctypes.c_ulong(0)] * 3))
 
 
 def mount(source: str, target: str, kind: str | None, flags: int) -> None:
-    """Mount a file system, or change the flags of a mount."""
+    """Mount a file system, or change the flags of a mount.
+
+    :raises OSError: if a permission is in the way.
+    """
     texts = [None if text is None else text.encode() for text in (source, target, kind)]
     _check(_libc.mount(*texts, ctypes.c_ulong(flags), None))
 
 
 def drop_identity(uid: int, gid: int) -> None:
-    """Become another user for good, without supplementary groups."""
+    """Become another user for good, without supplementary groups.
+
+    :raises OSError: if this is not root.
+    """
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
@@ -165,7 +181,7 @@ def _first_process(command: list[str], alive: int) -> int:
 
 
 def _discards(pid: int, number: int) -> bool:
-    """Tell whether process 1 leaves the signal at its default, which for process 1 means to discard it."""
+    """Return whether process 1 leaves the signal at its default, which for process 1 means to discard it."""
     handled = 0
     with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as status:
         for line in status:
@@ -239,7 +255,7 @@ def main(arguments: list[str]) -> int:
         elif option == "--tied":
             tied = True
         elif option == "--ready":
-            # Closed by the exec, which tells the reader of the pipe that the command runs.
+            # The exec closes it, so that the reader of the pipe sees an end of file when the command runs.
             ready = int(next(rest))
             os.set_inheritable(ready, False)
         elif option == "--runas":

@@ -41,7 +41,7 @@ IPV6_LINKS = "/proc/thread-self/net/if_inet6"  # missing where the kernel was bo
 TX_QUEUE_LENGTH = 10_000  # frames; the default of 1000 loses bursts while the proxy serves other sockets
 LINK_LOCAL_PREFIX = 64
 
-# Whoever chose the address, prefix, MAC or route can mend these; the rest is the machine's doing.
+# A wrong address, prefix, MAC or route; other errors are the machine's.
 CALLERS_FAULT = frozenset(
     {errno.EINVAL, errno.EADDRNOTAVAIL, errno.EEXIST, errno.ERANGE, errno.ENETUNREACH, errno.EHOSTUNREACH}
 )

@@ -119,7 +119,8 @@ class Server:
     def _hand_on(self, connection: Channel, message: Message) -> None:
         """Have a namespace opened by another process, which answers.
 
-        :raises OSError: if no process can be had.
+        :raises PlatformError: if there can be no more processes.
+        :raises OSError: if the new process ended at once.
         """
         request = open_request(message["request"])
         # That process shares the descriptor, and waits for as long as it takes.
@@ -132,7 +133,8 @@ class Server:
     def _have_kept(self, connection: Channel, message: Message, netns_only: bool) -> None:
         """Hand a request to the process that keeps the caller's namespaces; a new one if it has ended.
 
-        :raises OSError: if no process can be had.
+        :raises PlatformError: if there can be no more processes.
+        :raises OSError: if the new process ended at once.
         """
         keeper = self._keepers.get(netns_only)
         if keeper is not None:
@@ -150,7 +152,7 @@ def _start_keeper(netns_only: bool) -> Channel:
     ours, theirs = pair()
     try:
         _fork(lambda: Keeper(Channel(theirs), netns_only).run(), {theirs.fileno()})
-    except OSError:
+    except PlatformError:
         ours.close()
         raise
     finally:
@@ -163,10 +165,13 @@ def _start_keeper(netns_only: bool) -> Channel:
 def _fork(serve: Callable[[], object], kept: set[int]) -> None:
     """Run `serve` in a child, which has only the descriptors `kept`.
 
-    :raises OSError: if there can be no more processes.
+    :raises PlatformError: if there can be no more processes.
     """
-    if os.fork():
-        return
+    try:
+        if os.fork():
+            return
+    except OSError as error:
+        raise PlatformError(f"cannot start a process: {error.strerror}", "raise the limit: ulimit -u") from None
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         _close_others(kept)
@@ -192,7 +197,7 @@ def _keep_one(connection: Channel, message: Message, request: OpenRequest) -> No
         if request.netns is None:
             os.set_inheritable(descriptor, True)
         else:
-            # Whoever closes a joined namespace may have it opened again under the same name of the tap at once.
+            # The caller may close a joined namespace and open it again at once, with a tap of the same name.
             os.close(descriptor)
     descriptor = connection.detach()
     pool.become(descriptor)

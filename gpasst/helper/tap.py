@@ -1,8 +1,8 @@
 """Making a tap device.
 
-The file of /dev/net/tun belongs to the network namespace it was *opened* in, whoever attaches a device to it later.
-Opening asks for permission on the file, attaching for CAP_NET_ADMIN in the namespace: two steps, which may need two
-different processes (see `gpasst.helper.namespace`).
+The file of /dev/net/tun belongs to the network namespace it was *opened* in, not to that of a process which attaches a
+device to it later. Opening asks for permission on the file, attaching for CAP_NET_ADMIN in the namespace: two
+steps, which may need two different processes (see `gpasst.helper.namespace`).
 
 The device speaks the 10-byte virtio-net header. TUNSETOFFLOAD declares the work that the kernel may leave to the owner
 (checksums, segmentation); kernels before 6.2 know no UDP segmentation and refuse the whole set, so smaller sets are
