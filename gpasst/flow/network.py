@@ -9,9 +9,9 @@ nothing beyond it. The rules are those of passt's host configuration discovery; 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gpasst.config import Config
 from gpasst.errors import ConfigurationError, PlatformError
@@ -19,6 +19,9 @@ from gpasst.helper.request import Route
 from gpasst.linux import IFA_F_DADFAILED, IFA_F_TENTATIVE, RT_SCOPE_LINK, RT_SCOPE_UNIVERSE, RTPROT_KERNEL
 from gpasst.packet.address import V4, V6
 from gpasst.values import NONE, is_domain, of_family, parse_mac, parse_netmask, split_address
+
+if TYPE_CHECKING:
+    from gpasst.helper.facts import HostFacts, HostRoute
 
 # Local mode, as in passt since 2024-11: RFC 3927 link-local addresses, and a fixed IPv6 link-local gateway.
 LOCAL_ADDRESS4 = "169.254.2.1"
@@ -29,8 +32,6 @@ PREFIX6_DEFAULT = 64  # bits
 MAX_RESOLVERS = 3  # per family; MAXNS of resolv.h
 CLASS_PREFIXES = ((128, 8), (192, 16), (224, 24), (256, 32))  # end of the first byte, bits; RFC 791, section 3.2
 UNUSABLE_FLAGS = IFA_F_DADFAILED | IFA_F_TENTATIVE
-
-Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,9 @@ def parse_resolver_file(text: str) -> ResolverFile:
     return ResolverFile(tuple(nameservers), search)
 
 
-def build_network(config: Config, facts: Facts, resolver_file: ResolverFile, advertises: bool = False) -> GuestNetwork:
+def build_network(
+    config: Config, facts: HostFacts, resolver_file: ResolverFile, advertises: bool = False
+) -> GuestNetwork:
     """Lay the options over the host's facts.
 
     :param config: the options.
@@ -185,7 +188,7 @@ class _Family:
     """
 
     def __init__(
-        self, config: Config, facts: Facts, resolver_file: ResolverFile, family: int, advertises_dns: bool
+        self, config: Config, facts: HostFacts, resolver_file: ResolverFile, family: int, advertises_dns: bool
     ) -> None:
         self.config = config
         self.family = family
@@ -211,7 +214,7 @@ class _Family:
         self.gateway = gateway or copied or LOCAL_GATEWAY[family]
         self.address, self.prefix = self._address(chosen)
 
-    def _template(self, facts: Facts, routes: list[Any]) -> tuple[int, Any]:
+    def _template(self, facts: HostFacts, routes: list[HostRoute]) -> tuple[int, HostRoute | None]:
         """Return the index of the template interface, 0 for none, and its default route, None if it has none."""
         defaults = [route for route in routes if route["destination"] is None]
         if self.config.interface:

@@ -34,13 +34,16 @@ import sys
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import gpasst
 from gpasst.errors import PlatformError
 from gpasst.helper.channel import LIMIT_REMEDY, Channel, Message, PeerEndedError, Wait, close_all, pair
 from gpasst.helper.pool import MAX_COUNT as SOCKETS_PER_MESSAGE
 from gpasst.helper.request import OpenRequest, Route, to_message
+
+if TYPE_CHECKING:
+    from gpasst.helper.facts import HostFacts
 
 __all__ = ["SOCKETS_PER_MESSAGE", "Helper", "Namespace", "OpenRequest", "Route", "Wait", "enter_command"]
 
@@ -91,7 +94,7 @@ class Helper:
         """Whether requests reach the process: it was neither closed nor killed."""
         return self._channel.fileno() >= 0 and self._channel.connected()
 
-    def facts(self, wait: Wait | None = None) -> dict[str, Any]:
+    def facts(self, wait: Wait | None = None) -> HostFacts:
         """Return links, addresses, routes and ephemeral ports of the namespace that the helper was started in.
 
         :raises PlatformError: if the helper has ended, or netlink refuses to list them.
@@ -99,7 +102,7 @@ class Helper:
         reply, received, connection = self._call({"do": "facts"}, wait)
         close_all(received)
         connection.close()
-        facts: dict[str, Any] = reply["facts"]
+        facts: HostFacts = reply["facts"]
         return facts
 
     def open(self, request: OpenRequest, wait: Wait | None = None) -> Namespace:

@@ -13,7 +13,7 @@ import errno
 import ipaddress
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyroute2.iproute import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -32,6 +32,9 @@ from gpasst.linux import (
     RTN_UNICAST,
     RTNH_F_ONLINK,
 )
+
+if TYPE_CHECKING:
+    from gpasst.helper.facts import HostAddress, HostFacts, HostLink, HostRoute
 
 PORT_RANGE = "/proc/sys/net/ipv4/ip_local_port_range"
 FAMILIES = {AF_INET: 4, AF_INET6: 6}
@@ -55,10 +58,10 @@ REMEDIES = {
 # What the kernel answers when a link has no IPv6.
 NO_IPV6 = frozenset({errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EACCES, errno.ENODEV, errno.EINVAL})
 
-Facts = dict[str, Any]
+Fields = dict[str, Any]
 
 
-def facts() -> Facts:
+def facts() -> HostFacts:
     """Return links, addresses, main-table unicast routes and the ephemeral ports of the present namespace.
 
     For each family the default route of the lowest metric comes first.
@@ -83,7 +86,7 @@ def ephemeral_ports() -> list[int]:
         return [int(number) for number in file.read().split()]
 
 
-def configure(request: OpenRequest, name: str | None) -> Facts:
+def configure(request: OpenRequest, name: str | None) -> Fields:
     """Bring `lo` up and, when a tap device was made, set it up as asked.
 
     :param name: name of the device, None without one.
@@ -119,7 +122,7 @@ def link_local_address(mac: str) -> str:
 
 
 def _set_link(ipr: Any, index: int, request: OpenRequest) -> None:
-    changes: Facts = {}
+    changes: Fields = {}
     if request.mac:
         changes["address"] = request.mac
     if request.mtu and request.configure:
@@ -159,7 +162,7 @@ def _add_link_local(ipr: Any, index: int, text: str) -> None:
 def _add_route(ipr: Any, index: int, route: Route, request: OpenRequest) -> None:
     destination = "default" if route.destination is None else f"{route.destination}/{route.prefix}"
     family = NUMBERS[route.family]
-    fields: Facts = {"family": family, "dst": destination, "oif": index}
+    fields: Fields = {"family": family, "dst": destination, "oif": index}
     if route.metric is not None:
         fields["priority"] = route.metric
     if route.gateway is None:
@@ -210,11 +213,11 @@ def _try(what: str, action: Callable[[], object]) -> None:
         raise ConfigurationError(f"cannot {what}: {error}") from None
 
 
-def _listed(changes: Facts) -> str:
+def _listed(changes: Fields) -> str:
     return ", ".join(f"{key} {value}" for key, value in changes.items())
 
 
-def _link(message: Any) -> Facts:
+def _link(message: Any) -> HostLink:
     return {
         "index": message["index"],
         "name": message.get_attr("IFLA_IFNAME"),
@@ -225,7 +228,7 @@ def _link(message: Any) -> Facts:
     }
 
 
-def _address(message: Any) -> Facts:
+def _address(message: Any) -> HostAddress:
     flags = message.get_attr("IFA_FLAGS")
     return {
         "index": message["index"],
@@ -247,7 +250,7 @@ def _table(message: Any) -> int:
     return int(message["table"] if table is None else table)
 
 
-def _route(message: Any) -> Facts:
+def _route(message: Any) -> HostRoute:
     hops = message.get_attr("RTA_MULTIPATH")
     hop = hops[0] if hops else message
     via = hop.get_attr("RTA_VIA")

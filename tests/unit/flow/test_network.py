@@ -16,6 +16,7 @@ from gpasst.flow.network import (
     guess_prefix4,
     parse_resolver_file,
 )
+from gpasst.helper.facts import HostAddress, HostFacts, HostLink, HostRoute
 from gpasst.helper.request import Route
 from tests.support.addresses import ip
 
@@ -25,16 +26,16 @@ KERNEL, STATIC = 2, 4
 TENTATIVE, DAD_FAILED, PERMANENT = 0x40, 0x08, 0x80
 
 
-def link(index: int, name: str) -> dict[str, Any]:
+def link(index: int, name: str) -> HostLink:
     return {"index": index, "name": name, "mac": "02:00:00:00:00:01", "up": True, "mtu": 1500, "loopback": name == "lo"}
 
 
-def address(index: int, text: str, prefix: int, scope: int = GLOBAL, flags: int = PERMANENT) -> dict[str, Any]:
+def address(index: int, text: str, prefix: int, scope: int = GLOBAL, flags: int = PERMANENT) -> HostAddress:
     family = 6 if ":" in text else 4
     return {"index": index, "family": family, "address": text, "prefix": prefix, "scope": scope, "flags": flags}
 
 
-def route(oif: int, to: str, gateway: str | None = None, protocol: int = STATIC, metric: int = 0) -> dict[str, Any]:
+def route(oif: int, to: str, gateway: str | None = None, protocol: int = STATIC, metric: int = 0) -> HostRoute:
     destination, _, prefix = to.partition("/")
     default = to in ("0.0.0.0/0", "::/0")
     return {
@@ -79,18 +80,19 @@ ROUTES6 = [
     route(UP, "2001:db8::/64", protocol=KERNEL, metric=256),
     route(UP, "2001:db8:9::/48", "fe80::9", metric=1024),
 ]
-ORDINARY = {
+ORDINARY: HostFacts = {
     "links": LINKS,
     "addresses": LOOPBACKS + ADDRESSES4 + ADDRESSES6,
     "routes": ROUTES4 + ROUTES6,
+    "ephemeral": [32768, 60999],
 }
-LONELY = {"links": LINKS[:1], "addresses": LOOPBACKS, "routes": []}
+LONELY: HostFacts = {"links": LINKS[:1], "addresses": LOOPBACKS, "routes": [], "ephemeral": [32768, 60999]}
 # No default route, and none that leads out at all, for IPv6.
-MIXED = {"links": LINKS, "addresses": LOOPBACKS + ADDRESSES4, "routes": ROUTES4}
+MIXED: HostFacts = {"links": LINKS, "addresses": LOOPBACKS + ADDRESSES4, "routes": ROUTES4, "ephemeral": [32768, 60999]}
 RESOLVERS = ResolverFile(("198.51.100.53", "2001:db8:5::53", "198.51.100.54"), ("example.org", "example.net"))
 
 
-def settled(facts: dict[str, Any] = ORDINARY, file: ResolverFile = RESOLVERS, **options: Any) -> GuestNetwork:
+def settled(facts: HostFacts = ORDINARY, file: ResolverFile = RESOLVERS, **options: Any) -> GuestNetwork:
     return build_network(Config(**options), facts, file)
 
 
@@ -170,7 +172,7 @@ def test_one_family_may_be_local() -> None:
 
 
 def test_a_default_route_without_address_is_of_no_use() -> None:
-    facts = {**MIXED, "routes": ROUTES4 + ROUTES6, "addresses": LOOPBACKS + ADDRESSES4 + ADDRESSES6[-2:]}
+    facts: HostFacts = {**MIXED, "routes": ROUTES4 + ROUTES6, "addresses": LOOPBACKS + ADDRESSES4 + ADDRESSES6[-2:]}
     _, ip6 = both(settled(facts))
     assert (ip6.local, ip6.gateway, ip6.index) == (True, ip("fe80::1"), 0)
 
@@ -185,7 +187,7 @@ def test_the_first_default_route_decides() -> None:
 
 
 def test_a_family_without_any_address_is_left_out() -> None:
-    facts = {"links": LINKS[:1], "addresses": LOOPBACKS[:1], "routes": []}
+    facts: HostFacts = {**LONELY, "addresses": LOOPBACKS[:1]}
     network = settled(facts)
     assert network.ip4 is not None
     assert network.ip6 is None
