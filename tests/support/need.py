@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import socket
 from typing import Any
 
 import pytest
@@ -23,3 +24,11 @@ def need_module(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError:
         pytest.skip(f"needs the Python module {name}")
+
+
+def need_option(sock: socket.socket, level: int, option: int, value: int, since: str) -> None:
+    """Set an option of a socket, or skip the test by the version of Linux that has it."""
+    try:
+        sock.setsockopt(level, option, value)
+    except OSError as error:
+        pytest.skip(f"needs Linux {since} (option {option} of level {level}: {error.strerror})")
