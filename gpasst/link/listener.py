@@ -77,7 +77,7 @@ class GuestListener:
         """Accept a connection and return its socket, None if no connection is pending any more."""
         try:
             # The C class has no public accept: socket.accept itself calls this method.
-            descriptor, _ = self.socket._accept()  # type: ignore[attr-defined]
+            descriptor, _ = self.socket._accept()  # type: ignore[attr-defined]  # noqa: SLF001
         except OSError:
             return None
         return RawSocket(fileno=descriptor)

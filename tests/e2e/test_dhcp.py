@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import gpasst
+from tests.support.guests import tap_index
 from tests.support.lab import FAR4, FAR6, HOST4, HOST6, HOST_LINK_LOCAL, REMOTE4, Remote, bound
 from tests.support.need import need
 from tests.support.ready import PATIENCE, until
@@ -222,19 +223,13 @@ def test_what_is_not_served_is_counted(options: dict[str, Any], reason: gpasst.D
     with gpasst.Pasta(config_net=True, **options) as net:
         with net.socket() as four, net.socket(socket.AF_INET6) as six:
             four.sendto(b"?", (net.gateway4, 67))
-            six.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, socket_index(net))
+            six.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, tap_index(net))
             six.sendto(b"?", ("ff02::1:2", 547))
         if reason:
             until(lambda: net.statistics().drops.get(reason.value) == 2, "both counted")
         else:
             wanted = {gpasst.Drop.MALFORMED_DHCP.value, gpasst.Drop.MALFORMED_DHCPV6.value}
             until(lambda: wanted <= net.statistics().drops.keys(), "both counted")
-
-
-def socket_index(net: gpasst.Pasta) -> int:
-    """Index of the tap in its namespace."""
-    shown = net.run(["ip", "-o", "link", "show", "dev", net.interface], capture_output=True, text=True, check=True)
-    return int(shown.stdout.split(":")[0])
 
 
 def test_the_router_advertises_itself_unasked() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import gpasst
+from tests.support.addresses import HOST_MAC
 from tests.support.lab import FAR4, HOST4, HOST6, REMOTE4, UPSTREAM, Remote, bound, host_socket
 from tests.support.ready import sleeper
 
@@ -212,12 +213,11 @@ def test_loopback_destinations_do_not_leave_the_namespace(server: socket.socket)
     """A hostile guest routes loopback addresses to the tap; the host's services stay out of reach (CVE-2020-8558)."""
     with gpasst.Pasta(config_net=True) as net:
         port = server.getsockname()[1]
-        frame = bytes.fromhex("9a559a559a55") + net._namespace.mac + bytes.fromhex("0800")  # type: ignore[union-attr]
         header = bytes.fromhex("45000020000000004011 0000 c0000202 7f000001".replace(" ", ""))
         datagram = (9).to_bytes(2, "big") + port.to_bytes(2, "big") + bytes.fromhex("000c0000") + b"evil"
         with net.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as raw:
             raw.bind((net.interface, 0))
-            raw.send(frame + header + datagram)
+            raw.send(HOST_MAC + raw.getsockname()[4] + b"\x08\x00" + header + datagram)
         assert ask(net, net.gateway4, server) is not None, "heard first if the other one had passed"
         assert net.statistics().drops[gpasst.Drop.LOOPBACK_ADDRESS.value] == 1
 

@@ -24,7 +24,7 @@ from gpasst.linux import UDP_SEGMENT
 from tests.support.cli import AS_ROOT, GPASST, cli, ended
 from tests.support.engines import ENGINES, bursts, datagrams, send_all
 from tests.support.families import FAMILY, LOOPBACK
-from tests.support.guests import expire, scan
+from tests.support.guests import expire, proxy_of, scan
 from tests.support.lab import (
     FAR,
     FAR4,
@@ -89,9 +89,9 @@ def drops(link: gpasst.Passt, reason: gpasst.Drop) -> int:
 
 
 def stream_of(link: gpasst.Passt) -> Stream:
-    proxy = link._proxy
-    assert proxy is not None and isinstance(proxy.link, Stream)
-    return proxy.link
+    stream = proxy_of(link).link
+    assert isinstance(stream, Stream)
+    return stream
 
 
 def greeted(guest: Guest) -> tuple[bytes, bytes]:

@@ -21,10 +21,9 @@ from gpasst.flow.record import Flow, Forward
 from gpasst.linux import IP_PKTINFO, IPPROTO_IP, IPPROTO_IPV6, IPV6_PKTINFO, IPV6_RECVPKTINFO, UDP_SEGMENT
 from gpasst.path import udp_splice
 from gpasst.path.udp_splice import POOL
-from gpasst.proxy.proxy import Proxy
 from tests.support.engines import ENGINES, datagrams, receive_all, send_all
 from tests.support.families import ANY, FAMILY, LOOPBACK
-from tests.support.guests import expire
+from tests.support.guests import call, expire, proxy_of, scan
 from tests.support.lab import HOST, HOST4, PATIENCE, REMOTE, Remote, bound, host_socket
 from tests.support.ready import until
 
@@ -120,17 +119,6 @@ def outward(net: gpasst.Pasta, port: int, family: int = 4) -> Way:
     return Way(net, family, True, port, 0)
 
 
-def proxy_of(net: gpasst.Pasta) -> Proxy:
-    assert net._proxy is not None
-    return net._proxy
-
-
-def scan(net: gpasst.Pasta, now: int) -> None:
-    proxy = proxy_of(net)
-    assert net._runtime is not None
-    net._runtime.call(lambda: proxy.scan(now))
-
-
 @contextmanager
 def clock(net: gpasst.Pasta) -> Iterator[Callable[[int], None]]:
     """Let time pass only when told so, by seconds; each time is followed by a scan."""
@@ -141,7 +129,7 @@ def clock(net: gpasst.Pasta) -> Iterator[Callable[[int], None]]:
     def advance(seconds: int) -> None:
         nonlocal now
         now += seconds
-        scan(net, now)
+        scan(net)
 
     try:
         yield advance
@@ -409,7 +397,7 @@ def test_what_strangers_send_before_a_pair_is_connected_is_dropped(
     way: Way, strays: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It reaches nobody, and harms nothing of the burst that the pair was made for."""
-    bind = udp_splice._bind
+    bind = udp_splice._bind  # noqa: SLF001  # nothing public happens between bind and connect
 
     def bind_slowly(sock: Any, family: int, route: Any) -> None:
         bind(sock, family, route)
@@ -590,9 +578,9 @@ def test_either_direction_keeps_a_pair(way: Way, answers: bool) -> None:
 @to_namespace_only
 def test_new_pairs_take_their_sockets_from_the_pool(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
     """While it lasts, nobody in the namespace is asked; afterwards it is filled again."""
-    pool = proxy_of(way.net)._base.pool  # the event is a message that is not sent, which nothing public shows
+    pool = proxy_of(way.net)._base.pool  # noqa: SLF001  # a message that is not sent shows nowhere else
     assert pool is not None
-    scan(way.net, proxy_of(way.net).clock.now())
+    scan(way.net)
     asked = []
     make = pool._make
 
@@ -606,7 +594,7 @@ def test_new_pairs_take_their_sockets_from_the_pool(way: Way, monkeypatch: pytes
         for _ in range(POOL):
             exchange(way, stack.enter_context(way.client()), service)
         assert asked == []
-    scan(way.net, proxy_of(way.net).clock.now())
+    scan(way.net)
     assert asked == [(FAMILY[way.family], socket.SOCK_DGRAM, 0, POOL)]
 
 
@@ -638,8 +626,7 @@ def test_an_ended_pair_leaves_no_memory_behind(way: Way) -> None:
         kept = [weakref.ref(pair) for pair in pairs]
         assert len(kept) == 20
     expire(way.net)
-    assert way.net._runtime is not None
-    way.net._runtime.call(gc.collect)
+    call(way.net, gc.collect)
     # The one that was busy last may still be in somebody's hands.
     assert sum(ref() is not None for ref in kept) <= 1
 

@@ -14,7 +14,7 @@ import gpasst
 from gpasst.linux import UDP_GRO, UDP_SEGMENT
 from tests.support.engines import ENGINES
 from tests.support.families import ANY, FAMILY, LOOPBACK
-from tests.support.guests import expire, gateway, guest_socket
+from tests.support.guests import expire, gateway, guest_socket, tap_index
 from tests.support.lab import (
     FAR,
     FAR4,
@@ -337,12 +337,11 @@ def test_flows_show_both_views(net: gpasst.Pasta, remote: Remote) -> None:
 
 
 def test_link_local_addresses_keep_their_interface(net: gpasst.Pasta, remote: Remote) -> None:
-    assert net._namespace is not None
     with bound(remote.socket(socket.AF_INET6), "::") as server, guest_socket(net, 6) as guest:
         # A global destination first must not tie the port to global sources.
         guest.sendto(b"global", (FAR6, server.getsockname()[1]))
         assert server.recv(9) == b"global"
-        guest.sendto(b"local", (REMOTE_LINK_LOCAL, server.getsockname()[1], 0, net._namespace.index))
+        guest.sendto(b"local", (REMOTE_LINK_LOCAL, server.getsockname()[1], 0, tap_index(net)))
         data, sender = server.recvfrom(9)
         assert data == b"local"
         assert sender[0].startswith(HOST_LINK_LOCAL)

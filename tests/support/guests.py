@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import socket
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import gpasst
+from gpasst.proxy.proxy import Proxy
 from tests.support.families import ANY, FAMILY
 from tests.support.lab import bound, host_socket
 
+SIOCGIFINDEX = 0x8933  # linux/sockios.h
 TIMEOUT = 180  # seconds of --udp-timeout unless it is given
 
 
@@ -48,9 +52,29 @@ def expire(guest: gpasst.Pasta | gpasst.Passt) -> None:
 
 def scan(guest: gpasst.Pasta | gpasst.Passt, later: int = 0) -> None:
     """Do what is done once a second, `later` seconds from now."""
-    proxy = guest._proxy
-    assert proxy is not None and guest._runtime is not None
-    guest._runtime.call(lambda: proxy.scan(proxy.clock.now() + later))
+    proxy = proxy_of(guest)
+    call(guest, lambda: proxy.scan(proxy.clock.now() + later))
+
+
+def proxy_of(guest: gpasst.Pasta | gpasst.Passt) -> Proxy:
+    """Return what moves a guest's traffic: nothing public sets its clock, or shows the ends of what it opened."""
+    proxy = guest._proxy  # noqa: SLF001
+    assert proxy is not None
+    return proxy
+
+
+def call(guest: gpasst.Pasta | gpasst.Passt, function: Callable[[], object]) -> None:
+    """Call a function where the proxy runs, which no other thread may disturb."""
+    runtime = guest._runtime  # noqa: SLF001
+    assert runtime is not None
+    runtime.call(function)
+
+
+def tap_index(net: gpasst.Pasta) -> int:
+    """Return the index of the tap in its namespace."""
+    with net.socket() as sock:
+        answer = fcntl.ioctl(sock, SIOCGIFINDEX, struct.pack("16si20x", net.interface.encode(), 0))
+    return int(struct.unpack_from("16si", answer)[1])
 
 
 def gateway(net: gpasst.Pasta, family: int) -> str:
