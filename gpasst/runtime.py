@@ -61,7 +61,7 @@ class Runtime:
         self._helper: Helper | None = None
 
     def call(self, function: Callable[[], T]) -> T:
-        """Run `function` where the hub runs."""
+        """Run `function` where the hub runs, and return or raise what it does."""
         return function()
 
     def wait_end(self, descriptor: int) -> None:
@@ -110,7 +110,10 @@ class BackgroundRuntime(Runtime):
         super().__init__(self._hub)
 
     def call(self, function: Callable[[], T]) -> T:
-        """Run `function` in a greenlet of the hub and wait for its result."""
+        """Run `function` in a greenlet of the hub, and return or raise what it does.
+
+        :raises BaseException: if `function` does.
+        """
         done = _allocate_lock()
         done.acquire()
         outcome: list[Any] = [None, None]

@@ -143,7 +143,11 @@ class Helper:
         self.close()
 
     def _call(self, message: Message, wait: Wait | None) -> tuple[Message, list[int], Channel]:
-        """Make a request over a connection of its own, which is the caller's from now on."""
+        """Make a request over a connection of its own, which is the caller's from now on.
+
+        :raises GpasstError: the error that the helper reports.
+        :raises PlatformError: if the helper has ended, or there are too many open files.
+        """
         if self._channel.fileno() < 0:
             raise PlatformError("the helper process was closed")
         try:
