@@ -17,13 +17,13 @@ from tests.support.need import need
 USER = f"gpasst-{os.getpid()}"  # what an earlier run may have left behind does not matter
 SUITES = (
     "test_udp.py",
-    "test_splice.py",
-    "test_forwards.py",
+    "splice",
+    "forwards",
     "test_programs.py",
     "test_modes.py",
     "test_cli.py",
     "test_dhcp.py",
-    "test_passt.py",
+    "passt",
     "test_errors.py",
     "test_tos_ttl.py",
 )

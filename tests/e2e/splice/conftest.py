@@ -1,0 +1,28 @@
+"""Fixtures of the tests of splice pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import gpasst
+from tests.support.engines import ENGINES
+from tests.support.lab import Remote
+from tests.support.ways import Way
+
+
+@pytest.fixture(params=ENGINES, scope="module")
+def net(request: pytest.FixtureRequest, tun: None, remote: Remote) -> Iterator[gpasst.Pasta]:
+    """A namespace and its host, which lead to each other's ports 53 and 54."""
+    del tun, remote
+    ports: dict[str, Any] = {"udp_ports": "8053-8054:53-54", "udp_ns": "5300-5301:53-54"}
+    with gpasst.Pasta(config_net=True, **ports, **ENGINES[request.param]) as opened:
+        yield opened
+
+
+@pytest.fixture(params=[False, True], ids=["to-namespace", "to-host"])
+def way(request: pytest.FixtureRequest, net: gpasst.Pasta, family: int) -> Way:
+    ports = (5300, 5301) if request.param else (8053, 8054)
+    return Way(net, family, request.param, *ports)
