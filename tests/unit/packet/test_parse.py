@@ -13,6 +13,7 @@ from gpasst.packet.parse import MAX_EXTENSIONS, Fragment, parse_ip, parse_udp
 from gpasst.packet.reassembly import Reassembly
 from tests.support.addresses import ip
 from tests.support.families import FAMILIES
+from tests.support.replies import refused
 
 SOURCE = {4: ip("192.0.2.2"), 6: ip("2001:db8::2")}
 DESTINATION = {4: ip("198.51.100.9"), 6: ip("2001:db8:1::9")}
@@ -37,10 +38,6 @@ def frame(family: int, payload: bytes, protocol: int = UDP, **fields: int) -> me
 def datagram(data: bytes, length: int | None = None) -> memoryview:
     size = 8 + len(data) if length is None else length
     return memoryview(UDP_CODEC.pack(source=33000, destination=123, length=size) + data)
-
-
-def refused(reason: Drop) -> pytest.RaisesExc[PacketError]:
-    return pytest.raises(PacketError, match=reason.value)
 
 
 @FAMILIES

@@ -7,19 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpasst.counters import Drop
-from gpasst.errors import PacketError
 from gpasst.packet.parse import Fragment, Packet
 from gpasst.packet.reassembly import DATAGRAMS_LIMIT, LIFETIME, Reassembly
 from tests.support.addresses import ip
 from tests.support.families import FAMILIES
+from tests.support.replies import refused
 
 SOURCE = {4: ip("192.0.2.2"), 6: ip("2001:db8::2")}
 DESTINATION = {4: ip("198.51.100.9"), 6: ip("2001:db8:1::9")}
 UDP = 17
-
-
-def refused(reason: Drop) -> pytest.RaisesExc[PacketError]:
-    return pytest.raises(PacketError, match=reason.value)
 
 
 def part(payload: bytes, start: int, end: int, identification: int = 1, family: int = 4) -> Packet:

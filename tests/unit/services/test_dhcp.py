@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from gpasst.services import dhcp
 from tests.support.addresses import GATEWAY4, GUEST4, GUEST_MAC, HOST_MAC, ip
 from tests.support.need import need_module
 from tests.support.networks import family_network, guest_network
+from tests.support.replies import refused
 
 BROADCAST_MAC, BROADCAST = b"\xff" * 6, b"\xff" * 4
 COOKIE = bytes.fromhex("63825363")
@@ -110,10 +110,6 @@ class Answer:
 
 def answer(data: bytes, **described: Any) -> Answer:
     return Answer(dhcp.answer(network(**described), data, GUEST_MAC))
-
-
-def refused(reason: Drop) -> pytest.RaisesExc[PacketError]:
-    return pytest.raises(PacketError, match=re.escape(reason.value))
 
 
 # Leases

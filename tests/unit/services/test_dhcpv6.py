@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from gpasst.services import dhcpv6
 from tests.support.addresses import GATEWAY6, GUEST6, GUEST_LINK_LOCAL, GUEST_MAC, HOST_LINK_LOCAL, HOST_MAC, ip
 from tests.support.need import need_module
 from tests.support.networks import family_network, guest_network
+from tests.support.replies import refused
 
 SERVERS = "ff02::1:2"
 TRANSACTION = b"abc"
@@ -111,10 +111,6 @@ class Answer:
 
 def answer(data: bytes, **described: Any) -> Answer:
     return Answer(dhcpv6.answer(server(**described), packet(), data, GUEST_MAC))
-
-
-def refused(reason: Drop) -> pytest.RaisesExc[PacketError]:
-    return pytest.raises(PacketError, match=re.escape(reason.value))
 
 
 # Leases

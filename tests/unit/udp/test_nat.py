@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import socket
-from typing import Any
 
 import pytest
 
 from gpasst.counters import Drop
-from gpasst.errors import PacketError
 from gpasst.flow.guest import Guest
 from gpasst.flow.sender import Sender
 from gpasst.formats import STREAM_LENGTH, VIRTIO_NET
@@ -31,6 +29,7 @@ from tests.support.addresses import (
 )
 from tests.support.nat import EPHEMERAL, Host, Opener, ports
 from tests.support.networks import INDEX
+from tests.support.replies import refused
 
 TIMEOUT = 180
 VIRTIO_SIZE = VIRTIO_NET.sizeof()
@@ -61,10 +60,6 @@ MESSAGE_C = bytes.fromhex(
 def frame(peer: Peer, payload: bytes) -> bytes:
     """Give the frame of an upward datagram as the guest reads it."""
     return bytes(peer.header.fill_complete(payload))[VIRTIO_SIZE:] + payload
-
-
-def refused(reason: Drop) -> Any:
-    return pytest.raises(PacketError, match=reason.value)
 
 
 # The worked examples of the specification.

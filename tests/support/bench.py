@@ -1,0 +1,142 @@
+"""The data path of one guest on the test's bench: its link only records, its host sockets are real ones.
+
+The guest's gateway stands for the host's loopback, so what it sends there reaches sockets of the test.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from gpasst.counters import Counters
+from gpasst.features import ALL, Feature
+from gpasst.flow.guest import Guest
+from gpasst.host.receive import sender_key
+from gpasst.host.receive_contiguous import ContiguousReceiver
+from gpasst.link.capture import Capture
+from gpasst.link.port import RunHeader
+from gpasst.packet.parse import Packet, parse_ip
+from gpasst.path.icmp_to_guest import IcmpToGuest
+from gpasst.path.udp_sockets import MappingSockets, ServiceHandler, UdpSockets
+from gpasst.udp.mapping import UdpSocket
+from gpasst.udp.nat import UdpNat
+from tests.support import scripted
+from tests.support.addresses import GATEWAY4, GATEWAY6, GUEST4, GUEST_LINK_LOCAL, GUEST_MAC, HOST_MAC, ip
+from tests.support.families import FAMILY, LOOPBACK
+from tests.support.networks import guest_network
+
+GUEST = {4: GUEST4, 6: GUEST_LINK_LOCAL}
+GATEWAY = {4: GATEWAY4, 6: GATEWAY6}
+NOW = 1000  # seconds
+
+
+class Link:
+    """A guest's end that keeps what is written to it."""
+
+    def __init__(self) -> None:
+        self.capture: Capture | None = None
+        self.ready = True
+        self.frames: list[bytes] = []
+        self.runs: list[tuple[RunHeader, int, int, bytes]] = []
+        self.flushed = 0
+
+    def write_run(self, header: RunHeader, total: int, segment: int, payload: list[memoryview]) -> None:
+        self.runs.append((header, total, segment, b"".join(payload)))
+
+    def write_frame(self, frame: bytes) -> None:
+        self.frames.append(frame)
+
+    def flush(self) -> None:
+        self.flushed += 1
+
+    @property
+    def payloads(self) -> list[bytes]:
+        """The datagrams of all runs."""
+        return [
+            data[at : at + segment] if total else b""
+            for _, total, segment, data in self.runs
+            for at in (range(0, total, segment) if total else (0,))
+        ]
+
+
+class Bench:
+    """UDP between a guest and the host, with all that it needs."""
+
+    def __init__(self, features: frozenset[Feature] = ALL, carried: bool = True) -> None:
+        self.link = Link()
+        self.counters = Counters()
+        self.guest = Guest(guest_network(), GUEST_MAC, ip(GUEST_LINK_LOCAL))
+        self.watched: list[UdpSocket] = []
+        opener = MappingSockets(self.guest, Feature.GRO in features, self.watched.append, self.watched.remove)
+        self.nat = UdpNat(self.guest, opener, sender_key, now=NOW)
+        self.icmp = IcmpToGuest(self.link, self.guest, self.counters)
+        self.services: dict[tuple[int, int], ServiceHandler] = {}
+        receivers = {family: ContiguousReceiver(family) for family in (4, 6)}
+        self.time = 0.0
+        self.udp = UdpSockets(
+            self.nat,
+            self.link,
+            self.icmp,
+            None,
+            receivers,
+            self.services,
+            self.counters,
+            features,
+            carried,
+            lambda: self.time,
+        )
+
+    def send(
+        self, family: int, target: tuple[Any, ...], payload: bytes = b"?", port: int = 0, segment: int = 0
+    ) -> None:
+        """Let the guest send to a socket of the test; without `port` from one that is free on the host."""
+        packet = udp_packet(family, port or free_port(family), target[1], payload)
+        self.udp.outbound(replace(packet, segment=segment))
+
+    def receive(self) -> None:
+        """Move what the host sockets hold."""
+        for udp_socket in list(self.watched):
+            self.udp.step(udp_socket)
+
+    def close(self) -> None:
+        self.nat.close()
+        assert self.watched == [], "everything has been closed"
+
+
+@contextmanager
+def bench(features: frozenset[Feature] = ALL, carried: bool = True) -> Iterator[Bench]:
+    """A bench that is cleared in the end."""
+    made = Bench(features, carried)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@contextmanager
+def server(family: int) -> Iterator[socket.socket]:
+    """A socket on the host's loopback."""
+    with socket.socket(FAMILY[family], socket.SOCK_DGRAM) as sock:
+        sock.bind((LOOPBACK[family], 0))
+        sock.settimeout(2)
+        yield sock
+
+
+def free_port(family: int) -> int:
+    with socket.socket(FAMILY[family], socket.SOCK_DGRAM) as sock:
+        sock.bind(("", 0))
+        return int(sock.getsockname()[1])
+
+
+def udp_frame(family: int, port: int, to_port: int, payload: bytes, target: str = "") -> bytes:
+    """Return the frame of a datagram of the guest, to its gateway unless told otherwise."""
+    (packet,) = scripted.udp_packets(GUEST[family], port, target or GATEWAY[family], to_port, payload, 65535)
+    return HOST_MAC + GUEST_MAC + packet
+
+
+def udp_packet(family: int, port: int, to_port: int, payload: bytes, target: str = "") -> Packet:
+    """Return the same as a packet."""
+    return parse_ip(memoryview(udp_frame(family, port, to_port, payload, target)))

@@ -1,0 +1,164 @@
+"""Frames of known peers: what is recognised at one look is what the parsers would have said."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpasst.errors import PacketError
+from gpasst.formats import VIRTIO_NET_BLANK
+from gpasst.packet.parse import parse_ip, parse_udp
+from gpasst.path.fastpath import HEADERS, FastPath, repeating
+from tests.support.addresses import GATEWAY4, GATEWAY6, GUEST4, GUEST_LINK_LOCAL, ip
+from tests.support.bench import udp_frame
+from tests.support.families import FAMILIES
+from tests.support.nat import Host
+
+GUEST = {4: GUEST4, 6: GUEST_LINK_LOCAL}
+GATEWAY = {4: GATEWAY4, 6: GATEWAY6}
+PORT, TO = 5000, 7000
+VIRTIO = len(VIRTIO_NET_BLANK)
+ETHERNET = 14
+PROTOCOL = {4: ETHERNET + 9, 6: ETHERNET + 6}  # offset in a frame
+TOS_TTL = 64  # of frames that are built here
+
+
+class Case:
+    """A fast path with one peer in each family."""
+
+    def __init__(self) -> None:
+        self.host = Host()
+        self.peers = {family: self.host.down(PORT, GATEWAY[family], TO, GUEST[family]) for family in (4, 6)}
+        self.fastpath = FastPath(self.host.path.tables)
+
+    def lookup(self, frame: bytes, before: int = 0) -> tuple[object, bytes] | None:
+        """Return the peer and the payload of a frame that lies somewhere in a buffer."""
+        buffer = bytearray(bytes(before) + VIRTIO_NET_BLANK + frame + b"behind")
+        found = self.fastpath.lookup(buffer, before, VIRTIO + len(frame))
+        if found is None:
+            return None
+        peer, start, length = found
+        return peer, bytes(buffer[before + start : before + start + length])
+
+
+@FAMILIES
+@pytest.mark.parametrize("payload", [b"", b"x", bytes(range(256)) * 5])
+@pytest.mark.parametrize("padding", [0, 30])
+@pytest.mark.parametrize("before", [0, 7])
+def test_a_frame_of_a_known_peer(family: int, payload: bytes, padding: int, before: int) -> None:
+    case = Case()
+    frame = udp_frame(family, PORT, TO, payload) + bytes(padding)
+    assert case.lookup(frame, before) == (case.peers[family], payload)
+    assert case.fastpath.knows(frame)
+
+
+@FAMILIES
+def test_it_counts_as_active(family: int) -> None:
+    case = Case()
+    table, peer = case.host.path.tables[family], case.peers[family]
+    table.activity[:] = bytes(len(table.activity))
+    case.lookup(udp_frame(family, PORT, TO, b"?"))
+    assert table.activity[peer.byte] == peer.bit
+
+
+@FAMILIES
+def test_its_tos_and_ttl_become_the_peers(family: int) -> None:
+    case = Case()
+    peer = case.peers[family]
+    frame = bytearray(udp_frame(family, PORT, TO, b"?"))
+    case.lookup(bytes(frame))
+    assert peer.tos_ttl == TOS_TTL
+    if family == 4:
+        frame[ETHERNET + 1], frame[ETHERNET + 8] = 0xB9, 17
+    else:
+        frame[ETHERNET : ETHERNET + 2], frame[ETHERNET + 7] = b"\x6b\x90", 17
+    assert case.lookup(bytes(frame)) is not None
+    assert peer.tos_ttl == 0xB911
+
+
+@FAMILIES
+def test_frames_of_others_are_nobodys(family: int) -> None:
+    case = Case()
+    other_guest = udp_frame(family, PORT + 1, TO, b"?")
+    other_target = udp_frame(family, PORT, TO + 1, b"?")
+    for frame in (other_guest, other_target):
+        assert case.lookup(frame) is None
+        assert not case.fastpath.knows(frame)
+
+
+@FAMILIES
+def test_without_tables_nothing_is_known(family: int) -> None:
+    frame = udp_frame(family, PORT, TO, b"?")
+    fastpath = FastPath({})
+    assert fastpath.lookup(bytearray(VIRTIO_NET_BLANK + frame), 0, VIRTIO + len(frame)) is None
+    assert not fastpath.knows(frame)
+
+
+@FAMILIES
+@given(
+    payload=st.binary(max_size=40),
+    changes=st.lists(st.tuples(st.integers(12, 70), st.integers(0, 255)), max_size=3),
+    cut=st.integers(0, 30),
+)
+def test_whatever_is_recognised_the_parsers_agree(
+    family: int, payload: bytes, changes: list[tuple[int, int]], cut: int
+) -> None:
+    case = Case()
+    frame = bytearray(udp_frame(family, PORT, TO, payload))
+    for at, value in changes:
+        if at < len(frame):
+            frame[at] = value
+    frame = frame[: len(frame) - cut]
+    found = case.lookup(bytes(frame))
+    if found is None:
+        return
+    packet = parse_ip(memoryview(bytes(frame)))
+    assert packet.fragment is None
+    source, destination, data = parse_udp(packet.payload)
+    assert (packet.source, packet.destination) == (ip(GUEST[packet.family]), ip(GATEWAY[packet.family]))
+    assert (source, destination, bytes(data)) == (PORT, TO, found[1])
+    assert found[0] is case.peers[packet.family]
+    assert case.peers[packet.family].tos_ttl == packet.tos_ttl
+
+
+@FAMILIES
+@given(payload=st.binary(max_size=40), at=st.integers(ETHERNET, 61), bits=st.integers(1, 255))
+def test_an_ordinary_frame_that_the_parsers_take_is_recognised(family: int, payload: bytes, at: int, bits: int) -> None:
+    """But for options, extension headers and fragments, which take the longer way."""
+    case = Case()
+    frame = bytearray(udp_frame(family, PORT, TO, payload))
+    frame[min(at, len(frame) - 1)] ^= bits
+    plain = frame[PROTOCOL[family]] == 17 and (
+        family == 6 or (frame[ETHERNET] == 0x45 and not frame[ETHERNET + 6] & 0x3F)
+    )
+    try:
+        packet = parse_ip(memoryview(bytes(frame)))
+        source, destination, _ = parse_udp(packet.payload)
+    except PacketError:
+        return
+    ends = packet.source, packet.destination, source, destination
+    if plain and packet.fragment is None and ends == (ip(GUEST[family]), ip(GATEWAY[family]), PORT, TO):
+        assert case.lookup(bytes(frame)) is not None
+
+
+@FAMILIES
+def test_frames_of_one_flow_and_size_repeat_each_other(family: int) -> None:
+    """Whatever their identification and checksums are."""
+    read = repeating(family, 0)
+    one, other = (bytearray(VIRTIO_NET_BLANK + udp_frame(family, PORT, TO, data)) for data in (b"abcd", b"efgh"))
+    assert one != other
+    assert read(one, 0) == read(other, 0)
+    assert read(one, 0) == read(bytearray(bytes(5)) + one, 5)
+
+
+@FAMILIES
+def test_any_other_difference_ends_a_run(family: int) -> None:
+    read = repeating(family, 0)
+    first = bytearray(VIRTIO_NET_BLANK + udp_frame(family, PORT, TO, b"abcd"))
+    ignored = {VIRTIO + ETHERNET + at for at in (4, 5, 10, 11)} if family == 4 else set()
+    ignored |= {HEADERS[family] - 2, HEADERS[family] - 1}
+    for at in range(HEADERS[family]):
+        changed = bytearray(first)
+        changed[at] ^= 1
+        assert (read(changed, 0) == read(first, 0)) == (at in ignored), at
