@@ -121,6 +121,20 @@ CLOCK_MONOTONIC: Final = 1
 TFD_NONBLOCK: Final = 0o4000
 TFD_CLOEXEC: Final = 0o2000000
 
+# inotify (linux/inotify.h; Linux 2.6.13).
+IN_MOVED_FROM: Final = 0x40
+IN_MOVED_TO: Final = 0x80
+IN_CREATE: Final = 0x100
+IN_DELETE: Final = 0x200
+IN_DELETE_SELF: Final = 0x400
+IN_MOVE_SELF: Final = 0x800
+IN_UNMOUNT: Final = 0x2000
+IN_Q_OVERFLOW: Final = 0x4000
+IN_IGNORED: Final = 0x8000
+IN_ONLYDIR: Final = 0x01000000
+IN_NONBLOCK: Final = 0o4000
+IN_CLOEXEC: Final = 0o2000000
+
 # Limits of system calls.
 UIO_MAXIOV: Final = 1024  # pieces of one readv, writev or sendmsg (linux/uio.h)
 UDP_MAX_SEGMENTS: Final = 128  # datagrams that UDP_GRO joins (linux/udp.h since 6.9; 64 before)

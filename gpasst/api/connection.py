@@ -105,6 +105,8 @@ class Connection:
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the proxy has no guest any more: its namespace, or its only virtual machine, has ended.
 
+        A joined namespace has ended, too, when its file is deleted or its process ends, unless `no_netns_quit` is set.
+
         :param timeout: seconds, None for no limit.
         :return: whether it has none.
         """

@@ -14,10 +14,12 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
+import gevent
 from gevent.socket import wait_read
 
 from gpasst import runtime
 from gpasst.api.connection import RESOLVER_FILE, Connection, read_text
+from gpasst.api.joined import NamespaceWatch, leads
 from gpasst.config import TAP_MTU_MAXIMUM, Config
 from gpasst.features import Feature
 from gpasst.flow.network import GuestNetwork, build_network, parse_resolver_file
@@ -49,6 +51,7 @@ class Pasta(Connection):
         super().__init__(config, fields)
         self._runas = runas
         self._namespace: Namespace | None = None
+        self._watch: NamespaceWatch | None = None
         self._programs: list[subprocess.Popen[Any]] = []
 
     def _open(self, here: runtime.Runtime) -> None:
@@ -59,11 +62,14 @@ class Pasta(Connection):
         namespace = helper.open(_request(config, network, self._runas), wait_read)
         try:
             first, last = facts["ephemeral"]
-            self._proxy = Proxy(config, network, namespace, (first, last), polls=here.polls)
+            proxy = Proxy(config, network, namespace, (first, last), polls=here.polls)
         except BaseException:
             namespace.close()
             raise
-        self._namespace = namespace
+        self._proxy, self._namespace = proxy, namespace
+        path = _netns_path(config)
+        if path and not config.no_netns_quit:
+            self._watch = NamespaceWatch(gevent.get_hub().loop, path, namespace.netns, proxy.finished.set)
 
     def close(self) -> None:
         """End the programs that run in the namespace, stop the proxy, close the namespace. More calls do nothing."""
@@ -80,6 +86,9 @@ class Pasta(Connection):
         super().close()
 
     def _close(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.close()
         super()._close()
         namespace, self._namespace = self._namespace, None
         if namespace is not None:
@@ -163,14 +172,12 @@ class Pasta(Connection):
         return socket.socket(family, type, proto, descriptor)
 
     def exists(self) -> bool:
-        """Return whether the file that named a joined namespace still leads to it; always true of one that was made."""
+        """Return whether the file that named a joined namespace still leads to it.
+
+        It counts as existing where this process may not look, and always where the namespace was made.
+        """
         namespace, path = self._joined(), _netns_path(self.config)
-        if path is None:
-            return True
-        try:
-            return os.path.samestat(os.stat(path), os.fstat(namespace.netns))
-        except OSError:
-            return False
+        return path is None or leads(path, namespace.netns) is not False
 
     @property
     def interface(self) -> str:

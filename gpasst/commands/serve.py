@@ -31,7 +31,6 @@ from gpasst.errors import ConfigurationError
 from gpasst.helper.client import Helper
 
 GRACE_SECONDS = 0.3  # for the command to end by itself after a signal
-LOOK_SECONDS = 1.0  # between two looks at the file of a joined namespace
 
 log = logging.getLogger("gpasst")
 
@@ -111,8 +110,6 @@ def _wait(
         tasks.append(gevent.spawn(_await_program, program, stop))
     else:
         tasks.append(gevent.spawn(_await_end, proxy, stop))
-        if isinstance(proxy, Pasta) and not proxy.config.no_netns_quit:
-            tasks.append(gevent.spawn(_watch_namespace, proxy, stop))
     try:
         if identity:
             # The last step that needs privileges was starting the command, in an interpreter that may be root's own.
@@ -161,13 +158,6 @@ def _await_end(proxy: Pasta | Passt, stop: Any) -> None:
     if not stop.ready():
         proxy.wait()
         stop.set(0)
-
-
-def _watch_namespace(pasta: Pasta, stop: Any) -> None:
-    """Stop when the file of the joined namespace is gone or leads to another namespace."""
-    while not stop.ready() and pasta.exists():
-        gevent.sleep(LOOK_SECONDS)
-    stop.set(0)
 
 
 def _print_statistics(proxy: Pasta | Passt, seconds: int) -> None:
