@@ -6,6 +6,7 @@ Theory of operation: the proxy lives on the runtime's hub, so every question to 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 RESOLVER_FILE = "/etc/resolv.conf"
+
+log = logging.getLogger(__name__)
 
 
 class Connection:
@@ -127,6 +130,12 @@ class Connection:
         if self._proxy is None:
             raise ConfigurationError(f"this {type(self).__name__} is not open", "use it inside its with statement")
         return self._proxy
+
+
+def report(*notes: str) -> None:
+    """Log what was chosen or left out while opening, one line each."""
+    for note in notes:
+        log.warning("%s", note)
 
 
 def read_text(path: str) -> str:

@@ -11,10 +11,11 @@ from typing import Any
 
 from gevent.socket import wait_read
 
-from gpasst.api.connection import RESOLVER_FILE, Connection, read_text
+from gpasst.api.connection import RESOLVER_FILE, Connection, read_text, report
 from gpasst.config import Config
 from gpasst.errors import ConfigurationError
-from gpasst.flow.network import build_network, parse_resolver_file
+from gpasst.flow.network import build_network
+from gpasst.flow.resolver_file import parse_resolver_file
 from gpasst.link.listener import GuestListener
 from gpasst.proxy.proxy import Proxy
 from gpasst.runtime import Runtime
@@ -54,6 +55,7 @@ class Passt(Connection):
         config = self.config
         facts = here.helper().facts(wait_read)
         network = build_network(config, facts, parse_resolver_file(read_text(RESOLVER_FILE)), advertises=True)
+        report(*network.notes)
         first, last = facts["ephemeral"]
         end = _handed_over(config.fd) if config.has_fd else GuestListener(config.socket)
         try:

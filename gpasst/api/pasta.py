@@ -18,11 +18,12 @@ import gevent
 from gevent.socket import wait_read
 
 from gpasst import runtime
-from gpasst.api.connection import RESOLVER_FILE, Connection, read_text
+from gpasst.api.connection import RESOLVER_FILE, Connection, read_text, report
 from gpasst.api.joined import NamespaceWatch, leads
 from gpasst.config import TAP_MTU_MAXIMUM, Config
 from gpasst.features import Feature
-from gpasst.flow.network import GuestNetwork, build_network, parse_resolver_file
+from gpasst.flow.network import GuestNetwork, build_network
+from gpasst.flow.resolver_file import parse_resolver_file
 from gpasst.helper.client import Namespace, OpenRequest, enter_command
 from gpasst.host.sockets import text
 from gpasst.packet.address import is_link_local
@@ -60,6 +61,8 @@ class Pasta(Connection):
         facts = helper.facts(wait_read)
         network = build_network(config, facts, parse_resolver_file(read_text(RESOLVER_FILE)))
         namespace = helper.open(_request(config, network, self._runas), wait_read)
+        report(*network.notes, *namespace.notes)
+        network = network.without(namespace.lacking)
         try:
             first, last = facts["ephemeral"]
             proxy = Proxy(config, network, namespace, (first, last), polls=here.polls)
@@ -221,6 +224,7 @@ def _request(config: Config, network: GuestNetwork, runas: tuple[int, int] | Non
         tap=not config.splice_only,
         addresses=network.addresses,
         routes=network.routes,
+        optional=network.optional,
     )
 
 

@@ -1,27 +1,35 @@
 """The guest's network: the user's options laid over the host's configuration.
 
 Theory of operation: the helper reports facts (links, addresses, routes of the host). `build_network` chooses, for each
-address family, a template interface, the guest's address, its gateway and the addresses with a special meaning. A
-family without default route is in *local mode*: the guest gets a link-local network whose gateway is the host, and
-nothing beyond it. The rules are those of passt's host configuration discovery; local mode is chosen by family.
+address family on its own, a template interface, the guest's address, its gateway and the addresses with a special
+meaning. The rules are those of passt's host configuration discovery, applied to each family:
+
+1. The template is the interface of the default route.
+2. Without a default route it is an interface with an address: that of the other family's template first. The guest
+   reaches the networks of that interface and has no default route, like the host.
+3. Without either the family is in *local mode*: a link-local network whose gateway is the host, and nothing beyond it.
+
+An IPv4 route may have an IPv6 next hop (RFC 5549; Linux 5.2, RTA_VIA). The guest gets an IPv4 gateway instead, since
+every next hop on the link is the proxy.
 """
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gpasst.config import Config
 from gpasst.errors import ConfigurationError, PlatformError
+from gpasst.flow.resolver_file import ResolverFile
 from gpasst.helper.request import Route
 from gpasst.linux import IFA_F_DADFAILED, IFA_F_TENTATIVE, RT_SCOPE_LINK, RT_SCOPE_UNIVERSE, RTPROT_KERNEL
 from gpasst.packet.address import V4, V6
-from gpasst.values import NONE, is_domain, of_family, parse_mac, parse_netmask, split_address
+from gpasst.values import NONE, of_family, parse_mac, parse_netmask, split_address
 
 if TYPE_CHECKING:
-    from gpasst.helper.facts import HostFacts, HostRoute
+    from gpasst.helper.facts import HostAddress, HostFacts, HostRoute
 
 # Local mode, as in passt since 2024-11: RFC 3927 link-local addresses, and a fixed IPv6 link-local gateway.
 LOCAL_ADDRESS4 = "169.254.2.1"
@@ -29,6 +37,7 @@ LOCAL_PREFIX4 = 16  # bits
 LOCAL_GATEWAY = {V4: "169.254.2.2", V6: "fe80::1"}
 LOCAL_INTERFACE = "tap0"
 PREFIX6_DEFAULT = 64  # bits
+HOST_PREFIX4 = 32  # bits
 MAX_RESOLVERS = 3  # per family; MAXNS of resolv.h
 CLASS_PREFIXES = ((128, 8), (192, 16), (224, 24), (256, 32))  # end of the first byte, bits; RFC 791, section 3.2
 UNUSABLE_FLAGS = IFA_F_DADFAILED | IFA_F_TENTATIVE
@@ -42,7 +51,7 @@ class FamilyNetwork:
     :ivar local: whether the family is in local mode.
     :ivar address: the guest's assigned address; None for IPv6 in local mode, where it has a link-local one only.
     :ivar prefix: length of its prefix in bits.
-    :ivar gateway: the guest's gateway.
+    :ivar gateway: the guest's gateway, or the address that stands for the host where there is no default route.
     :ivar link_local: IPv6 link-local address that stands for the host; None for IPv4.
     :ivar index: index of the host's template interface, the scope of link-local destinations; 0 in local mode.
     :ivar host_loopback: what the guest addresses to reach the host's loopback, None if nothing does.
@@ -55,6 +64,7 @@ class FamilyNetwork:
     :ivar explicit: whether the user chose `address`; then no source address of the guest replaces it.
     :ivar outbound: source address of outgoing traffic, None for the kernel's choice.
     :ivar outbound_interface: interface of outgoing traffic, empty for the kernel's choice.
+    :ivar routed: whether the guest's default route leads to `gateway`.
     """
 
     family: int
@@ -74,6 +84,7 @@ class FamilyNetwork:
     explicit: bool = False
     outbound: bytes | None = None
     outbound_interface: str = ""
+    routed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +101,9 @@ class GuestNetwork:
     :ivar routes: routes for the tap.
     :ivar hostname: host name of the guest in DHCP, empty for none.
     :ivar fqdn: fully qualified domain name of the guest in DHCP and DHCPv6, empty for none.
+    :ivar demanded: families whose address or gateway the user chose; the others may be left out where a namespace lacks
+        them.
+    :ivar notes: lines about choices that the user may want to make otherwise.
     """
 
     ip4: FamilyNetwork | None
@@ -102,34 +116,18 @@ class GuestNetwork:
     routes: tuple[Route, ...]
     hostname: str = ""
     fqdn: str = ""
+    demanded: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
+    @property
+    def optional(self) -> tuple[int, ...]:
+        """The families that may be left out where a namespace lacks them; none if that leaves no other."""
+        present = [item.family for item in (self.ip4, self.ip6) if item]
+        return tuple(family for family in present if family not in self.demanded) if len(present) > 1 else ()
 
-@dataclass(frozen=True, slots=True)
-class ResolverFile:
-    """The host's resolvers and search domains, from resolv.conf(5).
-
-    :ivar nameservers: addresses in order, without scope.
-    :ivar search: domains in order.
-    """
-
-    nameservers: tuple[str, ...] = ()
-    search: tuple[str, ...] = ()
-
-
-def parse_resolver_file(text: str) -> ResolverFile:
-    """Parse the ``nameserver`` and ``search`` lines of resolv.conf(5); malformed lines are passed over."""
-    nameservers: list[str] = []
-    search: tuple[str, ...] = ()
-    for line in text.splitlines():
-        keyword, *values = line.split() or [""]
-        if keyword == "nameserver" and values:
-            try:
-                nameservers.append(str(ipaddress.ip_address(values[0].partition("%")[0])))
-            except ValueError:
-                continue
-        elif keyword == "search" and values:
-            search = tuple(word for word in values if is_domain(word))
-    return ResolverFile(tuple(nameservers), search)
+    def without(self, lacking: frozenset[int]) -> GuestNetwork:
+        """Return the network without the families `lacking`, of 4 and 6."""
+        return replace(self, ip4=None if V4 in lacking else self.ip4, ip6=None if V6 in lacking else self.ip6)
 
 
 def build_network(
@@ -156,8 +154,11 @@ def build_network(
     if not usable:
         families = " or ".join(f"IPv{family}" for family in config.families)
         raise PlatformError(f"the host has no {families} address, not even loopback", "bring lo up: ip link set lo up")
-    networks = {item.family: item.network() for item in usable}
     connected = [item for item in usable if not item.local]
+    # A default route that leads nowhere would make programs try the wrong family first.
+    for item in usable:
+        item.routed = item.routed and (not item.local or not connected)
+    networks = {item.family: item.network() for item in usable}
     template = names.get(connected[0].index, "") if connected else ""
     search: tuple[str, ...] = ()
     if config.dhcp_search or (advertises and not config.no_dhcp_search):
@@ -170,10 +171,11 @@ def build_network(
         mtu=config.mtu,
         search=() if NONE in search else search,
         addresses=tuple(address for item in usable for address in item.tap_addresses()),
-        # A default route that leads nowhere would make programs try the wrong family first.
-        routes=tuple(route for item in (connected or usable) for route in item.tap_routes()),
+        routes=tuple(route for item in usable for route in item.tap_routes()),
         hostname=config.hostname,
         fqdn=config.fqdn,
+        demanded=tuple(item.family for item in usable if item.explicit or item.gateway_given),
+        notes=tuple(note for item in usable for note in item.notes),
     )
 
 
@@ -185,6 +187,9 @@ class _Family:
     :ivar own: (address, prefix length) pairs of the template interface.
     :ivar explicit: whether the user chose the address.
     :ivar local: whether the family is in local mode.
+    :ivar gateway_given: whether the user chose the gateway.
+    :ivar routed: whether the guest gets a default route.
+    :ivar notes: see `GuestNetwork`.
     """
 
     def __init__(
@@ -196,31 +201,53 @@ class _Family:
         self.nameservers = [a for a in resolver_file.nameservers if ipaddress.ip_address(a).version == family]
         addresses = [item for item in facts["addresses"] if item["family"] == family]
         self.host_addresses = frozenset(pack(item["address"]) for item in addresses)
-        routes = [route for route in facts["routes"] if route["family"] == family]
-        self.index, default = self._template(facts, routes)
-        usable = [a for a in addresses if a["index"] == self.index and not a["flags"] & UNUSABLE_FLAGS]
-        self.own = [(a["address"], a["prefix"]) for a in usable if a["scope"] == RT_SCOPE_UNIVERSE]
         chosen = of_family(config.address, family)
         self.explicit = chosen is not None
+        self.notes: list[str] = []
+        usable = [a for a in addresses if not a["flags"] & UNUSABLE_FLAGS]
+        addressed = {a["index"] for a in usable if a["scope"] == RT_SCOPE_UNIVERSE}
+        routes = [route for route in facts["routes"] if route["family"] == family]
+        self.index, default = self._template(facts, routes, addressed)
+        self.own = _own(usable, self.index, default)
         self.local = not self.index or not (self.own or chosen)
         if self.local:
-            self.index = 0
+            self.index, default = 0, None
         self.routes = [r for r in routes if r["oif"] == self.index and r["destination"] is not None]
-        link_local = next((a["address"] for a in usable if a["scope"] == RT_SCOPE_LINK), None)
-        self.link_local = (None if self.local else link_local) or LOCAL_GATEWAY[V6]
+        own_link_local = [a["address"] for a in usable if a["index"] == self.index and a["scope"] == RT_SCOPE_LINK]
+        self.link_local = next(iter(own_link_local), LOCAL_GATEWAY[V6])
         gateway = of_family(config.gateway, family)
         self.gateway_given = gateway is not None
-        copied = None if self.local or default is None else default["gateway"]
-        self.gateway = gateway or copied or LOCAL_GATEWAY[family]
+        self.gateway = gateway or (default and self._hop(default)) or LOCAL_GATEWAY[family]
+        self.routed = self.local or self.gateway_given or default is not None
         self.address, self.prefix = self._address(chosen)
 
-    def _template(self, facts: HostFacts, routes: list[HostRoute]) -> tuple[int, HostRoute | None]:
-        """Return the index of the template interface, 0 for none, and its default route, None if it has none."""
+    def _template(self, facts: HostFacts, routes: list[HostRoute], addressed: set[int]) -> tuple[int, HostRoute | None]:
+        """Return the index of the template interface, 0 for none, and its default route, None if it has none.
+
+        :param addressed: indexes of the interfaces with an address of global scope.
+        """
         defaults = [route for route in routes if route["destination"] is None]
         if self.config.interface:
             index = next(link["index"] for link in facts["links"] if link["name"] == self.config.interface)
             return index, next((route for route in defaults if route["oif"] == index), None)
-        return (defaults[0]["oif"], defaults[0]) if defaults else (0, None)
+        if defaults:
+            return defaults[0]["oif"], defaults[0]
+        others = [route["oif"] for route in facts["routes"] if route["destination"] is None]
+        links = {link["index"]: link["name"] for link in facts["links"] if link["up"] and not link["loopback"]}
+        found = sorted(addressed & links.keys(), key=lambda index: (index not in others, index))
+        if len(found) > 1 and found[0] not in others:
+            self.notes.append(
+                f"the host has no IPv{self.family} default route and several networks: "
+                f"{links[found[0]]} is copied; choose with --interface"
+            )
+        return (found[0] if found else 0), None
+
+    def _hop(self, route: HostRoute) -> str | None:
+        """Return the guest's next hop for a route of the host, None for one straight to the link."""
+        hop = route["gateway"]
+        if hop is not None and ipaddress.ip_address(hop).version != self.family:
+            return LOCAL_GATEWAY[self.family]
+        return hop
 
     def _address(self, chosen: str | None) -> tuple[str | None, int]:
         """Return the guest's address, None if it has a link-local one only, and its prefix length."""
@@ -265,6 +292,7 @@ class _Family:
             explicit=self.explicit,
             outbound=pack(outbound) if outbound else None,
             outbound_interface=config.outbound_if4 if family == V4 else config.outbound_if6,
+            routed=self.routed,
         )
 
     def _alias(self, values: Sequence[str], default: str | None) -> bytes | None:
@@ -296,16 +324,44 @@ class _Family:
         return [(self.address, self.prefix), *self.own[1:]]
 
     def tap_routes(self) -> list[Route]:
-        """Return the routes for the tap: those of the template interface, then the default route."""
+        """Return the routes for the tap: those of the template interface, then the default route.
+
+        Without a default route, the last one leads to the address that stands for the host.
+        """
         copied = []
-        if not self.explicit and not self.gateway_given and not self.local:
+        if not (self.gateway_given or self.local or (self.explicit and self.routed)):
             copied = [
-                Route(route["destination"], route["prefix"], route["gateway"], route["metric"], self.family)
+                Route(route["destination"], route["prefix"], self._hop(route), route["metric"], self.family)
                 for route in self.routes
-                # The kernel makes the routes of the addresses themselves.
-                if route["protocol"] != RTPROT_KERNEL
+                # The kernel makes the routes of the addresses themselves, where these are copied too.
+                if (self.explicit or route["protocol"] != RTPROT_KERNEL) and not _link_local_network(route)
             ]
-        return [*copied, Route(None, 0, self.gateway, family=self.family)]
+        if self.routed:
+            return [*copied, Route(None, 0, self.gateway, family=self.family)]
+        if self.local or self.family == V6:
+            return copied
+        return [*copied, Route(self.gateway, HOST_PREFIX4)]
+
+
+def _own(usable: list[HostAddress], index: int, default: HostRoute | None) -> list[tuple[str, int]]:
+    """Return the (address, prefix length) pairs of global scope that the host has on its template interface.
+
+    An unnumbered interface sends from an address of another one, mostly of the loopback device (RFC 5549 hosts).
+
+    :param usable: the family's addresses that are neither tentative nor duplicates.
+    :param index: of the template interface.
+    :param default: its default route, None if it has none.
+    """
+    general = [a for a in usable if a["scope"] == RT_SCOPE_UNIVERSE]
+    own = [a for a in general if a["index"] == index]
+    if not own and default is not None and default["source"]:
+        own = [a for a in general if a["address"] == default["source"]]
+    return [(a["address"], a["prefix"]) for a in own]
+
+
+def _link_local_network(route: HostRoute) -> bool:
+    """Return whether a route is that of IPv6's link-local network, which every link has."""
+    return ipaddress.ip_address(route["destination"] or "").is_link_local and route["family"] == V6
 
 
 def pack(address: str) -> bytes:

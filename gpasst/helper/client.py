@@ -190,6 +190,8 @@ class Namespace:
     :ivar offloads: what the kernel may leave undone: "csum", "tso4", "tso6", "uso4", "uso6".
     :ivar ephemeral: first and last port that the kernel hands out by itself inside.
     :ivar pid: the process that keeps it, maybe others too.
+    :ivar lacking: optional families, of 4 and 6, that it does not have.
+    :ivar notes: a line for everything of the request that was left out.
     """
 
     __slots__ = (
@@ -197,10 +199,12 @@ class Namespace:
         "ephemeral",
         "index",
         "ipc",
+        "lacking",
         "link_local",
         "mac",
         "name",
         "netns",
+        "notes",
         "offloads",
         "pid",
         "tap",
@@ -223,6 +227,8 @@ class Namespace:
         self.offloads: frozenset[str] = frozenset(reply["offloads"])
         self.ephemeral: tuple[int, int] = (reply["ephemeral"][0], reply["ephemeral"][1])
         self.pid: int = reply["pid"]
+        self.lacking: frozenset[int] = frozenset(reply.get("lacking", ()))
+        self.notes: tuple[str, ...] = tuple(reply.get("notes", ()))
 
     def sockets(self, family: int, type: int, proto: int = 0, count: int = 1, wait: Wait | None = None) -> list[int]:
         """Make sockets in the namespace; the descriptors are the caller's to close.

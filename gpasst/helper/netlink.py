@@ -13,12 +13,13 @@ import errno
 import ipaddress
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pyroute2.iproute import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from gpasst.errors import ConfigurationError, PlatformError
+from gpasst.errors import ConfigurationError, GpasstError, PlatformError
 from gpasst.helper.request import OpenRequest, Route
 from gpasst.linux import (
     AF_INET,
@@ -39,10 +40,13 @@ if TYPE_CHECKING:
 PORT_RANGE = "/proc/sys/net/ipv4/ip_local_port_range"
 FAMILIES = {AF_INET: 4, AF_INET6: 6}
 NUMBERS = {4: AF_INET, 6: AF_INET6}
+V6 = 6
 IPV6_LINKS = "/proc/thread-self/net/if_inet6"  # missing where the kernel was booted without IPv6
 
 TX_QUEUE_LENGTH = 10_000  # frames; the default of 1000 loses bursts while the proxy serves other sockets
 LINK_LOCAL_PREFIX = 64
+IPV6_MTU_MINIMUM = 1280  # bytes (RFC 8200, section 5); Linux gives a link below it no IPv6
+IPV6_SWITCH = "/proc/sys/net/ipv6/conf/{}/disable_ipv6"  # missing where the link has too small an MTU
 
 # A wrong address, prefix, MAC or route; other errors are the machine's.
 CALLERS_FAULT = frozenset(
@@ -86,11 +90,13 @@ def ephemeral_ports() -> list[int]:
         return [int(number) for number in file.read().split()]
 
 
-def configure(request: OpenRequest, name: str | None) -> Fields:
+def configure(request: OpenRequest, name: str | None, reused: bool = False) -> Fields:
     """Bring `lo` up and, when a tap device was made, set it up as asked.
 
     :param name: name of the device, None without one.
-    :return: index, MAC address and link-local address of the device, empty without one.
+    :param reused: whether the device was there before, and may have what is asked for.
+    :return: index, MAC address and link-local address of the device, the families that the namespace lacks, and a line
+        for everything that was left out; empty without a device.
     :raises ConfigurationError: if the kernel refuses what the request names.
     :raises PlatformError: if a permission is in the way, or the kernel lacks IPv6.
     """
@@ -102,13 +108,18 @@ def configure(request: OpenRequest, name: str | None) -> Fields:
         index = ipr.link_lookup(ifname=name)[0]
         _set_link(ipr, index, request)
         mac = str(ipr.get_links(index)[0].get_attr("IFLA_ADDRESS"))
+        lacking: list[int] = []
+        notes: list[str] = []
         if request.configure:
-            for text, prefix in request.addresses:
-                _add_address(ipr, index, text, prefix)
-            _add_link_local(ipr, index, link_local_address(mac))
-            for route in request.routes:
-                _add_route(ipr, index, route, request)
-        return {"index": index, "mac": mac, "link_local": _read_link_local(ipr, index)}
+            has_ipv6 = _add_link_local(ipr, index, link_local_address(mac))
+            for number, family in NUMBERS.items():
+                if number == V6 and not has_ipv6 and number in request.optional:
+                    lacking.append(number)
+                    notes.append(f"the namespace goes without IPv6: {_why_no_ipv6(name)}")
+                else:
+                    notes += _furnish_family(ipr, index, family, request, reused)
+        link_local = _read_link_local(ipr, index)
+        return {"index": index, "mac": mac, "link_local": link_local, "lacking": lacking, "notes": notes}
 
 
 def link_local_address(mac: str) -> str:
@@ -141,25 +152,63 @@ def _set_link(ipr: Any, index: int, request: OpenRequest) -> None:
         _try(f"bring {request.ifname} up", lambda: ipr.link("set", index=index, state="up"))
 
 
-def _add_address(ipr: Any, index: int, text: str, prefix: int) -> None:
+def _furnish_family(ipr: Any, index: int, family: int, request: OpenRequest, reused: bool) -> list[str]:
+    """Add the addresses and routes of one family, and return a line for each that was left out.
+
+    :raises GpasstError: if the kernel refuses one and the family is not optional.
+    """
+    number = FAMILIES[family]
+    actions: list[Callable[[], None]] = [
+        partial(_add_address, ipr, index, text, prefix, reused)
+        for text, prefix in request.addresses
+        if (":" in text) == (number == V6)
+    ]
+    actions += [
+        partial(_add_route, ipr, index, route, request, reused) for route in request.routes if route.family == number
+    ]
+    notes = []
+    for action in actions:
+        try:
+            action()
+        except GpasstError as error:
+            if number not in request.optional:
+                raise
+            notes.append(f"left out in the namespace: {error.message}")
+    return notes
+
+
+def _why_no_ipv6(name: str) -> str:
+    """Return what keeps a link from having IPv6."""
+    if not os.path.exists(IPV6_LINKS):
+        return "the kernel has none"
+    if os.path.exists(IPV6_SWITCH.format(name)):
+        return f"it is switched off there (sysctl net.ipv6.conf.{name}.disable_ipv6)"
+    return f"the MTU of {name} is below {IPV6_MTU_MINIMUM}"
+
+
+def _add_address(ipr: Any, index: int, text: str, prefix: int, reused: bool) -> None:
     flags = {"flags": IFA_F_NODAD} if ":" in text else {}
     family = AF_INET6 if ":" in text else AF_INET
     _try(
         f"add the address {text}/{prefix}",
         lambda: ipr.addr("add", index=index, address=text, prefixlen=prefix, family=family, **flags),
+        reused,
     )
 
 
-def _add_link_local(ipr: Any, index: int, text: str) -> None:
+def _add_link_local(ipr: Any, index: int, text: str) -> bool:
+    """Add the link-local address; return whether the link has IPv6."""
     try:
         ipr.addr("add", index=index, address=text, prefixlen=LINK_LOCAL_PREFIX, family=AF_INET6, flags=IFA_F_NODAD)
     except NetlinkError as error:
         # Without IPv6 there is nothing to add it to; a namespace for IPv4 alone is still of use.
         if error.code not in NO_IPV6 | {errno.EEXIST}:
             raise PlatformError(f"cannot add the address {text}: {os.strerror(error.code)}") from None
+        return bool(error.code == errno.EEXIST)
+    return True
 
 
-def _add_route(ipr: Any, index: int, route: Route, request: OpenRequest) -> None:
+def _add_route(ipr: Any, index: int, route: Route, request: OpenRequest, reused: bool) -> None:
     destination = "default" if route.destination is None else f"{route.destination}/{route.prefix}"
     family = NUMBERS[route.family]
     fields: Fields = {"family": family, "dst": destination, "oif": index}
@@ -174,7 +223,9 @@ def _add_route(ipr: Any, index: int, route: Route, request: OpenRequest) -> None
         elif not _covered(route.gateway, request.addresses):
             _add_host_route(ipr, index, family, route.gateway)
     via = f" via {route.gateway}" if route.gateway else ""
-    _try(f"add the route {destination}{via}", lambda: ipr.route("add", **fields))
+    # A copy of a route that the kernel has made with the address is no error.
+    there = reused or route.family in request.optional
+    _try(f"add the route {destination}{via}", lambda: ipr.route("add", **fields), there)
 
 
 def _add_host_route(ipr: Any, index: int, family: int, gateway: str) -> None:
@@ -200,10 +251,19 @@ def _read_link_local(ipr: Any, index: int) -> str | None:
     return None
 
 
-def _try(what: str, action: Callable[[], object]) -> None:
+def _try(what: str, action: Callable[[], object], may_exist: bool = False) -> None:
+    """Run an action on the kernel's configuration.
+
+    :param what: the action in words.
+    :param may_exist: whether the outcome may be there already.
+    :raises ConfigurationError: if the request is at fault.
+    :raises PlatformError: if the machine is.
+    """
     try:
         action()
     except NetlinkError as error:
+        if may_exist and error.code == errno.EEXIST:
+            return
         message = f"cannot {what}: {os.strerror(error.code)}"
         if error.code in CALLERS_FAULT:
             raise ConfigurationError(message) from None

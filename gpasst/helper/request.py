@@ -45,6 +45,8 @@ class OpenRequest:
     :param configure: bring the link up with `addresses`, `routes` and the link-local address of its MAC address.
     :param addresses: pairs of address and prefix length.
     :param tap: False makes no device; only `lo` is brought up.
+    :param optional: families, of 4 and 6, whose addresses and routes are copies of the host's: what the kernel refuses
+        of them is left out and reported, while every other refusal is an error.
     """
 
     netns: str | None = None
@@ -59,6 +61,7 @@ class OpenRequest:
     addresses: tuple[tuple[str, int], ...] = ()
     routes: tuple[Route, ...] = ()
     tap: bool = True
+    optional: tuple[int, ...] = ()
 
     @property
     def shares_process(self) -> bool:
@@ -85,5 +88,6 @@ def open_request(message: dict[str, Any]) -> OpenRequest:
     runas = fields["runas"]
     fields["runas"] = (runas[0], runas[1]) if runas else None
     fields["addresses"] = tuple((address, prefix) for address, prefix in fields["addresses"])
+    fields["optional"] = tuple(fields["optional"])
     fields["routes"] = tuple(Route(**route) for route in fields["routes"])
     return OpenRequest(**fields)

@@ -236,7 +236,7 @@ def _contents(
     mask = 0xFFFFFFFF << (32 - ip4.prefix) & 0xFFFFFFFF
     contents = {
         DHCP_SUBNET_MASK: mask.to_bytes(4, "big"),
-        DHCP_ROUTER: ip4.gateway,
+        DHCP_ROUTER: ip4.gateway if ip4.routed else b"",
         DHCP_RESOLVERS: b"".join(ip4.resolvers),
         DHCP_HOST_NAME: encode_text(network.hostname),
         DHCP_MTU: network.mtu.to_bytes(2, "big") if network.mtu else b"",
@@ -248,7 +248,7 @@ def _contents(
     if (int.from_bytes(ip4.gateway, "big") ^ int.from_bytes(ip4.address, "big")) & mask:
         # The gateway is outside the subnet: a route to it on the link, and a default route through it (RFC 3442).
         on_link = bytes((HOST_ROUTE_BITS,)) + ip4.gateway + UNSPECIFIED[V4]
-        contents[DHCP_CLASSLESS_ROUTES] = on_link + b"\0" + ip4.gateway
+        contents[DHCP_CLASSLESS_ROUTES] = on_link + (b"\0" + ip4.gateway if ip4.routed else b"")
     for code in (DHCP_LEASE_TIME,) if informs else BEYOND_BOOTP if kind is None else ():
         del contents[code]
     contents = {code: data for code, data in contents.items() if data}

@@ -227,7 +227,8 @@ def router_advertisement(router: Router) -> bytes:
         type=NDP_TYPE_ROUTER_ADVERTISEMENT,
         hop_limit=CURRENT_HOP_LIMIT,
         flags=NDP_RA_FLAG_MANAGED,
-        lifetime=ROUTER_LIFETIME,
+        # A router with a lifetime of 0 is no default router (RFC 4861, section 4.2).
+        lifetime=ROUTER_LIFETIME if network.routed else 0,
     ) + _options(options)
 
 

@@ -7,14 +7,30 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pyroute2 import IPRoute
 
 import gpasst
 from tests.support.addresses import HOST_MAC
-from tests.support.lab import FAR4, HOST4, HOST6, REMOTE4, UPSTREAM, Remote, bound, host_socket
+from tests.support.families import ANY, FAMILY, LOOPBACK
+from tests.support.lab import (
+    FAR,
+    FAR4,
+    HOST,
+    HOST4,
+    HOST6,
+    REMOTE,
+    REMOTE4,
+    REMOTE6,
+    UPSTREAM,
+    Remote,
+    bound,
+    host_socket,
+)
 from tests.support.ready import sleeper
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
@@ -124,7 +140,7 @@ def server() -> Iterator[socket.socket]:
 
 def ask(net: gpasst.Pasta, address: str, server: socket.socket) -> tuple[str, str] | None:
     """Send from a guest to a server; give whom each took the other for, None if the server heard nothing."""
-    with net.socket() as guest:
+    with net.socket(server.family) as guest:
         guest.settimeout(2)
         guest.sendto(b"?", (address, server.getsockname()[1]))
         server.settimeout(0.2)
@@ -196,6 +212,59 @@ def test_outgoing_traffic_from_a_chosen_address(remote: Remote) -> None:
     with gpasst.Pasta(config_net=True, outbound="192.0.2.3") as net:
         with bound(remote.socket(socket.AF_INET), FAR4) as far:
             assert ask(net, FAR4, far) == ("192.0.2.3", FAR4)
+
+
+@contextmanager
+def no_default_route(family: int) -> Iterator[None]:
+    """Take the host's default route of one family away, and bring it back."""
+    if os.geteuid():
+        pytest.skip("the host's routes are root's to change")
+    fields = {"dst": "default", "gateway": REMOTE[family], "family": FAMILY[family]}
+    with IPRoute() as ipr:
+        ipr.route("del", **fields)
+        try:
+            yield
+        finally:
+            ipr.route("add", **fields)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_network_without_default_route_is_reached_beside_the_other_familys(remote: Remote, family: int) -> None:
+    other = 10 - family
+    with no_default_route(family), gpasst.Pasta(config_net=True, udp_ports="5000", no_splice=True) as net:
+        with bound(remote.socket(FAMILY[family]), REMOTE[family]) as near:
+            assert ask(net, REMOTE[family], near) == (HOST[family], REMOTE[family])
+        with bound(remote.socket(FAMILY[other]), FAR[other]) as far:
+            assert ask(net, FAR[other], far) == (HOST[other], FAR[other])
+        with net.socket(FAMILY[family]) as guest, pytest.raises(OSError, match="Network is unreachable"):
+            guest.sendto(b"?", (FAR[family], 9))
+        # The host's loopback is shown as an address that the guest has a route to.
+        with net.socket(FAMILY[family]) as guest, bound(host_socket(FAMILY[family]), LOOPBACK[family]) as host:
+            guest.settimeout(2)
+            guest.bind((ANY[family], 5000))
+            host.sendto(b"in", (LOOPBACK[family], 5000))
+            data, sender = guest.recvfrom(9)
+            guest.sendto(b"out", sender)
+            assert (data, host.recv(9)) == (b"in", b"out")
+
+
+def test_an_ipv4_default_route_by_an_ipv6_next_hop(remote: Remote) -> None:
+    with no_default_route(4), IPRoute() as ipr:
+        fields = {"dst": "default", "family": socket.AF_INET, "via": {"family": socket.AF_INET6, "addr": REMOTE6}}
+        ipr.route("add", **fields)
+        try:
+            with gpasst.Pasta(config_net=True) as net, bound(remote.socket(socket.AF_INET), FAR4) as far:
+                assert net.gateway4 == "169.254.2.2"
+                assert ask(net, FAR4, far) == (HOST4, FAR4)
+        finally:
+            ipr.route("del", **fields)
+
+
+def test_ipv4_works_where_the_namespace_is_too_narrow_for_ipv6(remote: Remote) -> None:
+    with gpasst.Pasta(config_net=True, mtu=1000, udp_ns="5000") as net:
+        assert net.network.ip6 is None
+        with bound(remote.socket(socket.AF_INET), FAR4) as far:
+            assert ask(net, FAR4, far) == (HOST4, FAR4)
 
 
 def test_addresses_of_ones_own_choice(server: socket.socket) -> None:

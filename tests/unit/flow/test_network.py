@@ -11,11 +11,10 @@ from gpasst.errors import ConfigurationError, PlatformError
 from gpasst.flow.network import (
     FamilyNetwork,
     GuestNetwork,
-    ResolverFile,
     build_network,
     guess_prefix4,
-    parse_resolver_file,
 )
+from gpasst.flow.resolver_file import ResolverFile, parse_resolver_file
 from gpasst.helper.facts import HostAddress, HostFacts, HostLink, HostRoute
 from gpasst.helper.request import Route
 from tests.support.addresses import ip
@@ -169,6 +168,89 @@ def test_one_family_may_be_local() -> None:
     assert network.addresses == (("192.0.2.2", 24), ("192.0.2.3", 24))
     # A default route that leads nowhere would be tried first.
     assert {one.family for one in network.routes} == {4}
+
+
+LAN4, LAN6 = ADDRESSES4[:2], [ADDRESSES6[1], ADDRESSES6[4]]
+
+
+@pytest.mark.parametrize(
+    ("routes", "family", "own", "default"),
+    [
+        ([*ROUTES4, ROUTES6[1]], 6, ("2001:db8::2", 64), Route(None, 0, "192.0.2.1")),
+        ([ROUTES4[1], *ROUTES6], 4, ("192.0.2.2", 24), Route(None, 0, "fe80::1", family=6)),
+    ],
+)
+def test_a_family_with_a_network_alone_reaches_that(
+    routes: list[HostRoute], family: int, own: tuple[str, int], default: Route
+) -> None:
+    network = settled({**ORDINARY, "addresses": LOOPBACKS + LAN4 + LAN6, "routes": routes})
+    item = dict(zip((4, 6), both(network), strict=True))[family]
+    assert (item.local, item.index, item.address, item.routed) == (False, UP, ip(own[0]), False)
+    assert own in network.addresses
+    assert [one for one in network.routes if one.destination is None] == [default]
+    # IPv6's stand-in for the host is link-local, so every link has a route to it.
+    to_host = {4: [Route("169.254.2.2", 32)], 6: []}[family]
+    assert [one for one in network.routes if one.destination == "169.254.2.2"] == to_host
+    assert not network.notes
+
+
+def test_a_host_with_networks_alone_has_no_default_route() -> None:
+    network = settled({**ORDINARY, "addresses": LOOPBACKS + LAN4 + LAN6, "routes": [ROUTES4[1], ROUTES4[2]]})
+    assert {(item.local, item.routed) for item in both(network)} == {(False, False)}
+    assert network.routes == (Route("198.51.100.0", 24, "192.0.2.254", 50), Route("169.254.2.2", 32))
+
+
+def test_of_several_networks_the_other_familys_template_is_copied() -> None:
+    addresses = [*LOOPBACKS, *ADDRESSES4, address(OTHER, "2001:db8:9::2", 64), ADDRESSES6[1]]
+    network = settled({**ORDINARY, "addresses": addresses, "routes": ROUTES4})
+    assert (both(network)[1].index, network.notes) == (UP, ())
+    network = settled({**ORDINARY, "addresses": addresses, "routes": []})
+    assert (both(network)[0].index, len(network.notes)) == (UP, 2)
+    assert network.notes[0] == (
+        "the host has no IPv4 default route and several networks: up0 is copied; choose with --interface"
+    )
+
+
+def test_an_address_of_the_users_own_reaches_the_network_too() -> None:
+    network = settled({**MIXED, "routes": ROUTES4[1:3]}, ipv4_only=True, address="10.77.0.2/24")
+    assert network.addresses == (("10.77.0.2", 24),)
+    assert network.routes == (
+        Route("192.0.2.0", 24, None, 0),
+        Route("198.51.100.0", 24, "192.0.2.254", 50),
+        Route("169.254.2.2", 32),
+    )
+
+
+def test_an_ipv6_next_hop_of_an_ipv4_route_is_the_local_gateway() -> None:
+    routes = [route(UP, "0.0.0.0/0", "fe80::99"), route(UP, "198.51.100.0/24", "fe80::98")]
+    network = settled({**ORDINARY, "routes": routes + ROUTES6})
+    ip4, _ = both(network)
+    assert (ip4.local, ip4.address, ip4.gateway, ip4.host_loopback) == (
+        False,
+        ip("192.0.2.2"),
+        ip("169.254.2.2"),
+        ip("169.254.2.2"),
+    )
+    assert network.routes[:2] == (Route("198.51.100.0", 24, "169.254.2.2", 0), Route(None, 0, "169.254.2.2"))
+
+
+def test_an_unnumbered_interface_has_the_address_it_sends_from() -> None:
+    default = route(UP, "0.0.0.0/0", "fe80::99")
+    default["source"] = "203.0.113.5"
+    addresses = [*LOOPBACKS, address(LO, "203.0.113.5", 32), address(LO, "203.0.113.6", 32)]
+    network = settled({**ORDINARY, "addresses": addresses, "routes": [default]}, ipv4_only=True)
+    assert network.ip4 is not None
+    assert (network.interface, network.ip4.index, network.ip4.local) == ("up0", UP, False)
+    assert network.addresses == (("203.0.113.5", 32),)
+
+
+def test_a_family_is_optional_unless_the_user_chose_its_address_or_it_is_the_only_one() -> None:
+    assert settled().optional == (4, 6)
+    assert settled(address="10.77.0.2/24").optional == (6,)
+    assert settled(gateway="fe80::7").optional == (4,)
+    assert settled(ipv4_only=True).optional == ()
+    without = settled().without(frozenset({6}))
+    assert (without.ip4, without.ip6) == (settled().ip4, None)
 
 
 def test_a_default_route_without_address_is_of_no_use() -> None:

@@ -7,14 +7,14 @@ import os
 import select
 import socket
 import struct
+from dataclasses import replace
 
+import pytest
+
+from gpasst.errors import PlatformError
 from gpasst.helper.client import Helper, Namespace, OpenRequest, Route
 from gpasst.linux import IFA_F_TENTATIVE
-from tests.support.namespaces import (
-    CONFIGURED,
-    PATIENCE,
-    facts_inside,
-)
+from tests.support.namespaces import BARE, CONFIGURED, PATIENCE, facts_inside, inside, script
 
 SIOCGIFTXQLEN = 0x8942
 
@@ -115,6 +115,55 @@ def test_gateway_outside_of_the_network_gets_a_host_route(helper: Helper, tun: N
         ("fd33::", 64, "fe80::1"),
     }
     assert ("172.16.0.9", 32, None) not in routes
+
+
+BOTH = OpenRequest(
+    ifname="eth7",
+    configure=True,
+    addresses=(("10.1.2.3", 24), ("fd11::3", 64)),
+    routes=(Route(None, 0, "10.1.2.1"), Route(None, 0, "fe80::1", family=6)),
+    optional=(4, 6),
+)
+
+
+def families_of(namespace: Namespace) -> set[int]:
+    return {entry["family"] for entry in facts_inside(namespace)["addresses"] if entry["index"] == namespace.index}
+
+
+def test_a_link_too_narrow_for_ipv6_has_ipv4(helper: Helper, tun: None) -> None:
+    with helper.open(replace(BOTH, mtu=1000)) as namespace:
+        assert namespace.lacking == {6}
+        assert namespace.notes == ("the namespace goes without IPv6: the MTU of eth7 is below 1280",)
+        assert families_of(namespace) == {4}
+
+
+def test_a_namespace_with_ipv6_switched_off_has_ipv4(helper: Helper, tun: None) -> None:
+    switch = "open('/proc/sys/net/ipv6/conf/default/disable_ipv6', 'w').write('1')"
+    with helper.open(BARE) as made:
+        assert inside(made, *script(switch)).returncode == 0
+        own = f"/proc/{os.getpid()}/fd"
+        request = replace(BOTH, netns=f"{own}/{made.netns}", userns=f"{own}/{made.userns}")
+        with helper.open(request) as namespace:
+            assert namespace.lacking == {6}
+            assert namespace.notes == (
+                "the namespace goes without IPv6: it is switched off there (sysctl net.ipv6.conf.eth7.disable_ipv6)",
+            )
+            assert families_of(namespace) == {4}
+        with pytest.raises(PlatformError, match=r"^cannot add the address fd11::3/64: Permission denied; IPv6 may be"):
+            helper.open(replace(request, optional=(4,)))
+
+
+def test_copies_that_the_kernel_refuses_are_left_out(helper: Helper, tun: None) -> None:
+    routes = (Route("10.1.2.0", 24, metric=0), Route("10.9.0.1", 16), *BOTH.routes)
+    with helper.open(replace(BOTH, addresses=(*BOTH.addresses, ("10.0.0.1", 33)), routes=routes)) as namespace:
+        assert not namespace.lacking
+        assert families_of(namespace) == {4, 6}
+        assert namespace.notes == (
+            "left out in the namespace: cannot add the address 10.0.0.1/33: Invalid argument",
+            "left out in the namespace: cannot add the route 10.9.0.1/16: Invalid argument",
+        )
+        defaults = {route["family"] for route in facts_inside(namespace)["routes"] if not route["prefix"]}
+        assert defaults == {4, 6}
 
 
 def test_facts_prefer_local_addresses_first_hops_and_low_metrics(helper: Helper, tun: None) -> None:

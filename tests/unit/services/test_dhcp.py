@@ -191,6 +191,15 @@ def test_a_gateway_outside_the_subnet_is_a_route_of_its_own(prefix: int, gateway
     assert option(3, ip(gateway)) in frame
 
 
+def test_a_guest_without_default_route_gets_no_router() -> None:
+    gateway = "169.254.2.2"
+    frame = dhcp.answer(network(gateway=gateway, routed=False), message(DISCOVER), GUEST_MAC)
+    assert frame is not None
+    assert frame[26:30] == ip(gateway)
+    assert option(3, ip(gateway)) not in frame
+    assert option(121, b"\x20" + ip(gateway) + ZERO) in frame, "the route to the address that stands for the host"
+
+
 def test_rapid_commit() -> None:
     got = answer(message(DISCOVER, option(80)))
     assert got.codes == [53, 1, 3, 26, 51, 54, 80]

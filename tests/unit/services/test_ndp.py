@@ -87,6 +87,11 @@ def test_advertisements_of_the_guest_are_swallowed(kind: int) -> None:
     assert ndp.answer(router(), packet(6, ICMPV6, bytes((kind,))), GUEST_MAC, OWN) is None
 
 
+def test_a_router_without_default_route_has_no_lifetime() -> None:
+    answer = opened(ndp.answer(router(routed=False), router_solicitation(), GUEST_MAC, OWN))
+    assert NDP_ROUTER_ADVERTISEMENT.parse(answer.payload).lifetime == 0
+
+
 def test_all_options_of_a_router_advertisement_in_order() -> None:
     resolvers = (ip("2001:db8::53"), ip("2001:db8::54"))
     described = router(mtu=1400, search=("example.org", "b.example."), resolvers=resolvers)
