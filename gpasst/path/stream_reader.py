@@ -8,6 +8,9 @@ not arrived whole is moved to the front of the buffer, and so are whole frames w
 asks for the next step, since the socket may have nothing more to read.
 
 A frame of illegal length is skipped, as many bytes as its length says.
+
+The place in the stream moves past a frame before the frame is carried, and what has been received is kept whatever is
+raised. An internal error therefore costs the frame that met it, and the next step goes on behind that frame.
 """
 
 from __future__ import annotations
@@ -86,28 +89,30 @@ class StreamReader:
         """
         deadline = self._clock() + STEP_SECONDS
         moved = 0
-        if self._unread:
-            moved = self._frames(self._end, deadline)
-        for _ in range(RECEIVES_PER_STEP):
-            sock = self._stream.socket
-            if sock is None or self._unread:
-                break
-            room = BUFFER_BYTES - self._end
-            try:
-                size = sock.recv_into(self._view[self._end :], room, MSG_DONTWAIT)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                self._finish()
-                raise ConnectionError(error.strerror) from error
-            if not size:
-                self._finish()
-                raise ConnectionError("end of stream")
-            moved += self._frames(self._end + size, deadline)
-            if size < room:
-                break
-        if self._unread:
-            self._again()
+        try:
+            if self._unread:
+                moved = self._frames(self._end, deadline)
+            for _ in range(RECEIVES_PER_STEP):
+                sock = self._stream.socket
+                if sock is None or self._unread:
+                    break
+                room = BUFFER_BYTES - self._end
+                try:
+                    size = sock.recv_into(self._view[self._end :], room, MSG_DONTWAIT)
+                except BlockingIOError:
+                    break
+                except OSError as error:
+                    self._finish()
+                    raise ConnectionError(error.strerror) from error
+                if not size:
+                    self._finish()
+                    raise ConnectionError("end of stream")
+                moved += self._frames(self._end + size, deadline)
+                if size < room:
+                    break
+        finally:
+            if self._unread:
+                self._again()
         if self._backlog.frames:
             self._backlog.drain(deadline)
         return moved
@@ -118,40 +123,50 @@ class StreamReader:
             self._backlog.drain(self._clock())
 
     def _frames(self, end: int, deadline: float) -> int:
-        """Move the frames in the buffer up to `end`, until `deadline`, and keep the rest; return how many it was."""
+        """Move the frames in the buffer up to `end`, until `deadline`, and keep the rest; return how many it was.
+
+        `_unread` is set if whole frames may be left, which is so after an error too.
+        """
         buffer, view, counters, capture = self._buffer, self._view, self._counters, self._stream.capture
         at, moved, runs = _START, 0, 0
-        self._unread = False
-        while True:
-            if self._skip:
-                skipped = min(self._skip, end - at)
-                at += skipped
-                self._skip -= skipped
-            if end - at < STREAM_LENGTH_BYTES:
-                break
-            (length,) = _length(buffer, at)
-            if not FRAME_MINIMUM <= length <= FRAME_MAXIMUM:
-                counters.drop(Drop.FRAME_LENGTH)
-                self._skip = length
-                at += STREAM_LENGTH_BYTES
-                continue
-            size = STREAM_LENGTH_BYTES + length
-            if end - at < size:
-                break
-            runs += 1
-            if not runs % RUNS_PER_LOOK and self._clock() >= deadline:
-                self._unread = True
-                break
-            if capture is not None:
-                capture.write(VIRTIO_NET_BLANK, view[at + STREAM_LENGTH_BYTES : at + size])
-            frames = self._frame(at, size, end)
-            moved += frames
-            at += frames * size
-        left = end - at
-        if at > _START and left:
-            view[_START : _START + left] = bytes(view[at:end])
-        self._end = _START + left
-        counters.frames_down += moved
+        # Also where the next line that is reached is that of an error.
+        self._unread = True
+        try:
+            while True:
+                if self._skip:
+                    skipped = min(self._skip, end - at)
+                    at += skipped
+                    self._skip -= skipped
+                if end - at < STREAM_LENGTH_BYTES:
+                    self._unread = False
+                    break
+                (length,) = _length(buffer, at)
+                if not FRAME_MINIMUM <= length <= FRAME_MAXIMUM:
+                    counters.drop(Drop.FRAME_LENGTH)
+                    self._skip = length
+                    at += STREAM_LENGTH_BYTES
+                    continue
+                size = STREAM_LENGTH_BYTES + length
+                if end - at < size:
+                    self._unread = False
+                    break
+                runs += 1
+                if not runs % RUNS_PER_LOOK and self._clock() >= deadline:
+                    break
+                start = at
+                at += size
+                moved += 1
+                if capture is not None:
+                    capture.write(VIRTIO_NET_BLANK, view[start + STREAM_LENGTH_BYTES : at])
+                joined = self._frame(start, size, end) - 1
+                moved += joined
+                at += joined * size
+        finally:
+            left = end - at
+            if at > _START and left:
+                view[_START : _START + left] = bytes(view[at:end])
+            self._end = _START + left
+            counters.frames_down += moved
         return moved
 
     def _frame(self, at: int, size: int, end: int) -> int:

@@ -33,6 +33,7 @@ SERVER = {4: ip(SERVER4), 6: ip(SERVER6)}
 SERVER_TEXT = {4: SERVER4, 6: SERVER6}
 PORT, OTHER_PORT, SERVER_PORT = 5000, 5001, 53
 ARP = b"\xff" * 6 + GUEST_MAC + bytes.fromhex("0806 0001 0800 06 04 0001") + GUEST_MAC + GUEST[4] + bytes(6) + SERVER[4]
+BAD = b"bad"  # mark of the frames that meet a defect
 LARGEST = {4: 65535 - 14 - 28, 6: 65535 - 14 - 48}  # payload bytes of one frame
 # What no frame of a stream may have for its length: shorter than an Ethernet header, longer than 65535 bytes.
 ILLEGAL = (0, 1, 13, 65536, 70000, 2**32 - 1)
@@ -104,11 +105,12 @@ class Sockets(Host):
     def __init__(self) -> None:
         self.sent: list[tuple[int, Any, bytes]] = []
         self.calls: list[int] = []
+        self.socket_class: type[HostSocket] = HostSocket
         super().__init__()
 
     def open_socket(self, family: int, port: int) -> UdpSocket:
         udp_socket = super().open_socket(family, port)
-        udp_socket.socket = HostSocket(udp_socket.port, self.sent, self.calls)
+        udp_socket.socket = self.socket_class(udp_socket.port, self.sent, self.calls)
         return udp_socket
 
 
@@ -237,6 +239,12 @@ def udp(
     return head + GUEST[family] + SERVER[family] + segment
 
 
+def fragment(payload: bytes, identification: int, place: int) -> bytes:
+    """A guest's fragment; `place` is the field of flags and offset."""
+    head = struct.pack(">BBHHHBBH", 0x45, 0, len(payload) + 20, identification, place, 64, PROTOCOL_UDP, 0)
+    return HOST_MAC + GUEST_MAC + b"\x08\0" + head + GUEST[4] + SERVER[4] + payload
+
+
 def framed(frame: bytes) -> bytes:
     return len(frame).to_bytes(4, "big") + frame
 
@@ -346,6 +354,68 @@ def test_hostile_frames_of_a_known_peer_raise_nothing(family: int, at: int, bits
     assert case.payloads.count(b"x" * 40) >= 3
     assert case.counters.frames_down == 6
     assert Drop.INTERNAL not in case.counters.drops
+
+
+class FailingRecord(Record):
+    """A capture that a defect makes raise at frames with a mark."""
+
+    def write(self, *parts: bytes) -> None:
+        if BAD in b"".join(parts):
+            raise RuntimeError("a defect")
+
+
+class FailingSocket(HostSocket):
+    """A host socket that a defect makes raise at datagrams with a mark."""
+
+    def sendto(self, payload: memoryview, address: Any) -> int:
+        if BAD in bytes(payload):
+            raise RuntimeError("a defect")
+        return super().sendto(payload, address)
+
+
+@settings(deadline=None)
+@given(
+    bad=st.lists(st.booleans(), min_size=1, max_size=12),
+    cuts=CUTS,
+    where=st.sampled_from(["capture", "known", "backlog", "at once"]),
+)
+@example(bad=[True], cuts=[2, 4, 30], where="known")
+@example(bad=[True, True, False], cuts=[], where="at once")
+def test_an_internal_error_costs_its_frame_and_not_the_place_in_the_stream(
+    bad: list[bool], cuts: Sequence[int], where: str
+) -> None:
+    case = Case(features=frozenset(), record=FailingRecord() if where == "capture" else None)
+    # Of a known flow, of new ones, and fragments, which never wait.
+    ports = {"backlog": range(6000, 6100), "at once": [6000] * 100}.get(where, [PORT] * 100)
+    case.move(framed(udp(b"first")))
+    if where != "capture":
+        for udp_socket in case.host.open:
+            udp_socket.socket = FailingSocket(PORT, case.host.sent, case.host.calls)
+        for peer in case.udp.nat.tables[4]:
+            peer.sender = None
+        case.host.socket_class = FailingSocket
+    payloads = [b"%d" % i + (BAD if is_bad else b"fine") for i, is_bad in enumerate(bad)]
+    frames = []
+    for i, payload in enumerate(payloads):
+        if where == "at once":
+            datagram = struct.pack(">HHHH", ports[i], SERVER_PORT, 16 + 8, 0) + payload.ljust(16, b".")
+            frames += [fragment(datagram[:16], i, 0x2000), fragment(datagram[16:], i, 2)]
+        else:
+            frames.append(udp(payload, port=ports[i], identification=i))
+    guest = case.link.socket = Guest(*cut(joined(*frames), cuts))
+    errors, case.asked = 0, 0
+    while guest.pieces or case.asked:
+        case.asked = 0
+        try:
+            case.reader.step()
+        except RuntimeError:
+            errors += 1
+    assert errors == sum(bad)
+    assert [payload.rstrip(b".") for payload in case.payloads] == [b"first"] + [
+        payload for payload in payloads if BAD not in payload
+    ]
+    assert case.counters.frames_down == 1 + len(frames)
+    assert not case.counters.drops
 
 
 @pytest.mark.parametrize("length", ILLEGAL)
