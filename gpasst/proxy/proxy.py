@@ -120,7 +120,7 @@ class Proxy:
         if link and handlers:
             self._inside = build_inside(base, link, self.udp, icmp, handlers, router, end, self.finished.set)
             closing(self._inside.pings.close)
-        timers = Timers(base.watchers, base.counters, self.clock.precise)
+        timers = Timers(base.watchers, self.clock.precise)
         closing(timers.close)
         if not config.no_udp:
             self.forwarder.open()

@@ -6,7 +6,7 @@ Theory of operation:
    part, when the heap is rebuilt; so cancelling costs next to nothing (TCP cancels most of its timers).
 2. `Timers` arms a timerfd (Linux 2.6.25) for the earliest deadline. The timers of the event loop will not do where less
    than a millisecond counts: libev sleeps in epoll_wait, whose timeout is in whole milliseconds and is rounded up.
-3. Callbacks run in one worker, with `now` as argument. What raises is logged and counted, and the others run. A step
+3. Callbacks run in one worker, with `now` as argument. What raises is counted and logged, and the others run. A step
    that lasts longer than its budget is broken off; the timerfd is then due at once.
 """
 
@@ -15,13 +15,11 @@ from __future__ import annotations
 import ctypes
 import heapq
 import itertools
-import logging
 import os
 import struct
 import time
 from collections.abc import Callable
 
-from gpasst.counters import Counters, Drop
 from gpasst.errors import PlatformError
 from gpasst.linux import CLOCK_MONOTONIC, TFD_CLOEXEC, TFD_NONBLOCK
 from gpasst.path.budget import STEP_SECONDS
@@ -33,8 +31,6 @@ NANOSECONDS = 1_000_000_000
 SOONEST = 1  # nanosecond; 0 would disarm
 
 Callback = Callable[[float], None]
-
-log = logging.getLogger(__name__)
 
 _libc = ctypes.PyDLL(None, use_errno=True)
 _itimerspec = struct.Struct("@qqqq").pack  # interval and value, seconds and nanoseconds each
@@ -123,16 +119,14 @@ class Deadlines:
 class Timers:
     """The deadlines of one proxy, called when they are due.
 
-    :param watchers: wakes for them.
-    :param counters: where failures are counted.
+    :param watchers: wakes for them, and takes the errors of callbacks.
     :param clock: returns seconds; of the same speed as CLOCK_MONOTONIC.
     :raises PlatformError: if no timerfd can be had.
     """
 
-    def __init__(self, watchers: Watchers, counters: Counters, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, watchers: Watchers, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self._watchers = watchers
-        self._counters = counters
         self._deadlines = Deadlines()
         self._armed: float | None = None
         self._fd: int = _libc.timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC)
@@ -167,9 +161,8 @@ class Timers:
         while (callback := self._deadlines.take(now)) is not None:
             try:
                 callback(now)
-            except Exception:
-                self._counters.drop(Drop.INTERNAL)
-                log.exception("internal error of a timer")
+            except Exception as error:
+                self._watchers.failures.caught(error, "internal error of a timer")
             now = self.clock()
             if now >= until:
                 return

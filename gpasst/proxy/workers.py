@@ -5,7 +5,7 @@ Theory of operation:
 1. Every descriptor has one persistent, level-triggered watcher. Its callback switches to a greenlet, which takes one
    step and switches back to the hub. Nothing on the data path waits, sleeps or makes an object per datagram.
 2. A `Worker` is such a greenlet, made at its first step, since an unused greenlet costs forty times its watcher. An
-   exception in a step is logged and counted, and the worker goes on.
+   exception in a step is counted and logged (`gpasst.proxy.failures`), and the worker goes on.
 3. `Watchers` owns the watchers and workers of one proxy and closes them: a greenlet that is left suspended would never
    be freed, nor anything that its frames refer to.
 
@@ -21,7 +21,8 @@ from typing import Any
 
 from greenlet import getcurrent, greenlet
 
-from gpasst.counters import Counters, Drop
+from gpasst.counters import Counters
+from gpasst.proxy.failures import Failures
 
 READ, WRITE = 1, 2  # event masks of the loop (libev: EV_READ, EV_WRITE)
 
@@ -33,23 +34,23 @@ class Worker:
 
     :param hub: the hub it belongs to.
     :param step: the step, with the arguments that the watcher was given; returns how many frames or datagrams it moved.
-    :param counters: where failures are counted.
+    :param failures: takes the errors of steps.
     :param after: called after a step that moved exactly one frame or datagram.
     """
 
-    __slots__ = ("_after", "_counters", "_greenlet", "_hub", "_step")
+    __slots__ = ("_after", "_failures", "_greenlet", "_hub", "_step")
 
     def __init__(
         self,
         hub: Any,
         step: Callable[..., int | None],
-        counters: Counters,
+        failures: Failures,
         after: Callable[[Worker], None] | None = None,
     ) -> None:
         self._after = after
         self._hub = hub
         self._step = step
-        self._counters = counters
+        self._failures = failures
         self._greenlet: greenlet | None = None
 
     def wake(self, *args: Any) -> None:
@@ -74,9 +75,8 @@ class Worker:
             try:
                 if step(*args) == 1 and after is not None:
                     after(self)
-            except Exception:
-                self._counters.drop(Drop.INTERNAL)
-                log.exception("internal error; the frame or batch is lost")
+            except Exception as error:
+                self._failures.caught(error, "internal error; the frame or batch is lost")
             if self._greenlet is None:
                 return
             # One argument comes back bare, none and several as a tuple.
@@ -94,11 +94,12 @@ class Watchers:
     :param hub: the hub.
     :param counters: where failures are counted.
     :param busy_poll: seconds to look for the next frame of a conversation before the hub sleeps, 0 for none.
+    :ivar failures: takes the errors of steps.
     """
 
     def __init__(self, hub: Any, counters: Counters, busy_poll: float = 0.0) -> None:
         self._hub = hub
-        self._counters = counters
+        self.failures = Failures(log, counters)
         self._poller = Poller(hub, busy_poll) if busy_poll else None
         self._after = self._poller.single if self._poller else None
         self._watchers: dict[object, Any] = {}
@@ -112,7 +113,7 @@ class Watchers:
         :param step: as for `Worker`.
         :param conversational: whether a step that moved one frame may be followed by an answer soon.
         """
-        worker = Worker(self._hub, step, self._counters, self._after if conversational else None)
+        worker = Worker(self._hub, step, self.failures, self._after if conversational else None)
         self._shared.append(worker)
         return worker
 
@@ -127,7 +128,7 @@ class Watchers:
 
     def watch_alone(self, owner: object, fd: int, step: Callable[..., int | None]) -> None:
         """Call `step` with `owner` in a worker of its own whenever a descriptor is readable."""
-        worker = self._workers[owner] = Worker(self._hub, step, self._counters, self._after)
+        worker = self._workers[owner] = Worker(self._hub, step, self.failures, self._after)
         self.watch(owner, fd, worker.wake, owner)
 
     def unwatch(self, owner: object) -> None:

@@ -134,11 +134,11 @@ def armed(before: set[str]) -> float:
     return int(found[1]) + int(found[2]) / 1e9
 
 
-def test_the_kernel_is_asked_for_less_than_a_millisecond(watchers: Watchers, counters: Counters) -> None:
+def test_the_kernel_is_asked_for_less_than_a_millisecond(watchers: Watchers) -> None:
     """The timers of the event loop are rounded up to whole milliseconds."""
     before = timerfds()
     now = time.monotonic()
-    timers = Timers(watchers, counters, lambda: now)
+    timers = Timers(watchers, lambda: now)
     timers.at(now + 3600, lambda _: None)
     assert 3599 < armed(before) <= 3600
     timers.at(now + 0.0003, lambda _: None)
@@ -146,8 +146,8 @@ def test_the_kernel_is_asked_for_less_than_a_millisecond(watchers: Watchers, cou
     timers.close()
 
 
-def test_an_earlier_deadline_is_not_kept_waiting_by_a_later_one(watchers: Watchers, counters: Counters) -> None:
-    timers = Timers(watchers, counters)
+def test_an_earlier_deadline_is_not_kept_waiting_by_a_later_one(watchers: Watchers) -> None:
+    timers = Timers(watchers)
     called: list[str] = []
     done = gevent.event.Event()
 
@@ -165,7 +165,7 @@ def test_an_earlier_deadline_is_not_kept_waiting_by_a_later_one(watchers: Watche
 def test_a_failure_is_counted_and_stops_nothing(
     watchers: Watchers, counters: Counters, caplog: pytest.LogCaptureFixture
 ) -> None:
-    timers, done = Timers(watchers, counters), gevent.event.Event()
+    timers, done = Timers(watchers), gevent.event.Event()
 
     def fail(now: float) -> None:
         raise RuntimeError("a defect")
@@ -179,10 +179,10 @@ def test_a_failure_is_counted_and_stops_nothing(
     assert "a defect" in caplog.text
 
 
-def test_one_step_ends_when_its_time_is_over(watchers: Watchers, counters: Counters) -> None:
+def test_one_step_ends_when_its_time_is_over(watchers: Watchers) -> None:
     now = 100.0
     called = []
-    timers = Timers(watchers, counters, lambda: now)
+    timers = Timers(watchers, lambda: now)
 
     def slow(number: int) -> Callable[[float], None]:
         def callback(_: float) -> None:
@@ -202,9 +202,9 @@ def test_one_step_ends_when_its_time_is_over(watchers: Watchers, counters: Count
     timers.close()
 
 
-def test_closed_timers_call_nothing_and_hold_no_descriptor(watchers: Watchers, counters: Counters) -> None:
+def test_closed_timers_call_nothing_and_hold_no_descriptor(watchers: Watchers) -> None:
     before = timerfds()
-    timers = Timers(watchers, counters)
+    timers = Timers(watchers)
     called: list[float] = []
     timers.every(-1, called.append)
     timers.close()
