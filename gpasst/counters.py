@@ -25,6 +25,7 @@ class Drop(Enum):
     MALFORMED_NDP = "malformed NDP message"
     MALFORMED_DHCP = "malformed DHCP message"
     MALFORMED_DHCPV6 = "malformed DHCPv6 message"
+    EXCESSIVE = "DHCP or DHCPv6 message with more bytes or options than any client sends"
     FRAGMENT = "fragment that cannot be reassembled"
     FRAGMENT_TIMEOUT = "fragments whose rest never came"
     PROTOCOL = "IP protocol not carried"

@@ -10,7 +10,7 @@ Theory of operation
 3. **Headers accept trailing bytes**, since the payload follows. Only `NDP_OPTIONS` must end where its data ends.
 4. **Meaning is checked elsewhere.** A declaration rejects bytes that cannot be parsed; whether version, lengths
    and addresses are valid is decided by the room that knows the protocol's state.
-5. **Untrusted bytes** go through `codec.parse_untrusted`, which raises `PacketError` and nothing else.
+5. **Untrusted bytes** are parsed by the fast form alone, which raises `PacketError` and nothing else.
 
 Units: bytes for lengths and offsets, unless a docstring says otherwise; addresses are raw bytes in network
 order.
@@ -532,6 +532,7 @@ ICMP_ERROR_CODEC = Codec(ICMP_ERROR, "ICMP_ERROR")
 ICMPV6_ERROR_CODEC = Codec(ICMPV6_ERROR, "ICMPV6_ERROR")
 NDP_SOLICITATION_CODEC = Codec(NDP_SOLICITATION, "NDP_SOLICITATION")
 NDP_ADVERTISEMENT_CODEC = Codec(NDP_ADVERTISEMENT, "NDP_ADVERTISEMENT")
+NDP_ROUTER_SOLICITATION_CODEC = Codec(NDP_ROUTER_SOLICITATION, "NDP_ROUTER_SOLICITATION")
 NDP_ROUTER_ADVERTISEMENT_CODEC = Codec(NDP_ROUTER_ADVERTISEMENT, "NDP_ROUTER_ADVERTISEMENT")
 PCAP_FILE_CODEC = Codec(PCAP_FILE, "PCAP_FILE")
 PCAP_RECORD_CODEC = Codec(PCAP_RECORD, "PCAP_RECORD")

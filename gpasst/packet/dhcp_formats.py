@@ -1,35 +1,22 @@
 """The structures of DHCP and DHCPv6, declared once, by the rules of `gpasst.formats`.
 
 Options are lists of (code, data); the services interpret the data. A list is malformed as a whole if one of its options
-ends beyond the data.
+ends beyond the data. A message has a limit of bytes and of options, since each of them costs time and a client may send
+any number.
 """
 
 from __future__ import annotations
 
-from construct import (
-    Bytes,
-    Check,
-    Const,
-    Default,
-    FocusedSeq,
-    GreedyBytes,
-    GreedyRange,
-    If,
-    Int8ub,
-    Int16ub,
-    Int32ub,
-    Optional,
-    Prefixed,
-    Struct,
-    Terminated,
-)
+from construct import Bytes, Default, Int8ub, Int16ub, Int32ub
 
-from gpasst.codec import Codec, Header
+from gpasst.codec import Codec, Header, Options
 
 DHCP_SERVER_PORT = 67
 DHCP_CLIENT_PORT = 68
 DHCPV6_SERVER_PORT = 547
 DHCPV6_CLIENT_PORT = 546
+
+MESSAGE_LIMIT = 4096  # bytes of a client's message that is parsed; ordinary ones have 300 to 600
 
 # --- DHCP ---------------------------------------------------------------------------------------------------
 
@@ -73,6 +60,9 @@ DHCP_END = 255
 
 DHCP_OVERLOAD_FILE = 1
 DHCP_OVERLOAD_NAME = 2
+DHCP_OPTIONS_LIMIT = 256
+"""Options of a client's message that are parsed: one of each code (RFC 2132 section 2)."""
+
 DHCP_INFINITE = 0xFFFFFFFF
 """Lease time, in seconds, that stands for infinity (RFC 2131 section 3.3)."""
 
@@ -104,24 +94,11 @@ The addresses `client`, `yours`, `server` and `relay` are ciaddr, yiaddr, siaddr
 padded. `DHCP_COOKIE` and `DHCP_OPTIONS` follow.
 """
 
-DHCP_OPTION = Struct(
+DHCP_OPTION = Header(
     "code" / Int8ub,
-    Check(lambda option: option.code != DHCP_END),
-    "data" / If(lambda option: option.code != DHCP_PAD, Prefixed(Int8ub, GreedyBytes)),
+    "length" / Int8ub,
 )
-"""One option but the last (RFC 2132 section 2); `data` has up to 255 bytes, and is None for `DHCP_PAD`."""
-
-DHCP_OPTIONS = FocusedSeq(
-    "options",
-    "options" / GreedyRange(DHCP_OPTION),
-    "end" / Optional(Struct("end" / Const(DHCP_END, Int8ub), "padding" / Default(GreedyBytes, b""))),
-    # GreedyRange stops without an error before an option that it cannot parse.
-    Terminated,
-)
-"""All options of a field, to `DHCP_END` or, without one, to the end of the data.
-
-Parses to a list of `DHCP_OPTION`, padding included. Building adds the end.
-"""
+"""Head of an option but `DHCP_PAD` and `DHCP_END`, 2 bytes (RFC 2132 section 2); `length` bytes of data follow."""
 
 DHCP_FQDN = Header(
     "flags" / Int8ub,
@@ -167,6 +144,9 @@ DHCPV6_FQDN_SERVER_UPDATES = 0x01
 DHCPV6_FQDN_OVERRIDDEN = 0x02
 DHCPV6_FQDN_NO_UPDATES = 0x04
 
+DHCPV6_OPTIONS_LIMIT = 64
+"""Options of a client's message that are parsed, those within others included. Ordinary messages have up to 10."""
+
 DHCPV6_DUID_LLT = 1
 DHCPV6_INFINITE = 0xFFFFFFFF
 """Lifetime, in seconds, that stands for infinity (RFC 8415 section 7.7)."""
@@ -177,13 +157,11 @@ DHCPV6 = Header(
 )
 """Head of every message between client and server, 4 bytes (RFC 8415 section 8); `DHCPV6_OPTIONS` follow."""
 
-DHCPV6_OPTIONS = FocusedSeq(
-    "options",
-    "options" / GreedyRange(Struct("code" / Int16ub, "data" / Prefixed(Int16ub, GreedyBytes))),
-    # As in DHCP_OPTIONS.
-    Terminated,
+DHCPV6_OPTION = Header(
+    "code" / Int16ub,
+    "length" / Int16ub,
 )
-"""All options up to the end of the data (RFC 8415 section 21.1), of a message or within another option."""
+"""Head of an option, of a message or within another option, 4 bytes (RFC 8415 section 21.1); its data follow."""
 
 DHCPV6_IA_NA_HEAD = Header(
     "identifier" / Bytes(4),
@@ -220,8 +198,10 @@ DHCPV6_DUID = Header(
 """DUID of link-layer address and time, 14 bytes (RFC 8415 section 11.2); `seconds` since 2000, modulo 2^32."""
 
 DHCP_CODEC = Codec(DHCP, "DHCP")
+DHCP_OPTIONS = Options(Codec(DHCP_OPTION, "DHCP_OPTION"), DHCP_PAD, DHCP_END)
 DHCP_FQDN_CODEC = Codec(DHCP_FQDN, "DHCP_FQDN")
 DHCPV6_CODEC = Codec(DHCPV6, "DHCPV6")
+DHCPV6_OPTIONS = Options(Codec(DHCPV6_OPTION, "DHCPV6_OPTION"))
 DHCPV6_IA_NA_CODEC = Codec(DHCPV6_IA_NA_HEAD, "DHCPV6_IA_NA_HEAD")
 DHCPV6_IA_TA_CODEC = Codec(DHCPV6_IA_TA_HEAD, "DHCPV6_IA_TA_HEAD")
 DHCPV6_ADDRESS_CODEC = Codec(DHCPV6_ADDRESS, "DHCPV6_ADDRESS")

@@ -6,10 +6,8 @@ its own address (RFC 5227) get no reply, which would signal a conflict.
 
 from __future__ import annotations
 
-from gpasst.codec import parse_untrusted
 from gpasst.counters import Drop
 from gpasst.formats import (
-    ARP,
     ARP_CODEC,
     ARP_ETHERNET,
     ARP_REPLY,
@@ -33,20 +31,21 @@ def answer(payload: memoryview, host_mac: bytes, guest_address: bytes | None) ->
         another hardware or protocol.
     :raises PacketError: `Drop.MALFORMED_ARP`, if the request is malformed.
     """
-    request = parse_untrusted(ARP, payload, Drop.MALFORMED_ARP)
-    kind = (request.hardware, request.protocol, request.hardware_length, request.protocol_length)
-    if kind != (ARP_ETHERNET, ETHERTYPE_IPV4, MAC_BYTES, IP4_BYTES) or request.operation != ARP_REQUEST:
+    request = ARP_CODEC.parse(payload, Drop.MALFORMED_ARP)
+    kind = tuple(request[name] for name in ("hardware", "protocol", "hardware_length", "protocol_length"))
+    if kind != (ARP_ETHERNET, ETHERTYPE_IPV4, MAC_BYTES, IP4_BYTES) or request["operation"] != ARP_REQUEST:
         return None
-    announced = any(request.sender_ip) and request.sender_ip == request.target_ip
-    if announced or request.target_ip == guest_address:
+    sender, target = request["sender_ip"], request["target_ip"]
+    announced = any(sender) and sender == target
+    if announced or target == guest_address:
         return None
-    ethernet = ETHERNET_CODEC.pack(destination=request.sender_mac, source=host_mac, ethertype=ETHERTYPE_ARP)
+    ethernet = ETHERNET_CODEC.pack(destination=request["sender_mac"], source=host_mac, ethertype=ETHERTYPE_ARP)
     return ethernet + ARP_CODEC.pack(
         operation=ARP_REPLY,
         sender_mac=host_mac,
-        sender_ip=request.target_ip,
-        target_mac=request.sender_mac,
-        target_ip=request.sender_ip,
+        sender_ip=target,
+        target_mac=request["sender_mac"],
+        target_ip=sender,
     )
 
 

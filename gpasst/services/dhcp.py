@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gpasst.codec import parse_untrusted
+from gpasst.codec import Allowance
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.flow.network import FamilyNetwork, GuestNetwork
@@ -58,6 +58,7 @@ from gpasst.packet.dhcp_formats import (
     DHCP_NAK,
     DHCP_OFFER,
     DHCP_OPTIONS,
+    DHCP_OPTIONS_LIMIT,
     DHCP_OVERLOAD,
     DHCP_OVERLOAD_FILE,
     DHCP_OVERLOAD_NAME,
@@ -73,6 +74,7 @@ from gpasst.packet.dhcp_formats import (
     DHCP_SERVER_PORT,
     DHCP_SUBNET_MASK,
     DHCP_TEXT,
+    MESSAGE_LIMIT,
 )
 from gpasst.packet.dns_names import compress_names, encode_name, encode_text
 
@@ -106,13 +108,14 @@ def answer(network: GuestNetwork, data: bytes | memoryview, guest_mac: bytes) ->
     :param data: payload of the UDP datagram.
     :param guest_mac: destination of the reply unless it is broadcast, 6 bytes.
     :return: the reply's frame; None for a message to another server, RELEASE and DECLINE.
-    :raises PacketError: `Drop.MALFORMED_DHCP` if the message is malformed, `Drop.SERVICE` if it is of another type.
+    :raises PacketError: `Drop.MALFORMED_DHCP` if the message is malformed, `Drop.SERVICE` if it is of another type,
+        `Drop.EXCESSIVE` if it has more than `MESSAGE_LIMIT` bytes or `DHCP_OPTIONS_LIMIT` options.
     """
     ip4 = network.ip4
     assert ip4 is not None and ip4.address is not None
-    if len(data) < DHCP_CODEC.size:
-        raise PacketError(Drop.MALFORMED_DHCP)
-    request = DHCP_CODEC.unpack_from(data)
+    if len(data) > MESSAGE_LIMIT:
+        raise PacketError(Drop.EXCESSIVE)
+    request = DHCP_CODEC.parse(data, Drop.MALFORMED_DHCP)
     if request["operation"] != BOOTP_REQUEST:
         raise PacketError(Drop.SERVICE)
     options = parse_options(data)
@@ -156,27 +159,28 @@ def parse_options(data: bytes | memoryview) -> dict[int, bytes]:
     sections 5 and 7).
 
     :param data: a message with at least its fixed part. A BOOTP message has no cookie, and then no options.
-    :raises PacketError: `Drop.MALFORMED_DHCP`, if an option ends beyond its field.
+    :raises PacketError: `Drop.MALFORMED_DHCP`, if an option ends beyond its field; `Drop.EXCESSIVE`, if there are more
+        than `DHCP_OPTIONS_LIMIT`.
     """
     rest = bytes(data[DHCP_CODEC.size :])
     found: dict[int, bytes] = {}
     if rest[: len(DHCP_COOKIE)] != DHCP_COOKIE:
         return found
-    _collect(found, rest[len(DHCP_COOKIE) :])
+    allowance = Allowance(DHCP_OPTIONS_LIMIT)
+    _collect(found, rest[len(DHCP_COOKIE) :], allowance)
     overload = _fixed(found, DHCP_OVERLOAD, 1)
     if overload is not None:
         message = DHCP_CODEC.unpack_from(data)
         if overload[0] & DHCP_OVERLOAD_FILE:
-            _collect(found, message["file"])
+            _collect(found, message["file"], allowance)
         if overload[0] & DHCP_OVERLOAD_NAME:
-            _collect(found, message["server_name"])
+            _collect(found, message["server_name"], allowance)
     return found
 
 
-def _collect(found: dict[int, bytes], field: bytes) -> None:
-    for option in parse_untrusted(DHCP_OPTIONS, field, Drop.MALFORMED_DHCP):
-        if option.data is not None:
-            found[option.code] = found.get(option.code, b"") + option.data
+def _collect(found: dict[int, bytes], field: bytes, allowance: Allowance) -> None:
+    for code, data in DHCP_OPTIONS.parse(field, allowance, Drop.MALFORMED_DHCP):
+        found[code] = found.get(code, b"") + data
 
 
 def _fixed(options: Options, code: int, size: int) -> bytes | None:
@@ -304,9 +308,8 @@ def _build(contents: dict[int, bytes], search: tuple[str, ...], kind: int | None
                 continue
             room -= _size(data)
         for start in range(0, max(len(data), 1), OPTION_MAXIMUM):
-            chosen.append({"code": code, "data": data[start : start + OPTION_MAXIMUM]})
-    built: bytes = DHCP_OPTIONS.build(chosen)
-    return built.ljust(OPTIONS_MINIMUM, b"\0")
+            chosen.append((code, data[start : start + OPTION_MAXIMUM]))
+    return DHCP_OPTIONS.build(chosen).ljust(OPTIONS_MINIMUM, b"\0")
 
 
 def _room(kind: int | None, options: Options) -> int:

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpasst.codec import parse_untrusted
+from gpasst.codec import Allowance
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.flow.network import FamilyNetwork, GuestNetwork
@@ -56,6 +56,7 @@ from gpasst.packet.dhcp_formats import (
     DHCPV6_NOT_ON_LINK,
     DHCPV6_OPTION_REQUEST,
     DHCPV6_OPTIONS,
+    DHCPV6_OPTIONS_LIMIT,
     DHCPV6_RAPID_COMMIT,
     DHCPV6_REBIND,
     DHCPV6_RELEASE,
@@ -70,6 +71,7 @@ from gpasst.packet.dhcp_formats import (
     DHCPV6_STATUS_CODE,
     DHCPV6_STATUS_CODEC,
     DHCPV6_SUCCESS,
+    MESSAGE_LIMIT,
 )
 from gpasst.packet.dns_names import encode_name, encode_names
 from gpasst.packet.parse import Packet
@@ -128,7 +130,8 @@ def answer(server: Server, packet: Packet, data: bytes | memoryview, guest_mac: 
     :param data: payload of the UDP datagram.
     :param guest_mac: destination of the reply, 6 bytes.
     :return: the reply's frame; None for a message to another server.
-    :raises PacketError: if the message is malformed, not served, or has an invalid source address.
+    :raises PacketError: if the message is malformed, not served, or has an invalid source address; `Drop.EXCESSIVE`, if
+        it has more than `MESSAGE_LIMIT` bytes or `DHCPV6_OPTIONS_LIMIT` options.
     """
     network = server.network.ip6
     assert network is not None
@@ -138,14 +141,15 @@ def answer(server: Server, packet: Packet, data: bytes | memoryview, guest_mac: 
         raise PacketError(Drop.UNSPECIFIED_ADDRESS)
     if not is_multicast(packet.destination):
         raise PacketError(Drop.SERVICE)
-    if len(data) < DHCPV6_CODEC.size:
-        raise PacketError(Drop.MALFORMED_DHCPV6)
-    head = DHCPV6_CODEC.unpack_from(data)
-    options = _parse(data[DHCPV6_CODEC.size :])
+    if len(data) > MESSAGE_LIMIT:
+        raise PacketError(Drop.EXCESSIVE)
+    head = DHCPV6_CODEC.parse(data, Drop.MALFORMED_DHCPV6)
+    allowance = Allowance(DHCPV6_OPTIONS_LIMIT)
+    options = _parse(data[DHCPV6_CODEC.size :], allowance)
     if not _accepted(server, head["type"], options):
         return None
-    kind, contents = _answer_to(server, network, head["type"], options)
-    message = DHCPV6_CODEC.pack(type=kind, transaction=head["transaction"]) + _build(contents)
+    kind, contents = _answer_to(server, network, head["type"], options, allowance)
+    message = DHCPV6_CODEC.pack(type=kind, transaction=head["transaction"]) + DHCPV6_OPTIONS.build(contents)
     source = router_address(network)
     return wrap_udp(
         guest_mac,
@@ -158,14 +162,8 @@ def answer(server: Server, packet: Packet, data: bytes | memoryview, guest_mac: 
     )
 
 
-def _parse(data: bytes | memoryview) -> list[Option]:
-    parsed = parse_untrusted(DHCPV6_OPTIONS, data, Drop.MALFORMED_DHCPV6)
-    return [(option.code, option.data) for option in parsed]
-
-
-def _build(options: Sequence[Option]) -> bytes:
-    built: bytes = DHCPV6_OPTIONS.build([{"code": code, "data": data} for code, data in options])
-    return built
+def _parse(data: bytes | memoryview, allowance: Allowance) -> list[Option]:
+    return DHCPV6_OPTIONS.parse(data, allowance, Drop.MALFORMED_DHCPV6)
 
 
 def _first(options: Sequence[Option], wanted: int) -> bytes | None:
@@ -197,7 +195,7 @@ def _accepted(server: Server, asked: int, options: Sequence[Option]) -> bool:
 
 
 def _answer_to(
-    server: Server, network: FamilyNetwork, asked: int, options: Sequence[Option]
+    server: Server, network: FamilyNetwork, asked: int, options: Sequence[Option], allowance: Allowance
 ) -> tuple[int, list[Option]]:
     """Return type and options of the reply.
 
@@ -205,13 +203,15 @@ def _answer_to(
     :param network: the guest's IPv6 network.
     :param asked: type of the message.
     :param options: its options.
-    :raises PacketError: `Drop.MALFORMED_DHCPV6`, if an association is malformed.
+    :param allowance: of the options within these.
+    :raises PacketError: `Drop.MALFORMED_DHCPV6`, if an association is malformed; `Drop.EXCESSIVE`, if there are more
+        options than allowed.
     """
     identity = DHCPV6_SERVER_ID, server.identifier
     client = DHCPV6_CLIENT_ID, _first(options, DHCPV6_CLIENT_ID) or b""
     if asked in (DHCPV6_RELEASE, DHCPV6_DECLINE):
         return DHCPV6_REPLY, [identity, client, _status(DHCPV6_SUCCESS)]
-    associations = [_association(code, data) for code, data in options if code in HEADS]
+    associations = [_association(code, data, allowance) for code, data in options if code in HEADS]
     associations.sort(key=lambda association: association.kind)
     if asked in (DHCPV6_REQUEST, DHCPV6_RENEW, DHCPV6_CONFIRM):
         refused = [item for item in associations if any(address != network.address for address in item.addresses)]
@@ -237,19 +237,16 @@ def _answer_to(
     return DHCPV6_REPLY, [*answered, (DHCPV6_RAPID_COMMIT, b"")]
 
 
-def _association(kind: int, data: bytes) -> Association:
-    """Parse an identity association and the addresses in it."""
+def _association(kind: int, data: bytes, allowance: Allowance) -> Association:
+    """Parse an identity association and the addresses in it; `allowance` is of the options in it."""
     codec = HEADS[kind]
-    if len(data) < codec.size:
-        raise PacketError(Drop.MALFORMED_DHCPV6)
+    identifier = codec.parse(data, Drop.MALFORMED_DHCPV6)["identifier"]
     addresses = []
-    for code, address in _parse(data[codec.size :]):
+    for code, address in _parse(data[codec.size :], allowance):
         if code == DHCPV6_IAADDR:
-            if len(address) < DHCPV6_ADDRESS_CODEC.size:
-                raise PacketError(Drop.MALFORMED_DHCPV6)
-            _parse(address[DHCPV6_ADDRESS_CODEC.size :])
-            addresses.append(DHCPV6_ADDRESS_CODEC.unpack_from(address)["address"])
-    return Association(kind, codec.unpack_from(data)["identifier"], tuple(addresses))
+            addresses.append(DHCPV6_ADDRESS_CODEC.parse(address, Drop.MALFORMED_DHCPV6)["address"])
+            _parse(address[DHCPV6_ADDRESS_CODEC.size :], allowance)
+    return Association(kind, identifier, tuple(addresses))
 
 
 def _associated(association: Association, contents: Sequence[Option]) -> Option:
@@ -258,7 +255,7 @@ def _associated(association: Association, contents: Sequence[Option]) -> Option:
         head = DHCPV6_IA_TA_CODEC.pack(identifier=association.identifier)
     else:
         head = DHCPV6_IA_NA_CODEC.pack(identifier=association.identifier, renew=DHCPV6_INFINITE, rebind=DHCPV6_INFINITE)
-    return association.kind, head + _build(contents)
+    return association.kind, head + DHCPV6_OPTIONS.build(contents)
 
 
 def _assigned(network: FamilyNetwork, association: Association, asked: int, first: bool) -> list[Option]:
@@ -293,10 +290,12 @@ def _fqdn(name: str, options: Sequence[Option]) -> list[Option]:
     :param name: the guest's fully qualified name; may be empty.
     :param options: the client's.
     """
+    if not name:
+        return []
     sent = _first(options, DHCPV6_CLIENT_FQDN)
     requested = _first(options, DHCPV6_OPTION_REQUEST) or b""
     codes = {int.from_bytes(requested[at : at + CODE_BYTES], "big") for at in range(0, len(requested), CODE_BYTES)}
-    if not name or (sent is None and DHCPV6_CLIENT_FQDN not in codes):
+    if sent is None and DHCPV6_CLIENT_FQDN not in codes:
         return []
     flags = DHCPV6_FQDN_NO_UPDATES
     if sent and sent[0] & DHCPV6_FQDN_SERVER_UPDATES:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gpasst.codec import parse_untrusted
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.flow.network import FamilyNetwork, GuestNetwork
@@ -34,8 +33,7 @@ from gpasst.formats import (
     NDP_PREFIX_FLAG_ON_LINK,
     NDP_RA_FLAG_MANAGED,
     NDP_ROUTER_ADVERTISEMENT_CODEC,
-    NDP_ROUTER_SOLICITATION,
-    NDP_SOLICITATION,
+    NDP_ROUTER_SOLICITATION_CODEC,
     NDP_SOLICITATION_CODEC,
     NDP_TYPE_ADVERTISEMENT,
     NDP_TYPE_ROUTER_ADVERTISEMENT,
@@ -109,7 +107,7 @@ def answer(router: Router, packet: Packet, guest_mac: bytes, own: tuple[bytes | 
     if kind == NDP_TYPE_SOLICITATION:
         message = _advertisement(router, packet, own)
     elif kind == NDP_TYPE_ROUTER_SOLICITATION and router.advertise:
-        parse_untrusted(NDP_ROUTER_SOLICITATION, packet.payload, Drop.MALFORMED_NDP)
+        NDP_ROUTER_SOLICITATION_CODEC.parse(packet.payload, Drop.MALFORMED_NDP)
         message = router_advertisement(router)
     else:
         return None
@@ -186,14 +184,14 @@ class Schedule:
 
 
 def _advertisement(router: Router, packet: Packet, own: tuple[bytes | None, ...]) -> bytes | None:
-    request = parse_untrusted(NDP_SOLICITATION, packet.payload, Drop.MALFORMED_NDP)
-    if is_multicast(request.target):
+    target = NDP_SOLICITATION_CODEC.parse(packet.payload, Drop.MALFORMED_NDP)["target"]
+    if is_multicast(target):
         # RFC 4861, section 7.1.1.
         raise PacketError(Drop.MALFORMED_NDP)
-    if packet.source == UNSPECIFIED[V6] or request.target in own:
+    if packet.source == UNSPECIFIED[V6] or target in own:
         return None
     flags = NDP_FLAG_ROUTER | NDP_FLAG_SOLICITED | NDP_FLAG_OVERRIDE
-    return NDP_ADVERTISEMENT_CODEC.pack(type=NDP_TYPE_ADVERTISEMENT, flags=flags, target=request.target) + _options(
+    return NDP_ADVERTISEMENT_CODEC.pack(type=NDP_TYPE_ADVERTISEMENT, flags=flags, target=target) + _options(
         [{"type": NDP_OPTION_TARGET_LINK_ADDRESS, "mac": router.network.host_mac}]
     )
 

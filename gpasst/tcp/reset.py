@@ -5,9 +5,8 @@ TCP is not carried yet, so every port is closed: the guest's connections fail at
 
 from __future__ import annotations
 
-from gpasst.codec import parse_untrusted
 from gpasst.counters import Drop
-from gpasst.formats import PROTOCOL_TCP, TCP, TCP_ACK, TCP_CODEC, TCP_FIN, TCP_RST, TCP_SYN
+from gpasst.formats import PROTOCOL_TCP, TCP_ACK, TCP_CODEC, TCP_FIN, TCP_RST, TCP_SYN
 from gpasst.packet.build import with_checksum, wrap
 from gpasst.packet.parse import Packet
 
@@ -24,17 +23,18 @@ def reset(packet: Packet, guest_mac: bytes, host_mac: bytes) -> bytes | None:
     :return: the reset's frame, from the address that the segment was sent to; None if the segment is a reset itself.
     :raises PacketError: `Drop.MALFORMED_TCP`, if the segment is malformed.
     """
-    segment = parse_untrusted(TCP, packet.payload, Drop.MALFORMED_TCP)
-    if segment.flags & TCP_RST:
+    segment = TCP_CODEC.parse(packet.payload, Drop.MALFORMED_TCP)
+    flags = segment["flags"]
+    if flags & TCP_RST:
         return None
-    length = max(0, len(packet.payload) - DATA_OFFSET_UNIT * segment.data_offset)
-    length += bool(segment.flags & TCP_SYN) + bool(segment.flags & TCP_FIN)
-    acknowledges = segment.flags & TCP_ACK
+    length = max(0, len(packet.payload) - DATA_OFFSET_UNIT * segment["data_offset"])
+    length += bool(flags & TCP_SYN) + bool(flags & TCP_FIN)
+    acknowledges = flags & TCP_ACK
     header = TCP_CODEC.pack(
-        source=segment.destination,
-        destination=segment.source,
-        sequence=segment.acknowledgement if acknowledges else 0,
-        acknowledgement=0 if acknowledges else (segment.sequence + length) & SEQUENCE_MASK,
+        source=segment["destination"],
+        destination=segment["source"],
+        sequence=segment["acknowledgement"] if acknowledges else 0,
+        acknowledgement=0 if acknowledges else (segment["sequence"] + length) & SEQUENCE_MASK,
         flags=TCP_RST if acknowledges else TCP_RST | TCP_ACK,
         window=0,
     )

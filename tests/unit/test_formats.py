@@ -6,12 +6,12 @@ import sys
 from typing import Any
 
 import pytest
-from construct import ConstructError, Int8ub, Struct
+from construct import ConstructError, Int8ub, Int16ub, Struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpasst import formats
-from gpasst.codec import Bits, Codec, Field, parse_untrusted
+from gpasst.codec import Allowance, Bits, Codec, Field, Options
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.host import kernel_formats
@@ -371,16 +371,21 @@ def test_build(name: str, wire: str, values: dict[str, Any]) -> None:
 def test_truncation(name: str, wire: str, values: dict[str, Any]) -> None:
     data = bytes.fromhex(wire)
     for length in range(len(data)):
-        with pytest.raises(PacketError) as caught:
-            parse_untrusted(DECLARED[name], data[:length], Drop.FRAME_SHORT)
-        assert caught.value.reason is Drop.FRAME_SHORT
+        with pytest.raises(ConstructError):
+            DECLARED[name].parse(data[:length])
+        if name in CODECS:
+            with pytest.raises(PacketError) as caught:
+                CODECS[name].parse(data[:length], Drop.FRAME_SHORT)
+            assert caught.value.reason is Drop.FRAME_SHORT
 
 
 @pytest.mark.parametrize("buffer", [bytes, bytearray, memoryview])
 @every_case
 def test_any_buffer_can_be_parsed(name: str, wire: str, values: dict[str, Any], buffer: Any) -> None:
-    parsed = parse_untrusted(DECLARED[name], buffer(bytes.fromhex(wire)), Drop.FRAME_SHORT)
-    assert plain(parsed) == values
+    data = buffer(bytes.fromhex(wire))
+    assert plain(DECLARED[name].parse(data)) == values
+    if name in CODECS:
+        assert CODECS[name].parse(data, Drop.FRAME_SHORT) == CODECS[name].unpack_from(data)
 
 
 @every_fixed_case
@@ -638,18 +643,16 @@ def test_truncated_options() -> None:
         ends.append(ends[-1] + len(bytes.fromhex(wire)))
     for length in range(len(ALL_OPTIONS)):
         if length in ends:
-            parsed = parse_untrusted(formats.NDP_OPTIONS, ALL_OPTIONS[:length], Drop.MALFORMED_NDP)
-            assert len(parsed) == ends.index(length)
+            assert len(formats.NDP_OPTIONS.parse(ALL_OPTIONS[:length])) == ends.index(length)
         else:
-            with pytest.raises(PacketError) as caught:
-                parse_untrusted(formats.NDP_OPTIONS, ALL_OPTIONS[:length], Drop.MALFORMED_NDP)
-            assert caught.value.reason is Drop.MALFORMED_NDP
+            with pytest.raises(ConstructError):
+                formats.NDP_OPTIONS.parse(ALL_OPTIONS[:length])
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2, 3, 5, 14, 25, 31, 255])
 def test_options_of_length_zero_are_malformed(kind: int) -> None:
-    with pytest.raises(PacketError):
-        parse_untrusted(formats.NDP_OPTIONS, bytes([kind, 0]) + bytes(62), Drop.MALFORMED_NDP)
+    with pytest.raises(ConstructError):
+        formats.NDP_OPTIONS.parse(bytes([kind, 0]) + bytes(62))
 
 
 @pytest.mark.parametrize(("kind", "length"), [(1, 2), (3, 1), (5, 2), (25, 1), (25, 2), (25, 4), (31, 1)])
@@ -661,28 +664,8 @@ def test_known_options_of_unusual_length_stay_raw(kind: int, length: int) -> Non
 
 
 def test_half_an_address_is_malformed() -> None:
-    with pytest.raises(PacketError):
-        parse_untrusted(formats.NDP_RDNSS, bytes([25, 4]) + bytes(30), Drop.MALFORMED_NDP)
-
-
-# --- Untrusted input ----------------------------------------------------------------------------------------
-
-EVERYTHING = [
-    *(DECLARED[name] for name, _, _ in CASES),
-    formats.NDP_OPTIONS,
-    formats.UDP4_FRAME,
-    formats.UDP6_FRAME,
-]
-
-
-@given(st.sampled_from(EVERYTHING), st.binary(max_size=100))
-@settings(max_examples=500)
-def test_untrusted_bytes_raise_only_packet_errors(declaration: Any, data: bytes) -> None:
-    try:
-        parse_untrusted(declaration, data, Drop.MALFORMED_IP)
-    except PacketError as error:
-        assert error.reason is Drop.MALFORMED_IP
-        assert str(error)
+    with pytest.raises(ConstructError):
+        formats.NDP_RDNSS.parse(bytes([25, 4]) + bytes(30))
 
 
 @given(
@@ -694,10 +677,48 @@ def test_untrusted_bytes_raise_only_packet_errors(declaration: Any, data: bytes)
 def test_whatever_options_parse_come_back(items: list[tuple[int, int, bytes]]) -> None:
     wire = b"".join(bytes([kind, length]) + body[: max(0, 8 * length - 2)] for kind, length, body in items)
     try:
-        options = parse_untrusted(formats.NDP_OPTIONS, wire, Drop.MALFORMED_NDP)
-    except PacketError:
+        options = formats.NDP_OPTIONS.parse(wire)
+    except ConstructError:
         return
     assert formats.NDP_OPTIONS.build(options) == wire
+
+
+# --- Lists of options of the other end ----------------------------------------------------------------------
+
+SHORT, LONG = Struct("code" / Int8ub, "length" / Int8ub), Struct("code" / Int16ub, "length" / Int16ub)
+PADDED, PLAIN = Options(Codec(SHORT), pad=0, end=255), Options(Codec(LONG))
+ITEMS = st.lists(st.tuples(st.integers(1, 254), st.binary(max_size=40)), max_size=8)
+
+
+@given(ITEMS, st.integers(0, 5), st.binary(max_size=9))
+def test_options_come_back_without_padding_and_what_follows_the_end(
+    items: list[tuple[int, bytes]], pads: int, behind: bytes
+) -> None:
+    allowance = Allowance(len(items))
+    assert PLAIN.parse(PLAIN.build(items), allowance, Drop.MALFORMED_DHCPV6) == items
+    assert allowance.options == 0
+    spread = b"".join(PADDED.build([item])[:-1] + bytes(pads) for item in items)
+    for data in (spread, spread + b"\xff" + behind, memoryview(PADDED.build(items))):
+        assert PADDED.parse(data, Allowance(len(items)), Drop.MALFORMED_DHCP) == items
+
+
+@given(st.binary(max_size=200), st.integers(0, 5), st.sampled_from([PADDED, PLAIN]))
+def test_no_more_options_are_parsed_than_allowed(data: bytes, most: int, options: Options) -> None:
+    allowance = Allowance(most)
+    try:
+        found = options.parse(data, allowance, Drop.MALFORMED_IP)
+    except PacketError as error:
+        assert error.reason in (Drop.MALFORMED_IP, Drop.EXCESSIVE)
+        assert allowance.options == 0 or error.reason is Drop.MALFORMED_IP
+    else:
+        assert len(found) + allowance.options == most
+
+
+@pytest.mark.parametrize("data", ["05", "0501", "0000 0502 00", "0500 06"])
+def test_an_option_that_ends_beyond_the_data_is_malformed(data: str) -> None:
+    with pytest.raises(PacketError) as caught:
+        PADDED.parse(bytes.fromhex(data), Allowance(9), Drop.MALFORMED_DHCP)
+    assert caught.value.reason is Drop.MALFORMED_DHCP
 
 
 def test_extension_headers_that_can_be_walked() -> None:
