@@ -86,7 +86,7 @@ def run_proxy(mode: str, argv: Sequence[str]) -> int:
         identity = choose_identity(invocation.process.runas)
     except ConfigurationError as error:
         parser.error(str(error))
-    if invocation.config.has_fd:
+    if invocation.config.fd is not None:
         # Before anything else may get that number.
         check_socket(invocation.config.fd)
     ready: Callable[[], None] | None = None

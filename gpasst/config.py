@@ -1,8 +1,11 @@
 """The options: one frozen record, declared once, from which the command line is made too.
 
 Theory of operation: a field's name is the long option's name with ``_`` for ``-``; its metadata is the rest of the
-option. Every value is checked when the record is made, so no other room has to doubt an address, a port or a number.
-Port specifications are parsed then, too, and once: `Config.port_rules` is the table that listeners come from.
+option, with the rule of its values. `gpasst.option` holds every value against it when the record is made, so no other
+room has to doubt an address, a port or a number. A value is never empty: an option that is not wanted is left out, and
+its field is None then. So a script whose variable is unset gets an error, not a default that it did not ask for.
+Port specifications are parsed when the record is made, too, and once: `Config.port_rules` is the table that listeners
+come from.
 """
 
 from __future__ import annotations
@@ -14,16 +17,22 @@ from typing import Any, NamedTuple
 
 from gpasst.errors import ConfigurationError
 from gpasst.features import ALL, NAMES, Feature
-from gpasst.portspec import INTERFACE_NAME_LENGTH, ForwardRule, is_interface_name, parse
+from gpasst.option import Option, check_value, declare
+from gpasst.portspec import ForwardRule, parse
 from gpasst.values import (
-    NAME_MAXIMUM,
-    NONE,
-    check_addresses,
-    check_unicast,
-    is_domain,
-    is_host_name,
+    check_address,
+    check_dns_forward,
+    check_domain,
+    check_guest_side_address,
+    check_host_name,
+    check_interface,
+    check_interface_address,
+    none_or,
+    number,
+    one_of,
     parse_mac,
     parse_netmask,
+    shown,
 )
 
 MTU_DEFAULT = 65520  # bytes; 65535 less the Ethernet header, rounded down to a multiple of 4, as in passt
@@ -34,7 +43,6 @@ HOST_MAC = "9a:55:9a:55:9a:55"  # constant, so that captures repeat; passt's sin
 TIMEOUT_DEFAULT = 180  # seconds; as in passt
 BUSY_POLL_DEFAULT = 100  # microseconds; about what waking a process costs both ways, see docs/performance.md
 BUSY_POLL_MAXIMUM = 1_000_000  # microseconds
-NO_FD = -1
 UDP_FILTERS = ("endpoint", "address")
 
 
@@ -53,30 +61,6 @@ PORT_OPTIONS = {"udp_ports": PortSide("udp", inside=False), "udp_ns": PortSide("
 """The options that take port specifications."""
 
 
-class Option(NamedTuple):
-    """How a field of `Config` appears on the command line.
-
-    :ivar help: one line for ``--help``.
-    :ivar metavar: name of the value; empty for a switch.
-    :ivar short: the short form, with its dash, or empty.
-    :ivar group: heading under which ``--help`` lists it.
-    :ivar repeat: whether it may be given more than once, each adding a value.
-    :ivar mode: the only command that it is for, ``"pasta"`` or ``"passt"``; empty for both.
-    """
-
-    help: str
-    metavar: str = ""
-    short: str = ""
-    group: str = "network"
-    repeat: bool = False
-    mode: str = ""
-
-
-def _option(default: Any, help: str, metavar: str = "", short: str = "", group: str = "network", mode: str = "") -> Any:
-    option = Option(help, metavar, short, group, repeat=isinstance(default, tuple), mode=mode)
-    return field(default=default, metadata={"option": option})
-
-
 def options(mode: str = "") -> dict[str, Option]:
     """Return each option of a command by its field's name, in the order of declaration.
 
@@ -90,211 +74,206 @@ def options(mode: str = "") -> dict[str, Option]:
 class Config:
     """Everything that shapes one connection between a guest and the host.
 
-    Every field is the option of the same name. Fields that take several values accept one string or an iterable of
-    strings. Nothing given means: copy the host's own configuration, track UDP, forward nothing (on the command line:
-    forward what is bound on either side).
+    Every field is the option of the same name; None is an option that is not given. Fields that take several values
+    accept one string or an iterable of strings. Nothing given means: copy the host's own configuration, track UDP,
+    forward nothing (on the command line: forward what is bound on either side).
 
     :ivar port_rules: the rules of all port options, parsed; those of ``all`` contain the ephemeral ports.
     :raises ConfigurationError: for a value that makes no sense, or two that contradict each other.
     """
 
     pid: int | None = None
-    netns: str = _option(
-        "", "join the network namespace at PATH, or called NAME", "PATH|NAME", group="namespace", mode="pasta"
+    netns: str | None = declare(
+        None, "join the network namespace at PATH, or called NAME", "PATH|NAME", group="namespace", mode="pasta"
     )
-    userns: str = _option("", "join the user namespace at PATH", "PATH", group="namespace", mode="pasta")
-    netns_only: bool = _option(False, "make or join no user namespace", group="namespace", mode="pasta")
-    no_netns_quit: bool = _option(False, "go on when the namespace is deleted", group="namespace", mode="pasta")
-    config_net: bool = _option(
+    userns: str | None = declare(None, "join the user namespace at PATH", "PATH", group="namespace", mode="pasta")
+    netns_only: bool = declare(False, "make or join no user namespace", group="namespace", mode="pasta")
+    no_netns_quit: bool = declare(False, "go on when the namespace is deleted", group="namespace", mode="pasta")
+    config_net: bool = declare(
         False, "configure the tap with the host's addresses and routes", group="namespace", mode="pasta"
     )
-    ns_ifname: str = _option("", "name of the tap in the namespace", "NAME", "-I", group="namespace", mode="pasta")
-    ns_mac_addr: str = _option("", "MAC address of the tap", "ADDR", group="namespace", mode="pasta")
-
-    socket: str = _option(
-        "", "listen for a guest at PATH [/tmp/passt_N.socket]", "PATH", "-s", group="guest", mode="passt"
+    ns_ifname: str | None = declare(
+        None, "name of the tap in the namespace", "NAME", "-I", group="namespace", mode="pasta", rule=check_interface
     )
-    fd: int = _option(
-        NO_FD, "serve the guest at the other end of the connected socket FD", "FD", "-F", "guest", "passt"
-    )
-    one_off: bool = _option(False, "end when the first guest has gone", short="-1", group="guest", mode="passt")
-
-    interface: str = _option("", "take addresses and routes from this interface", "NAME", "-i")
-    address: tuple[str, ...] = _option((), "address of the guest, once a family", "ADDR[/LEN]", "-a")
-    netmask: str = _option("", "IPv4 netmask or prefix length of the guest", "MASK", "-n")
-    gateway: tuple[str, ...] = _option((), "gateway of the guest, once a family", "ADDR", "-g")
-    mac_addr: str = _option(HOST_MAC, "MAC address of the host as the guest sees it", "ADDR", "-M")
-    mtu: int = _option(MTU_DEFAULT, "MTU of the tap, 0 to leave it alone", "BYTES", "-m")
-    ipv4_only: bool = _option(False, "carry IPv4 only", short="-4")
-    ipv6_only: bool = _option(False, "carry IPv6 only", short="-6")
-    outbound: tuple[str, ...] = _option((), "source address of outgoing traffic, once a family", "ADDR", "-o")
-    outbound_if4: str = _option("", "interface for outgoing IPv4 traffic", "NAME")
-    outbound_if6: str = _option("", "interface for outgoing IPv6 traffic", "NAME")
-    no_map_gw: bool = _option(False, "the gateway's address is not the host")
-    map_host_loopback: tuple[str, ...] = _option(
-        (), "address that leads to the host's loopback, once a family, or none", "ADDR|none"
-    )
-    map_guest_addr: tuple[str, ...] = _option(
-        (), "address that leads to the host's own address, once a family, or none", "ADDR|none"
+    ns_mac_addr: str | None = declare(
+        None, "MAC address of the tap", "ADDR", group="namespace", mode="pasta", rule=parse_mac
     )
 
-    dns: tuple[str, ...] = _option((), "resolvers that the guest is told", "ADDR|none", "-D", group="names")
-    dns_forward: tuple[str, ...] = _option(
-        (), "address that leads to the host's resolver, once a family", "ADDR", group="names"
+    socket: str | None = declare(
+        None, "listen for a guest at PATH [/tmp/passt_N.socket]", "PATH", "-s", group="guest", mode="passt"
     )
-    dns_host: tuple[str, ...] = _option(
-        (), "the host's resolver, once a family [first in resolv.conf]", "ADDR", group="names"
+    fd: int | None = declare(
+        None,
+        "serve the guest at the other end of the connected socket FD",
+        "FD",
+        "-F",
+        "guest",
+        "passt",
+        number(0),
+        int,
     )
-    search: tuple[str, ...] = _option((), "search domains that the guest is told", "NAME|none", "-S", group="names")
-    dhcp_dns: bool = _option(False, "tell the guest resolvers", group="names", mode="pasta")
-    no_dhcp_dns: bool = _option(False, "do not tell the guest resolvers", group="names", mode="passt")
-    dhcp_search: bool = _option(False, "tell the guest search domains", group="names", mode="pasta")
-    no_dhcp_search: bool = _option(False, "do not tell the guest search domains", group="names", mode="passt")
-    hostname: str = _option("", "host name that the guest is told by DHCP", "NAME", group="names")
-    fqdn: str = _option("", "full domain name that the guest is told by DHCP and DHCPv6", "NAME", group="names")
+    one_off: bool = declare(False, "end when the first guest has gone", short="-1", group="guest", mode="passt")
 
-    udp_ports: tuple[str, ...] = _option((), "UDP ports of the host that lead to the guest", "SPEC", "-u", "ports")
-    udp_ns: tuple[str, ...] = _option(
+    interface: str | None = declare(
+        None, "take addresses and routes from this interface", "NAME", "-i", rule=check_interface
+    )
+    address: tuple[str, ...] = declare(
+        (), "address of the guest, once a family", "ADDR[/LEN]", "-a", rule=check_interface_address
+    )
+    netmask: str | None = declare(None, "IPv4 netmask or prefix length of the guest", "MASK", "-n", rule=parse_netmask)
+    gateway: tuple[str, ...] = declare(
+        (), "gateway of the guest, once a family", "ADDR", "-g", rule=check_guest_side_address
+    )
+    mac_addr: str = declare(HOST_MAC, "MAC address of the host as the guest sees it", "ADDR", "-M", rule=parse_mac)
+    mtu: int = declare(
+        MTU_DEFAULT,
+        "MTU of the tap, 0 to leave it alone",
+        "BYTES",
+        "-m",
+        rule=number(MTU_MINIMUM, MTU_MAXIMUM, "bytes", zero=True),
+    )
+    ipv4_only: bool = declare(False, "carry IPv4 only", short="-4")
+    ipv6_only: bool = declare(False, "carry IPv6 only", short="-6")
+    outbound: tuple[str, ...] = declare(
+        (), "source address of outgoing traffic, once a family", "ADDR", "-o", rule=check_address
+    )
+    outbound_if4: str | None = declare(None, "interface for outgoing IPv4 traffic", "NAME", rule=check_interface)
+    outbound_if6: str | None = declare(None, "interface for outgoing IPv6 traffic", "NAME", rule=check_interface)
+    no_map_gw: bool = declare(False, "the gateway's address is not the host")
+    map_host_loopback: tuple[str, ...] = declare(
+        (),
+        "address that leads to the host's loopback, once a family, or none",
+        "ADDR|none",
+        rule=none_or(check_guest_side_address),
+    )
+    map_guest_addr: tuple[str, ...] = declare(
+        (),
+        "address that leads to the host's own address, once a family, or none",
+        "ADDR|none",
+        rule=none_or(check_guest_side_address),
+    )
+
+    dns: tuple[str, ...] = declare(
+        (), "resolvers that the guest is told", "ADDR|none", "-D", group="names", rule=none_or(check_address)
+    )
+    dns_forward: tuple[str, ...] = declare(
+        (), "address that leads to the host's resolver, once a family", "ADDR", group="names", rule=check_dns_forward
+    )
+    dns_host: tuple[str, ...] = declare(
+        (), "the host's resolver, once a family [first in resolv.conf]", "ADDR", group="names", rule=check_address
+    )
+    search: tuple[str, ...] = declare(
+        (), "search domains that the guest is told", "NAME|none", "-S", group="names", rule=none_or(check_domain)
+    )
+    dhcp_dns: bool = declare(False, "tell the guest resolvers", group="names", mode="pasta")
+    no_dhcp_dns: bool = declare(False, "do not tell the guest resolvers", group="names", mode="passt")
+    dhcp_search: bool = declare(False, "tell the guest search domains", group="names", mode="pasta")
+    no_dhcp_search: bool = declare(False, "do not tell the guest search domains", group="names", mode="passt")
+    hostname: str | None = declare(
+        None, "host name that the guest is told by DHCP", "NAME", group="names", rule=check_host_name
+    )
+    fqdn: str | None = declare(
+        None, "full domain name that the guest is told by DHCP and DHCPv6", "NAME", group="names", rule=check_host_name
+    )
+
+    udp_ports: tuple[str, ...] = declare((), "UDP ports of the host that lead to the guest", "SPEC", "-u", "ports")
+    udp_ns: tuple[str, ...] = declare(
         (), "UDP ports of the namespace's loopback that lead to the host's", "SPEC", "-U", "ports", "pasta"
     )
-    no_splice: bool = _option(False, "move loopback traffic through the tap, too", group="ports", mode="pasta")
-    splice_only: bool = _option(False, "make no tap; carry loopback traffic only", group="ports", mode="pasta")
-    host_lo_to_ns_lo: bool = _option(
+    no_splice: bool = declare(False, "move loopback traffic through the tap, too", group="ports", mode="pasta")
+    splice_only: bool = declare(False, "make no tap; carry loopback traffic only", group="ports", mode="pasta")
+    host_lo_to_ns_lo: bool = declare(
         False, "lead the host's loopback to the namespace's, not to its own address", group="ports", mode="pasta"
     )
-    freebind: bool = _option(False, "forward on addresses that the host does not have yet", group="ports")
-    udp_timeout: int = _option(TIMEOUT_DEFAULT, "idle seconds after which a UDP mapping ends", "SECONDS", group="ports")
-    udp_filter: str = _option(
+    freebind: bool = declare(False, "forward on addresses that the host does not have yet", group="ports")
+    udp_timeout: int = declare(
+        TIMEOUT_DEFAULT,
+        "idle seconds after which a UDP mapping ends",
+        "SECONDS",
+        group="ports",
+        rule=number(1, unit="seconds"),
+    )
+    udp_filter: str = declare(
         "endpoint",
         "who may answer: endpoint (anyone) or address (whom the guest sent to)",
         "KIND",
         group="ports",
+        rule=one_of(UDP_FILTERS),
     )
 
-    no_tcp: bool = _option(False, "ignore TCP", group="protocols")
-    no_udp: bool = _option(False, "ignore UDP", group="protocols")
-    no_icmp: bool = _option(False, "ignore ICMP and ICMPv6", group="protocols")
-    no_ndp: bool = _option(False, "answer no neighbour discovery", group="protocols")
-    no_ra: bool = _option(False, "send no router advertisements", group="protocols")
-    no_dhcp: bool = _option(False, "serve no DHCP", group="protocols")
-    no_dhcpv6: bool = _option(False, "serve no DHCPv6", group="protocols")
+    no_tcp: bool = declare(False, "ignore TCP", group="protocols")
+    no_udp: bool = declare(False, "ignore UDP", group="protocols")
+    no_icmp: bool = declare(False, "ignore ICMP and ICMPv6", group="protocols")
+    no_ndp: bool = declare(False, "answer no neighbour discovery", group="protocols")
+    no_ra: bool = declare(False, "send no router advertisements", group="protocols")
+    no_dhcp: bool = declare(False, "serve no DHCP", group="protocols")
+    no_dhcpv6: bool = declare(False, "serve no DHCPv6", group="protocols")
 
-    pcap: str = _option("", "capture what crosses the tap", "FILE", "-p", group="operation")
-    without: tuple[str, ...] = _option(
-        (), f"do without a way to move many datagrams at once: {', '.join(NAMES)}", "FEATURE", group="operation"
+    pcap: str | None = declare(None, "capture what crosses the tap", "FILE", "-p", group="operation")
+    without: tuple[str, ...] = declare(
+        (),
+        f"do without a way to move many datagrams at once: {', '.join(NAMES)}",
+        "FEATURE",
+        group="operation",
+        rule=one_of(NAMES),
     )
-    busy_poll: int = _option(
+    busy_poll: int = declare(
         BUSY_POLL_DEFAULT,
         "look this long for more after traffic before sleeping, 0 to sleep at once",
         "MICROSECONDS",
         group="operation",
+        rule=number(0, BUSY_POLL_MAXIMUM, "microseconds"),
     )
-    no_offload: bool = _option(False, "move every datagram on its own", group="operation")
+    no_offload: bool = declare(False, "move every datagram on its own", group="operation")
 
     port_rules: Mapping[PortSide, tuple[ForwardRule, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self._normalise()
+        for item in given_fields():
+            if "option" in item.metadata:
+                self._check_field(item, item.metadata["option"])
+        if self.pid is not None and (type(self.pid) is not int or self.pid < 1):
+            raise ConfigurationError(f"{self.pid} is no process ID", "give the PID of a running process")
         self._check_conflicts()
-        self._check_addresses()
-        self._check_names()
-        self._check_numbers()
         rules = {
             side: parse(long_option(name), getattr(self, name), side.protocol) for name, side in PORT_OPTIONS.items()
         }
         object.__setattr__(self, "port_rules", rules)
         self._check_namespace_rules()
 
-    def _normalise(self) -> None:
-        """Accept one string where several are allowed, and check the types."""
-        for item in given_fields():
-            value = getattr(self, item.name)
-            if isinstance(item.default, tuple):
-                values = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else None
-                if values is None or not all(isinstance(text, str) for text in values):
-                    raise ConfigurationError(
-                        f"{long_option(item.name)} takes text, not {value!r}", "give a string or several"
-                    )
-                object.__setattr__(self, item.name, values)
-            elif item.default is not None and type(value) is not type(item.default):
-                kind = type(item.default).__name__
-                raise ConfigurationError(
-                    f"{long_option(item.name)} takes a value of type {kind}, not {value!r}", "convert it"
-                )
+    def _check_field(self, item: Field[Any], option: Option) -> None:
+        """Check each value of a field, and accept one string where several are allowed."""
+        value, spelled = getattr(self, item.name), long_option(item.name)
+        if option.repeat:
+            if isinstance(value, bytes) or not isinstance(value, Iterable):
+                raise ConfigurationError(f"{spelled} takes text, not {value!r}", "give a string or several")
+            value = (value,) if isinstance(value, str) else tuple(value)
+            object.__setattr__(self, item.name, value)
+        elif value is None and item.default is None:
+            return
+        for one in value if option.repeat else [value]:
+            check_value(spelled, option, one)
 
     def _check_conflicts(self) -> None:
+        defaults = {item.name: item.default for item in given_fields()}
         for one, other in (
             ("ipv4_only", "ipv6_only"),
             ("userns", "netns_only"),
             ("pid", "netns"),
             ("no_splice", "splice_only"),
-            ("socket", "has_fd"),
+            ("socket", "fd"),
             ("dhcp_dns", "no_dhcp_dns"),
             ("dhcp_search", "no_dhcp_search"),
         ):
-            if getattr(self, one) and getattr(self, other):
+            if all(getattr(self, name) != defaults[name] for name in (one, other)):
                 raise ConfigurationError(
                     f"{long_option(one)} and {long_option(other)} exclude each other", "give only one of them"
                 )
-
-    def _check_addresses(self) -> None:
-        for name in ("address", "gateway", "outbound", "dns_forward", "dns_host"):
-            check_addresses(long_option(name), getattr(self, name), prefix=name == "address")
-        for name in ("map_host_loopback", "map_guest_addr", "dns"):
-            check_addresses(long_option(name), _without_none(getattr(self, name)))
-        for value in self.dns_forward:
-            if ipaddress.ip_address(value).is_loopback:
-                raise ConfigurationError(
-                    f"--dns-forward {value} is a loopback address",
-                    "choose one that the guest sends to its gateway",
-                )
-        for name in ("address", "gateway", "map_host_loopback", "map_guest_addr"):
-            check_unicast(long_option(name), _without_none(getattr(self, name)))
-        if self.netmask:
-            parse_netmask(self.netmask)
-        for name in ("mac_addr", "ns_mac_addr"):
-            if getattr(self, name):
-                parse_mac(getattr(self, name), long_option(name))
-
-    def _check_names(self) -> None:
-        for value in _without_none(self.search):
-            if not is_domain(value):
-                raise ConfigurationError(
-                    f"--search {value} is not a domain name", "write it like example.org, labels up to 63 bytes"
-                )
-        for name in ("hostname", "fqdn"):
-            value = getattr(self, name)
-            if value and not is_host_name(value):
-                raise ConfigurationError(
-                    f"{long_option(name)} {value} is not a domain name",
-                    f"write it like guest.example.org, labels up to 63 bytes, {NAME_MAXIMUM} in all",
-                )
-        for name in ("ns_ifname", "interface", "outbound_if4", "outbound_if6"):
-            value = getattr(self, name)
-            if value and not is_interface_name(value):
-                raise ConfigurationError(
-                    f"{long_option(name)} {value} is no interface name",
-                    f"use up to {INTERFACE_NAME_LENGTH} characters without blank, slash or colon",
-                )
-
-    def _check_numbers(self) -> None:
-        if self.mtu and not MTU_MINIMUM <= self.mtu <= MTU_MAXIMUM:
-            raise ConfigurationError(f"--mtu {self.mtu} is out of range", f"give {MTU_MINIMUM} to {MTU_MAXIMUM}, or 0")
-        if self.udp_timeout < 1:
-            raise ConfigurationError(f"--udp-timeout {self.udp_timeout} is too short", "give at least 1 second")
-        if not 0 <= self.busy_poll <= BUSY_POLL_MAXIMUM:
+        if self.userns is not None and self.creates_namespace:
             raise ConfigurationError(
-                f"--busy-poll {self.busy_poll} is out of range", f"give 0 to {BUSY_POLL_MAXIMUM} microseconds"
+                f"--userns {shown(self.userns)} is of no use to a new network namespace, which gets a new one",
+                "name the network namespace with --netns or PID, or leave --userns out",
             )
-        if self.fd < NO_FD:
-            raise ConfigurationError(f"--fd {self.fd} is no file descriptor", "give the number of an open one")
-        if self.udp_filter not in UDP_FILTERS:
-            raise ConfigurationError(f"--udp-filter {self.udp_filter} is unknown", f"give {' or '.join(UDP_FILTERS)}")
-        for name in self.without:
-            if name not in NAMES:
-                raise ConfigurationError(f"--without {name} is unknown", f"give one of {', '.join(NAMES)}")
-        if self.pid is not None and (type(self.pid) is not int or self.pid < 1):
-            raise ConfigurationError(f"{self.pid} is no process ID", "give the PID of a running process")
 
     @property
     def families(self) -> tuple[int, ...]:
@@ -309,12 +288,7 @@ class Config:
     @property
     def creates_namespace(self) -> bool:
         """Whether a new network namespace is made rather than one joined."""
-        return not self.netns and self.pid is None
-
-    @property
-    def has_fd(self) -> bool:
-        """Whether the guest's socket is handed over."""
-        return self.fd != NO_FD
+        return self.netns is None and self.pid is None
 
     @property
     def keeps_loopback(self) -> bool:
@@ -361,14 +335,9 @@ class Config:
 
 def long_option(name: str) -> str:
     """Turn a field's name into the option's."""
-    name = name.removeprefix("has_")
     return "PID" if name == "pid" else "--" + name.replace("_", "-")
 
 
 def given_fields() -> list[Field[Any]]:
     """Return the fields that a caller sets: all but those that are derived from them."""
     return [item for item in fields(Config) if item.init]
-
-
-def _without_none(values: Iterable[str]) -> list[str]:
-    return [value for value in values if value != NONE]

@@ -28,12 +28,10 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter, itemgetter
 
 from gpasst.errors import ConfigurationError
-from gpasst.linux import IFNAMSIZ
+from gpasst.values import check_interface, shown
 
 LAST_PORT = 65535
 EPHEMERAL = (49152, LAST_PORT)  # the ports that IANA calls dynamic (RFC 6335, section 6)
-INTERFACE_NAME_LENGTH = IFNAMSIZ - 1  # bytes
-NOT_IN_NAMES = b"/: \xa0"  # printable bytes that no interface name contains
 WILDCARDS = (None, "0.0.0.0", "::")
 SYNTAX = "write [ADDRESS[%INTERFACE]/]PORT[-PORT][:[[ADDRESS]/]PORT[-PORT]][,...], ~PORT[-PORT], all, auto or none"
 # How a list begins whose first slash follows a target address.
@@ -120,7 +118,7 @@ def parse(option: str, specifications: Iterable[str], protocol: str) -> tuple[Fo
         try:
             parsed.append(_parse_specification(text, protocol))
         except ConfigurationError as error:
-            raise ConfigurationError(_one_line(f"{option} {text}: {error.message}"), error.remedy) from None
+            raise ConfigurationError(shown(f"{option} {text}: {error.message}"), error.remedy) from None
     rules = _in_order(_resolve(parsed), parsed)
     clash = _find_clash(rule for rule in rules if rule.strict)
     if clash:
@@ -165,20 +163,6 @@ def reverse(rules: Iterable[ForwardRule]) -> dict[int, int]:
         for target, port in found.items()
         if target not in ambiguous and any(_without(target, target, same))
     }
-
-
-def is_interface_name(name: str) -> bool:
-    """Tell whether the kernel accepts `name` for a device, and a message can show it.
-
-    The kernel's rule is dev_valid_name (net/core/dev.c): 1 to 15 bytes, neither ``.`` nor ``..``, without slash, colon
-    or white space; the byte 0xA0 counts as white space (lib/ctype.c), whatever character it is a part of.
-    """
-    return (
-        name.isprintable()
-        and name not in ("", ".", "..")
-        and len(name.encode()) <= INTERFACE_NAME_LENGTH
-        and not any(byte in NOT_IN_NAMES for byte in name.encode())
-    )
 
 
 def _resolve(parsed: list[list[ForwardRule]]) -> list[ForwardRule]:
@@ -283,11 +267,11 @@ def _parse_place(place: str) -> tuple[str | None, str | None]:
         host += "]"
     else:
         host, percent, interface = place.partition("%")
-    if percent and not is_interface_name(interface):
-        raise ConfigurationError(
-            f"{interface or 'nothing'} is no interface name",
-            f"use up to {INTERFACE_NAME_LENGTH} characters without blank, slash or colon",
-        )
+    if percent:
+        try:
+            check_interface(interface)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{interface or 'nothing'} {error.message}", error.remedy) from None
     if host == "*" or (percent and not host):
         return None, interface or None
     return _parse_address(host), interface or None
@@ -379,7 +363,3 @@ def _merged(ranges: Iterable[Range]) -> list[Range]:
         else:
             merged.append((first, last))
     return merged
-
-
-def _one_line(text: str) -> str:
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

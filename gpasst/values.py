@@ -1,18 +1,92 @@
-"""Values that options take as text: addresses, masks, MAC addresses and domain names; how they are read and checked."""
+"""The values that options take as text: their rules, and what they mean.
+
+Theory of operation: a rule is a function of one value that raises `ConfigurationError` where the value breaks it. The
+message is the *fault* alone, like "is no interface name"; whoever knows the option puts option and value before it
+(`gpasst.config.check_value`). So every rule stands once, and every message has one form.
+"""
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import Any, Final
 
 from gpasst.errors import ConfigurationError
+from gpasst.linux import IFNAMSIZ
+
+Rule = Callable[[Any], object]
+"""Takes a value, and raises `ConfigurationError` with the fault if the value breaks the rule."""
 
 NONE: Final = "none"  # the value that takes back what came before it
 NAME_MAXIMUM: Final = 253  # bytes of a domain name as text; 255 in wire format (RFC 1035, section 2.3.4)
 LABEL_MAXIMUM: Final = 63  # bytes of one of its labels (RFC 1035, section 2.3.4)
 BROADCAST: Final = ipaddress.IPv4Address("255.255.255.255")
+INTERFACE_NAME_LENGTH: Final = IFNAMSIZ - 1  # bytes
+NOT_IN_NAMES: Final = b"/:% \xa0"  # printable bytes that no interface name contains
+NO_NAMES: Final = ("", ".", "..", "all", "default")  # the last two are folders of net.ipv4.conf
+NUMBER_MAXIMUM: Final = (1 << 31) - 1  # of an int in C, which such a value ends in
+LENGTH_EXAMPLES: Final = {4: 24, 6: 64}  # bits of ordinary prefixes, by family
+ADDRESS_EXAMPLE: Final = "write it like 192.0.2.2 or 2001:db8::2"
+MAC_EXAMPLE: Final = "02:00:00:00:00:01"
+GROUP_BIT: Final = 1  # of the first byte of a MAC address (IEEE 802, section 8.2.2)
+
+
+def shown(value: object) -> str:
+    """Return a value as messages show it: in one line, and in quotes if it is empty."""
+    text = str(value)
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text) or "''"
+
+
+def anything(value: str) -> None:
+    """Accept every text: what it names shows when it is used."""
+
+
+def number(lowest: int, highest: int = NUMBER_MAXIMUM, unit: str = "", zero: bool = False) -> Rule:
+    """Return the rule of whole numbers from `lowest` to `highest`.
+
+    :param unit: what the number counts, for messages.
+    :param zero: whether 0 is accepted too.
+    """
+
+    def check(value: int) -> None:
+        if not (lowest <= value <= highest or (zero and value == 0)):
+            limits = f"{lowest} to {highest}" if highest < NUMBER_MAXIMUM else f"at least {lowest}"
+            unit_shown = f" {unit}" if unit else ""
+            raise ConfigurationError("is out of range", f"give {limits}{unit_shown}{', or 0' if zero else ''}")
+
+    return check
+
+
+def one_of(words: Iterable[str]) -> Rule:
+    """Return the rule of values that are one of `words`."""
+    known = tuple(words)
+
+    def check(value: str) -> None:
+        if value not in known:
+            raise ConfigurationError("is unknown", f"give one of {', '.join(known)}")
+
+    return check
+
+
+def none_or(rule: Rule) -> Rule:
+    """Return `rule` for values that may be ``none``, too."""
+
+    def check(value: str) -> None:
+        if value != NONE:
+            rule(value)
+
+    return check
+
+
+def parse_number(text: str) -> int:
+    """Turn the text of a whole number into the number.
+
+    :raises ConfigurationError: if it is none.
+    """
+    if not re.fullmatch("-?[0-9]{1,18}", text):
+        raise ConfigurationError("is not a whole number", "write it in digits")
+    return int(text)
 
 
 def split_address(text: str) -> tuple[str, int | None]:
@@ -21,17 +95,65 @@ def split_address(text: str) -> tuple[str, int | None]:
     :raises ConfigurationError: if either part is malformed, or the address has a scope.
     """
     host, slash, length = text.partition("/")
+    host, scope, _ = host.partition("%")
     try:
-        if "%" in host:
-            raise ValueError("a scope means nothing in the guest's network")
         address = ipaddress.ip_address(host)
-        if slash:
-            ipaddress.ip_interface(text)
     except ValueError:
-        raise ConfigurationError(f"{text} is not an IP address", "write it like 192.0.2.2 or 2001:db8::2") from None
-    if slash and not length.isdecimal():
-        raise ConfigurationError(f"{text}: {length} is not a prefix length", "write it like 192.0.2.2/24")
-    return str(address), int(length) if slash else None
+        raise ConfigurationError("is not an IP address", ADDRESS_EXAMPLE) from None
+    if scope:
+        raise ConfigurationError("has a scope, which means nothing in the guest's network", f"write {host}")
+    if not slash:
+        return str(address), None
+    bits = address.max_prefixlen
+    if not re.fullmatch("[0-9]{1,3}", length) or int(length) > bits:
+        raise ConfigurationError(
+            f"has no prefix length from 0 to {bits}", f"write it like {host}/{LENGTH_EXAMPLES[address.version]}"
+        )
+    return str(address), int(length)
+
+
+def check_address(value: str) -> None:
+    """Check that a value is the address of a machine, maybe of the host itself.
+
+    :raises ConfigurationError: if it is not.
+    """
+    text, prefix = split_address(value)
+    if prefix is not None:
+        raise ConfigurationError("has a prefix length", f"write {text}")
+    address = ipaddress.ip_address(text)
+    if address.is_unspecified or address.is_multicast or address == BROADCAST:
+        raise ConfigurationError("is not one machine's address", ADDRESS_EXAMPLE)
+
+
+def check_interface_address(value: str) -> None:
+    """Check that a value is the address of one machine on the guest's network, with or without a prefix length.
+
+    :raises ConfigurationError: if it is not.
+    """
+    text, _ = split_address(value)
+    check_address(text)
+    address = ipaddress.ip_address(text)
+    if address.is_loopback or (isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped):
+        raise ConfigurationError("is not one machine's address on a network", ADDRESS_EXAMPLE)
+
+
+def check_guest_side_address(value: str) -> None:
+    """Check that a value is an address that the guest sends to, without a prefix length.
+
+    :raises ConfigurationError: if it is not.
+    """
+    check_address(value)
+    check_interface_address(value)
+
+
+def check_dns_forward(value: str) -> None:
+    """Check that a value is an address that datagrams of the guest are sent to, and no loopback address.
+
+    :raises ConfigurationError: if it is not.
+    """
+    check_address(value)
+    if ipaddress.ip_address(value).is_loopback:
+        raise ConfigurationError("is a loopback address", "choose one that the guest sends to its gateway")
 
 
 def parse_netmask(text: str) -> int:
@@ -46,59 +168,76 @@ def parse_netmask(text: str) -> int:
             raise ValueError
         return network.prefixlen
     except ValueError:
-        raise ConfigurationError(
-            f"--netmask {text} is neither a mask nor a length", "write it like 255.255.255.0 or 24"
-        ) from None
+        raise ConfigurationError("is neither a mask nor a length", "write it like 255.255.255.0 or 24") from None
 
 
-def parse_mac(text: str, option: str) -> bytes:
+def parse_mac(text: str) -> bytes:
     """Turn ``02:00:00:00:00:01`` into 6 bytes.
 
-    :param option: name of the option, for messages.
     :raises ConfigurationError: if it is no unicast MAC address.
     """
     if not re.fullmatch(r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}", text):
-        raise ConfigurationError(f"{option} {text} is not a MAC address", "write it like 02:00:00:00:00:01")
+        raise ConfigurationError("is not a MAC address", f"write it like {MAC_EXAMPLE}")
     mac = bytes.fromhex(text.replace(":", "").replace("-", ""))
-    if mac[0] & 1 or not any(mac):
-        raise ConfigurationError(f"{option} {text} is not one machine's address", "clear the lowest bit of byte one")
+    if not any(mac):
+        raise ConfigurationError("is not one machine's address", f"choose another, like {MAC_EXAMPLE}")
+    if mac[0] & GROUP_BIT:
+        single = bytes([mac[0] & ~GROUP_BIT]) + mac[1:]
+        remedy = f"write {single.hex(':')}" if any(single) else f"choose another, like {MAC_EXAMPLE}"
+        raise ConfigurationError("is not one machine's address, but a group's", remedy)
     return mac
 
 
-def check_addresses(option: str, values: Iterable[str], prefix: bool = False) -> None:
-    """Check that the values of an option are addresses.
+def is_interface_name(name: str) -> bool:
+    """Tell whether the kernel accepts `name` for a device, and a message can show it.
 
-    :param option: name of the option, for messages.
-    :param prefix: whether a value may have a prefix length.
-    :raises ConfigurationError: naming the option and the first value that is none.
+    The kernel's rule is dev_valid_name (net/core/dev.c): 1 to 15 bytes, neither ``.`` nor ``..``, without slash, colon
+    or white space; the byte 0xA0 counts as white space (lib/ctype.c), whatever character it is a part of. A ``%``
+    makes the name a pattern (__dev_alloc_name), and the folders ``all`` and ``default`` in /proc/sys are taken
+    (sysctl_dev_name_is_allowed).
     """
-    for value in values:
-        try:
-            if split_address(value)[1] is not None and not prefix:
-                raise ConfigurationError(f"{value} has a prefix length", "leave it out")
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{option} {error.message}", error.remedy) from None
+    return (
+        name.isprintable()
+        and name not in NO_NAMES
+        and len(name.encode()) <= INTERFACE_NAME_LENGTH
+        and not any(byte in NOT_IN_NAMES for byte in name.encode())
+    )
 
 
-def check_unicast(option: str, values: Iterable[str]) -> None:
-    """Check that the values of an option can be addresses of one machine on the guest's network.
+def check_interface(value: str) -> None:
+    """Check that a value can be the name of a network interface.
 
-    :param option: name of the option, for messages.
-    :param values: addresses that `check_addresses` has passed.
-    :raises ConfigurationError: naming the option and the first value that cannot.
+    :raises ConfigurationError: if it cannot.
     """
-    for value in values:
-        address = ipaddress.ip_address(split_address(value)[0])
-        if (
-            address.is_unspecified
-            or address.is_loopback
-            or address.is_multicast
-            or address == BROADCAST
-            or (isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped)
-        ):
-            raise ConfigurationError(
-                f"{option} {value} is not one machine's address", "write it like 192.0.2.2 or 2001:db8::2"
-            )
+    if not is_interface_name(value):
+        raise ConfigurationError(
+            "is no interface name",
+            f"use up to {INTERFACE_NAME_LENGTH} characters without blank, slash, colon or percent sign, "
+            "and neither 'all' nor 'default'",
+        )
+
+
+def check_domain(value: str) -> None:
+    """Check that a value is a domain name.
+
+    :raises ConfigurationError: if it is not.
+    """
+    if not is_domain(value):
+        raise ConfigurationError(
+            "is not a domain name", f"write it like example.org, labels up to {LABEL_MAXIMUM} bytes"
+        )
+
+
+def check_host_name(value: str) -> None:
+    """Check that a value is the name of a host.
+
+    :raises ConfigurationError: if it is not.
+    """
+    if not is_host_name(value):
+        raise ConfigurationError(
+            "is not a domain name",
+            f"write it like guest.example.org, labels up to {LABEL_MAXIMUM} bytes, {NAME_MAXIMUM} in all",
+        )
 
 
 def is_domain(name: str) -> bool:

@@ -57,7 +57,7 @@ class Passt(Connection):
         network = build_network(config, facts, parse_resolver_file(read_text(RESOLVER_FILE)), advertises=True)
         report(*network.notes)
         first, last = facts["ephemeral"]
-        end = _handed_over(config.fd) if config.has_fd else GuestListener(config.socket)
+        end = GuestListener(config.socket or "") if config.fd is None else _handed_over(config.fd)
         try:
             self._proxy = Proxy(config, network, end, (first, last), polls=here.polls)
         except BaseException:

@@ -208,7 +208,7 @@ class Pasta(Connection):
 
 def _request(config: Config, network: GuestNetwork, runas: tuple[int, int] | None) -> OpenRequest:
     """Return the request to the helper for what the options ask for."""
-    netns, userns = _netns_path(config), config.userns or None
+    netns, userns = _netns_path(config), config.userns
     if config.pid is not None and not userns and not config.netns_only:
         userns = f"/proc/{config.pid}/ns/user"
     return OpenRequest(
@@ -217,7 +217,7 @@ def _request(config: Config, network: GuestNetwork, runas: tuple[int, int] | Non
         netns_only=config.netns_only or (netns is not None and userns is None),
         runas=runas,
         ifname=network.interface,
-        mac=config.ns_mac_addr or None,
+        mac=config.ns_mac_addr,
         mtu=min(network.mtu, TAP_MTU_MAXIMUM),
         offload=Feature.USO in config.features,
         configure=config.config_net and not config.splice_only,
@@ -234,4 +234,4 @@ def _netns_path(config: Config) -> str | None:
         return f"/proc/{config.pid}/ns/net"
     if config.netns and os.sep not in config.netns:
         return os.path.join(NETNS_FOLDER, config.netns)
-    return config.netns or None
+    return config.netns

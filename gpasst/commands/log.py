@@ -10,9 +10,15 @@ from io import TextIOWrapper
 
 from gpasst import __version__
 from gpasst.commands.process import PRIVATE, ProcessOptions
-from gpasst.errors import ConfigurationError, PlatformError
+from gpasst.errors import PlatformError
 
-LOG_SIZE_MINIMUM = 5 * 8192  # bytes; five blocks
+
+class EncodableFormatter(logging.Formatter):
+    """A formatter whose lines can be encoded, whatever bytes the name of a file contains."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record, with a backslash sequence for each byte that is not UTF-8."""
+        return super().format(record).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class PrivateFileHandler(logging.handlers.RotatingFileHandler):
@@ -39,7 +45,6 @@ def set_up_logging(options: ProcessOptions, background: bool, runs_command: bool
 
     :param background: whether the process is in the background.
     :param runs_command: whether it runs a command.
-    :raises ConfigurationError: if the log file would be rotated too often.
     :raises PlatformError: if the log file cannot be written.
     """
     level = logging.INFO
@@ -58,15 +63,13 @@ def set_up_logging(options: ProcessOptions, background: bool, runs_command: bool
     timed = options.verbose or options.log_file
     form = "%(relativeCreated)10.1f ms %(message)s" if timed else "gpasst: %(message)s"
     for handler in handlers:
-        handler.setFormatter(logging.Formatter(form))
+        handler.setFormatter(EncodableFormatter(form))
     logging.basicConfig(level=level, handlers=handlers or [logging.NullHandler()])
     if options.log_file:
         logging.getLogger("gpasst").info("gpasst %s, %s, process %d", __version__, sys.executable, os.getpid())
 
 
 def _log_file(options: ProcessOptions) -> logging.Handler:
-    if options.log_size < LOG_SIZE_MINIMUM:
-        raise ConfigurationError(f"--log-size {options.log_size} is too small", f"give at least {LOG_SIZE_MINIMUM}")
     try:
         return PrivateFileHandler(options.log_file, options.log_size)
     except OSError as error:

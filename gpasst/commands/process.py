@@ -7,17 +7,22 @@ named tuple, which is made in an eighth of the time that a dataclass takes.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable
 from typing import IO, NamedTuple
 
 from gpasst.errors import ConfigurationError, PlatformError
+from gpasst.values import shown
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 SIGNAL_BASE = 128  # what shells add to a signal's number
 NOBODY = "nobody"
 LOG_SIZE_DEFAULT = 1 << 20  # bytes
+LOG_SIZE_MINIMUM = 5 * 8192  # bytes; five blocks
+ID = "[0-9]{1,10}"
+ID_MAXIMUM = (1 << 32) - 2  # the largest number of a user or group; the one above it means none, to the kernel
 PRIVATE = 0o600  # mode of the files that are written
 
 
@@ -75,20 +80,28 @@ def choose_identity(text: str) -> tuple[int, int] | None:
         text = NOBODY
     elif os.geteuid() != 0:
         raise ConfigurationError("--runas needs root", "leave it out")
-    user, _, group = text.partition(":")
+    user, colon, group = text.partition(":")
     try:
-        entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
+        entry = pwd.getpwuid(int(user)) if re.fullmatch(ID, user) else pwd.getpwnam(user)
         uid, gid = entry.pw_uid, entry.pw_gid
     except KeyError:
-        if not user.isdecimal():
-            raise ConfigurationError(f"--runas {text}: there is no user {user}", "name an existing one") from None
-        uid = gid = int(user)
-    if group:
+        uid = gid = _number_of("user", user)
+    if colon:
         try:
-            gid = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
+            gid = grp.getgrnam(group).gr_gid
         except KeyError:
-            raise ConfigurationError(f"--runas {text}: there is no group {group}", "name an existing one") from None
+            gid = _number_of("group", group)
     return None if (uid, gid) == (0, 0) else (uid, gid)
+
+
+def _number_of(kind: str, text: str) -> int:
+    """Turn the number of a user or group that has no name into that number.
+
+    :raises ConfigurationError: if it is none.
+    """
+    if not re.fullmatch(ID, text) or int(text) > ID_MAXIMUM:
+        raise ConfigurationError(f"--runas: there is no {kind} {shown(text)}", "name an existing one")
+    return int(text)
 
 
 def _in_initial_user_namespace() -> bool:

@@ -130,11 +130,12 @@ def _start(pasta: Pasta, command: tuple[str, ...]) -> subprocess.Popen[Any]:
 
     :raises ConfigurationError: if there is no such program.
     """
-    shell = os.environ.get("SHELL") or "/bin/sh"
+    program = command or (os.environ.get("SHELL") or "/bin/sh", "-l")
     try:
-        return pasta.popen(command or (shell, "-l"), init=True, tied=True)
+        return pasta.popen(program, init=True, tied=True)
     except FileNotFoundError:
-        raise ConfigurationError(f"{command[0]}: command not found", "check its name and PATH") from None
+        remedy = "check its name and PATH" if command else "check the variable SHELL"
+        raise ConfigurationError(f"{program[0]}: command not found", remedy) from None
 
 
 def _end(program: subprocess.Popen[Any]) -> None:

@@ -167,13 +167,13 @@ def build_network(
         ip4=networks.get(V4),
         ip6=networks.get(V6),
         interface=config.ns_ifname or template or LOCAL_INTERFACE,
-        host_mac=parse_mac(config.mac_addr, "--mac-addr"),
+        host_mac=parse_mac(config.mac_addr),
         mtu=config.mtu,
         search=() if NONE in search else search,
         addresses=tuple(address for item in usable for address in item.tap_addresses()),
         routes=tuple(route for item in usable for route in item.tap_routes()),
-        hostname=config.hostname,
-        fqdn=config.fqdn,
+        hostname=config.hostname or "",
+        fqdn=config.fqdn or "",
         demanded=tuple(item.family for item in usable if item.explicit or item.gateway_given),
         notes=tuple(note for item in usable for note in item.notes),
     )
@@ -291,7 +291,7 @@ class _Family:
             host_addresses=self.host_addresses,
             explicit=self.explicit,
             outbound=pack(outbound) if outbound else None,
-            outbound_interface=config.outbound_if4 if family == V4 else config.outbound_if6,
+            outbound_interface=(config.outbound_if4 if family == V4 else config.outbound_if6) or "",
             routed=self.routed,
         )
 

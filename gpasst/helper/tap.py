@@ -33,7 +33,7 @@ from gpasst.linux import (
     TUNSETOFFLOAD,
     TUNSETVNETHDRSZ,
 )
-from gpasst.portspec import INTERFACE_NAME_LENGTH, is_interface_name
+from gpasst.values import INTERFACE_NAME_LENGTH, is_interface_name
 
 TUN_DEVICE = "/dev/net/tun"
 # struct virtio_net_hdr without its merged buffer count; bytes.

@@ -137,11 +137,11 @@ def test_killing_the_proxy_leaves_nothing_behind() -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (("pasta", "--nosuch"), 2, "unrecognized arguments: --nosuch"),
+        (("pasta", "--nosuch"), 2, "--nosuch is not an option or argument"),
         (("pasta", "-u", "70000"), 2, "70000 is not a port"),
         (("pasta", "-4", "-6"), 2, "exclude each other"),
         (("pasta", "--mtu", "12"), 2, "--mtu 12 is out of range"),
-        (("pasta", "-m", "x"), 2, "invalid int value"),
+        (("pasta", "-m", "x"), 2, "--mtu x is not a whole number"),
         (("pasta", "-t", "80"), 2, "-t is not available yet: TCP forwarding"),
         (("pasta", "-U", "192.0.2.1/53"), 2, "--udp-ns 192.0.2.1/53 is not on the namespace's loopback"),
         (("pasta", "-U", "%up0/53"), 2, "--udp-ns %up0/53 is not on the namespace's loopback"),
@@ -151,7 +151,7 @@ def test_killing_the_proxy_leaves_nothing_behind() -> None:
         (("passt", "--config-net"), 2, "--config-net is an option of gpasst pasta"),
         (("passt", "-u", "auto"), 2, "auto needs a namespace"),
         (("passt", "-s", "/x", "-F", "3"), 2, "exclude each other"),
-        (("passt", "--fd=-2"), 2, "--fd -2 is no file descriptor"),
+        (("passt", "--fd=-2"), 2, "--fd -2 is out of range"),
         (("passt", "-f", "--fd", "999"), 1, "--fd 999: Bad file descriptor"),
         (("passt", "-f", "-s", "/nosuch/x"), 1, "--socket /nosuch/x: No such file or directory"),
         (("passt", "-f", "-s", "/" + 110 * "x"), 1, "longer than 107 bytes"),
@@ -159,6 +159,14 @@ def test_killing_the_proxy_leaves_nothing_behind() -> None:
         (("pasta", "-u", "auto,5000,5000"), 2, "port 5000 is given twice"),
         (("pasta", "--runas", "no such user"), 2, "no such user"),
         (("pasta", "--netns", "x", "--", "true"), 2, "cannot be run in a namespace that is joined"),
+        (("pasta", "--netns", ""), 2, "--netns '' is empty"),
+        (("pasta", "--netns", "--", "true"), 2, "--netns lacks its value"),
+        (("pasta", ""), 2, "COMMAND is empty"),
+        (("pasta", "--runas", ""), 2, "--runas '' is empty"),
+        (("pasta", "--userns", "/nonexistent"), 2, "--userns /nonexistent is of no use"),
+        (("passt", "--stats", "1"), 2, "--stats 1 prints on standard error"),
+        (("passt", "--log-size", "65536"), 2, "--log-size 65536 is the size of a log file"),
+        (("demo", "x"), 2, "x is not an option or argument"),
         (("ctl",), 2, "ctl is not available yet"),
         (("nosuch",), 2, "unknown command nosuch"),
         (("pasta", "-i", "nosuch0"), 1, "--interface nosuch0 does not exist"),
@@ -177,6 +185,33 @@ def test_errors_are_one_line(arguments: tuple[str, ...], status: int, message: s
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("gpasst")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (b"pasta", b"--netns", b"\xff"),
+        (b"pasta", b"--userns", b"\xff", b"--netns", b"/proc/self/ns/net"),
+        (b"pasta", b"-p", b"/nosuch/\xff", b"--", b"true"),
+        (b"pasta", b"-P", b"/nosuch/\xff", b"--", b"true"),
+        (b"pasta", b"-l", b"/nosuch/\xff", b"--", b"true"),
+        (b"pasta", b"--", b"\xff"),
+        (b"passt", b"-f", b"-s", b"/nosuch/\xff"),
+        (b"\xff",),
+    ],
+)
+def test_text_that_is_not_utf_8_is_shown_in_one_line(arguments: tuple[bytes, ...]) -> None:
+    done = cli(*(os.fsdecode(argument) for argument in arguments))
+    assert done.returncode in (1, 2)
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("gpasst")
+    assert "\\udcff" in done.stderr
+
+
+def test_a_shell_that_does_not_exist_is_named() -> None:
+    done = cli("pasta", env={**os.environ, "SHELL": "nosuchshell"})
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "nosuchshell: command not found; check the variable SHELL" in done.stderr
 
 
 def test_a_busy_port_is_one_line() -> None:

@@ -25,17 +25,17 @@ def configured(**fields: Any) -> Config:
     ("values", "option", "fault"),
     [
         ({"address": "192.0.2"}, "--address", "192.0.2 is not an IP address"),
-        ({"address": "192.0.2.2/33"}, "--address", "192.0.2.2/33 is not an IP address"),
-        ({"address": "192.0.2.2/"}, "--address", "192.0.2.2/ is not an IP address"),
-        ({"address": "192.0.2.2/255.255.255.0"}, "--address", "255.255.255.0 is not a prefix length"),
-        ({"address": ""}, "--address", "is not an IP address"),
+        ({"address": "192.0.2.2/33"}, "--address", "192.0.2.2/33 has no prefix length from 0 to 32"),
+        ({"address": "192.0.2.2/"}, "--address", "192.0.2.2/ has no prefix length from 0 to 32"),
+        ({"address": "192.0.2.2/255.255.255.0"}, "--address", "192.0.2.2/255.255.255.0 has no prefix length"),
+        ({"address": "2001:db8::2/129"}, "--address", "2001:db8::2/129 has no prefix length from 0 to 128"),
         ({"address": ["192.0.2.2", "guest"]}, "--address", "guest is not an IP address"),
         ({"address": "0.0.0.0"}, "--address", NOBODY),
         ({"address": "127.0.0.1/8"}, "--address", NOBODY),
         ({"address": "::1"}, "--address", NOBODY),
         ({"address": "::ffff:192.0.2.2"}, "--address", NOBODY),
         ({"gateway": "192.0.2.1/24"}, "--gateway", "192.0.2.1/24 has a prefix length"),
-        ({"gateway": "fe80::1%eth0"}, "--gateway", "fe80::1%eth0 is not an IP address"),
+        ({"gateway": "fe80::1%eth0"}, "--gateway", "fe80::1%eth0 has a scope"),
         ({"gateway": "224.0.0.1"}, "--gateway", NOBODY),
         ({"gateway": "255.255.255.255"}, "--gateway", NOBODY),
         ({"gateway": "none"}, "--gateway", "none is not an IP address"),
@@ -58,26 +58,26 @@ def configured(**fields: Any) -> Config:
         ({"mtu": 67}, "--mtu", "67 is out of range"),
         ({"mtu": 65536}, "--mtu", "65536 is out of range"),
         ({"mtu": -1}, "--mtu", "-1 is out of range"),
-        ({"mtu": "1500"}, "--mtu", "takes a value of type int, not '1500'"),
-        ({"mtu": True}, "--mtu", "takes a value of type int, not True"),
+        ({"mtu": "1500"}, "--mtu", "takes a whole number, not '1500'"),
+        ({"mtu": True}, "--mtu", "takes a whole number, not True"),
         ({"interface": "a234567890123456"}, "--interface", "a234567890123456 is no interface name"),
         ({"interface": "eth 0"}, "--interface", "eth 0 is no interface name"),
         ({"ns_ifname": ".."}, "--ns-ifname", ".. is no interface name"),
         ({"outbound_if4": "a/b"}, "--outbound-if4", "a/b is no interface name"),
         ({"outbound_if6": "a:b"}, "--outbound-if6", "a:b is no interface name"),
-        ({"udp_timeout": 0}, "--udp-timeout", "0 is too short"),
+        ({"udp_timeout": 0}, "--udp-timeout", "0 is out of range"),
         ({"udp_filter": "port"}, "--udp-filter", "port is unknown"),
         ({"without": ["gro", "speed"]}, "--without", "speed is unknown"),
         ({"udp_ports": "5000:"}, "--udp-ports", "nothing is not a port"),
         ({"udp_ports": "5000,4999-5001"}, "--udp-ports", "port 5000 is given twice"),
         ({"udp_ports": 5000}, "--udp-ports", "takes text, not 5000"),
-        ({"udp_ports": [5000]}, "--udp-ports", "takes text, not [5000]"),
+        ({"udp_ports": [5000]}, "--udp-ports", "takes text, not 5000"),
         ({"address": None}, "--address", "takes text, not None"),
         ({"address": b"192.0.2.2"}, "--address", "takes text, not b'192.0.2.2'"),
         ({"search": "x" * 64}, "--search", "is not a domain name"),
         ({"search": "a..b"}, "--search", "a..b is not a domain name"),
-        ({"netns": 5}, "--netns", "takes a value of type str, not 5"),
-        ({"config_net": "yes"}, "--config-net", "takes a value of type bool, not 'yes'"),
+        ({"netns": 5}, "--netns", "takes text, not 5"),
+        ({"config_net": "yes"}, "--config-net", "takes True or False, not 'yes'"),
         ({"pid": 0}, "process ID", "0 is no process ID"),
         ({"pid": "12"}, "process ID", "12 is no process ID"),
         ({"pid": True}, "process ID", "True is no process ID"),
@@ -211,3 +211,44 @@ def test_any_value_is_accepted_or_refused_in_words(name: str, value: Any) -> Non
         assert error.remedy
         return
     assert getattr(config, name) in (value, (value,), tuple(value) if isinstance(value, list) else value)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, option in options().items() if option.metavar))
+def test_no_value_is_empty(name: str) -> None:
+    for value in ("", [""]) if options()[name].repeat else ("",):
+        with pytest.raises(ConfigurationError) as caught:
+            configured(**{name: value})
+        assert str(caught.value).startswith(f"--{name.replace('_', '-')} '' is empty; give ")
+
+
+@pytest.mark.parametrize("name", sorted(name for name, option in options().items() if option.kind is str))
+def test_a_zero_byte_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        configured(**{name: "a\0\n"})
+    assert str(caught.value).isprintable()
+
+
+def test_a_user_namespace_alone_names_no_network_namespace() -> None:
+    with pytest.raises(ConfigurationError, match="--userns /nonexistent is of no use"):
+        Config(userns="/nonexistent")
+    assert Config(userns="/nonexistent", netns="blue").userns == "/nonexistent"
+
+
+@pytest.mark.parametrize(
+    ("values", "remedy"),
+    [
+        ({"address": "192.0.2.7/33"}, "write it like 192.0.2.7/24"),
+        ({"address": "2001:db8::7/129"}, "write it like 2001:db8::7/64"),
+        ({"gateway": "192.0.2.1/24"}, "write 192.0.2.1"),
+        ({"gateway": "fe80::1%eth0"}, "write fe80::1"),
+        ({"mac_addr": "00:00:00:00:00:00"}, "choose another, like 02:00:00:00:00:01"),
+        ({"mac_addr": "01:00:00:00:00:00"}, "choose another, like 02:00:00:00:00:01"),
+        ({"mac_addr": "03:00:00:00:00:09"}, "write 02:00:00:00:00:09"),
+    ],
+)
+def test_the_remedy_makes_a_good_value(values: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Config(**values)
+    assert caught.value.remedy == remedy
+    ((name, _),) = values.items()
+    configured(**{name: remedy.rsplit(maxsplit=1)[-1]})

@@ -17,7 +17,18 @@ PURE_FOLDERS = ("packet", "flow", "udp", "tcp", "services")
 PURE = sorted(
     [
         f"gpasst.{name}"
-        for name in ("formats", "codec", "portspec", "config", "counters", "errors", "features", "linux", "values")
+        for name in (
+            "formats",
+            "codec",
+            "portspec",
+            "option",
+            "config",
+            "counters",
+            "errors",
+            "features",
+            "linux",
+            "values",
+        )
     ]
     + [
         ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gpasst.errors import ConfigurationError
-from gpasst.portspec import ForwardRule, is_interface_name, lay, parse, reverse
+from gpasst.portspec import ForwardRule, lay, parse, reverse
 
 ALL = (1, 49151, 1)
 PORT = st.integers(1, 65535)
@@ -253,7 +253,7 @@ def test_what_forgives_and_what_is_automatic(text: str, kinds: set[tuple[bool, b
         ("/5000", "nothing is not an IP address"),
         ("%/5000", "nothing is no interface name"),
         ("1.2.3.4%/5000", "nothing is no interface name"),
-        ("[fe80::1%eth0]%eth0/5000", "[fe80::1 is not an IP address"),
+        ("[fe80::1%eth0]%eth0/5000", "eth0]%eth0 is no interface name"),
         ("%a234567890123456/5000", "a234567890123456 is no interface name"),
         ("%../5000", ".. is no interface name"),
         ("%eth 0/5000", "eth 0 is no interface name"),
@@ -410,33 +410,6 @@ def test_reverse(texts: list[str], expected: dict[int, int]) -> None:
 def test_listening_for(text: str, target: int, port: int | None) -> None:
     (rule,) = rules_of("-u", [text])
     assert rule.listening_for(target) == port
-
-
-@pytest.mark.parametrize(
-    ("name", "good"),
-    [
-        ("eth0", True),
-        ("a23456789012345", True),
-        ("ä2345678901234", True),
-        ("a234567890123456", False),
-        ("ä23456789012345", False),
-        ("", False),
-        (".", False),
-        ("..", False),
-        ("...", True),
-        ("a/b", False),
-        ("a:b", False),
-        ("a b", False),
-        ("a\tb", False),
-        ("\udc80", False),
-        ("a\x7f", False),
-        ("e:h", False),
-        ("é", True),
-        ("à", False),  # its second byte is 0xA0, which the kernel takes for a blank
-    ],
-)
-def test_interface_names(name: str, good: bool) -> None:
-    assert is_interface_name(name) == good
 
 
 def test_thousands_of_ports_do_not_take_a_minute() -> None:

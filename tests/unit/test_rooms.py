@@ -15,7 +15,7 @@ ROOT = "gpasst"  # the package itself names its public names' homes, and loads t
 # Rooms of one floor may use each other and what is below.
 FLOORS = (
     ("errors", "counters", "features", "linux"),
-    ("codec", "formats", "values", "config", "portspec"),
+    ("codec", "formats", "values", "option", "config", "portspec"),
     ("helper",),
     ("packet",),
     ("flow",),

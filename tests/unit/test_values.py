@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gpasst.values import is_domain, is_host_name, of_family, parse_mac, parse_netmask, split_address
+from gpasst.values import is_domain, is_host_name, is_interface_name, of_family, parse_mac, parse_netmask, split_address
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_netmasks(text: str, prefix: int) -> None:
 
 @pytest.mark.parametrize("text", ["02:00:00:00:00:0A", "02-00-00-00-00-0a"])
 def test_mac_addresses(text: str) -> None:
-    assert parse_mac(text, "--mac-addr") == b"\x02\0\0\0\0\x0a"
+    assert parse_mac(text) == b"\x02\0\0\0\0\x0a"
 
 
 def test_the_last_of_a_family_wins() -> None:
@@ -61,3 +61,33 @@ def test_no_domains(name: str) -> None:
 )
 def test_host_names(name: str, good: bool) -> None:
     assert is_host_name(name) == good
+
+
+@pytest.mark.parametrize(
+    ("name", "good"),
+    [
+        ("eth0", True),
+        ("a23456789012345", True),
+        ("ä2345678901234", True),
+        ("a234567890123456", False),
+        ("ä23456789012345", False),
+        ("", False),
+        (".", False),
+        ("..", False),
+        ("...", True),
+        ("a/b", False),
+        ("a:b", False),
+        ("a b", False),
+        ("a\tb", False),
+        ("\udc80", False),
+        ("a\x7f", False),
+        ("e:h", False),
+        ("é", True),
+        ("tap%d", False),
+        ("all", False),
+        ("default", False),
+        ("à", False),  # its second byte is 0xA0, which the kernel takes for a blank
+    ],
+)
+def test_interface_names(name: str, good: bool) -> None:
+    assert is_interface_name(name) == good

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from gpasst.commands.log import LOG_SIZE_MINIMUM, set_up_logging
-from gpasst.commands.process import LOG_SIZE_DEFAULT, ProcessOptions
-from gpasst.errors import ConfigurationError, PlatformError
+from gpasst.commands.log import set_up_logging
+from gpasst.commands.process import LOG_SIZE_DEFAULT, LOG_SIZE_MINIMUM, ProcessOptions
+from gpasst.errors import PlatformError
 
 NOTHING = ProcessOptions(
     foreground=False,
@@ -72,6 +72,14 @@ def test_the_log_file_is_private_and_begun_anew(tmp_path: Path) -> None:
     assert text.endswith(" ms hello\n")
 
 
+def test_bytes_that_are_not_utf_8_are_logged(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with unset_logging():
+        set_up_logging(NOTHING._replace(log_file=str(path)), background=True, runs_command=True)
+        logging.getLogger("gpasst").info("listening on %s", "/run/\udcff")
+    assert path.read_text(encoding="utf-8").endswith(" ms listening on /run/\\udcff\n")
+
+
 def test_every_file_of_the_log_is_private(tmp_path: Path) -> None:
     path = tmp_path / "log"
     options = NOTHING._replace(log_file=str(path), log_size=LOG_SIZE_MINIMUM)
@@ -88,6 +96,4 @@ def test_a_log_that_cannot_be_kept_is_refused() -> None:
     with unset_logging() as logger:
         with pytest.raises(PlatformError, match="--log-file /nosuch/log"):
             set_up_logging(NOTHING._replace(log_file="/nosuch/log"), background=False, runs_command=False)
-        with pytest.raises(ConfigurationError, match="--log-size 40959 is too small"):
-            set_up_logging(NOTHING._replace(log_file="log", log_size=40959), background=False, runs_command=False)
         assert logger.handlers == []

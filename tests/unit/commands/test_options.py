@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from gpasst.commands.options import Invocation, make_parser, read, read_demo
+from gpasst.commands.options import PROCESS_OPTIONS, Invocation, make_parser, read, read_demo
 from gpasst.config import Config, long_option, options
 from gpasst.errors import ConfigurationError
+
+# Every option of each command that takes a value: command, long name, name of the value.
+VALUED = [
+    (mode, long_option(name), option.metavar) for mode in ("pasta", "passt") for name, option in options(mode).items()
+] + [(mode, long, option.metavar) for mode in ("pasta", "passt") for long, option in PROCESS_OPTIONS.values()]
+VALUED = [item for item in VALUED if item[2]]
+ARGPARSE = ("argument", "expected", "invalid", "unrecognized")
 
 
 def invoked(*argv: str, mode: str = "pasta") -> Invocation:
@@ -117,9 +124,79 @@ def test_help_lists_every_option_of_the_command_and_no_other() -> None:
 
 
 def test_long_options_cannot_be_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "unrecognized arguments: --config" in refused(capsys, "--config", mode="passt")
+    assert "--config is not an option or argument" in refused(capsys, "--config", mode="passt")
 
 
 def test_the_demo() -> None:
     assert read_demo([]) is False
     assert read_demo(["--json"]) is True
+
+
+@pytest.mark.parametrize(("mode", "option", "metavar"), VALUED)
+def test_an_empty_value_is_refused(mode: str, option: str, metavar: str) -> None:
+    for argv in ((option, ""), (f"{option}=",)):
+        with pytest.raises(ConfigurationError) as caught:
+            invoked(*argv, mode=mode)
+        assert str(caught.value) == f"{option} '' is empty; give {metavar}, or leave {option} out"
+
+
+@pytest.mark.parametrize(("mode", "option", "metavar"), VALUED)
+def test_a_missing_value_is_named(mode: str, option: str, metavar: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As when the variable behind an option is empty and not quoted."""
+    for argv in ((option,), (option, "--quiet"), (option, "--", "true")):
+        line = refused(capsys, *argv, mode=mode)
+        assert f"{option} lacks its value: write {option} {metavar}" in line
+        assert not any(word in line for word in ARGPARSE)
+
+
+@pytest.mark.parametrize(("mode", "option", "metavar"), VALUED)
+@pytest.mark.parametrize("value", ["\udcff\udcfe", "a\nb", "\u0665", "1" * 5000, "-1", "none"])
+def test_any_value_is_read_or_refused_in_one_line(mode: str, option: str, metavar: str, value: str) -> None:
+    try:
+        invoked(f"{option}={value}", mode=mode)
+    except ConfigurationError as error:
+        assert str(error).isprintable()
+        assert error.remedy
+
+
+@pytest.mark.parametrize(
+    ("argv", "fault"),
+    [
+        (("--stats", "1", "--netns", "x"), "--stats 1 prints on standard error"),
+        (("--stats=-1",), "--stats -1 is out of range"),
+        (("--stats", "5s"), "--stats 5s is not a whole number"),
+        (("--log-size", "65536"), "--log-size 65536 is the size of a log file, and there is none"),
+        (("--log-size", "40959", "-l", "log"), "--log-size 40959 is out of range"),
+        (("--userns", "/nonexistent"), "--userns /nonexistent is of no use"),
+        (("-m", "x"), "--mtu x is not a whole number"),
+        (("",), "COMMAND is empty"),
+        (("", "12345"), "COMMAND is empty"),
+        (("--", "", "-x"), "COMMAND is empty"),
+        (("--",), "COMMAND is missing behind --"),
+        (("-4", "--"), "COMMAND is missing behind --"),
+    ],
+)
+def test_void_values_are_refused(argv: tuple[str, ...], fault: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        invoked(*argv)
+    assert caught.value.message.startswith(fault)
+    assert caught.value.remedy
+
+
+def test_a_descriptor_is_not_negative() -> None:
+    with pytest.raises(ConfigurationError, match="--fd -1 is out of range; give at least 0"):
+        invoked("--fd=-1", mode="passt")
+    assert invoked("--fd", "0", mode="passt").config.fd == 0
+
+
+@pytest.mark.parametrize("argv", [("--config-net=yes",), ("-4x",)])
+def test_a_switch_takes_no_value(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, *argv)
+    assert "takes no value" in line
+    assert not any(word in line for word in ARGPARSE)
+
+
+def test_statistics_in_the_foreground() -> None:
+    assert invoked("--stats", "1", "--netns", "x", "-f").process.stats == 1
+    assert invoked("--stats", "1").process.stats == 1
+    assert invoked("--stats", "0", "--netns", "x").process.stats == 0

@@ -38,10 +38,24 @@ def test_names_and_numbers() -> None:
     assert choose_identity("nobody:5") == (nobody.pw_uid, 5)
     assert choose_identity(str(UNKNOWN)) == (UNKNOWN, UNKNOWN)
     assert choose_identity("0:0") is None
+    assert choose_identity("4294967294:4294967294") == (2**32 - 2, 2**32 - 2)
 
 
 @pytest.mark.usefixtures("as_root")
-@pytest.mark.parametrize(("text", "fault"), [("no one", "no user no one"), ("nobody:no one", "no group no one")])
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("no one", "no user no one"),
+        ("nobody:no one", "no group no one"),
+        ("nobody:", "no group ''"),
+        (":5", "no user ''"),
+        ("4294967295", "no user 4294967295"),
+        ("0:4294967295", "no group 4294967295"),
+        ("9" * 5000, "no user 999"),
+        ("\u0665", "no user"),
+        ("\udcff", "no user"),
+    ],
+)
 def test_an_unknown_user_or_group_is_named(text: str, fault: str) -> None:
     with pytest.raises(ConfigurationError, match=fault):
         choose_identity(text)
