@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from dataclasses import replace
+from random import Random
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpasst.counters import Drop
 from gpasst.packet.parse import Fragment, Packet
-from gpasst.packet.reassembly import DATAGRAMS_LIMIT, LIFETIME, Reassembly
+from gpasst.packet.reassembly import (
+    BYTES_LIMIT,
+    DATAGRAMS_LIMIT,
+    LIFETIME,
+    PIECE_BYTES,
+    PIECES_LIMIT,
+    Reassembly,
+)
 from tests.support.addresses import ip
 from tests.support.families import FAMILIES
 from tests.support.replies import refused
@@ -87,6 +98,8 @@ TEXT = bytes(range(64))
         ([part(TEXT, 16, 24)], part(TEXT[:16], 8, 16)),
         # More than an IP packet holds.
         ([], part(bytes(65560), 65528, 65552)),
+        ([], part(bytes(65520), 65512, 65520)),
+        ([], part(bytes(65560), 65528, 65552, family=6)),
     ],
 )
 def test_a_broken_fragment_ends_its_datagram(before: list[Packet], broken: Packet) -> None:
@@ -120,3 +133,78 @@ def test_the_oldest_incomplete_datagram_makes_room() -> None:
     assert whole is not None
     assert bytes(whole.payload) == TEXT
     assert reassembly.add(part(TEXT, 32, 64, 0), 0) is None
+
+
+# Bounds
+
+
+@FAMILIES
+def test_the_longest_datagram_is_carried_and_nothing_longer(family: int) -> None:
+    longest = {4: 65515, 6: 65535}[family]
+    payload = bytes(range(256)) * 256
+    reassembly = Reassembly()
+    assert reassembly.add(part(payload[:longest], 0, 65480, family=family), 0) is None
+    whole = reassembly.add(part(payload[:longest], 65480, longest, family=family), 0)
+    assert whole is not None
+    assert bytes(whole.payload) == payload[:longest]
+    with refused(Drop.FRAGMENT):
+        reassembly.add(part(payload[: longest + 1], 65480, longest + 1, family=family), 0)
+
+
+class Counted(int):
+    """A number that counts how often it is compared."""
+
+    compared = 0
+
+    def __lt__(self, other: int) -> bool:
+        Counted.compared += 1
+        return int(self) < other
+
+
+@given(st.randoms(use_true_random=False))
+@settings(deadline=None, max_examples=10)
+def test_a_fragment_is_compared_with_few_others(random: Random) -> None:
+    payload = bytes(48) * (PIECES_LIMIT - 2) + b"last"
+    starts = list(range(0, len(payload), 48))
+    random.shuffle(starts)
+    reassembly, Counted.compared = Reassembly(), 0
+    for start in starts:
+        fragment = part(payload, start, min(start + 48, len(payload)))
+        assert fragment.fragment is not None
+        whole = reassembly.add(replace(fragment, fragment=replace(fragment.fragment, offset=Counted(start))), 0)
+    assert whole is not None
+    assert bytes(whole.payload) == payload
+    assert Counted.compared <= len(starts) * (len(starts).bit_length() + 1)
+    assert reassembly.held == 0
+
+
+def test_a_datagram_has_a_limit_of_fragments() -> None:
+    reassembly, payload = Reassembly(), bytes(65000)
+    for index in range(PIECES_LIMIT):
+        reassembly.add(part(payload, 8 * index, 8 * index + 8), 0)
+    assert reassembly.held == PIECES_LIMIT * (8 + PIECE_BYTES)
+    with refused(Drop.FRAGMENT):
+        reassembly.add(part(payload, 8 * PIECES_LIMIT, 8 * PIECES_LIMIT + 8), 0)
+    assert len(reassembly) == reassembly.held == 0
+
+
+@pytest.mark.parametrize("size", [8, 48, 1400, 65504])
+def test_all_fragments_together_have_a_limit_of_bytes(size: int) -> None:
+    payload = bytes(65510)
+    reassembly, most = Reassembly(), 0
+    datagrams = 2 * DATAGRAMS_LIMIT
+    tracemalloc.start()
+    try:
+        for identification in range(datagrams):
+            for start in range(0, min(size * PIECES_LIMIT, 65505 // size * size), size):
+                reassembly.add(part(payload, start, start + size, identification), 0)
+            assert reassembly.held <= BYTES_LIMIT
+            assert len(reassembly) <= DATAGRAMS_LIMIT
+            most = max(most, reassembly.held)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held <= 1.25 * most + 100_000, "what is counted is about what it takes"
+    lost = reassembly.scan(LIFETIME + 1)
+    assert lost == datagrams
+    assert len(reassembly) == reassembly.held == 0
