@@ -3,12 +3,21 @@
 Theory of operation: the data path marks an item active by setting its bit in the activity bitmap, and needs no clock
 for that. A periodic scan turns bits into times of last activity, and yields the items that were idle for more than the
 timeout. A bit says "since the last scan", so an item expires late by up to one scan interval, never early.
+
+A scan comes in pieces of bounded work, and items may come, go and be marked between two of them. The items stand in the
+order of their last activity, in an `OrderedDict`: the first entry of a plain dict costs a walk over all entries that
+were deleted before it.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
+from itertools import islice
 from typing import Generic, TypeVar
+
+BYTES_AT_ONCE = 64  # of the bitmap that one piece of a scan reads; each has the bits of 8 items
+ITEMS_AT_ONCE = 16  # items that one piece of a scan lets go of
 
 
 class Tracked:
@@ -42,7 +51,7 @@ class Ages(Generic[T]):
         self._slots: list[T | None] = []
         self._free: list[int] = []
         # Seconds of last activity, the longest idle item first: a scan that sees an item active re-inserts it.
-        self._ages: dict[T, int] = {}
+        self._ages: OrderedDict[T, int] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._ages)
@@ -78,29 +87,47 @@ class Ages(Generic[T]):
         self._slots[slot] = None
         self._free.append(slot)
 
-    def scan(self, now: int, timeout: int) -> Iterator[T]:
-        """Record activity since the last scan, and yield the items idle for more than `timeout`, longest idle first.
+    def touched(self, item: T) -> None:
+        """Take note that a scan found `item` active; for subclasses that keep an order of their own."""
 
-        The caller removes each item before it takes the next.
+    def scan(self, now: int, timeout: int) -> Iterator[list[T]]:
+        """Record activity since the last scan, and yield the items idle for more than `timeout`, longest idle first.
 
         :param now: monotonic seconds.
         :param timeout: seconds; an item last active at t is kept at t + timeout, and yielded after that.
+        :return: at most `ITEMS_AT_ONCE` items after each piece of work; the caller removes them before it goes on.
         """
         self.now = now
-        activity, ages, slots = self.activity, self._ages, self._slots
-        if any(activity):
-            for index, byte in enumerate(activity):
+        activity, slots = self.activity, self._slots
+        for start in range(0, len(activity), BYTES_AT_ONCE):
+            piece = activity[start : start + BYTES_AT_ONCE]
+            if not any(piece):
+                continue
+            for index, byte in enumerate(piece, start):
                 bits = byte
                 while bits:
                     low = bits & -bits
                     bits ^= low
                     item = slots[(index << 3) + low.bit_length() - 1]
                     if item is not None:
-                        del ages[item]
-                        ages[item] = now
-                activity[index] = 0
-        while ages:
-            item = self.oldest()
-            if now - ages[item] <= timeout:
+                        self._touch(item)
+            yield []
+        while True:
+            idle = [item for item, last in islice(self._ages.items(), ITEMS_AT_ONCE) if now - last > timeout]
+            if not idle:
                 return
-            yield item
+            ended = []
+            for item in idle:
+                # It may have become active between two pieces.
+                if activity[item.byte] & item.bit:
+                    self._touch(item)
+                else:
+                    ended.append(item)
+            yield ended
+
+    def _touch(self, item: T) -> None:
+        """Record that `item` was active."""
+        self.activity[item.byte] &= ~item.bit
+        self._ages[item] = self.now
+        self._ages.move_to_end(item)
+        self.touched(item)

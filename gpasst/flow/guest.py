@@ -1,12 +1,11 @@
 """What is known of the guest: its network, and the addresses that it is seen to use.
 
 Theory of operation: the guest's MAC address is learned from its frames, its IP addresses from `translation`'s rules.
-Headers that were built for an earlier MAC address are rewritten by their owners, who ask to be called (`on_mac`).
+Headers that were built for an earlier MAC address are rewritten when they are next used. Users compare MAC addresses by
+identity, since `mac` stays one object until it changes.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from gpasst.flow.network import GuestNetwork
 from gpasst.flow.translation import Addresses
@@ -32,19 +31,8 @@ class Guest:
             if family_network:
                 family = family_network.family
                 self.addresses[family] = Addresses(family_network, link_local if family == V6 else None)
-        self._on_mac: list[Callable[[bytes], None]] = []
-
-    def on_mac(self, callback: Callable[[bytes], None]) -> None:
-        """Call `callback` with each new MAC address."""
-        self._on_mac.append(callback)
-
-    def close(self) -> None:
-        """Call nobody any more."""
-        self._on_mac.clear()
 
     def learn_mac(self, mac: bytes) -> None:
         """Send frames to `mac`, 6 bytes, from now on."""
         if mac != self.mac:
             self.mac = mac
-            for callback in self._on_mac:
-                callback(mac)

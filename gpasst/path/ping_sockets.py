@@ -13,8 +13,10 @@ from __future__ import annotations
 import logging
 import os
 from _socket import socket as RawSocket  # a class
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PacketError
@@ -88,7 +90,8 @@ class PingSockets:
         self._watch = watch
         self._unwatch = unwatch
         self._now = now
-        self._flows: dict[Key, EchoFlow] = {}
+        # The longest idle one first.
+        self._flows: OrderedDict[Key, EchoFlow] = OrderedDict()
         self._warned = False
 
     def request(self, packet: Packet) -> None:
@@ -103,6 +106,7 @@ class PingSockets:
         key = (packet.source, packet.destination, request.identifier)
         flow = self._flows.get(key) or self._open(packet.family, key)
         flow.last = self._now()
+        self._flows.move_to_end(key)
         flow.target, flow.hop_limit = target.address, packet.hop_limit
         sender = answering(flow.socket, target.address, 0, target.scope, tos_ttl=packet.tos_ttl)
         failure = send_one(sender, memoryview(request.message), self._counters.icmp.down, self._counters)
@@ -164,7 +168,7 @@ class PingSockets:
 
     def scan(self, now: int) -> None:
         """End flows that have been idle for too long."""
-        for flow in [flow for flow in self._flows.values() if now - flow.last > IDLE_SECONDS]:
+        for flow in list(takewhile(lambda flow: now - flow.last > IDLE_SECONDS, self._flows.values())):
             self._close(flow)
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ import logging
 import time
 from _socket import inet_pton
 from _socket import socket as RawSocket  # a class
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from gpasst.counters import Counters, Drop
 from gpasst.errors import GpasstError, PacketError
@@ -149,12 +149,15 @@ class UdpSplice:
             deadline = deadline or now + STEP_SECONDS
         return moved
 
-    def scan(self, now: int, timeout: int) -> int:
-        """End pairs that were idle for more than `timeout` seconds at `now`; return how many."""
-        ended = self.pairs.scan(now, timeout)
-        for pair in ended:
-            self._end(pair)
-        return len(ended)
+    def scan(self, now: int, timeout: int) -> Iterator[int]:
+        """End pairs that were idle for more than `timeout` seconds at `now`.
+
+        :return: how many ended in each piece of bounded work.
+        """
+        for ended in self.pairs.scan(now, timeout):
+            for pair in ended:
+                self._end(pair)
+            yield len(ended)
 
     def retire(self, listener: Listener) -> None:
         """End all pairs of a listener that is about to be closed."""

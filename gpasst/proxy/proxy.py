@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import gevent
@@ -77,6 +78,7 @@ class Proxy:
         self.features, self.counters = base.features, base.counters
         self.link: Tap | Stream | None = None
         self._drop_log = observe.DropLog(base.counters)
+        self._scanning: Iterator[None] | None = None
         self._closing = ExitStack()
         self._closing.callback(self._finish)
         try:
@@ -90,7 +92,6 @@ class Proxy:
         base, config = self._base, self.config
         closing = self._closing.callback
         closing(base.watchers.close)
-        closing(base.guest.close)
         if base.pool:
             closing(base.pool.close)
         closing(base.raw.close)
@@ -120,14 +121,14 @@ class Proxy:
         if link and handlers:
             self._inside = build_inside(base, link, self.udp, icmp, handlers, router, end, self.finished.set)
             closing(self._inside.pings.close)
-        timers = Timers(base.watchers, self.clock.precise)
+        self._timers = timers = Timers(base.watchers, self.clock.precise)
         closing(timers.close)
         if not config.no_udp:
             self.forwarder.open()
         if self._inside and self._inside.session:
             closing(self._inside.session.close)
             self._inside.session.open()
-        timers.every(SCAN_SECONDS, lambda _: self.scan(self.clock.now()))
+        timers.every(SCAN_SECONDS, self._begin_scan)
         if self.forwarder.automatic and not config.no_udp:
             closing(Follower(self.forwarder, timers, base.counters).close)
 
@@ -145,11 +146,37 @@ class Proxy:
         return observe.flows(self.udp.nat, self.splice)
 
     def scan(self, now: int) -> None:
-        """End what is idle at `now`, in monotonic seconds, and log drops; called once a second."""
+        """End what is idle at `now`, in monotonic seconds, and log drops."""
+        for _ in self._pieces(now):
+            pass
+
+    def _begin_scan(self, now: float) -> None:
+        """Scan in pieces of bounded work, between which others get their turn; called once a second."""
+        if self._scanning is None:
+            self._scanning = self._pieces(self.clock.now())
+            self._go_on(now)
+
+    def _go_on(self, now: float) -> None:
+        """Do the next piece of the scan, and ask for a call for the one behind it."""
+        assert self._scanning is not None
+        try:
+            next(self._scanning)
+        except StopIteration:
+            self._scanning = None
+        except Exception:
+            self._scanning = None
+            raise
+        else:
+            self._timers.at(now, self._go_on)
+
+    def _pieces(self, now: int) -> Iterator[None]:
+        """Scan at `now`, in monotonic seconds; each piece of work between two items is bounded."""
         timeout = self.config.udp_timeout
-        ended = self.udp.nat.scan(now, timeout)
-        if self.splice:
-            ended += self.splice.scan(now, timeout)
+        ended = 0
+        for scan in (self.udp.nat.scan, *((self.splice.scan,) if self.splice else ())):
+            for count in scan(now, timeout):
+                ended += count
+                yield
         self.counters.expired += ended
         if ended:
             log.debug("%d mappings or splice pairs expired", ended)
@@ -167,6 +194,7 @@ class Proxy:
         self._closing.close()
 
     def _finish(self) -> None:
+        self._scanning = None
         if self.link:
             self.link.capture = None
         self._drop_log.write(None)

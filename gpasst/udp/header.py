@@ -69,6 +69,7 @@ class Header:
     :param destination: the guest's address.
     :param source_port: port that the guest sees as sender.
     :param destination_port: the guest's port.
+    :ivar mac: the guest's MAC address that they have; `readdress` changes it.
     :ivar tos_ttl: their TOS and TTL; TOS 0 and TTL 255 until a socket reports others.
     :ivar size: bytes from the Ethernet header to the payload.
     :ivar repeats: whether datagrams of one size have equal headers where nothing is offloaded.
@@ -76,7 +77,19 @@ class Header:
 
     protocol = "udp"
 
-    __slots__ = ("buffer", "family", "framing", "ip_sum", "pseudo", "repeats", "segment", "size", "tos_ttl", "total")
+    __slots__ = (
+        "buffer",
+        "family",
+        "framing",
+        "ip_sum",
+        "mac",
+        "pseudo",
+        "repeats",
+        "segment",
+        "size",
+        "tos_ttl",
+        "total",
+    )
 
     def __init__(
         self,
@@ -90,6 +103,7 @@ class Header:
     ) -> None:
         template = udp4_template if family == V4 else udp6_template
         self.family = family
+        self.mac = destination_mac
         # A checksum, which IPv6 demands, differs with the payload.
         self.repeats = family == V4
         self.tos_ttl = HOP_LIMIT
@@ -105,6 +119,7 @@ class Header:
 
     def readdress(self, destination_mac: bytes) -> None:
         """Send to another MAC address from now on."""
+        self.mac = destination_mac
         self.buffer[_MAC : _MAC + 6] = destination_mac
         self.framing = NO_FRAMING
 

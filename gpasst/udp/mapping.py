@@ -16,7 +16,6 @@ NOTE: the table holds at most `limit` peers. At the limit the longest idle one g
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -27,6 +26,9 @@ from gpasst.flow.sender import HostSocket, Sender
 from gpasst.udp.header import DEFAULT_TOS_TTL, Header
 
 PEERS_LIMIT = 131072  # per family; what upstream's flow table holds
+PORT_LOWEST, PORT_MAXIMUM = 1024, 65535  # shown in place of a sender's own
+PORT_FIRST = 61000  # above the usual ephemeral range, where guests expect senders least
+PORTS_TRIED = 1024  # for one sender; a third of a millisecond
 
 
 class UdpSocket:
@@ -187,7 +189,7 @@ class Table:
     :ivar activity: the activity bitmap, a bit a peer.
     """
 
-    __slots__ = ("activity", "ages", "down", "limit", "mappings")
+    __slots__ = ("_next_port", "activity", "ages", "down", "limit", "mappings")
 
     def __init__(self, now: int = 0, limit: int = PEERS_LIMIT) -> None:
         self.down: dict[bytes, Peer] = {}
@@ -195,6 +197,7 @@ class Table:
         self.ages: Ages[Peer] = Ages(now)
         self.activity = self.ages.activity
         self.limit = limit
+        self._next_port = PORT_FIRST
 
     def __len__(self) -> int:
         return len(self.down)
@@ -251,24 +254,32 @@ class Table:
         mapping.sockets.clear()
         return own
 
-    def scan(self, now: int, timeout: int) -> Expired:
+    def scan(self, now: int, timeout: int) -> Iterator[Expired]:
         """Turn activity since the last scan into ages, and let go of peers that were idle for more than `timeout`.
 
         :param now: monotonic seconds.
         :param timeout: seconds; a peer last active at t is kept at t + timeout and gone after that.
+        :return: what ended in each piece of bounded work.
         """
-        before = len(self.mappings)
-        closing = [udp_socket for peer in self.ages.scan(now, timeout) for udp_socket in self.remove(peer)]
-        return Expired(before - len(self.mappings), closing)
+        for idle in self.ages.scan(now, timeout):
+            before = len(self.mappings)
+            closing = [udp_socket for peer in idle for udp_socket in self.remove(peer)]
+            yield Expired(before - len(self.mappings), closing)
 
+    def free_port(self, guest: bytes, shown: bytes, guest_port: int, wanted: int) -> int:
+        """Choose a port to show a sender under, when it would look like another one to the guest under its own.
 
-def free_port(table: Table, guest: bytes, shown: bytes, guest_port: int, wanted: int) -> int:
-    """Choose a port to show a sender under when another sender already has its own: both would look alike to the guest.
+        The search goes on where the last one ended, so look-alikes in number do not pass each other's ports again.
 
-    :raises PacketError: if all are taken.
-    """
-    # Above the usual ephemeral range, where guests expect senders least, then all others.
-    for port in itertools.chain(range(61000, 65536), range(1024, 61000)):
-        if port != wanted and down_key(guest, shown, guest_port, port) not in table.down:
-            return port
-    raise PacketError(Drop.PORTS_EXHAUSTED)
+        :param guest: the guest's address.
+        :param shown: the address that the guest sees as sender.
+        :param guest_port: the guest's port.
+        :param wanted: the sender's own port.
+        :raises PacketError: `Drop.PORTS_EXHAUSTED`, if `PORTS_TRIED` ports in a row are taken.
+        """
+        for _ in range(PORTS_TRIED):
+            port = self._next_port
+            self._next_port = port + 1 if port < PORT_MAXIMUM else PORT_LOWEST
+            if port != wanted and down_key(guest, shown, guest_port, port) not in self.down:
+                return port
+        raise PacketError(Drop.PORTS_EXHAUSTED)

@@ -20,7 +20,7 @@ A `SocketOpener` opens and closes the sockets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from gpasst.counters import Drop
@@ -29,7 +29,7 @@ from gpasst.flow.guest import Guest
 from gpasst.flow.translation import Target
 from gpasst.packet.address import UNSPECIFIED, is_loopback, is_multicast
 from gpasst.udp.header import Header
-from gpasst.udp.mapping import Listener, Mapping, Peer, Table, UdpSocket, down_key, free_port
+from gpasst.udp.mapping import Listener, Mapping, Peer, Table, UdpSocket, down_key
 
 # Returns the raw sender key under which datagrams of (family, address, port, scope) arrive.
 SenderKey = Callable[[int, bytes, int, int], bytes]
@@ -56,6 +56,7 @@ class UdpNat:
     :param sender_key: builds raw sender keys.
     :param filtered: admit only senders whose address the guest has sent to (RFC 4787, address-dependent filtering).
     :param now: monotonic seconds.
+    :ivar guest: the guest.
     :ivar tables: mappings and peers by family.
     """
 
@@ -68,13 +69,12 @@ class UdpNat:
         now: int = 0,
     ) -> None:
         self.tables: dict[int, Table] = {family: Table(now) for family in guest.addresses}
-        self._guest = guest
+        self.guest = guest
         # Listeners on every address, by family and the guest's port; each may be a mapping's socket.
         self._general: dict[tuple[int, int], Listener] = {}
         self._opener = opener
         self._sender_key = sender_key
         self._filtered = filtered
-        guest.on_mac(self._readdress)
 
     def outbound(self, family: int, guest: bytes, destination: bytes, guest_port: int, port: int) -> Peer:
         """Set up the peer of a datagram from the guest.
@@ -94,7 +94,7 @@ class UdpNat:
             raise PacketError(Drop.SOURCE_PORT_ZERO)
         if not port:
             raise PacketError(Drop.DESTINATION_PORT_ZERO)
-        addresses, table = self._guest.addresses[family], self.tables[family]
+        addresses, table = self.guest.addresses[family], self.tables[family]
         addresses.learn(guest)
         target = addresses.to_host(destination, port)
         key = self._sender_key(family, target.address, port, target.scope)
@@ -119,7 +119,7 @@ class UdpNat:
         :raises PacketError: if the datagram must be dropped.
         """
         family = udp_socket.family
-        addresses, table = self._guest.addresses[family], self.tables[family]
+        addresses, table = self.guest.addresses[family], self.tables[family]
         answering: Peer | None = udp_socket.peers.get(self._sender_key(family, source, port, scope))
         if answering is not None and answering.local in (b"", local):
             # The guest spoke first, and only now is it known which address of the host it speaks from.
@@ -142,20 +142,21 @@ class UdpNat:
         guest, guest_port = mapping.guest, mapping.port
         shown_port = port
         if down_key(guest, shown.source, guest_port, port) in table.down:
-            shown_port = free_port(table, guest, shown.source, guest_port, port)
+            shown_port = table.free_port(guest, shown.source, guest_port, port)
         header = self._header(family, shown.source, guest, shown_port, guest_port)
         peer = Peer(mapping, udp_socket, (shown.source, shown_port), (source, port, scope), local, header)
         self._close_all(table.add(peer, key))
         return peer
 
-    def scan(self, now: int, timeout: int) -> int:
-        """Let go of what has been idle for more than `timeout` seconds at `now`; return how many mappings ended."""
-        ended = 0
+    def scan(self, now: int, timeout: int) -> Iterator[int]:
+        """Let go of what has been idle for more than `timeout` seconds at `now`.
+
+        :return: how many mappings ended in each piece of bounded work.
+        """
         for table in self.tables.values():
-            expired = table.scan(now, timeout)
-            self._close_all(expired.sockets)
-            ended += expired.mappings
-        return ended
+            for expired in table.scan(now, timeout):
+                self._close_all(expired.sockets)
+                yield expired.mappings
 
     def listen(self, listener: Listener) -> None:
         """Take note of a new listener; it stays its owner's to close."""
@@ -219,10 +220,5 @@ class UdpNat:
         for udp_socket in sockets:
             self._opener.close(udp_socket)
 
-    def _readdress(self, mac: bytes) -> None:
-        for table in self.tables.values():
-            for peer in table:
-                peer.header.readdress(mac)
-
     def _header(self, family: int, source: bytes, guest: bytes, port: int, guest_port: int) -> Header:
-        return Header(family, self._guest.mac, self._guest.network.host_mac, source, guest, port, guest_port)
+        return Header(family, self.guest.mac, self.guest.network.host_mac, source, guest, port, guest_port)

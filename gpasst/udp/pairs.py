@@ -196,13 +196,15 @@ class Pairs:
             del self._by_listener[pair.listener]
         self._own.discard((pair.inside, *pair.local))
 
-    def scan(self, now: int, timeout: int) -> list[Pair]:
-        """Let go of pairs that were idle for more than `timeout` seconds at `now`; return them, already removed."""
-        ended = []
-        for pair in self.ages.scan(now, timeout):
-            self.remove(pair)
-            ended.append(pair)
-        return ended
+    def scan(self, now: int, timeout: int) -> Iterator[list[Pair]]:
+        """Let go of pairs that were idle for more than `timeout` seconds at `now`.
+
+        :return: those that ended, already removed, after each piece of bounded work.
+        """
+        for ended in self.ages.scan(now, timeout):
+            for pair in ended:
+                self.remove(pair)
+            yield ended
 
     def _target(self, listener: Listener, addressed: bytes) -> tuple[bytes, int]:
         """Return target address and scope."""

@@ -11,7 +11,7 @@ from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.host.receive import sender_key
 from gpasst.udp.header import Header
-from gpasst.udp.mapping import Listener, Mapping, Peer, Table, UdpSocket, down_key, free_port
+from gpasst.udp.mapping import PORTS_TRIED, Expired, Listener, Mapping, Peer, Table, UdpSocket, down_key
 
 GUEST, REMOTE = bytes((192, 0, 2, 2)), bytes((198, 51, 100, 9))
 TIMEOUT = 180
@@ -39,15 +39,21 @@ def tos_ttl(table: Table, peer: Peer) -> None:
     table.activity[peer.byte] |= peer.bit
 
 
+def scan(table: Table, now: int, timeout: int = TIMEOUT) -> Expired:
+    """Scan to the end; return all that ended."""
+    pieces = list(table.scan(now, timeout))
+    return Expired(sum(piece.mappings for piece in pieces), [one for piece in pieces for one in piece.sockets])
+
+
 def test_idle_time_runs_from_the_last_activity() -> None:
     table = Table(now=990)
     peer, _ = enter(table)
     udp_socket = peer.udp_socket
     tos_ttl(table, peer)
-    assert table.scan(1000, TIMEOUT).mappings == 0
-    assert table.scan(1180, TIMEOUT).mappings == 0
+    assert scan(table, 1000).mappings == 0
+    assert scan(table, 1180).mappings == 0
     assert table.idle_seconds(peer) == TIMEOUT
-    expired = table.scan(1181, TIMEOUT)
+    expired = scan(table, 1181)
     assert (expired.mappings, expired.sockets) == (1, [udp_socket])
     assert len(table) == 0
     assert not udp_socket.peers
@@ -57,8 +63,8 @@ def test_idle_time_runs_from_the_last_activity() -> None:
 def test_a_new_peer_is_as_old_as_the_last_scan() -> None:
     table = Table(now=1000)
     enter(table)
-    assert table.scan(1180, TIMEOUT).mappings == 0
-    assert table.scan(1181, TIMEOUT).mappings == 1
+    assert scan(table, 1180).mappings == 0
+    assert scan(table, 1181).mappings == 1
 
 
 def test_each_scan_that_sees_activity_starts_the_time_anew() -> None:
@@ -66,10 +72,10 @@ def test_each_scan_that_sees_activity_starts_the_time_anew() -> None:
     peer, _ = enter(table)
     for now in range(1100, 2000, 100):
         tos_ttl(table, peer)
-        assert table.scan(now, TIMEOUT).mappings == 0
+        assert scan(table, now).mappings == 0
         assert table.idle_seconds(peer) == 0
         assert not any(table.activity)
-    assert table.scan(2081, TIMEOUT).mappings == 1
+    assert scan(table, 2081).mappings == 1
 
 
 def test_a_mapping_ends_with_its_last_peer() -> None:
@@ -77,12 +83,12 @@ def test_a_mapping_ends_with_its_last_peer() -> None:
     first, _ = enter(table, port=1)
     second, _ = enter(table, port=2)
     tos_ttl(table, second)
-    table.scan(1100, TIMEOUT)
-    expired = table.scan(1181, TIMEOUT)
+    scan(table, 1100)
+    expired = scan(table, 1181)
     assert (expired.mappings, expired.sockets) == (0, [])
     assert list(table) == [second]
     assert first.down_key not in table.down
-    assert table.scan(1281, TIMEOUT).sockets == [second.udp_socket]
+    assert scan(table, 1281).sockets == [second.udp_socket]
 
 
 def test_a_listener_outlives_its_peers() -> None:
@@ -91,7 +97,7 @@ def test_a_listener_outlives_its_peers() -> None:
     mapping = Mapping(GUEST, 7000)
     mapping.sockets.append(listener)
     table.add(Peer(mapping, listener, (REMOTE, 9), (REMOTE, 9, 0), b"", HEADER), sender_key(4, REMOTE, 9, 0))
-    expired = table.scan(1181, TIMEOUT)
+    expired = scan(table, 1181)
     assert (expired.mappings, expired.sockets) == (1, [])
     assert not listener.peers
 
@@ -110,7 +116,7 @@ def test_the_longest_idle_makes_room() -> None:
     table = Table(now=1000, limit=3)
     peers = [enter(table, guest_port=port)[0] for port in (1, 2, 3)]
     tos_ttl(table, peers[0])
-    table.scan(1001, TIMEOUT)
+    scan(table, 1001)
     new, closing = enter(table, guest_port=4)
     assert closing == [peers[1].udp_socket]
     assert set(table) == {peers[0], peers[2], new}
@@ -148,7 +154,7 @@ def test_an_old_activity_bit_does_not_keep_a_new_peer() -> None:
     table.remove(old)
     new, _ = enter(table, port=2)
     assert (new.byte, new.bit) == (old.byte, old.bit)
-    table.scan(1100, TIMEOUT)
+    scan(table, 1100)
     assert table.idle_seconds(new) == 100
 
 
@@ -156,24 +162,49 @@ def test_the_down_key_is_the_headers_own_bytes() -> None:
     assert down_key(GUEST, REMOTE, 0x1234, 0x5678) == GUEST + REMOTE + b"\x12\x34\x56\x78"
 
 
-def test_free_ports_begin_above_the_ephemeral_ones() -> None:
+def test_free_ports_begin_above_the_ephemeral_ones_and_go_on_from_there() -> None:
     table = Table()
-    assert free_port(table, GUEST, REMOTE, 33000, 123) == 61000
-    assert free_port(table, GUEST, REMOTE, 33000, 61000) == 61001
-    enter(table, port=61000)
-    assert free_port(table, GUEST, REMOTE, 33000, 123) == 61001
-    # Another guest port is another matter.
-    assert free_port(table, GUEST, REMOTE, 33001, 123) == 61000
+    assert table.free_port(GUEST, REMOTE, 33000, 123) == 61000
+    enter(table, port=61001)
+    assert table.free_port(GUEST, REMOTE, 33000, 123) == 61002
+    assert table.free_port(GUEST, REMOTE, 33000, 61003) == 61004
 
 
-def test_free_ports_end() -> None:
+def test_free_ports_go_around() -> None:
+    table = Table()
+    found = [table.free_port(GUEST, REMOTE, 33000, 123) for _ in range(61000, 65536)]
+    assert found == list(range(61000, 65536))
+    assert table.free_port(GUEST, REMOTE, 33000, 123) == 1024
+
+
+class Counting(dict[bytes, Peer]):
+    """A dictionary that counts how often it is asked."""
+
+    asked = 0
+
+    def __contains__(self, key: object) -> bool:
+        self.asked += 1
+        return super().__contains__(key)
+
+
+def test_look_alikes_in_number_cost_no_more_than_one() -> None:
+    table = Table()
+    table.down = asked = Counting()
+    for _ in range(5000):
+        port = table.free_port(GUEST, REMOTE, 33000, 123)
+        table.down[down_key(GUEST, REMOTE, 33000, port)] = None  # type: ignore[assignment]
+    assert asked.asked == 5000
+
+
+def test_the_search_for_a_free_port_ends_and_is_taken_up_again() -> None:
     table = Table()
     peer, _ = enter(table)
-    table.down.update((down_key(GUEST, REMOTE, 1, port), peer) for port in range(1024, 65536) if port != 2000)
-    assert free_port(table, GUEST, REMOTE, 1, 123) == 2000
+    free = 61000 + PORTS_TRIED
+    table.down.update((down_key(GUEST, REMOTE, 1, port), peer) for port in range(1024, 65536) if port != free)
     with pytest.raises(PacketError) as caught:
-        free_port(table, GUEST, REMOTE, 1, 2000)
+        table.free_port(GUEST, REMOTE, 1, 123)
     assert caught.value.reason is Drop.PORTS_EXHAUSTED
+    assert table.free_port(GUEST, REMOTE, 1, 123) == free
 
 
 class TableMachine(RuleBasedStateMachine):
@@ -241,7 +272,7 @@ class TableMachine(RuleBasedStateMachine):
             self.last[peer] = self.now
         self.with_tos_ttl.clear()
         before = set(self.table.mappings)
-        expired = self.table.scan(self.now, timeout)
+        expired = scan(self.table, self.now, timeout)
         assert expired.mappings == len(before) - len(self.table.mappings)
         self.gone({peer for peer, last in self.last.items() if self.now - last > timeout}, expired.sockets)
 

@@ -265,17 +265,22 @@ def test_a_pair_is_found_by_its_senders_key() -> None:
     assert list(pairs) == list(pairs.of(at).values()) == [two]
 
 
+def scan(pairs: Pairs, now: int) -> list[Pair]:
+    """Scan to the end; return all that ended."""
+    return [pair for ended in pairs.scan(now, TIMEOUT) for pair in ended]
+
+
 def test_a_pair_is_kept_until_the_timeout_and_no_longer() -> None:
     pairs = splice_rules()
     at = listener(inside=True)
     pair, _ = enter(pairs, at)
-    assert pairs.scan(START + TIMEOUT, TIMEOUT) == []
+    assert scan(pairs, START + TIMEOUT) == []
     touch(pairs, pair)
-    assert pairs.scan(START + TIMEOUT + 1, TIMEOUT) == []
+    assert scan(pairs, START + TIMEOUT + 1) == []
     assert pairs.ages.idle_seconds(pair) == 0
-    assert pairs.scan(START + 2 * TIMEOUT + 1, TIMEOUT) == []
+    assert scan(pairs, START + 2 * TIMEOUT + 1) == []
     assert pairs.ages.idle_seconds(pair) == TIMEOUT
-    assert pairs.scan(START + 2 * TIMEOUT + 2, TIMEOUT) == [pair]
+    assert scan(pairs, START + 2 * TIMEOUT + 2) == [pair]
     assert not pairs.of(at)
     assert len(pairs) == 0
 
@@ -285,7 +290,7 @@ def test_at_the_limit_the_longest_idle_goes_first() -> None:
     at = listener(inside=True)
     first, second, third = (enter(pairs, at, port=port)[0] for port in (1, 2, 3))
     touch(pairs, first)
-    pairs.scan(START + 1, TIMEOUT)
+    scan(pairs, START + 1)
     fourth, ended = enter(pairs, at, port=4)
     assert ended == [second]
     assert second.key not in pairs.of(at)
@@ -348,7 +353,7 @@ class Tracking(RuleBasedStateMachine):
             self.active[pair] = self.now
         self.touched.clear()
         idle = [pair for pair, when in self.active.items() if self.now - when > TIMEOUT]
-        assert self.pairs.scan(self.now, TIMEOUT) == idle
+        assert scan(self.pairs, self.now) == idle
         self.forget(idle)
 
     def forget(self, ended: list[Pair]) -> None:

@@ -1,0 +1,93 @@
+"""Ages: a scan does bounded work between two pieces, and bears what happens meanwhile."""
+
+from __future__ import annotations
+
+from gpasst.flow.activity import BYTES_AT_ONCE, ITEMS_AT_ONCE, Ages, Tracked
+
+TIMEOUT = 180
+MANY = 8 * BYTES_AT_ONCE * 3  # items: three pieces of the bitmap
+
+
+class Seen(Ages[Tracked]):
+    """Counts the items that scans found active."""
+
+    found = 0
+
+    def touched(self, item: Tracked) -> None:
+        self.found += 1
+
+
+def filled(count: int) -> tuple[Seen, list[Tracked]]:
+    ages, items = Seen(1000), [Tracked() for _ in range(count)]
+    for item in items:
+        ages.add(item)
+    return ages, items
+
+
+def mark(ages: Seen, item: Tracked) -> None:
+    ages.activity[item.byte] |= item.bit
+
+
+def test_marks_are_read_in_pieces() -> None:
+    ages, items = filled(MANY)
+    for item in items:
+        mark(ages, item)
+    counts = [ages.found for _ in ages.scan(1001, TIMEOUT)]
+    assert counts == [MANY // 3, 2 * MANY // 3, MANY]
+    assert {ages.idle_seconds(item) for item in items} == {0}
+
+
+def test_pieces_without_marks_are_passed_over() -> None:
+    ages, items = filled(MANY)
+    mark(ages, items[-1])
+    assert list(ages.scan(1001, TIMEOUT)) == [[]]
+
+
+def test_items_end_a_few_at_a_time_the_longest_idle_first() -> None:
+    ages, items = filled(MANY)
+    ended: list[Tracked] = []
+    for piece in ages.scan(1001 + TIMEOUT, TIMEOUT):
+        assert 0 < len(piece) <= ITEMS_AT_ONCE
+        for item in piece:
+            ages.remove(item)
+        ended += piece
+    assert ended == items
+    assert len(ages) == 0
+
+
+def test_what_is_marked_between_two_pieces_stays() -> None:
+    ages, items = filled(3 * ITEMS_AT_ONCE)
+    kept = items[ITEMS_AT_ONCE : 2 * ITEMS_AT_ONCE]
+    for number, piece in enumerate(ages.scan(1001 + TIMEOUT, TIMEOUT)):
+        for item in piece:
+            ages.remove(item)
+        if not number:
+            for item in kept:
+                mark(ages, item)
+    assert list(ages) == kept
+    assert ages.idle_seconds(kept[0]) == 0
+    assert not any(ages.activity)
+
+
+def test_items_may_come_and_go_between_two_pieces() -> None:
+    ages, items = filled(3 * ITEMS_AT_ONCE)
+    scan = ages.scan(1001 + TIMEOUT, TIMEOUT)
+    for item in next(scan):
+        ages.remove(item)
+    new = Tracked()
+    ages.add(new)
+    ages.remove(items[ITEMS_AT_ONCE])
+    ended = []
+    for piece in scan:
+        for item in piece:
+            ages.remove(item)
+        ended += piece
+    assert ended == items[ITEMS_AT_ONCE + 1 :]
+    assert list(ages) == [new]
+
+
+def test_the_oldest_follows_marks() -> None:
+    ages, items = filled(3)
+    mark(ages, items[0])
+    assert list(ages.scan(1001, TIMEOUT)) == [[]]
+    assert ages.oldest() is items[1]
