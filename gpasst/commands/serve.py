@@ -32,6 +32,8 @@ from gpasst.helper.client import Helper
 
 GRACE_SECONDS = 0.3  # for the command to end by itself after a signal
 
+GARBAGE_RUNS = 1_000_000  # of the middle generation's collector for each of the oldest's: in practice never
+
 log = logging.getLogger("gpasst")
 
 
@@ -68,6 +70,10 @@ def serve(
         # What lives now lives to the end; looking through it again and again for garbage is time lost.
         gc.collect()
         gc.freeze()
+        # Nor does a proxy make circles of references that live long. Looking through all peers of a busy guest stops
+        # the traffic for a third of a second; the young generations suffice.
+        young, middle, _ = gc.get_threshold()
+        gc.set_threshold(young, middle, GARBAGE_RUNS)
         if isinstance(proxy, Passt) and proxy.path:
             if identity:
                 # Whoever the proxy becomes has to be able to remove it, and qemu may run as the same.
