@@ -48,7 +48,8 @@ class Passt(Connection):
     @property
     def qemu_options(self) -> tuple[str, ...]:
         """Options of qemu (7.2 or later) that connect a virtual machine."""
-        netdev = f"stream,id=gpasst,server=off,addr.type=unix,addr.path={self.path}"
+        path = self.path.replace(",", ",,")  # a comma ends a value in qemu's options unless it is doubled
+        netdev = f"stream,id=gpasst,server=off,addr.type=unix,addr.path={path}"
         return "-device", "virtio-net-pci,netdev=gpasst", "-netdev", netdev
 
     def _open(self, here: Runtime) -> None:

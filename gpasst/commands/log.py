@@ -40,7 +40,8 @@ class PrivateFileHandler(logging.handlers.RotatingFileHandler):
 def set_up_logging(options: ProcessOptions, background: bool, runs_command: bool) -> None:
     """Send log records where the options say.
 
-    To the log file if there is one; else to standard error in the foreground, and to the system log in the background.
+    To the log file if there is one; else to standard error, as long as the process has one, and in the background to
+    the system log too.
     Beside a command, whose output it would disturb, only errors are logged unless the options ask for more.
 
     :param background: whether the process is in the background.
@@ -56,8 +57,8 @@ def set_up_logging(options: ProcessOptions, background: bool, runs_command: bool
     if options.log_file:
         handlers.append(_log_file(options))
     else:
-        if not background or options.stderr:
-            handlers.append(logging.StreamHandler())
+        # In the background, until the process has left: it points its standard error elsewhere then.
+        handlers.append(logging.StreamHandler())
         if background and os.path.exists("/dev/log"):
             handlers.append(logging.handlers.SysLogHandler("/dev/log", logging.handlers.SysLogHandler.LOG_DAEMON))
     timed = options.verbose or options.log_file

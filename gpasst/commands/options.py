@@ -44,7 +44,7 @@ PROCESS_OPTIONS = {
     "debug": ("--debug", Option("log everything but single packets", short="-d")),
     "trace": ("--trace", Option("log everything")),
     "quiet": ("--quiet", Option("log errors only", short="-q")),
-    "stderr": ("--stderr", Option("log to standard error too", short="-e")),
+    "stderr": ("--stderr", Option("without effect, as in passt: standard error is logged to anyway", short="-e")),
     "log_file": ("--log-file", Option("log to FILE only", "FILE", "-l", kind=str)),
     "log_size": (
         "--log-size",
@@ -226,7 +226,6 @@ def _read_process(given: argparse.Namespace) -> ProcessOptions:
         runas=values["runas"] or "",
         verbose=verbose,
         quiet=values["quiet"],
-        stderr=values["stderr"],
         log_file=values["log_file"] or "",
         log_size=values["log_size"] or LOG_SIZE_DEFAULT,
         stats=values["stats"] or 0,

@@ -34,7 +34,6 @@ class ProcessOptions(NamedTuple):
     :ivar runas: names or numbers of the user and group to take on, empty for the default.
     :ivar verbose: log everything.
     :ivar quiet: log errors only.
-    :ivar stderr: log to standard error in the background too.
     :ivar log_file: file to log to, empty for none.
     :ivar log_size: size in bytes at which it is rotated.
     :ivar stats: seconds between two lines of counters, 0 for none.
@@ -45,7 +44,6 @@ class ProcessOptions(NamedTuple):
     runas: str
     verbose: bool
     quiet: bool
-    stderr: bool
     log_file: str
     log_size: int
     stats: int

@@ -13,6 +13,7 @@ import gc
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +25,7 @@ import gevent.event
 from gpasst import runtime
 from gpasst.api.passt import Passt
 from gpasst.api.pasta import Pasta
+from gpasst.commands.announce import announce
 from gpasst.commands.log import set_up_logging
 from gpasst.commands.options import Invocation
 from gpasst.commands.process import SIGNAL_BASE, open_pid_file, take_on
@@ -74,11 +76,10 @@ def serve(
         # the traffic for a third of a second; the young generations suffice.
         young, middle, _ = gc.get_threshold()
         gc.set_threshold(young, middle, GARBAGE_RUNS)
-        if isinstance(proxy, Passt) and proxy.path:
-            if identity:
-                # Whoever the proxy becomes has to be able to remove it, and qemu may run as the same.
-                os.chown(proxy.path, *identity)
-            announce(proxy)
+        if isinstance(proxy, Passt) and proxy.path and identity:
+            # Whoever the proxy becomes has to be able to remove it, and qemu may run as the same.
+            os.chown(proxy.path, *identity)
+        announce(proxy, socket.if_indextoname)
         # Root's own command in --netns-only must stay within reach of signals.
         return _wait(proxy, invocation, ready, None if keeps_identity else identity, stop)
     finally:
@@ -91,12 +92,6 @@ def await_signals() -> Any:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         gevent.signal_handler(number, stop.set, SIGNAL_BASE + number)
     return stop
-
-
-def announce(proxy: Passt) -> None:
-    """Log where guests connect, and how."""
-    log.info("guests connect to %s, for example with:", proxy.path)
-    log.info("  qemu-system-x86_64 %s", " ".join(proxy.qemu_options))
 
 
 def _wait(

@@ -208,6 +208,14 @@ def test_text_that_is_not_utf_8_is_shown_in_one_line(arguments: tuple[bytes, ...
     assert "\\udcff" in done.stderr
 
 
+def test_debug_says_what_the_namespace_got() -> None:
+    done = cli("pasta", "-d", "-I", "told", "--config-net", "-u", "5057", "--", "true")
+    assert done.returncode == 0
+    assert " ms tap in the namespace: told\n" in done.stderr
+    assert " ms template interface: up0 (IPv4), up0 (IPv6)\n" in done.stderr
+    assert " ms UDP ports of the host lead to the guest: 5057\n" in done.stderr
+
+
 def test_a_shell_that_does_not_exist_is_named() -> None:
     done = cli("pasta", env={**os.environ, "SHELL": "nosuchshell"})
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)

@@ -59,7 +59,7 @@ def test_a_signal_ends_the_program_well(folder: Path, remote: Remote, number: si
         assert program.wait(10) == 0
         assert text(program.stdout) == ""
         log = text(program.stderr)
-    assert f"guests connect to {path}" in log
+    assert f"UNIX domain socket bound at {path}" in log
     assert f"a guest has connected: process {os.getpid()}" in log
     assert "Traceback" not in log
     assert not path.exists()
@@ -93,6 +93,9 @@ def test_the_program_goes_to_the_background_when_it_listens(folder: Path) -> Non
     path, pid_file = folder / "background", folder / "pid"
     done = cli("passt", *AS_ROOT, "-s", str(path), "-P", str(pid_file), "-1")
     assert (done.returncode, done.stdout) == (0, "")
+    assert f"gpasst: UNIX domain socket bound at {path}\n" in done.stderr
+    assert f"addr.type=unix,addr.path={path}\n" in done.stderr
+    assert f"DHCP: assigns {HOST4}" in done.stderr
     with Guest.connect(path) as guest:
         handle = os.pidfd_open(int(pid_file.read_text(encoding="ascii")))
         greeted(guest)
@@ -100,6 +103,20 @@ def test_the_program_goes_to_the_background_when_it_listens(folder: Path) -> Non
     until(lambda: ended(handle), "the program ended with its guest")
     os.close(handle)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("option", ["-q", "-l"])
+def test_what_is_said_at_the_start_can_be_silenced(folder: Path, option: str) -> None:
+    path, pid_file, log_file = folder / "silent", folder / "pid", folder / "silent-log"
+    value = [str(log_file)] if option == "-l" else []
+    done = cli("passt", *AS_ROOT, "-s", str(path), "-P", str(pid_file), "-1", option, *value)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    with Guest.connect(path) as guest:
+        handle = os.pidfd_open(int(pid_file.read_text(encoding="ascii")))
+        greeted(guest)
+    until(lambda: ended(handle), "the program ended with its guest")
+    os.close(handle)
+    assert option == "-q" or f"UNIX domain socket bound at {path}" in log_file.read_text(encoding="utf-8")
 
 
 def test_what_fails_in_the_background_is_told_in_the_foreground(folder: Path) -> None:

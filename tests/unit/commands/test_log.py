@@ -21,7 +21,6 @@ NOTHING = ProcessOptions(
     runas="",
     verbose=False,
     quiet=False,
-    stderr=False,
     log_file="",
     log_size=LOG_SIZE_DEFAULT,
     stats=0,

@@ -80,7 +80,7 @@ def test_what_is_a_command_and_what_a_process(argv: tuple[str, ...], command: tu
 def test_options_of_the_process() -> None:
     process = invoked("-f", "-P", "/run/pid", "--runas", "1:2", "--trace", "-e", "-l", "log", "--stats", "5").process
     assert (process.foreground, process.pid_file, process.runas, process.verbose) == (True, "/run/pid", "1:2", True)
-    assert (process.stderr, process.log_file, process.log_size, process.stats) == (True, "log", 1 << 20, 5)
+    assert (process.log_file, process.log_size, process.stats) == ("log", 1 << 20, 5)
 
 
 @pytest.mark.parametrize("switch", ["--debug", "--trace"])
