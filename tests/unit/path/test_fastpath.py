@@ -21,6 +21,7 @@ PORT, TO = 5000, 7000
 VIRTIO = len(VIRTIO_NET_BLANK)
 ETHERNET = 14
 PROTOCOL = {4: ETHERNET + 9, 6: ETHERNET + 6}  # offset in a frame
+UDP = 17
 TOS_TTL = 64  # of frames that are built here
 
 
@@ -111,7 +112,7 @@ def test_whatever_is_recognised_the_parsers_agree(
             frame[at] = value
     frame = frame[: len(frame) - cut]
     found = case.lookup(bytes(frame))
-    if found is None:
+    if found is None or misnamed(frame):
         return
     packet = parse_ip(memoryview(bytes(frame)))
     assert packet.fragment is None
@@ -123,23 +124,47 @@ def test_whatever_is_recognised_the_parsers_agree(
 
 
 @FAMILIES
-@given(payload=st.binary(max_size=40), at=st.integers(ETHERNET, 61), bits=st.integers(1, 255))
-def test_an_ordinary_frame_that_the_parsers_take_is_recognised(family: int, payload: bytes, at: int, bits: int) -> None:
-    """But for options, extension headers and fragments, which take the longer way."""
+@pytest.mark.parametrize("size", [0, 40])
+def test_after_any_change_of_one_byte_both_still_agree(family: int, size: int) -> None:
+    """But for options, extension headers and fragments, which are left to the parsers."""
     case = Case()
-    frame = bytearray(udp_frame(family, PORT, TO, payload))
-    frame[min(at, len(frame) - 1)] ^= bits
-    plain = frame[PROTOCOL[family]] == 17 and (
-        family == 6 or (frame[ETHERNET] == 0x45 and not frame[ETHERNET + 6] & 0x3F)
-    )
+    good = udp_frame(family, PORT, TO, bytes(size))
+    ends = ip(GUEST[family]), ip(GATEWAY[family]), PORT, TO
+    agreed = 0
+    for at in range(ETHERNET - 2, HEADERS[family] - VIRTIO):
+        for value in range(256):
+            frame = bytearray(good)
+            frame[at] = value
+            if misnamed(frame):
+                continue
+            found = case.lookup(bytes(frame))
+            expected = parsed(bytes(frame))
+            if expected is not None and expected[:4] == ends:
+                assert found == (case.peers[family], expected[4]), (at, value)
+                agreed += 1
+            else:
+                assert found is None, (at, value)
+    assert agreed > HEADERS[family] - VIRTIO - ETHERNET
+
+
+def misnamed(frame: bytearray) -> bool:
+    """Whether an IPv6 packet by its EtherType is none by its version, which the fast path does not look at."""
+    return frame[12:14] == b"\x86\xdd" and frame[ETHERNET] >> 4 != 6
+
+
+def parsed(frame: bytes) -> tuple[bytes, bytes, int, int, bytes] | None:
+    """Return ends and payload of an ordinary datagram, as the parsers have them; None for any other frame."""
+    if frame[12:14] not in (b"\x08\x00", b"\x86\xdd"):
+        return None
     try:
-        packet = parse_ip(memoryview(bytes(frame)))
-        source, destination, _ = parse_udp(packet.payload)
+        packet = parse_ip(memoryview(frame))
+        source, destination, data = parse_udp(packet.payload)
     except PacketError:
-        return
-    ends = packet.source, packet.destination, source, destination
-    if plain and packet.fragment is None and ends == (ip(GUEST[family]), ip(GATEWAY[family]), PORT, TO):
-        assert case.lookup(bytes(frame)) is not None
+        return None
+    direct = frame[PROTOCOL[packet.family]] == UDP and (packet.family == 6 or frame[ETHERNET] == 0x45)
+    if not direct or packet.protocol != UDP or packet.fragment is not None:
+        return None
+    return packet.source, packet.destination, source, destination, bytes(data)
 
 
 @FAMILIES

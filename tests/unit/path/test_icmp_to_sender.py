@@ -13,12 +13,14 @@ from gpasst.packet.icmp_error import CLOSED_PORT, Problem
 from gpasst.packet.parse import Packet
 from gpasst.path.icmp_to_sender import IcmpToSender
 from gpasst.udp.mapping import Peer
-from tests.support.addresses import GUEST4, GUEST6, SERVER4, SERVER6, ip
+from tests.support.addresses import SERVER4, SERVER6, ip
 from tests.support.families import FAMILIES, LOOPBACK
 from tests.support.nat import Host
 from tests.support.replies import refused
 
-GUEST, SERVER = {4: GUEST4, 6: GUEST6}, {4: SERVER4, 6: SERVER6}
+SERVER = {4: SERVER4, 6: SERVER6}
+# Addressed by the sender, and not what the kernel would choose.
+SECOND = {4: "192.0.2.3", 6: "2001:db8::3"}
 ICMP = {4: 1, 6: 58}
 LISTENING, TARGET, PORT = 5000, 7000, 40000
 
@@ -44,7 +46,7 @@ class Case:
         self.raw = Raw(permitted)
         self.counters = Counters()
         listener = self.host.listen(LISTENING, TARGET, family)
-        self.peer: Peer = self.host.up(listener, source or SERVER[family], PORT, local or GUEST[family])
+        self.peer: Peer = self.host.up(listener, source or SERVER[family], PORT, local or SECOND[family])
         self.icmp = IcmpToSender(cast(RawSockets, self.raw), self.host.path.tables, self.counters)
 
     def error(self, problem: Problem, payload: bytes = b"payload", port: int = TARGET) -> Packet:
@@ -64,12 +66,12 @@ def test_the_sender_gets_the_error_about_what_it_sent(family: int, closed: bool)
     problem = CLOSED_PORT[family] if closed else icmp_error.too_big(family, 1280)
     case.icmp.take(case.error(problem))
     ((inside, built, target, scope, local),) = case.raw.sent
-    assert (inside, target, scope, local) == (False, ip(SERVER[family]), 0, ip(GUEST[family]))
+    assert (inside, target, scope, local) == (False, ip(SERVER[family]), 0, ip(SECOND[family]))
     passed = icmp_error.parse(Packet(family, local, target, ICMP[family], memoryview(built), 64))
     assert passed is not None
     assert (passed.problem, passed.payload) == (problem, b"payload")
     assert (passed.source, passed.source_port) == (ip(SERVER[family]), PORT)
-    assert (passed.destination, passed.destination_port) == (ip(GUEST[family]), LISTENING)
+    assert (passed.destination, passed.destination_port) == (ip(SECOND[family]), LISTENING)
     assert (case.counters.errors_down, case.counters.drops) == (1, {})
 
 

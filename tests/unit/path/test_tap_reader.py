@@ -1,0 +1,297 @@
+"""The tap's reader: its device is a socket here, and the host's sockets are real ones on loopback."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpasst.counters import Drop
+from gpasst.features import ALL, Feature
+from gpasst.formats import VIRTIO_NET_BLANK, VIRTIO_NET_CODEC
+from gpasst.link.tap import Tap
+from gpasst.path.backlog import Backlog
+from gpasst.path.budget import FRAMES_PER_STEP, STEP_SECONDS
+from gpasst.path.dispatch import Dispatch
+from gpasst.path.fastpath import FastPath
+from gpasst.path.tap_reader import FRAMES_PER_LOOK, TapReader
+from tests.support.bench import NOW, Bench, free_port, server, udp_frame
+from tests.support.families import FAMILIES
+
+UDP = 17
+GSO_UDP_L4, NEEDS_CHECKSUM = 5, 1
+WAYS = [ALL, ALL - {Feature.JOIN}, ALL - {Feature.GSO}, frozenset[Feature]()]
+
+
+class Record:
+    """A capture file's stand-in."""
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+
+    def write(self, *parts: bytes) -> None:
+        self.frames.append(b"".join(parts))
+
+
+class Case:
+    """A guest behind a tap."""
+
+    def __init__(self, features: frozenset[Feature] = ALL) -> None:
+        self.bench = Bench(features)
+        self.counters = self.bench.counters
+        ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.ours = ours
+        ours.setblocking(False)
+        self.theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
+        self.tap = Tap(ours.fileno(), self.counters, frozenset((4, 6)))
+        self.time = 0.0
+        self.ticks = 0.0  # seconds that each look at the clock takes
+        self.asked = 0
+        self.arps = 0
+        handlers = {(family, UDP): self.bench.udp.outbound for family in (4, 6)}
+        dispatch = Dispatch(self.bench.guest, self.arp, handlers, self.counters, lambda: NOW)
+        fastpath = FastPath(self.bench.nat.tables)
+        self.backlog = Backlog(dispatch.frame, fastpath.knows, self.again, self.counters, self.clock)
+        self.reader = TapReader(
+            self.tap, fastpath, self.bench.udp, self.bench.icmp, self.backlog, self.counters, features, self.clock
+        )
+
+    def clock(self) -> float:
+        self.time += self.ticks
+        return self.time
+
+    def arp(self, payload: memoryview) -> None:
+        self.arps += 1
+
+    def again(self) -> None:
+        self.asked += 1
+
+    def give(self, *frames: bytes, virtio: bytes = VIRTIO_NET_BLANK) -> None:
+        """Let the guest send frames."""
+        for frame in frames:
+            self.theirs.send(virtio + frame)
+
+    def move(self) -> int:
+        """Take steps until nothing is left; return how many frames that were."""
+        moved = 0
+        while step := self.reader.step():
+            moved += step
+        return moved
+
+    def close(self) -> None:
+        self.ours.close()
+        self.theirs.close()
+        self.bench.close()
+
+
+@contextmanager
+def tap(features: frozenset[Feature] = ALL) -> Iterator[Case]:
+    made = Case(features)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def received(host: socket.socket) -> list[bytes]:
+    host.setblocking(False)
+    found = []
+    while True:
+        try:
+            found.append(host.recv(65535))
+        except BlockingIOError:
+            return found
+
+
+@FAMILIES
+@pytest.mark.parametrize("features", WAYS, ids=["all", "no join", "no GSO", "none"])
+def test_equal_frames_of_one_flow_arrive_in_order(family: int, features: frozenset[Feature]) -> None:
+    with tap(features) as case, server(family) as host:
+        port = free_port(family)
+        sent = [bytes([number]) * 100 for number in range(150)] + [b"short"]
+        case.give(*(udp_frame(family, port, host.getsockname()[1], data) for data in sent))
+        assert case.move() == 151
+        assert received(host) == sent
+        down = case.counters.udp.down
+        assert (down.datagrams, case.counters.frames_down) == (151, 151)
+        joined = {Feature.JOIN, Feature.GSO} <= features
+        assert (down.superframes > 0) == joined
+        assert case.counters.drops == {}
+
+
+# Flow, family, payload bytes and number of equal frames, one behind the other.
+TRAINS = st.tuples(
+    st.integers(0, 2), st.sampled_from([4, 6]), st.sampled_from([0, 1, 100, 100, 100, 1400]), st.integers(1, 6)
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(trains=st.lists(TRAINS, max_size=12), features=st.sampled_from(WAYS))
+def test_whatever_the_guest_sends_each_flow_arrives_as_it_was_sent(
+    trains: list[tuple[int, int, int, int]], features: frozenset[Feature]
+) -> None:
+    with tap(features) as case, server(4) as four, server(6) as six:
+        hosts = {4: four, 6: six}
+        ports = {family: [free_port(family) for _ in range(3)] for family in (4, 6)}
+        sent: dict[int, dict[int, list[bytes]]] = {4: {}, 6: {}}
+        for family, host in hosts.items():
+            # From here on every flow is known, so runs are joined.
+            for port in ports[family]:
+                case.give(udp_frame(family, port, host.getsockname()[1], b"first"))
+        case.move()
+        for host in hosts.values():
+            assert [host.recv(9) for _ in range(3)] == [b"first"] * 3
+        for number, (flow, family, size, count) in enumerate(trains):
+            port = ports[family][flow]
+            for copy in range(count):
+                data = bytes([number, copy] * size)[:size]
+                sent[family].setdefault(port, []).append(data)
+                case.give(udp_frame(family, port, hosts[family].getsockname()[1], data))
+        count = sum(count for _, _, _, count in trains)
+        assert case.move() == count == case.counters.udp.down.datagrams - 6
+        for family, host in hosts.items():
+            got: dict[int, list[bytes]] = {}
+            for _ in range(sum(map(len, sent[family].values()))):
+                data, sender = host.recvfrom(65535)
+                got.setdefault(sender[1], []).append(data)
+            # A port that is taken by now is changed, so flows are compared by what they carried.
+            assert sorted(got.values()) == sorted(sent[family].values())
+
+
+@FAMILIES
+def test_a_superframe_of_a_known_flow_leaves_as_one(family: int) -> None:
+    with tap() as case, server(family) as host:
+        port, to = free_port(family), host.getsockname()[1]
+        payload = bytes(at * 7 & 0xFF for at in range(2500))
+        virtio = VIRTIO_NET_CODEC.pack(flags=NEEDS_CHECKSUM, gso_type=GSO_UDP_L4, gso_size=1000)
+        for turn in range(2):
+            case.give(udp_frame(family, port, to, payload), virtio=virtio)
+            assert case.move() == 1
+            assert received(host) == [payload[:1000], payload[1000:2000], payload[2000:]]
+            assert case.counters.udp.down.superframes == turn + 1
+
+
+@FAMILIES
+def test_a_superframe_without_segments_is_malformed(family: int) -> None:
+    with tap() as case, server(family) as host:
+        port, to = free_port(family), host.getsockname()[1]
+        virtio = VIRTIO_NET_CODEC.pack(flags=NEEDS_CHECKSUM, gso_type=GSO_UDP_L4, gso_size=0)
+        case.give(udp_frame(family, port, to, b"first"))
+        case.give(udp_frame(family, port, to, b"of a known flow"), virtio=virtio)
+        case.give(udp_frame(family, port + 1, to, b"of another"), virtio=virtio)
+        case.move()
+        assert received(host) == [b"first"]
+        assert case.counters.drops == {Drop.MALFORMED_UDP: 2}
+
+
+@FAMILIES
+def test_a_frame_that_ends_a_run_begins_the_next(family: int) -> None:
+    with tap() as case, server(family) as host:
+        port, to = free_port(family), host.getsockname()[1]
+        sent = [b"a" * 100, b"b" * 100, b"c" * 100, b"d" * 50, b"e" * 50, b"f" * 50, b"", b"g" * 100]
+        case.give(udp_frame(family, port, to, b"known from now on"))
+        case.move()
+        case.give(*(udp_frame(family, port, to, data) for data in sent))
+        assert case.move() == len(sent)
+        assert received(host) == [b"known from now on", *sent]
+
+
+@FAMILIES
+def test_other_frames_wait_until_known_ones_have_gone(family: int) -> None:
+    with tap() as case, server(family) as host:
+        port, to = free_port(family), host.getsockname()[1]
+        case.give(udp_frame(family, port, to, b"known"))
+        case.move()
+        received(host)
+        case.give(udp_frame(family, free_port(family), to, b"new"), udp_frame(family, port, to, b"known"))
+        case.reader.step()
+        assert received(host) == [b"known", b"new"]
+
+
+def test_arp_is_dispatched() -> None:
+    with tap() as case:
+        case.give(bytes(12) + b"\x08\x06" + bytes(28))
+        assert case.move() == 1
+        assert (case.arps, case.counters.drops) == (1, {})
+
+
+def test_a_step_moves_a_bounded_number_of_frames() -> None:
+    with tap(frozenset()) as case, server(4) as host:
+        port, to = free_port(4), host.getsockname()[1]
+        case.give(*(udp_frame(4, port, to, b"?") for _ in range(FRAMES_PER_STEP + 1)))
+        assert case.reader.step() == FRAMES_PER_STEP
+        assert case.reader.step() == 1
+
+
+def test_a_step_ends_when_its_time_is_over() -> None:
+    with tap(frozenset()) as case, server(4) as host:
+        port, to = free_port(4), host.getsockname()[1]
+        case.give(udp_frame(4, port, to, b"known"))
+        case.move()
+        case.give(*(udp_frame(4, port, to, b"?") for _ in range(FRAMES_PER_STEP)))
+        case.ticks = STEP_SECONDS
+        assert case.reader.step() == 2 * FRAMES_PER_LOOK, "the first look begins the time, the second ends it"
+        assert case.asked == 0
+
+
+def test_what_has_no_time_left_is_asked_for_again() -> None:
+    with tap() as case, server(4) as host:
+        case.ticks = STEP_SECONDS
+        frames = [udp_frame(4, free_port(4), host.getsockname()[1], b"new") for _ in range(5)]
+        case.give(*frames)
+        assert case.reader.step() == 5
+        assert (case.asked, case.backlog.frames) == (1, 4)
+        assert received(host) == [b"new"]
+        while case.backlog.frames:
+            case.backlog.step()
+        assert received(host) == [b"new"] * 4
+
+
+def test_after_single_frames_no_more_than_one_is_looked_for() -> None:
+    """But for one step of eight, which checks whether that still holds."""
+    with tap(frozenset()) as case, server(4) as host:
+        port, to = free_port(4), host.getsockname()[1]
+        for _ in range(3):
+            case.give(udp_frame(4, port, to, b"?"))
+            assert case.reader.step() == 1
+        case.give(*(udp_frame(4, port, to, b"?") for _ in range(12)))
+        moved: list[int] = []
+        while sum(moved) < 12:
+            moved.append(case.reader.step())
+        assert moved[0] == 1
+        assert max(moved) > 1, "the check found more"
+        assert len(moved) <= 6
+
+
+def test_what_was_read_is_recorded_frame_by_frame() -> None:
+    record = Record()
+    with tap() as case, server(4) as host:
+        case.tap.capture = record  # type: ignore[assignment]
+        reader = TapReader(
+            case.tap,
+            FastPath(case.bench.nat.tables),
+            case.bench.udp,
+            case.bench.icmp,
+            case.backlog,
+            case.counters,
+            ALL,
+            case.clock,
+        )
+        port, to = free_port(4), host.getsockname()[1]
+        frames = [udp_frame(4, port, to, bytes(100)) for _ in range(20)]
+        case.give(*frames)
+        while reader.step():
+            pass
+        assert record.frames == [VIRTIO_NET_BLANK + frame for frame in frames]
+        assert received(host) == [bytes(100)] * 20
+
+
+def test_a_device_that_is_gone_is_an_error() -> None:
+    with tap() as case:
+        case.tap.fd = -1
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            case.reader.step()
