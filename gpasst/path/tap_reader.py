@@ -19,6 +19,7 @@ from gpasst.formats import UDP4, VIRTIO_NET_CODEC, VIRTIO_NET_HDR_GSO_UDP_L4
 from gpasst.host.receive import RUN_BYTES
 from gpasst.host.send import SEGMENTS_PER_SEND, send_one, sender_to
 from gpasst.link.tap import FRAME_BYTES, Tap
+from gpasst.linux import UDP_MAX_SEGMENTS
 from gpasst.path.backlog import Backlog
 from gpasst.path.budget import FRAMES_PER_STEP, STEP_SECONDS
 from gpasst.path.fastpath import HEADERS, FastPath, repeating
@@ -33,6 +34,7 @@ SINGLE_CHECK = 8  # of so many steps, one checks whether that still holds
 _VIRTIO = VIRTIO_NET_CODEC.size
 _GSO_TYPE = UDP4.offset("virtio.gso_type")
 _GSO_SIZE = UDP4.offset("virtio.gso_size")
+_HEADERS_MAXIMUM = 256  # bytes before a superframe's payload, options and extension headers included
 _DONE = (0, 0)
 _DRAINED = -1
 _REPEATING = {family: repeating(family, 0) for family in (4, 6)}
@@ -133,7 +135,7 @@ class TapReader:
         peer, start, length = found
         payload = self._view[start : start + length]
         if self._buffer[_GSO_TYPE]:
-            segment = self._segment()
+            segment = self._segment(size)
             if segment >= 0:
                 self._udp.send(peer, payload, segment or length)
             return _DONE
@@ -149,16 +151,22 @@ class TapReader:
 
     def _keep(self, size: int) -> None:
         """Put the frame in the buffer, which is none of a known flow, into the backlog."""
-        segment = self._segment() if self._buffer[_GSO_TYPE] else 0
+        segment = self._segment(size) if self._buffer[_GSO_TYPE] else 0
         if segment >= 0:
             self._backlog.add(self._view[_VIRTIO:size], segment)
 
-    def _segment(self) -> int:
-        """Return the segment size of the UDP superframe in the buffer, 0 for other frames, -1 after dropping it."""
+    def _segment(self, size: int) -> int:
+        """Return the segment size of the UDP superframe in the buffer, 0 for other frames, -1 after dropping it.
+
+        It is dropped without a segment size, and with more segments than the kernel makes, each of which would take a
+        call where the host's kernel cannot segment.
+
+        :param size: bytes of the frame with its virtio-net header.
+        """
         if self._buffer[_GSO_TYPE] != VIRTIO_NET_HDR_GSO_UDP_L4:
             return 0
         (segment,) = _gso_size(self._buffer, _GSO_SIZE)
-        if not segment:
+        if not segment or size > UDP_MAX_SEGMENTS * segment + _HEADERS_MAXIMUM:
             self._counters.drop(Drop.MALFORMED_UDP)
             return -1
         return int(segment)

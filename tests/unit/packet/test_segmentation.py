@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+import pytest
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gpasst.formats import IPV4, IPV6, UDP, VIRTIO_NET_CODEC
+from gpasst.linux import UDP_MAX_SEGMENTS
 from gpasst.packet import checksum
 from gpasst.packet.segmentation import split
 from gpasst.udp.header import Header
@@ -121,3 +123,51 @@ def test_a_checksum_beyond_the_frame_is_not_written() -> None:
     virtio = VIRTIO_NET_CODEC.pack(flags=1, checksum_start=60, checksum_offset=6)
     frame = bytes(range(64))
     assert list(split(virtio + frame)) == [frame]
+
+
+HEADERS = st.builds(
+    lambda flags, kind, length, size, start, offset: VIRTIO_NET_CODEC.pack(
+        flags=flags, gso_type=kind, header_length=length, gso_size=size, checksum_start=start, checksum_offset=offset
+    ),
+    st.sampled_from([0, 1, 1, 1, 2, 3]),
+    st.sampled_from([0, 1, 3, 4, 5, 5, 5, 0x85]),
+    st.integers(0, 0xFFFF),
+    st.sampled_from([0, 1, 2, 1400]) | st.integers(0, 0xFFFF),
+    st.sampled_from([0, 14, 33, 34, 54, 58, 64]) | st.integers(0, 0xFFFF),
+    st.sampled_from([0, 6, 7, 16]) | st.integers(0, 0xFFFF),
+)
+FRAMES = st.binary(max_size=120) | st.builds(
+    lambda family, size, cut: superframe(family, bytes(size), max(1, size))[VIRTIO_SIZE : VIRTIO_SIZE + cut],
+    st.sampled_from([4, 6]),
+    st.integers(0, 65487),
+    st.sampled_from([10, 20, 40, 60, 1 << 17]),
+)
+
+
+@given(HEADERS, FRAMES | st.just(b"\x08" * 70000))
+@example(
+    VIRTIO_NET_CODEC.pack(flags=1, gso_type=5, gso_size=1, checksum_start=34, checksum_offset=6), b"\x08\0" * 35000
+)
+@settings(deadline=None)
+def test_any_header_before_any_frame_raises_nothing(header: bytes, frame: bytes) -> None:
+    frames = list(split(header + frame))
+    assert len(frames) <= UDP_MAX_SEGMENTS
+    assert all(len(cut) <= len(frame) for cut in frames)
+    if len(frames) == 1:
+        assert len(frames[0]) == len(frame)
+
+
+@pytest.mark.parametrize("size", range(VIRTIO_SIZE))
+def test_without_a_whole_header_there_is_no_frame(size: int) -> None:
+    assert list(split(bytes(size))) == []
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "segment", "start"),
+    [(4, 1000, 1, 34), (6, 65000, 500, 54), (4, 1000, 500, 33), (6, 1000, 500, 53), (4, 1000, 500, 1035)],
+)
+def test_a_superframe_that_no_kernel_makes_is_left_alone(family: int, size: int, segment: int, start: int) -> None:
+    data = bytearray(superframe(family, bytes(size), segment))
+    virtio = VIRTIO_NET_CODEC.unpack_from(data)
+    data[:VIRTIO_SIZE] = VIRTIO_NET_CODEC.pack(**{**virtio, "checksum_start": start})
+    assert list(split(data)) == [data[VIRTIO_SIZE:]]
