@@ -33,6 +33,7 @@ class Drop(Enum):
     TCP = "TCP segment (answered with RST)"
     ICMP_TYPE = "ICMP type not carried"
     LOOPBACK_ADDRESS = "loopback address on the tap"
+    MULTICAST_SCOPE = "multicast that must not leave the guest's interface"
     UNSPECIFIED_ADDRESS = "unspecified address on the tap"
     SOURCE_PORT_ZERO = "UDP source port 0"
     DESTINATION_PORT_ZERO = "UDP destination port 0"

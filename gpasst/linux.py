@@ -45,9 +45,11 @@ IP_RECVERR: Final = 11
 IP_RECVTTL: Final = 12
 IP_RECVTOS: Final = 13
 IP_FREEBIND: Final = 15
+IP_MULTICAST_LOOP: Final = 34
 
 # Options and control messages of level IPPROTO_IPV6 (linux/in6.h).
 IPV6_UNICAST_HOPS: Final = 16
+IPV6_MULTICAST_LOOP: Final = 19
 IPV6_RECVERR: Final = 25
 IPV6_V6ONLY: Final = 26
 IPV6_RECVPKTINFO: Final = 49

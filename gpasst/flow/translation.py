@@ -19,7 +19,15 @@ from dataclasses import dataclass
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.flow.network import FamilyNetwork
-from gpasst.packet.address import LOOPBACK, UNSPECIFIED, is_link_local, is_loopback, is_multicast, is_v4_mapped
+from gpasst.packet.address import (
+    LOOPBACK,
+    UNSPECIFIED,
+    is_interface_local,
+    is_link_local,
+    is_loopback,
+    is_multicast,
+    is_v4_mapped,
+)
 
 DNS_PORT = 53  # RFC 1035
 DNS_PORTS = (DNS_PORT, 853)  # the second for DNS over TLS, DTLS and QUIC (RFC 7858, RFC 8094, RFC 9250)
@@ -87,6 +95,8 @@ class Addresses:
             raise PacketError(Drop.UNSPECIFIED_ADDRESS)
         if is_loopback(destination) or is_v4_mapped(destination):
             raise PacketError(Drop.LOOPBACK_ADDRESS)
+        if is_interface_local(destination):
+            raise PacketError(Drop.MULTICAST_SCOPE)
         if network.resolver and port in DNS_PORTS:
             through_gateway = destination == network.host_loopback and network.gateway_resolves and port == DNS_PORT
             if destination == network.dns_forward or through_gateway:

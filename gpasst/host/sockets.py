@@ -20,6 +20,7 @@ from gpasst.linux import (
     AF_INET,
     AF_INET6,
     IP_FREEBIND,
+    IP_MULTICAST_LOOP,
     IP_PKTINFO,
     IP_RECVERR,
     IP_RECVTOS,
@@ -30,6 +31,7 @@ from gpasst.linux import (
     IPPROTO_IP,
     IPPROTO_IPV6,
     IPV6_FREEBIND,
+    IPV6_MULTICAST_LOOP,
     IPV6_RECVERR,
     IPV6_RECVHOPLIMIT,
     IPV6_RECVPKTINFO,
@@ -113,12 +115,22 @@ def prepare(sock: RawSocket, family: int, gro: bool, packet_info: bool) -> RawSo
 
 
 # Options of a socket that stands for the guest's, beyond those of splice pairs: it keeps ICMP errors (`error_queue`),
-# reports TOS and TTL of received datagrams, and sends with the default TTL where a send sets none.
+# reports TOS and TTL of received datagrams, and sends with the default TTL where a send sets none. Its multicast leaves
+# by the host's interface only: looped back, it would reach every listener of the host that is bound to the wildcard.
 STAND_INS = {
-    V4: (IPPROTO_IP, ((IP_RECVERR, 1), (IP_RECVTOS, 1), (IP_RECVTTL, 1), (IP_TTL, DEFAULT_TOS_TTL))),
+    V4: (
+        IPPROTO_IP,
+        ((IP_RECVERR, 1), (IP_RECVTOS, 1), (IP_RECVTTL, 1), (IP_TTL, DEFAULT_TOS_TTL), (IP_MULTICAST_LOOP, 0)),
+    ),
     V6: (
         IPPROTO_IPV6,
-        ((IPV6_RECVERR, 1), (IPV6_RECVTCLASS, 1), (IPV6_RECVHOPLIMIT, 1), (IPV6_UNICAST_HOPS, DEFAULT_TOS_TTL)),
+        (
+            (IPV6_RECVERR, 1),
+            (IPV6_RECVTCLASS, 1),
+            (IPV6_RECVHOPLIMIT, 1),
+            (IPV6_UNICAST_HOPS, DEFAULT_TOS_TTL),
+            (IPV6_MULTICAST_LOOP, 0),
+        ),
     ),
 }
 

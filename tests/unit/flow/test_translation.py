@@ -106,6 +106,8 @@ def test_link_local_destinations_have_the_template_interface_for_scope(destinati
         (4, "0.0.0.0", Drop.UNSPECIFIED_ADDRESS),
         (6, "::1", Drop.LOOPBACK_ADDRESS),
         (6, "::", Drop.UNSPECIFIED_ADDRESS),
+        (6, "ff00::1", Drop.MULTICAST_SCOPE),
+        (6, "ff01::1", Drop.MULTICAST_SCOPE),
         (6, "::ffff:127.0.0.1", Drop.LOOPBACK_ADDRESS),
         (6, "::ffff:192.0.2.9", Drop.LOOPBACK_ADDRESS),
     ],

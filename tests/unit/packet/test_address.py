@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gpasst.packet.address import family_of, is_link_local, is_loopback, is_multicast, is_v4_mapped
+from gpasst.packet.address import family_of, is_interface_local, is_link_local, is_loopback, is_multicast, is_v4_mapped
 from tests.support.addresses import ip
 
 
@@ -35,3 +35,20 @@ def test_kinds_of_addresses(address: str, loopback: bool, link_local: bool, mult
     assert is_multicast(packed) is multicast
     assert is_v4_mapped(packed) is mapped
     assert family_of(packed) == (6 if ":" in address else 4)
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("ff00::1", True),
+        ("ff01::1", True),
+        ("ff11::1", True),
+        ("ffff::1", False),
+        ("ff02::1", False),
+        ("ff12::fb", False),
+        ("fe01::1", False),
+        ("224.0.0.1", False),
+    ],
+)
+def test_groups_that_never_leave_their_node(address: str, expected: bool) -> None:
+    assert is_interface_local(ip(address)) is expected
