@@ -49,6 +49,7 @@ __all__ = ["SOCKETS_PER_MESSAGE", "Helper", "Namespace", "OpenRequest", "Route",
 
 CHANNEL_FD = 3  # the helper's, after standard input, output and error
 ABOVE_CHANNEL = 10  # where our copy goes, so that it never *is* the number it shall get
+START_REMEDY = "see that this user may run the interpreter, and that no limit of processes or files is reached"
 END_SECONDS = 2.0  # a helper that is busy with a request takes some milliseconds
 BLOCKED = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 DEFAULTED = (signal.SIGCHLD, signal.SIGTERM, signal.SIGPIPE)
@@ -86,7 +87,9 @@ class Helper:
             finally:
                 theirs.close()
         except OSError as error:
-            raise PlatformError(f"cannot start the helper process {sys.executable}: {error.strerror}") from None
+            raise PlatformError(
+                f"cannot start the helper process {sys.executable}: {error.strerror}", START_REMEDY
+            ) from None
         return cls(Channel(ours), pid)
 
     @property
@@ -149,7 +152,7 @@ class Helper:
         :raises PlatformError: if the helper has ended, or there are too many open files.
         """
         if self._channel.fileno() < 0:
-            raise PlatformError("the helper process was closed")
+            raise PlatformError("the helper process was closed", "open another Pasta or Passt")
         try:
             ours, theirs = pair()
         except OSError as error:
@@ -237,7 +240,7 @@ class Namespace:
             namespace has ended.
         """
         if self._channel.fileno() < 0:
-            raise PlatformError("the namespace was closed")
+            raise PlatformError("the namespace was closed", "open another one")
         made: list[int] = []
         try:
             while len(made) < count:

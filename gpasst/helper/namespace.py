@@ -44,11 +44,20 @@ from gpasst.helper.tap import attach, open_tun
 PING_GROUP_RANGE = "/proc/sys/net/ipv4/ping_group_range"
 ALL_GROUPS = "0 2147483647"  # the largest id the setting accepts
 ROOT_GROUP = "0 0"
-
-NO_USER_NAMESPACE = (
-    "allow them (sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0, "
-    "user.max_user_namespaces above 0), or run as root with --netns-only"
+NAMESPACE_FILES = (
+    "name a running process, a namespace in /run/netns, or a file like /proc/PID/ns/net or /proc/PID/ns/user"
 )
+
+# In a chroot every user is refused (user_namespaces(7)). No program can see that it is in one for certain, so the
+# remedy names each cause that the kernel answers alike.
+NO_USER_NAMESPACE = (
+    "leave the chroot, if this is one; allow them (sysctl kernel.unprivileged_userns_clone=1, "
+    "kernel.apparmor_restrict_unprivileged_userns=0); or run as root with --netns-only"
+)
+TOO_MANY_NAMESPACES = (
+    "raise the limits (sysctl user.max_user_namespaces, user.max_net_namespaces), or run as root with --netns-only"
+)
+FULL = (errno.ENOSPC, errno.EUSERS)  # the limits are reached (namespaces(7)); the second before Linux 4.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +114,7 @@ def create(groups: str, netns_only: bool) -> Entered:
         unshare(CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS)
     except OSError as error:
         remedy = "run as root, or leave --netns-only out" if netns_only else NO_USER_NAMESPACE
-        raise PlatformError(f"cannot create a network namespace: {error.strerror}", remedy) from None
+        raise _cannot("create a network namespace", error, remedy) from None
     _write(PING_GROUP_RANGE, groups)
     descriptors: dict[str, int] = {}
     try:
@@ -177,11 +186,11 @@ def _open_target(path: str) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise ConfigurationError(f"no namespace at {path}", "name a running process or a file in /run/netns") from None
+        raise ConfigurationError(f"no namespace at {path}", NAMESPACE_FILES) from None
     except PermissionError:
         raise PlatformError(f"not permitted to open {path}", "run as its owner or as root") from None
     except OSError as error:
-        raise ConfigurationError(f"cannot open {path}: {error.strerror}") from None
+        raise ConfigurationError(f"cannot open {path}: {error.strerror}", NAMESPACE_FILES) from None
 
 
 def _enter(descriptor: int, kind: int, path: str, name: str) -> None:
@@ -194,8 +203,8 @@ def _enter(descriptor: int, kind: int, path: str, name: str) -> None:
         ) from None
     except OSError as error:
         if error.errno == errno.EINVAL:
-            raise ConfigurationError(f"{path} is not a {name} namespace") from None
-        raise PlatformError(f"cannot join the {name} namespace {path}: {error.strerror}") from None
+            raise ConfigurationError(f"{path} is not a {name} namespace", NAMESPACE_FILES) from None
+        raise _cannot(f"join the {name} namespace {path}", error, NAMESPACE_FILES) from None
 
 
 def _change_identity(runas: tuple[int, int]) -> None:
@@ -213,7 +222,7 @@ def _new_user_namespace(assistant: _Assistant | None) -> str:
     try:
         unshare(CLONE_NEWUSER)
     except OSError as error:
-        raise PlatformError(f"cannot create a user namespace: {error.strerror}", NO_USER_NAMESPACE) from None
+        raise _cannot("create a user namespace", error, NO_USER_NAMESPACE) from None
     if assistant and assistant.map_all_ids():
         return ALL_GROUPS
     try:
@@ -221,10 +230,13 @@ def _new_user_namespace(assistant: _Assistant | None) -> str:
             with open(f"/proc/self/{path}", "w", encoding="utf-8") as file:
                 file.write(text)
     except OSError as error:
-        raise PlatformError(
-            f"cannot map ids into the new user namespace: {error.strerror}", NO_USER_NAMESPACE
-        ) from None
+        raise _cannot("map ids into the new user namespace", error, NO_USER_NAMESPACE) from None
     return ROOT_GROUP
+
+
+def _cannot(what: str, error: OSError, remedy: str) -> PlatformError:
+    """Return the error of a namespace that is refused, with `remedy` unless a limit is reached."""
+    return PlatformError(f"cannot {what}: {error.strerror}", TOO_MANY_NAMESPACES if error.errno in FULL else remedy)
 
 
 def _open_own(name: str) -> int:

@@ -52,6 +52,8 @@ IPV6_SWITCH = "/proc/sys/net/ipv6/conf/{}/disable_ipv6"  # missing where the lin
 CALLERS_FAULT = frozenset(
     {errno.EINVAL, errno.EADDRNOTAVAIL, errno.EEXIST, errno.ERANGE, errno.ENETUNREACH, errno.EHOSTUNREACH}
 )
+CALLERS_REMEDY = "correct the option, address or route that it comes from"
+KERNELS_REMEDY = "see the kernel's log, dmesg, and whether memory is short"
 IPV6_REMEDY = "IPv6 may be switched off: see net.ipv6.conf.all.disable_ipv6, or leave its addresses out"
 REMEDIES = {
     errno.EPERM: "name the user namespace the network namespace belongs to with --userns, or run as root",
@@ -147,7 +149,7 @@ def _set_link(ipr: Any, index: int, request: OpenRequest) -> None:
         except NetlinkError as error:
             # Without IPv6 on the link there will be no such address anyway.
             if error.code not in NO_IPV6:
-                raise PlatformError(f"cannot {what}: {os.strerror(error.code)}") from None
+                raise PlatformError(f"cannot {what}: {os.strerror(error.code)}", _remedy(error.code)) from None
     if request.configure:
         _try(f"bring {request.ifname} up", lambda: ipr.link("set", index=index, state="up"))
 
@@ -203,7 +205,9 @@ def _add_link_local(ipr: Any, index: int, text: str) -> bool:
     except NetlinkError as error:
         # Without IPv6 there is nothing to add it to; a namespace for IPv4 alone is still of use.
         if error.code not in NO_IPV6 | {errno.EEXIST}:
-            raise PlatformError(f"cannot add the address {text}: {os.strerror(error.code)}") from None
+            raise PlatformError(
+                f"cannot add the address {text}: {os.strerror(error.code)}", _remedy(error.code)
+            ) from None
         return bool(error.code == errno.EEXIST)
     return True
 
@@ -266,11 +270,16 @@ def _try(what: str, action: Callable[[], object], may_exist: bool = False) -> No
             return
         message = f"cannot {what}: {os.strerror(error.code)}"
         if error.code in CALLERS_FAULT:
-            raise ConfigurationError(message) from None
-        raise PlatformError(message, REMEDIES.get(error.code, "")) from None
+            raise ConfigurationError(message, CALLERS_REMEDY) from None
+        raise PlatformError(message, _remedy(error.code)) from None
     except (ValueError, TypeError, OSError) as error:
         # pyroute2 found an address or a number that cannot be encoded.
-        raise ConfigurationError(f"cannot {what}: {error}") from None
+        raise ConfigurationError(f"cannot {what}: {error}", CALLERS_REMEDY) from None
+
+
+def _remedy(code: int) -> str:
+    """Return the remedy for an errno of the kernel that the caller has not caused."""
+    return REMEDIES.get(code, KERNELS_REMEDY)
 
 
 def _listed(changes: Fields) -> str:

@@ -45,6 +45,7 @@ OFFLOADS = {"csum": TUN_F_CSUM, "tso4": TUN_F_TSO4, "tso6": TUN_F_TSO6, "uso4": 
 OFFLOAD_SETS = (("csum", "tso4", "tso6", "uso4", "uso6"), ("csum", "tso4", "tso6"), ("csum",), ())
 
 IFREQ = struct.Struct("16sH22x")  # struct ifreq with flags (linux/if.h)
+_LIMIT_REMEDY = "see the kernel's log, dmesg, and whether memory or open files are short"
 _ACCESS_REMEDY = f"make it accessible: chmod 0666 {TUN_DEVICE}"
 
 
@@ -60,7 +61,7 @@ def open_tun() -> int:
             raise PlatformError(f"{TUN_DEVICE} cannot be opened: {error.strerror}", _ACCESS_REMEDY) from None
         if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR):
             raise PlatformError(f"{TUN_DEVICE} is missing", "load the tun module: modprobe tun") from None
-        raise PlatformError(f"{TUN_DEVICE} cannot be opened: {error.strerror}") from None
+        raise PlatformError(f"{TUN_DEVICE} cannot be opened: {error.strerror}", _LIMIT_REMEDY) from None
 
 
 def attach(descriptor: int, ifname: str, offload: bool) -> tuple[str, tuple[str, ...]]:
@@ -89,7 +90,7 @@ def attach(descriptor: int, ifname: str, offload: bool) -> tuple[str, tuple[str,
                 f"not permitted to make the tap device {ifname}",
                 "name the user namespace the network namespace belongs to with --userns, or run as root",
             ) from None
-        raise PlatformError(f"cannot make the tap device {ifname}: {error.strerror}") from None
+        raise PlatformError(f"cannot make the tap device {ifname}: {error.strerror}", _LIMIT_REMEDY) from None
     fcntl.ioctl(descriptor, _WRITE | TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER_SIZE))
     return answer[:IFNAMSIZ].rstrip(b"\0").decode(), _set_offload(descriptor, offload)
 

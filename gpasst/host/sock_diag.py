@@ -245,4 +245,4 @@ def _refused(error: OSError) -> PlatformError:
 
 
 def _malformed() -> PlatformError:
-    return PlatformError("the kernel's list of UDP sockets cannot be understood")
+    return PlatformError("the kernel's list of UDP sockets cannot be understood", "name the ports to forward")

@@ -171,6 +171,7 @@ def test_killing_the_proxy_leaves_nothing_behind() -> None:
         (("nosuch",), 2, "unknown command nosuch"),
         (("pasta", "-i", "nosuch0"), 1, "--interface nosuch0 does not exist"),
         (("pasta", "--", "nosuchprogram"), 1, "nosuchprogram: command not found"),
+        (("pasta", "--netns", "/etc/passwd"), 1, "/etc/passwd is not a network namespace; name a running process"),
         (("pasta", "-f", "--netns", "/nosuch"), 1, "/nosuch"),
         (("pasta", "--netns", "/nosuch"), 1, "/nosuch"),
         (("pasta", "-l", "/nosuch/log", "--", "true"), 1, "--log-file /nosuch/log"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,9 @@ from tests.support.namespaces import (
     script,
 )
 
+FILES = "name a running process, a namespace in /run/netns, or a file like /proc/PID/ns/net or /proc/PID/ns/user"
+CORRECT = "correct the option, address or route that it comes from"
+
 
 @pytest.mark.parametrize(
     ("request_", "kind", "message"),
@@ -27,13 +32,13 @@ from tests.support.namespaces import (
         (
             OpenRequest(netns="/nonexistent/net"),
             ConfigurationError,
-            "no namespace at /nonexistent/net; name a running process or a file in /run/netns",
+            f"no namespace at /nonexistent/net; {FILES}",
         ),
-        (OpenRequest(netns="/dev/null"), ConfigurationError, "/dev/null is not a network namespace"),
+        (OpenRequest(netns="/dev/null"), ConfigurationError, f"/dev/null is not a network namespace; {FILES}"),
         (
             OpenRequest(netns="/proc/self/ns/net", userns="/dev/null"),
             ConfigurationError,
-            "/dev/null is not a user namespace",
+            f"/dev/null is not a user namespace; {FILES}",
         ),
     ],
 )
@@ -64,14 +69,18 @@ def test_error_lines(helper: Helper, request_: OpenRequest, kind: type[GpasstErr
             {"ifname": "lo"},
             "an interface named lo exists already in the namespace; choose another name: --ns-ifname",
         ),
-        ({"mtu": 70_000}, "cannot set up gpasst0 with mtu 70000: Invalid argument"),
+        ({"mtu": 70_000}, f"cannot set up gpasst0 with mtu 70000: Invalid argument; {CORRECT}"),
         (
             {"mac": "ff:ff:ff:ff:ff:ff"},
-            "cannot set up gpasst0 with address ff:ff:ff:ff:ff:ff, mtu 65520: Cannot assign requested address",
+            "cannot set up gpasst0 with address ff:ff:ff:ff:ff:ff, mtu 65520: Cannot assign requested address; "
+            f"{CORRECT}",
         ),
-        ({"addresses": (("10.0.0.1", 33),)}, "cannot add the address 10.0.0.1/33: Invalid argument"),
-        ({"addresses": (("10.0.0.1", 8), ("10.0.0.1", 8))}, "cannot add the address 10.0.0.1/8: File exists"),
-        ({"routes": (Route("10.1.0.1", 16),)}, "cannot add the route 10.1.0.1/16: Invalid argument"),
+        ({"addresses": (("10.0.0.1", 33),)}, f"cannot add the address 10.0.0.1/33: Invalid argument; {CORRECT}"),
+        (
+            {"addresses": (("10.0.0.1", 8), ("10.0.0.1", 8))},
+            f"cannot add the address 10.0.0.1/8: File exists; {CORRECT}",
+        ),
+        ({"routes": (Route("10.1.0.1", 16),)}, f"cannot add the route 10.1.0.1/16: Invalid argument; {CORRECT}"),
     ],
 )
 def test_error_lines_of_the_device(helper: Helper, tun: None, changes: dict[str, Any], message: str) -> None:
@@ -107,9 +116,8 @@ with Helper.start() as helper:
 """
     done = inside(bare, *script(body))
     assert done.stdout == (
-        "cannot create a user namespace: No space left on device; allow them (sysctl "
-        "kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0, "
-        "user.max_user_namespaces above 0), or run as root with --netns-only\n"
+        "cannot create a user namespace: No space left on device; raise the limits (sysctl user.max_user_namespaces, "
+        "user.max_net_namespaces), or run as root with --netns-only\n"
     ), done.stderr
 
 
@@ -169,3 +177,22 @@ def test_helper_that_ended() -> None:
     started.close()
     with pytest.raises(PlatformError, match="the helper process was closed"):
         started.facts()
+
+
+def test_a_chroot_is_named_where_no_user_namespace_can_be_made() -> None:
+    """The kernel refuses them there, whoever asks (user_namespaces(7)); in a user namespace anyone may change root."""
+    code = """
+import os, sys
+from gpasst.errors import PlatformError
+from gpasst.helper.enter import CLONE_NEWUSER, unshare
+from gpasst.helper.namespace import enter_user_namespace
+unshare(CLONE_NEWUSER)
+os.chroot("/usr")
+try:
+    enter_user_namespace()
+except PlatformError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True)
+    assert done.stdout.startswith("cannot create a user namespace: Operation not permitted; leave the chroot")
+    assert done.stdout.count("\n") == 1
