@@ -76,16 +76,18 @@ class StreamReader:
         self._end = _START
         self._skip = 0
         self._unread = False
+        self._gone = ""  # why the guest has gone, while frames of it wait
 
     def connect(self) -> None:
         """Begin with the first frame of a new guest."""
-        self._end, self._skip, self._unread = _START, 0, False
+        self._end, self._skip, self._unread, self._gone = _START, 0, False, ""
         self._backlog.clear()
 
     def step(self) -> int:
         """Move what has arrived, for at most `STEP_SECONDS`; return how many frames it was.
 
-        :raises ConnectionError: if the guest has gone. The frames that it sent before have been moved.
+        :raises ConnectionError: if the guest has gone, and all frames that it sent before have been moved. Until they
+            have, the socket stays readable, and its watcher calls again.
         """
         deadline = self._clock() + STEP_SECONDS
         moved = 0
@@ -94,7 +96,7 @@ class StreamReader:
                 moved = self._frames(self._end, deadline)
             for _ in range(RECEIVES_PER_STEP):
                 sock = self._stream.socket
-                if sock is None or self._unread:
+                if sock is None or self._unread or self._gone:
                     break
                 room = BUFFER_BYTES - self._end
                 try:
@@ -102,11 +104,11 @@ class StreamReader:
                 except BlockingIOError:
                     break
                 except OSError as error:
-                    self._finish()
-                    raise ConnectionError(error.strerror) from error
+                    self._gone = str(error.strerror)
+                    break
                 if not size:
-                    self._finish()
-                    raise ConnectionError("end of stream")
+                    self._gone = "end of stream"
+                    break
                 moved += self._frames(self._end + size, deadline)
                 if size < room:
                     break
@@ -115,12 +117,9 @@ class StreamReader:
                 self._again()
         if self._backlog.frames:
             self._backlog.drain(deadline)
+        if self._gone and not self._backlog.frames:
+            raise ConnectionError(self._gone)
         return moved
-
-    def _finish(self) -> None:
-        """Dispatch all that waits: the guest that sent it is about to go."""
-        while self._backlog.frames:
-            self._backlog.drain(self._clock())
 
     def _frames(self, end: int, deadline: float) -> int:
         """Move the frames in the buffer up to `end`, until `deadline`, and keep the rest; return how many it was.

@@ -16,7 +16,7 @@ from gpasst.features import ALL, Feature
 from gpasst.formats import ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_TCP, PROTOCOL_UDP
 from gpasst.linux import SOL_UDP, UDP_SEGMENT
 from gpasst.path.backlog import Backlog
-from gpasst.path.budget import RECEIVES_PER_STEP
+from gpasst.path.budget import RECEIVES_PER_STEP, STEP_SECONDS
 from gpasst.path.dispatch import Dispatch, Handler
 from gpasst.path.fastpath import FastPath
 from gpasst.path.icmp_to_guest import IcmpToGuest
@@ -161,7 +161,7 @@ class Case:
         }
         dispatch = Dispatch(host.guest, services.arp, handlers, counters, lambda: 1000)
         fastpath = FastPath(self.udp.nat.tables)
-        self.time = 0.0
+        self.time = self.tick = 0.0
         self.asked = 0
         self.backlog = Backlog(dispatch.frame, fastpath.knows, self.again, counters, self.clock)
         self.reader = StreamReader(
@@ -169,6 +169,8 @@ class Case:
         )
 
     def clock(self) -> float:
+        """Return the time, which passes by a tick with each look."""
+        self.time += self.tick
         return self.time
 
     def again(self) -> None:
@@ -608,3 +610,25 @@ def test_a_known_peer_is_marked_active() -> None:
     table.activity[peer.byte] = 0
     case.move(joined(udp(b"x"), udp(b"x")))
     assert table.activity[peer.byte] & peer.bit
+
+
+def test_what_a_gone_guest_left_is_moved_in_steps_that_end() -> None:
+    case = Case()
+    count = 40
+    frames = [udp(b"%d" % port, port=6000 + port) for port in range(count)]
+    guest = case.link.socket = Guest(joined(*frames), ends=True)
+
+    case.tick = STEP_SECONDS / 4
+    steps = 0
+    with pytest.raises(ConnectionError, match="end of stream"):
+        while True:
+            before = len(case.payloads)
+            case.reader.step()
+            steps += 1
+            assert len(case.payloads) - before <= 4
+    assert not guest.pieces
+    assert steps >= count // 4
+    assert case.payloads == [b"%d" % port for port in range(count)]
+    case.reader.connect()
+    case.move(framed(frames[0]))
+    assert case.payloads[-1] == b"0"
