@@ -127,6 +127,13 @@ def expired(family: int, problem: Problem) -> bool:
     return problem.type == (ICMPV6_TIME_EXCEEDED if family == V6 else ICMP_TIME_EXCEEDED)
 
 
+def lowers_path_mtu(family: int, problem: Problem) -> bool:
+    """Return whether the problem is "fragmentation needed" or "packet too big", which changes a receiver's routing."""
+    if family == V6:
+        return problem.type == ICMPV6_PACKET_TOO_BIG
+    return (problem.type, problem.code) == (ICMP_UNREACHABLE, ICMP_FRAGMENTATION_NEEDED)
+
+
 def message(family: int, problem: Problem, quoted: bytes) -> bytes:
     """Build an error as a raw socket sends it.
 

@@ -3,6 +3,10 @@
 Theory of operation: a guest answers a datagram to a closed port with an error. The sender on the host's side gets it
 through a raw socket, quoting the datagram as it sent it: to the host's address and port, where the guest saw its own.
 Opening that socket takes CAP_NET_RAW; without it the error is counted.
+
+"Fragmentation needed" and "packet too big" are not passed on: a kernel that receives one lowers the path MTU of all its
+traffic to that address (RFC 1191, section 3; RFC 8201, section 4), so a guest could slow down other programs' traffic
+(RFC 5927, section 7). No datagram needs one: the link to the guest carries every size.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from gpasst.errors import PacketError
 from gpasst.host.raw import RawSockets
 from gpasst.host.sockets import family_constant, socket_address
 from gpasst.linux import SOCK_DGRAM
-from gpasst.packet.icmp_error import message, parse, quoted_udp
+from gpasst.packet.icmp_error import lowers_path_mtu, message, parse, quoted_udp
 from gpasst.packet.parse import Packet
 from gpasst.udp.mapping import Peer, Table, down_key
 
@@ -41,7 +45,7 @@ class IcmpToSender:
         :raises PacketError: if it is malformed, is not about a datagram of a peer, or cannot be sent.
         """
         reported = parse(packet)
-        if reported is None:
+        if reported is None or lowers_path_mtu(packet.family, reported.problem):
             raise PacketError(Drop.GUEST_ERROR)
         key = down_key(reported.destination, reported.source, reported.destination_port, reported.source_port)
         peer = self._tables[packet.family].down.get(key)

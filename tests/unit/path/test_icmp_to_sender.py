@@ -24,6 +24,8 @@ SECOND = {4: "192.0.2.3", 6: "2001:db8::3"}
 ICMP = {4: 1, 6: 58}
 LISTENING, TARGET, PORT = 5000, 7000, 40000
 
+EXPIRED = {4: 11, 6: 3}  # time exceeded
+
 
 class Raw:
     """Keeps what is sent, where anything may be sent."""
@@ -63,7 +65,7 @@ class Case:
 def test_the_sender_gets_the_error_about_what_it_sent(family: int, closed: bool) -> None:
     """To the host's address and port, where the guest saw its own."""
     case = Case(family)
-    problem = CLOSED_PORT[family] if closed else icmp_error.too_big(family, 1280)
+    problem = CLOSED_PORT[family] if closed else Problem(EXPIRED[family], 0)
     case.icmp.take(case.error(problem))
     ((inside, built, target, scope, local),) = case.raw.sent
     assert (inside, target, scope, local) == (False, ip(SERVER[family]), 0, ip(SECOND[family]))
@@ -83,6 +85,15 @@ def test_where_the_kernel_chose_the_address_it_is_asked_for_it(family: int) -> N
     case.icmp.take(case.error(CLOSED_PORT[family]))
     ((_, _, target, _, local),) = case.raw.sent
     assert (target, local) == (ip(LOOPBACK[family]), ip(LOOPBACK[family]))
+
+
+@FAMILIES
+def test_an_error_that_lowers_the_path_mtu_is_dropped(family: int) -> None:
+    """It would be that of all traffic between the host and the sender."""
+    case = Case(family)
+    with refused(Drop.GUEST_ERROR):
+        case.icmp.take(case.error(icmp_error.too_big(family, 1280)))
+    assert (case.raw.sent, case.counters.errors_down) == ([], 0)
 
 
 @FAMILIES
