@@ -182,11 +182,11 @@ def open_own(network: FamilyNetwork, port: int, gro: bool) -> UdpSocket:
             if not port:
                 raise
             sock.bind((host, 0))
+        return UdpSocket(family, sock.getsockname()[1], sock)
     except OSError as error:
         if sock is not None:
             sock.close()
         raise PacketError(Drop.NO_SOCKET, f"no host socket: {error.strerror}") from error
-    return UdpSocket(family, sock.getsockname()[1], sock)
 
 
 def bind_listener(sock: RawSocket, at: BindAddress, freebind: bool) -> None:

@@ -7,9 +7,17 @@ fills it once for the run, another link once for each segment.
 
 from __future__ import annotations
 
+import errno
 from typing import Protocol
 
 from gpasst.link.capture import Capture
+
+TRANSIENT = frozenset((errno.EAGAIN, errno.EINTR, errno.ENOBUFS, errno.ENOMEM))
+"""Errors of one call that say nothing about the link: the next call may succeed."""
+
+
+class LinkGone(ConnectionError):
+    """The guest's end of the link is gone; no error of any other call is taken for that."""
 
 
 class RunHeader(Protocol):

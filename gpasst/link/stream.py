@@ -15,7 +15,6 @@ NOTE: what is gathered refers to the receiver's buffers, so it is flushed before
 
 from __future__ import annotations
 
-import errno
 from _socket import MSG_DONTWAIT, MSG_NOSIGNAL
 from _socket import socket as RawSocket  # a class
 from collections import deque
@@ -24,7 +23,7 @@ from collections.abc import Callable
 from gpasst.counters import Counters, Drop, Tally
 from gpasst.formats import FRAME_MINIMUM_BYTES, STREAM_LENGTH_BYTES, VIRTIO_NET_BLANK
 from gpasst.link.capture import Capture
-from gpasst.link.port import RunHeader
+from gpasst.link.port import TRANSIENT, RunHeader
 from gpasst.linux import UIO_MAXIOV
 
 FRAME_MINIMUM = 14  # bytes; an Ethernet header
@@ -145,7 +144,7 @@ class Stream:
             try:
                 sent = self.socket.sendmsg(pieces, (), FLAGS)
             except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.ENOBUFS):
+                if error.errno not in TRANSIENT:
                     # The reader of the stream finds out by itself, and ends the connection.
                     self._counters.drop(Drop.NO_GUEST, sum(frames for frames, *_ in gathered))
                     return
@@ -164,7 +163,7 @@ class Stream:
                     [self._queue[i] for i in range(min(len(self._queue), UIO_MAXIOV))], (), FLAGS
                 )
             except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.ENOBUFS):
+                if error.errno not in TRANSIENT:
                     # The reader of the stream finds out by itself, and ends the connection.
                     self._forget()
                 return

@@ -25,6 +25,7 @@ from gpasst.features import ALL, Feature
 from gpasst.formats import STREAM_LEAD_BYTES, STREAM_LENGTH_BYTES, VIRTIO_NET_BLANK
 from gpasst.host.receive import RUN_BYTES
 from gpasst.host.send import SEGMENTS_PER_SEND, send_one, send_slices, sender_to
+from gpasst.link.port import LinkGone
 from gpasst.link.stream import FRAME_MAXIMUM, FRAME_MINIMUM, Stream
 from gpasst.path.backlog import Backlog
 from gpasst.path.budget import RECEIVES_PER_STEP, STEP_SECONDS
@@ -86,7 +87,7 @@ class StreamReader:
     def step(self) -> int:
         """Move what has arrived, for at most `STEP_SECONDS`; return how many frames it was.
 
-        :raises ConnectionError: if the guest has gone, and all frames that it sent before have been moved. Until they
+        :raises LinkGone: if the guest has gone, and all frames that it sent before have been moved. Until they
             have, the socket stays readable, and its watcher calls again.
         """
         deadline = self._clock() + STEP_SECONDS
@@ -101,10 +102,9 @@ class StreamReader:
                 room = BUFFER_BYTES - self._end
                 try:
                     size = sock.recv_into(self._view[self._end :], room, MSG_DONTWAIT)
-                except BlockingIOError:
-                    break
                 except OSError as error:
-                    self._gone = str(error.strerror)
+                    if error.errno not in TRANSIENT:
+                        self._gone = str(error.strerror)
                     break
                 if not size:
                     self._gone = "end of stream"
@@ -118,7 +118,7 @@ class StreamReader:
         if self._backlog.frames:
             self._backlog.drain(deadline)
         if self._gone and not self._backlog.frames:
-            raise ConnectionError(self._gone)
+            raise LinkGone(self._gone)
         return moved
 
     def _frames(self, end: int, deadline: float) -> int:

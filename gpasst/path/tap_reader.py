@@ -18,6 +18,7 @@ from gpasst.features import ALL, Feature
 from gpasst.formats import UDP4, VIRTIO_NET_CODEC, VIRTIO_NET_HDR_GSO_UDP_L4
 from gpasst.host.receive import RUN_BYTES
 from gpasst.host.send import SEGMENTS_PER_SEND, send_one, sender_to
+from gpasst.link.port import TRANSIENT, LinkGone
 from gpasst.link.tap import FRAME_BYTES, Tap
 from gpasst.linux import UDP_MAX_SEGMENTS
 from gpasst.path.backlog import Backlog
@@ -83,7 +84,7 @@ class TapReader:
     def step(self) -> int:
         """Move up to `FRAMES_PER_STEP` frames, for at most `STEP_SECONDS`; return how many.
 
-        :raises OSError: if the device is gone.
+        :raises LinkGone: if the device is gone.
         """
         fd, counters, capture = self._tap.fd, self._counters, self._tap.capture
         vector = [self._buffer]
@@ -99,8 +100,10 @@ class TapReader:
         while read < budget:
             try:
                 size = readv(fd, vector)
-            except BlockingIOError:
-                break
+            except OSError as error:
+                if error.errno in TRANSIENT:
+                    break
+                raise LinkGone(error.strerror) from error
             while size > 0:
                 # A frame that ended a run is in the buffer already, and may begin the next one.
                 counters.frames_down += 1
@@ -193,7 +196,8 @@ class TapReader:
         while taken < most:
             try:
                 left = readv(fd, vector)
-            except BlockingIOError:
+            except OSError:
+                # Nothing to read; any other error will be the next step's as well.
                 left = _DRAINED
                 break
             if left != size or repeats(head, 0) != pattern:

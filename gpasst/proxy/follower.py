@@ -33,6 +33,7 @@ class Follower:
     def __init__(self, forwarder: Forwarder, timers: Timers, counters: Counters) -> None:
         self._forwarder = forwarder
         self._counters = counters
+        self._failed = False
         self._due = gevent.event.Event()
         self._due.set()
         self._deadline = timers.every(FOLLOW_SECONDS, lambda now: self._due.set())
@@ -56,10 +57,12 @@ class Follower:
             self._due.clear()
             try:
                 self.look()
+                self._failed = False
             except PlatformError as error:
-                log.warning("ports are not forwarded automatically: %s", error)
-                self._deadline.cancel()
-                return
+                # It may be the kernel's want of memory, and over at the next look.
+                if not self._failed:
+                    self._failed = True
+                    log.warning("ports are not forwarded automatically: %s", error)
             except Exception:
                 self._counters.drop(Drop.INTERNAL)
                 log.exception("internal error while looking for bound ports")
