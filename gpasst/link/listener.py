@@ -74,11 +74,15 @@ class GuestListener:
             raise
 
     def accept(self) -> RawSocket | None:
-        """Accept a connection and return its socket, None if no connection is pending any more."""
+        """Accept a connection and return its socket, None if no connection is pending any more.
+
+        :raises OSError: if there is one, and this process cannot take it now (no descriptor, no memory): it stays
+            pending, and the listening socket readable.
+        """
         try:
             # The C class has no public accept: socket.accept itself calls this method.
             descriptor, _ = self.socket._accept()  # type: ignore[attr-defined]  # noqa: SLF001
-        except OSError:
+        except (BlockingIOError, ConnectionAbortedError, InterruptedError):
             return None
         return RawSocket(fileno=descriptor)
 

@@ -21,6 +21,7 @@ from itertools import takewhile
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PacketError
 from gpasst.flow.guest import Guest
+from gpasst.host.descriptors import Descriptors, exhausted
 from gpasst.host.error_queue import read_errors
 from gpasst.host.send import answering, send_one
 from gpasst.host.sockets import ping_socket
@@ -71,6 +72,7 @@ class PingSockets:
     :param watch: begins to call `step` when a flow's socket is readable.
     :param unwatch: stops that; called before the socket is closed.
     :param now: returns monotonic seconds.
+    :param descriptors: closes idle sockets near the limit of open files.
     """
 
     def __init__(
@@ -82,7 +84,9 @@ class PingSockets:
         watch: Callable[[EchoFlow], None],
         unwatch: Callable[[EchoFlow], None],
         now: Callable[[], int],
+        descriptors: Descriptors,
     ) -> None:
+        self._descriptors = descriptors
         self._link = link
         self._guest = guest
         self._icmp = icmp
@@ -171,6 +175,17 @@ class PingSockets:
         for flow in list(takewhile(lambda flow: now - flow.last > IDLE_SECONDS, self._flows.values())):
             self._close(flow)
 
+    def held(self) -> int:
+        """Return the number of flows."""
+        return len(self._flows)
+
+    def let_go(self) -> bool:
+        """End the flow that was idle longest; return whether there was one."""
+        if not self._flows:
+            return False
+        self._close(next(iter(self._flows.values())))
+        return True
+
     def close(self) -> None:
         """End all flows."""
         for flow in list(self._flows.values()):
@@ -178,9 +193,14 @@ class PingSockets:
 
     def _open(self, family: int, key: Key) -> EchoFlow:
         if len(self._flows) >= FLOWS_LIMIT:
-            self._close(next(iter(self._flows.values())))
+            self.let_go()
         try:
-            sock = ping_socket(family, key[2])
+            try:
+                sock = ping_socket(family, key[2])
+            except OSError as error:
+                if not exhausted(error) or not self._descriptors.let_go():
+                    raise
+                sock = ping_socket(family, key[2])
         except OSError as error:
             if not self._warned:
                 self._warned = True
@@ -191,6 +211,8 @@ class PingSockets:
                     os.getegid(),
                 )
             raise PacketError(Drop.ECHO_FAILED) from error
+        # Before it is entered, lest it should be the one to go.
+        self._descriptors.opened(sock)
         flow = self._flows[key] = EchoFlow(key, sock, self._now())
         self._watch(flow)
         return flow

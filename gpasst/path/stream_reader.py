@@ -25,7 +25,7 @@ from gpasst.features import ALL, Feature
 from gpasst.formats import STREAM_LEAD_BYTES, STREAM_LENGTH_BYTES, VIRTIO_NET_BLANK
 from gpasst.host.receive import RUN_BYTES
 from gpasst.host.send import SEGMENTS_PER_SEND, send_one, send_slices, sender_to
-from gpasst.link.port import LinkGone
+from gpasst.link.port import TRANSIENT, LinkGone
 from gpasst.link.stream import FRAME_MAXIMUM, FRAME_MINIMUM, Stream
 from gpasst.path.backlog import Backlog
 from gpasst.path.budget import RECEIVES_PER_STEP, STEP_SECONDS
@@ -102,6 +102,8 @@ class StreamReader:
                 room = BUFFER_BYTES - self._end
                 try:
                     size = sock.recv_into(self._view[self._end :], room, MSG_DONTWAIT)
+                except BlockingIOError:
+                    break
                 except OSError as error:
                     if error.errno not in TRANSIENT:
                         self._gone = str(error.strerror)

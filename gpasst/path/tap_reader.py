@@ -100,6 +100,8 @@ class TapReader:
         while read < budget:
             try:
                 size = readv(fd, vector)
+            except BlockingIOError:
+                break
             except OSError as error:
                 if error.errno in TRANSIENT:
                     break

@@ -22,6 +22,7 @@ from gpasst.counters import Counters, Drop
 from gpasst.errors import PacketError
 from gpasst.features import Feature
 from gpasst.flow.guest import Guest
+from gpasst.host.descriptors import Descriptors, exhausted
 from gpasst.host.receive import Receiver, Run, split_key
 from gpasst.host.send import SEGMENTS_PER_SEND, send_run, sender_to
 from gpasst.host.sockets import open_own
@@ -49,11 +50,18 @@ class MappingSockets:
     :param gro: let the kernel join datagrams of one sender.
     :param watch: begins to call `UdpSockets.step` when a socket is readable.
     :param unwatch: stops that; called before the socket is closed.
+    :param descriptors: closes idle sockets near the limit of open files.
     """
 
     def __init__(
-        self, guest: Guest, gro: bool, watch: Callable[[UdpSocket], None], unwatch: Callable[[UdpSocket], None]
+        self,
+        guest: Guest,
+        gro: bool,
+        watch: Callable[[UdpSocket], None],
+        unwatch: Callable[[UdpSocket], None],
+        descriptors: Descriptors,
     ) -> None:
+        self._descriptors = descriptors
         self._guest = guest
         self._gro = gro
         self._watch = watch
@@ -64,7 +72,15 @@ class MappingSockets:
 
         :raises PacketError: if no socket can be had.
         """
-        udp_socket = open_own(self._guest.addresses[family].network, port, self._gro)
+        network = self._guest.addresses[family].network
+        try:
+            udp_socket = open_own(network, port, self._gro)
+        except PacketError as error:
+            if not exhausted(error.__cause__) or not self._descriptors.let_go():
+                raise
+            udp_socket = open_own(network, port, self._gro)
+        assert udp_socket.socket is not None
+        self._descriptors.opened(udp_socket.socket)
         if port and udp_socket.port != port:
             log.info("IPv%d source port %d is taken on the host; port changed to %d", family, port, udp_socket.port)
         self._watch(udp_socket)

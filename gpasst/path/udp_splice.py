@@ -22,6 +22,7 @@ from gpasst.counters import Counters, Drop
 from gpasst.errors import GpasstError, PacketError
 from gpasst.features import Feature
 from gpasst.flow.sender import Sender
+from gpasst.host.descriptors import Descriptors, exhausted
 from gpasst.host.raw import RawSockets
 from gpasst.host.receive import Receiver
 from gpasst.host.send import SEGMENTS_PER_SEND, answering, send_run
@@ -33,6 +34,7 @@ from gpasst.path.budget import BATCHES_PER_STEP, STEP_SECONDS
 from gpasst.udp.mapping import Listener
 from gpasst.udp.pairs import Pair, Pairs, Route
 
+POOL_SHARE = 16  # of a low limit of open files, the part that the pool of a family may take
 POOL = 64  # sockets of a family kept ready; one message of the helper brings that many
 TRIES = 4  # sockets tried until one does not happen to be bound to its own target
 ADDRESS_BYTES = {4: 4, 6: 16}
@@ -51,6 +53,7 @@ class UdpSplice:
     :param receivers: the receiver of each family.
     :param counters: where traffic and drops are counted.
     :param features: the ways to move more than one datagram at once.
+    :param descriptors: closes idle sockets near the limit of open files.
     :param clock: returns seconds, for the budget of a step.
     :ivar pairs: the rules and tables.
     """
@@ -65,6 +68,7 @@ class UdpSplice:
         receivers: Mapping[int, Receiver],
         counters: Counters,
         features: frozenset[Feature],
+        descriptors: Descriptors,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.pairs = pairs
@@ -76,6 +80,7 @@ class UdpSplice:
         self._counters = counters
         self._gro = Feature.GRO in features
         self._most = SEGMENTS_PER_SEND if Feature.GSO in features else 1
+        self._descriptors = descriptors
         self._clock = clock
 
     def listen(self, inside: bool, family: int) -> None:
@@ -84,7 +89,7 @@ class UdpSplice:
         :raises GpasstError: if the namespace makes no sockets.
         """
         if not inside:
-            self._pool.keep(family, POOL)
+            self._pool.keep(family, min(POOL, self._descriptors.line // POOL_SHARE + 1))
         self._raw.open(inside, family)
 
     def open(self, listener: Listener, key: bytes, source: bytes, port: int, scope: int, addressed: bytes) -> Pair:
@@ -104,6 +109,8 @@ class UdpSplice:
         assert listener.socket is not None
         to_sender = answering(listener.socket, source, port, scope, addressed)
         pair = Pair(listener, key, (source, port, scope), addressed, route, sock, local, Sender(sock), to_sender)
+        # Before it is entered, lest it should be the one to go.
+        self._descriptors.opened(sock)
         for ended in self.pairs.add(pair):
             self._end(ended)
         self._watch(pair, self.step)
@@ -159,6 +166,19 @@ class UdpSplice:
                 self._end(pair)
             yield len(ended)
 
+    def held(self) -> int:
+        """Return the number of pairs."""
+        return len(self.pairs)
+
+    def let_go(self) -> bool:
+        """End the pair that was idle longest; return whether there was one."""
+        if not len(self.pairs):
+            return False
+        pair = self.pairs.ages.oldest()
+        self.pairs.remove(pair)
+        self._end(pair)
+        return True
+
     def retire(self, listener: Listener) -> None:
         """End all pairs of a listener that is about to be closed."""
         for pair in list(self.pairs.of(listener).values()):
@@ -185,6 +205,8 @@ class UdpSplice:
             try:
                 sock = self._socket(inside, family)
             except (OSError, GpasstError) as error:
+                if exhausted(error) and self._descriptors.let_go():
+                    continue
                 raise PacketError(Drop.NO_SOCKET) from error
             try:
                 _bind(sock, family, route)

@@ -21,6 +21,7 @@ from gpasst.flow.listeners import PortRules, lay_rules
 from gpasst.flow.network import GuestNetwork, pack
 from gpasst.formats import PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP
 from gpasst.helper.client import Namespace
+from gpasst.host.descriptors import Descriptors
 from gpasst.host.own_sockets import OwnSockets
 from gpasst.host.raw import RawSockets
 from gpasst.host.receive import SLOTS, Receiver, sender_key
@@ -30,6 +31,7 @@ from gpasst.host.socket_pool import SocketPool
 from gpasst.host.sockets import supported
 from gpasst.link.capture import Capture
 from gpasst.link.listener import GuestListener
+from gpasst.link.port import LinkGone
 from gpasst.link.stream import Stream
 from gpasst.link.tap import Tap
 from gpasst.packet import icmp_error
@@ -79,6 +81,7 @@ class Base:
     :ivar pool: sockets of the namespace, None without one.
     :ivar raw: raw sockets of both sides.
     :ivar own: the proxy's own sockets.
+    :ivar descriptors: the limit of open files, and what gives way near it.
     :ivar clock: the time.
     """
 
@@ -92,6 +95,7 @@ class Base:
     pool: SocketPool | None
     raw: RawSockets
     own: OwnSockets
+    descriptors: Descriptors
     clock: Clock
 
 
@@ -142,6 +146,7 @@ def build_base(
         pool,
         RawSockets(pool),
         OwnSockets(any(rules.automatic(inside) for inside in (False, True))),
+        Descriptors(),
         clock,
     )
 
@@ -197,7 +202,7 @@ def build_udp(
         base.own.include(udp_socket.socket)
 
     services = {(4, DHCP_SERVER_PORT): handlers.dhcp, (6, DHCPV6_SERVER_PORT): handlers.dhcpv6} if handlers else {}
-    opener = MappingSockets(base.guest, Feature.GRO in features, watch, unwatch)
+    opener = MappingSockets(base.guest, Feature.GRO in features, watch, unwatch, base.descriptors)
     nat = UdpNat(base.guest, opener, sender_key, config.udp_filter == "address", base.clock.now())
     udp = UdpSockets(
         nat,
@@ -211,6 +216,7 @@ def build_udp(
         carried=not config.no_udp,
     )
     worker = watchers.worker(udp.step)
+    base.descriptors.add(nat)
     return udp, splice
 
 
@@ -235,7 +241,11 @@ def _build_splice(base: Base, namespace: Namespace, pool: SocketPool, receivers:
         assert pair.socket is not None
         watchers.watch_alone(pair, pair.socket.fileno(), step)
 
-    return UdpSplice(pairs, pool, watch, watchers.unwatch, base.raw, receivers, base.counters, base.features)
+    splice = UdpSplice(
+        pairs, pool, watch, watchers.unwatch, base.raw, receivers, base.counters, base.features, base.descriptors
+    )
+    base.descriptors.add(splice)
+    return splice
 
 
 def build_services(base: Base, link: Tap | Stream) -> tuple[ServiceHandlers, ndp.Router | None]:
@@ -272,7 +282,9 @@ def build_inside(
         lambda flow: watchers.watch(flow, flow.socket.fileno(), echoes.wake, flow),
         watchers.unwatch,
         base.clock.now,
+        base.descriptors,
     )
+    base.descriptors.add(pings)
     echoes = watchers.worker(pings.step, conversational=False)
     table = _handlers(base, udp, pings, handlers)
     dispatch = Dispatch(base.guest, handlers.arp, table, counters, base.clock.now)
@@ -295,6 +307,7 @@ def build_inside(
             watchers.unwatch,
             lambda: worker.wake(),
             advertiser.greet,
+            base.descriptors.let_go,
             ended,
             config.one_off or not isinstance(end, GuestListener),
         )
@@ -329,9 +342,9 @@ def _watch_tap(watchers: Watchers, tap: Tap, reader: TapReader, ended: Callable[
     def step() -> int:
         try:
             return reader.step()
-        except OSError as error:
+        except LinkGone as error:
             # The device went away, with its namespace or by somebody's hand.
-            log.info("the tap ended: %s", error.strerror)
+            log.info("the tap ended: %s", error)
             watchers.unwatch(tap)
             ended()
             return 0

@@ -21,6 +21,7 @@ from gpasst.config import Config
 from gpasst.errors import GpasstError, PlatformError
 from gpasst.flow.listeners import BindAddress, ListenerSpec, PortRules, automatic, explicit, target_bytes
 from gpasst.flow.record import Forward
+from gpasst.host.descriptors import reserve
 from gpasst.host.own_sockets import OwnSockets
 from gpasst.host.sock_diag import SockDiag
 from gpasst.host.socket_pool import SocketPool
@@ -30,7 +31,6 @@ from gpasst.path.udp_splice import UdpSplice
 from gpasst.udp.mapping import Listener
 from gpasst.udp.nat import UdpNat
 
-SPARE_DESCRIPTORS = 512  # kept free of listeners, for the tap, the helper, mappings and splice pairs
 TRIED_AGAIN = 64  # listeners, at each look
 OPENED_AT_ONCE = 32  # listeners opened or closed between two looks at other traffic
 SIDES = (False, True)  # listening on the host, in the namespace
@@ -305,7 +305,7 @@ def descriptor_room(listeners: int) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard == resource.RLIM_INFINITY:
         return sys.maxsize
-    room = max(0, hard - len(os.listdir("/proc/self/fd")) - SPARE_DESCRIPTORS)
+    room = max(0, hard - len(os.listdir("/proc/self/fd")) - reserve(hard))
     if listeners > room:
         raise PlatformError(
             f"forwarding needs {listeners} sockets, one a port and family, but only {room} fit the limit of {hard} "

@@ -3,6 +3,9 @@
 Theory of operation: while a guest is connected, further connections are accepted and closed at once. Disconnection is
 detected by reading, so everything a guest sent is forwarded before it is dropped, even if the next guest connects
 first. With `once` the listener then closes and the session ends.
+
+A connection that cannot be accepted for lack of descriptors or memory stays pending. The listening socket is then not
+watched until the next scan, since it would be readable all the time.
 """
 
 from __future__ import annotations
@@ -12,7 +15,9 @@ from _socket import MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK
 from _socket import socket as RawSocket  # a class
 from collections.abc import Callable
 
+from gpasst.host.descriptors import exhausted
 from gpasst.link.listener import GuestListener, peer_process, prepare_guest
+from gpasst.link.port import LinkGone
 from gpasst.link.stream import Stream
 from gpasst.path.stream_reader import StreamReader
 
@@ -31,6 +36,7 @@ class GuestSession:
     :param unwatch: stops that; called before the socket is closed.
     :param wake: called back when the guest's socket is readable; it calls `step`.
     :param greet: called when a guest has connected.
+    :param let_go: closes an idle socket; returns whether a descriptor is free then.
     :param ended: called when the last guest has gone.
     :param once: whether the first guest is the last one.
     """
@@ -44,6 +50,7 @@ class GuestSession:
         unwatch: Callable[[RawSocket], None],
         wake: Callable[[], None],
         greet: Callable[[], None],
+        let_go: Callable[[], bool],
         ended: Callable[[], None],
         once: bool,
     ) -> None:
@@ -56,6 +63,8 @@ class GuestSession:
         self._greet = greet
         self._ended = ended
         self._once = once
+        self._let_go = let_go
+        self._paused = self._warned = False
 
     def open(self) -> None:
         """Begin: wait for guests, or serve the one that is there.
@@ -71,7 +80,7 @@ class GuestSession:
         """Move what the guest sent; return how many frames it was."""
         try:
             return self._reader.step()
-        except ConnectionError as error:
+        except LinkGone as error:
             log.info("the guest has gone: %s", error)
             if self._once:
                 # A guest that came now would wait for a session that is over.
@@ -89,16 +98,28 @@ class GuestSession:
             self._stream.disconnect()
             sock.close()
 
+    def scan(self) -> None:
+        """Look at the listening socket again, if a guest had to wait; called once a second."""
+        if self._paused and isinstance(self._source, GuestListener):
+            self._paused = False
+            self._watch(self._source.socket, self._accept)
+
     def close(self) -> None:
         """Let go of the guest, and listen no longer."""
         self.disconnect()
+        self._paused = False
         if isinstance(self._source, GuestListener):
             self._unwatch(self._source.socket)
         self._source.close()
 
     def _accept(self) -> None:
         assert isinstance(self._source, GuestListener)
-        sock = self._source.accept()
+        try:
+            sock = self._source.accept()
+        except OSError as error:
+            if not exhausted(error) or not self._let_go():
+                self._pause(error)
+            return
         if sock is None:
             return
         if self._stream.socket is not None:
@@ -110,6 +131,15 @@ class GuestSession:
             sock.close()
         else:
             self._connect(prepare_guest(sock))
+
+    def _pause(self, error: OSError) -> None:
+        """Look at the listening socket no more until the next scan."""
+        assert isinstance(self._source, GuestListener)
+        if not self._warned:
+            self._warned = True
+            log.warning("a guest has to wait: %s", error.strerror)
+        self._unwatch(self._source.socket)
+        self._paused = True
 
     def _finish(self, sock: RawSocket) -> None:
         """Move the rest of what the guest at `sock` sent, and let go of it, if it has gone but not been missed yet."""

@@ -92,6 +92,7 @@ class Proxy:
         base, config = self._base, self.config
         closing = self._closing.callback
         closing(base.watchers.close)
+        closing(base.descriptors.close)
         if base.pool:
             closing(base.pool.close)
         closing(base.raw.close)
@@ -186,6 +187,8 @@ class Proxy:
             self._inside.dispatch.scan(now)
             self._inside.pings.scan(now)
             self._inside.advertiser.scan(now)
+            if self._inside.session:
+                self._inside.session.scan()
         self._drop_log.write(now)
         self._refill()
 

@@ -16,8 +16,10 @@ NOTE: the table holds at most `limit` peers. At the limit the longest idle one g
 
 from __future__ import annotations
 
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
@@ -28,6 +30,7 @@ from gpasst.udp.header import DEFAULT_TOS_TTL, Header
 PEERS_LIMIT = 131072  # per family; what upstream's flow table holds
 PORT_LOWEST, PORT_MAXIMUM = 1024, 65535  # shown in place of a sender's own
 PORT_FIRST = 61000  # above the usual ephemeral range, where guests expect senders least
+PEERS_EVICTED = 128  # at once, of each socket of a mapping; half a millisecond
 PORTS_TRIED = 1024  # for one sender; a third of a millisecond
 
 
@@ -96,7 +99,8 @@ class Mapping:
     :ivar port: the guest's port.
     :ivar sockets: host sockets for new peers in order of preference: its own or a listener, then spare ones.
     :ivar peers: how many peers it has.
-    :ivar admitted: host-side addresses that the guest has sent to; kept only where senders are filtered.
+    :ivar admitted: host-side addresses that the guest has sent to, each with the number of its peers on own sockets;
+        kept only where senders are filtered.
     """
 
     __slots__ = ("admitted", "guest", "peers", "port", "sockets")
@@ -106,7 +110,7 @@ class Mapping:
         self.port = port
         self.sockets: list[UdpSocket] = []
         self.peers = 0
-        self.admitted: set[bytes] | None = None
+        self.admitted: Counter[bytes] | None = None
 
 
 class Peer(Tracked):
@@ -180,21 +184,38 @@ def down_key(guest: bytes, shown: bytes, guest_port: int, shown_port: int) -> by
     return guest + shown + guest_port.to_bytes(2, "big") + shown_port.to_bytes(2, "big")
 
 
+class _PeerAges(Ages[Peer]):
+    """When each peer was last active; a scan that finds a peer active moves its mapping to the end of `owners`."""
+
+    __slots__ = ("_owners",)
+
+    def __init__(self, now: int, owners: OrderedDict[Mapping, None]) -> None:
+        super().__init__(now)
+        self._owners = owners
+
+    def touched(self, item: Peer) -> None:
+        """Take note that a scan found `item` active."""
+        if item.mapping in self._owners:
+            self._owners.move_to_end(item.mapping)
+
+
 class Table:
     """All mappings and peers of one family.
 
     :ivar down: peers by `down_key`.
     :ivar mappings: mappings by guest address and port.
+    :ivar owners: the mappings with sockets of their own, the longest idle one first.
     :ivar ages: when each peer was last active.
     :ivar activity: the activity bitmap, a bit a peer.
     """
 
-    __slots__ = ("_next_port", "activity", "ages", "down", "limit", "mappings")
+    __slots__ = ("_next_port", "activity", "ages", "down", "limit", "mappings", "owners")
 
     def __init__(self, now: int = 0, limit: int = PEERS_LIMIT) -> None:
         self.down: dict[bytes, Peer] = {}
         self.mappings: dict[tuple[bytes, int], Mapping] = {}
-        self.ages: Ages[Peer] = Ages(now)
+        self.owners: OrderedDict[Mapping, None] = OrderedDict()
+        self.ages: Ages[Peer] = _PeerAges(now, self.owners)
         self.activity = self.ages.activity
         self.limit = limit
         self._next_port = PORT_FIRST
@@ -222,6 +243,11 @@ class Table:
         while len(self.down) >= self.limit:
             closing += self.remove(self.ages.oldest())
         self.mappings[mapping.guest, mapping.port] = mapping
+        if peer.udp_socket.mapping is mapping:
+            self.owners[mapping] = None
+            self.owners.move_to_end(mapping)
+            if mapping.admitted is not None:
+                mapping.admitted[peer.remote[0]] += 1
         peer.down_key = down_key(mapping.guest, peer.shown[0], mapping.port, peer.shown[1])
         self.down[peer.down_key] = peer
         self.alias(peer, up_key)
@@ -241,13 +267,42 @@ class Table:
             del peer.udp_socket.peers[key]
         mapping = peer.mapping
         mapping.peers -= 1
+        if mapping.admitted is not None and peer.udp_socket.mapping is mapping:
+            address = peer.remote[0]
+            mapping.admitted[address] -= 1
+            if not mapping.admitted[address]:
+                del mapping.admitted[address]
         if mapping.peers:
             return []
         return self.forget(mapping)
 
+    def evict(self) -> list[UdpSocket]:
+        """Forget the own sockets of the mapping that was idle longest, with their peers; return them, to be closed.
+
+        Of a mapping with more peers than `PEERS_EVICTED`, so many are forgotten, and the sockets when none is left.
+        """
+        if not self.owners:
+            return []
+        mapping = next(iter(self.owners))
+        own = [udp_socket for udp_socket in mapping.sockets if udp_socket.mapping is mapping]
+        closing = []
+        for udp_socket in own:
+            for peer in dict.fromkeys(islice(udp_socket.peers.values(), PEERS_EVICTED)):
+                closing += self.remove(peer)
+        for udp_socket in own:
+            # The mapping goes on where peers of a listener are left.
+            if udp_socket.mapping is mapping and not udp_socket.peers:
+                udp_socket.mapping = None
+                mapping.sockets.remove(udp_socket)
+                closing.append(udp_socket)
+        if not any(udp_socket.mapping is mapping for udp_socket in mapping.sockets):
+            self.owners.pop(mapping, None)
+        return closing
+
     def forget(self, mapping: Mapping) -> list[UdpSocket]:
         """Forget a mapping that has no peers; return its own host sockets, to be closed."""
         self.mappings.pop((mapping.guest, mapping.port), None)
+        self.owners.pop(mapping, None)
         own = [udp_socket for udp_socket in mapping.sockets if udp_socket.mapping is mapping]
         for udp_socket in own:
             udp_socket.mapping = None

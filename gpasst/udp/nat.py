@@ -20,6 +20,7 @@ A `SocketOpener` opens and closes the sockets.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
@@ -100,8 +101,6 @@ class UdpNat:
         key = self._sender_key(family, target.address, port, target.scope)
         mapping = table.mappings.get((guest, guest_port)) or self._mapping(guest, guest_port)
         udp_socket = self._socket_for(family, mapping, target, port, key)
-        if mapping.admitted is not None:
-            mapping.admitted.add(target.address)
         header = self._header(family, destination, guest, port, guest_port)
         peer = Peer(mapping, udp_socket, (destination, port), (target.address, port, target.scope), b"", header)
         self._close_all(table.add(peer, key))
@@ -158,6 +157,17 @@ class UdpNat:
                 self._close_all(expired.sockets)
                 yield expired.mappings
 
+    def held(self) -> int:
+        """Return the number of mappings that have sockets of their own."""
+        return sum(len(table.owners) for table in self.tables.values())
+
+    def let_go(self) -> bool:
+        """Close the sockets of the mapping that was idle longest; return whether it had one that is closed now."""
+        table = max(self.tables.values(), key=lambda table: len(table.owners))
+        closing = table.evict()
+        self._close_all(closing)
+        return bool(closing)
+
     def listen(self, listener: Listener) -> None:
         """Take note of a new listener; it stays its owner's to close."""
         if listener.general and not listener.target_address:
@@ -182,7 +192,7 @@ class UdpNat:
     def _mapping(self, guest: bytes, port: int) -> Mapping:
         mapping = Mapping(guest, port)
         if self._filtered:
-            mapping.admitted = set()
+            mapping.admitted = Counter()
         return mapping
 
     def _socket_for(self, family: int, mapping: Mapping, target: Target, port: int, key: bytes) -> UdpSocket:

@@ -14,6 +14,7 @@ from typing import Any
 from gpasst.counters import Counters
 from gpasst.features import ALL, Feature
 from gpasst.flow.guest import Guest
+from gpasst.host.descriptors import Descriptors
 from gpasst.host.receive import sender_key
 from gpasst.host.receive_contiguous import ContiguousReceiver
 from gpasst.link.capture import Capture
@@ -70,7 +71,9 @@ class Bench:
         self.counters = Counters()
         self.guest = Guest(guest_network(), GUEST_MAC, ip(GUEST_LINK_LOCAL))
         self.watched: list[UdpSocket] = []
-        opener = MappingSockets(self.guest, Feature.GRO in features, self.watched.append, self.watched.remove)
+        opener = MappingSockets(
+            self.guest, Feature.GRO in features, self.watched.append, self.watched.remove, Descriptors()
+        )
         self.nat = UdpNat(self.guest, opener, sender_key, now=NOW)
         self.icmp = IcmpToGuest(self.link, self.guest, self.counters)
         self.services: dict[tuple[int, int], ServiceHandler] = {}

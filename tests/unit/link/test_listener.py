@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import stat
 import tempfile
@@ -18,6 +19,7 @@ from gpasst.counters import Counters, Drop
 from gpasst.errors import ConfigurationError, GpasstError, PlatformError
 from gpasst.link import listener as listener_module
 from gpasst.link.listener import PATH_BYTES, GuestListener, peer_process, prepare_guest
+from gpasst.link.port import LinkGone
 from gpasst.link.stream import Stream
 from gpasst.proxy.guest_session import GuestSession
 
@@ -249,6 +251,7 @@ class House:
     def __init__(self, source: GuestListener | RawSocket, once: bool = False) -> None:
         self.calls: dict[Any, Any] = {}
         self.greeted = self.ended = 0
+        self.idle: list[int] = []
         self.moves: list[Any] = []
         self.counters = Counters()
         self.stream = Stream(self.counters, lambda sock, empty: None, lambda: None)
@@ -260,6 +263,7 @@ class House:
             lambda sock: self.calls.pop(sock, None),
             self.wake,
             self.greet,
+            self.let_go,
             self.end,
             once,
         )
@@ -272,9 +276,12 @@ class House:
     def step(self) -> int:
         """Be the downward path that moves frames."""
         assert self.stream.socket is not None
-        data = self.stream.socket.recv(99)
+        try:
+            data = self.stream.socket.recv(99)
+        except OSError as error:
+            raise LinkGone(error.strerror) from error
         if not data:
-            raise ConnectionError("end of stream")
+            raise LinkGone("end of stream")
         self.moves.append(data)
         return 1
 
@@ -284,6 +291,13 @@ class House:
     def greet(self) -> None:
         self.greeted += 1
         self.stream.write_frame(bytes(60))
+
+    def let_go(self) -> bool:
+        """Close an idle socket."""
+        if self.idle:
+            os.close(self.idle.pop())
+            return True
+        return False
 
     def end(self) -> None:
         self.ended += 1
@@ -379,3 +393,53 @@ def test_letting_go_of_a_guest_tells_it(folder: Path) -> None:
         house.guests.close()
         assert guest.recv(99) and not guest.recv(99)
     assert not house.counters.drops[Drop.INTERNAL]
+
+
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """Lower this process's limit of open files to those that are open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_guest_that_no_descriptor_is_left_for_waits(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    listener = GuestListener(str(folder / "vm"))
+    house = House(listener)
+    with connected(listener.path) as guest:
+        for _ in range(2):
+            with no_descriptor_left():
+                house.readable(listener.socket)
+                assert not house.calls, "the socket stays readable, so it must not be watched"
+            house.guests.scan()
+        assert caplog.text.count("a guest has to wait: Too many open files") == 1
+        house.readable(listener.socket)
+        assert guest.recv(99), "greeted"
+    house.guests.close()
+
+
+def test_an_idle_socket_makes_room_for_a_guest(folder: Path) -> None:
+    listener = GuestListener(str(folder / "vm"))
+    house = House(listener)
+    with connected(listener.path) as guest:
+        house.idle.append(os.dup(0))
+        with no_descriptor_left():
+            house.readable(listener.socket)
+            house.readable(listener.socket)
+            assert guest.recv(99), "greeted"
+    house.guests.close()
+
+
+def test_a_session_that_ends_while_a_guest_waits_is_over(folder: Path) -> None:
+    listener = GuestListener(str(folder / "vm"))
+    house = House(listener)
+    with connected(listener.path), no_descriptor_left():
+        house.readable(listener.socket)
+    house.guests.close()
+    house.guests.scan()
+    assert not house.calls

@@ -28,6 +28,7 @@ from gpasst.formats import (
     PROTOCOL_TCP,
     PROTOCOL_UDP,
 )
+from gpasst.host.descriptors import Descriptors
 from gpasst.packet import checksum, icmp_error
 from gpasst.packet.dhcp_formats import DHCP_OPTIONS_LIMIT, DHCPV6_OPTIONS_LIMIT, MESSAGE_LIMIT
 from gpasst.packet.parse import parse_ip
@@ -52,6 +53,9 @@ SOLICIT, REBIND = 1, 6
 
 class HostSocket:
     """A host's socket that takes what is sent, as far as a datagram can hold it."""
+
+    def fileno(self) -> int:
+        return 0
 
     def sendto(self, payload: memoryview, address: Any) -> int:
         del address
@@ -108,7 +112,9 @@ class Case:
         )
         ports = {(4, 67): services.dhcp, (6, 547): services.dhcpv6}
         udp = UdpSockets(host.path, link, icmp, None, {}, ports, self.counters, ALL)
-        pings = PingSockets(link, guest, icmp, self.counters, lambda _: None, lambda _: None, lambda: 1000)
+        pings = PingSockets(
+            link, guest, icmp, self.counters, lambda _: None, lambda _: None, lambda: 1000, Descriptors()
+        )
         to_sender = IcmpToSender(cast(Any, Raw()), host.path.tables, self.counters)
         by_type = {4: {}, 6: dict.fromkeys(ndp.TYPES, services.ndp)}
         for family, types in icmp_error.TYPES.items():

@@ -11,6 +11,7 @@ import pytest
 
 from gpasst.counters import Drop
 from gpasst.formats import ECHO_CODEC
+from gpasst.host.descriptors import Descriptors
 from gpasst.packet import icmp_error
 from gpasst.packet.parse import Packet, parse_ip
 from gpasst.path import ping_sockets
@@ -42,6 +43,7 @@ class Case:
             self.watched.append,
             self.watched.remove,
             lambda: self.now,
+            Descriptors(),
         )
 
     def ask(

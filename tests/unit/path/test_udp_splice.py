@@ -13,6 +13,7 @@ import pytest
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PlatformError
 from gpasst.features import ALL, Feature
+from gpasst.host.descriptors import Descriptors
 from gpasst.host.raw import RawSockets
 from gpasst.host.receive import sender_key, split_key
 from gpasst.host.receive_contiguous import ContiguousReceiver
@@ -68,6 +69,7 @@ class Case:
             {number: ContiguousReceiver(number) for number in (4, 6)},
             self.counters,
             features,
+            Descriptors(),
         )
         self.service = self.bound()
         self.client = self.bound()

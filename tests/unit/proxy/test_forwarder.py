@@ -16,10 +16,11 @@ from gpasst.commands.demo import free_ports
 from gpasst.config import Config
 from gpasst.errors import ConfigurationError, GpasstError, PlatformError
 from gpasst.flow.listeners import lay_rules
+from gpasst.host.descriptors import RESERVE
 from gpasst.host.own_sockets import OwnSockets
 from gpasst.host.sock_diag import SockDiag
 from gpasst.host.socket_pool import SocketPool
-from gpasst.proxy.forwarder import OPENED_AT_ONCE, SPARE_DESCRIPTORS, Forwarder, descriptor_room
+from gpasst.proxy.forwarder import OPENED_AT_ONCE, Forwarder, descriptor_room
 from gpasst.udp.mapping import Listener
 from gpasst.udp.nat import UdpNat
 from tests.support.lab import HOST4
@@ -205,7 +206,7 @@ def test_more_ports_than_open_files_is_an_error() -> None:
     if hard == resource.RLIM_INFINITY:
         pytest.skip("needs a limit of open files")
     room = descriptor_room(0)
-    assert room == hard - len(os.listdir("/proc/self/fd")) - SPARE_DESCRIPTORS
+    assert room == hard - len(os.listdir("/proc/self/fd")) - RESERVE
     assert descriptor_room(room) == room
     with pytest.raises(PlatformError, match=f"forwarding needs {room + 1} sockets") as caught:
         descriptor_room(room + 1)

@@ -11,7 +11,7 @@ from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.host.receive import sender_key
 from gpasst.udp.header import Header
-from gpasst.udp.mapping import PORTS_TRIED, Expired, Listener, Mapping, Peer, Table, UdpSocket, down_key
+from gpasst.udp.mapping import PEERS_EVICTED, PORTS_TRIED, Expired, Listener, Mapping, Peer, Table, UdpSocket, down_key
 
 GUEST, REMOTE = bytes((192, 0, 2, 2)), bytes((198, 51, 100, 9))
 TIMEOUT = 180
@@ -133,6 +133,39 @@ def test_room_for_a_peer_is_not_made_by_closing_its_own_socket() -> None:
     assert second.mapping.sockets == [second.udp_socket]
     assert table.mappings == {(GUEST, 33000): second.mapping}
     assert second.mapping.peers == 1
+
+
+def test_the_sockets_of_the_longest_idle_mapping_go_first() -> None:
+    table = Table(now=1000)
+    peers = [enter(table, guest_port=port)[0] for port in (1, 2, 3)]
+    again, _ = enter(table, guest_port=1, port=124)
+    tos_ttl(table, peers[1])
+    scan(table, 1001)
+    assert table.evict() == [peers[2].udp_socket]
+    assert set(table) == {peers[0], again, peers[1]}
+    assert table.evict() == [peers[0].udp_socket], "with all of its peers"
+    assert table.evict() == [peers[1].udp_socket]
+    assert (len(table), table.mappings, table.evict()) == (0, {}, [])
+
+
+def test_a_mapping_with_many_peers_goes_in_steps() -> None:
+    table = Table(now=1000)
+    peers = [enter(table, port=port)[0] for port in range(1, 2 * PEERS_EVICTED)]
+    assert table.evict() == []
+    assert len(table) == PEERS_EVICTED - 1
+    assert table.evict() == [peers[0].udp_socket]
+    assert len(table) == 0
+
+
+def test_peers_of_a_listener_outlive_the_own_socket() -> None:
+    table = Table(now=1000)
+    own, _ = enter(table)
+    mapping, listener = own.mapping, Listener(4, 5000, target=33000)
+    other = Peer(mapping, listener, (REMOTE, 9), (REMOTE, 9, 0), b"", HEADER)
+    table.add(other, sender_key(4, REMOTE, 9, 0))
+    assert table.evict() == [own.udp_socket]
+    assert (list(table), mapping.sockets, own.udp_socket.mapping) == ([other], [], None)
+    assert table.evict() == []
 
 
 def test_slots_of_the_bitmap_are_used_again() -> None:

@@ -347,6 +347,31 @@ def test_only_addresses_that_the_guest_sent_to_may_answer_where_filtered() -> No
     assert host.up(udp_socket, RESOLVER4, 5353).shown == (ip(RESOLVER4), 5353)
 
 
+def test_an_address_is_admitted_as_long_as_it_has_a_peer() -> None:
+    host = Host(filtered=True)
+    host.path.tables[4].limit = 3
+    kept = host.down(33000, SERVER4, 1)
+    for last in range(200):
+        host.path.tables[4].activity[kept.byte] |= kept.bit
+        sum(host.path.scan(1000, TIMEOUT))
+        host.down(33000, f"198.51.100.{last}", 1)
+    admitted = kept.mapping.admitted
+    assert admitted == {ip(SERVER4): 1, ip("198.51.100.198"): 1, ip("198.51.100.199"): 1}
+    with refused(Drop.FILTERED):
+        host.up(kept.udp_socket, "198.51.100.1", 1)
+    assert host.up(kept.udp_socket, SERVER4, 2)
+
+
+def test_the_nat_lets_go_of_the_longest_idle_mapping() -> None:
+    host = Host()
+    assert not host.path.let_go()
+    first, second = host.down(33000, SERVER4, 1), host.down(33001, SERVER4, 1)
+    assert host.path.held() == 2
+    assert host.path.let_go()
+    assert (host.open, host.path.held()) == ([second.udp_socket], 1)
+    assert first.mapping not in host.path.tables[4].mappings.values()
+
+
 def test_forwards_are_not_filtered() -> None:
     host = Host(filtered=True)
     listener = host.listen(5000, 7000)

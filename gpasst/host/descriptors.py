@@ -1,0 +1,78 @@
+"""The limit of open files, and what gives way near it.
+
+Theory of operation: the kernel hands out the lowest free descriptor (POSIX), so the number of a new socket is the least
+number of files that are open. Where it reaches `Descriptors.line`, the holder of most sockets closes the one that was
+idle longest. What may not give way (forwards, services, the guest's connection, the pool) takes the numbers above the
+line. This counts every descriptor of the process, whoever opened it, and costs no system call.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import resource
+import sys
+from typing import Protocol
+
+from gpasst.flow.sender import HostSocket
+
+RESERVE = 512  # descriptors above the line: for the tap, the helper, listeners and the pool
+RESERVE_SHARE = 4  # of a small limit, the part that is reserved at most
+
+log = logging.getLogger(__name__)
+
+
+class Holder(Protocol):
+    """Has sockets that it can do without."""
+
+    def held(self) -> int:
+        """Return the number of these sockets."""
+
+    def let_go(self) -> bool:
+        """Close the socket that was idle longest, with its flows; return whether a descriptor is free then."""
+
+
+def reserve(limit: int) -> int:
+    """Return how many of `limit` descriptors mappings and splice pairs leave free."""
+    return min(RESERVE, limit // RESERVE_SHARE)
+
+
+def exhausted(error: BaseException | None) -> bool:
+    """Return whether an error says that the process, or the system, has no descriptor left."""
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+
+
+class Descriptors:
+    """The open files of this process.
+
+    :param limit: how many may be open; None for the hard limit, to which `gpasst.proxy.forwarder` raises the soft one.
+    :ivar line: the number from which on a new socket makes an idle one go.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        if limit is None:
+            _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.line = sys.maxsize if limit == resource.RLIM_INFINITY else limit - reserve(limit)
+        self._holders: list[Holder] = []
+        self._warned = False
+
+    def add(self, holder: Holder) -> None:
+        """Let a holder give way from now on."""
+        self._holders.append(holder)
+
+    def opened(self, sock: HostSocket) -> None:
+        """Take note of a new socket of a holder."""
+        if sock.fileno() >= self.line:
+            self.let_go()
+
+    def let_go(self) -> bool:
+        """Close the longest idle socket of the holder of most; return whether a descriptor is free then."""
+        if not self._warned:
+            self._warned = True
+            log.warning("the limit of open files is near: what was idle longest ends first; raise ulimit -n")
+        holder = max(self._holders, key=lambda holder: holder.held(), default=None)
+        return holder is not None and holder.held() > 0 and holder.let_go()
+
+    def close(self) -> None:
+        """Let nobody give way any more."""
+        self._holders.clear()
