@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import gpasst
-from tests.support.lab import FAR4, FAR6, HOST4, HOST6, REMOTE4, REMOTE6
+from tests.support.families import FAMILY
+from tests.support.lab import FAR4, FAR6, HOST4, HOST6, REMOTE4, REMOTE6, Remote, bound
 from tests.support.need import need_module
-from tests.support.passt import greeted
-from tests.support.scripted import ARP, BROADCAST, HOST_MAC, MAC, Guest
+from tests.support.passt import EPHEMERAL, greeted
+from tests.support.scripted import ARP, BROADCAST, HOST_MAC, MAC, Guest, udp_packets
 
 pytestmark = pytest.mark.usefixtures("remote")
 
@@ -103,3 +105,23 @@ def test_tcp_is_refused_at_once(guest: Guest, scapy: Any) -> None:
     answer = ask(guest, scapy, question, "TCP")
     assert "R" in str(answer[scapy.TCP].flags)
     assert answer[scapy.TCP].ack == 10
+
+
+def test_messages_longer_than_any_clients_cost_themselves_alone(folder: Path, remote: Remote) -> None:
+    association = struct.pack(">HH", 3, 12) + bytes(12)
+    solicit = b"\1abc" + struct.pack(">HH", 1, 6) + b"client" + association * 1400
+    discover = bytes((1, 1, 6, 0)) + bytes(232) + bytes.fromhex("63825363 350101") + bytes(64000)
+    with (
+        gpasst.Passt(socket=str(folder / "hostile")) as link,
+        Guest.connect(link.path) as guest,
+        bound(remote.socket(FAMILY[4]), FAR4) as far,
+    ):
+        greeted(guest)
+        for _ in range(60):
+            guest.send(*udp_packets("fe80::1234", 546, "ff02::1:2", 547, solicit))
+            guest.send(*udp_packets("0.0.0.0", 68, "255.255.255.255", 67, discover))
+        guest.sendto(EPHEMERAL, far.getsockname()[:2], b"behind them")
+        assert far.recv(99) == b"behind them"
+        drops = link.statistics().drops
+    assert drops.pop(gpasst.Drop.EXCESSIVE.value) == 120
+    assert gpasst.Drop.INTERNAL.value not in drops
