@@ -33,7 +33,7 @@ from gpasst.path.fastpath import FastPath, repeating
 from gpasst.path.icmp_to_guest import IcmpToGuest
 
 BUFFER_BYTES = 1 << 19  # about what a stream's socket holds, and more than eight of the largest frames
-RUNS_PER_LOOK = 16  # at the clock
+RUNS_PER_LOOK = 16  # at the clock; a frame of illegal length counts as one
 
 _START = 16  # of the first frame in the buffer, so that there is room for that header
 _REPEATING = {family: repeating(family, STREAM_LEAD_BYTES) for family in (4, 6)}
@@ -141,6 +141,9 @@ class StreamReader:
                 if end - at < STREAM_LENGTH_BYTES:
                     self._unread = False
                     break
+                runs += 1
+                if not runs % RUNS_PER_LOOK and self._clock() >= deadline:
+                    break
                 (length,) = _length(buffer, at)
                 if not FRAME_MINIMUM <= length <= FRAME_MAXIMUM:
                     counters.drop(Drop.FRAME_LENGTH)
@@ -150,9 +153,6 @@ class StreamReader:
                 size = STREAM_LENGTH_BYTES + length
                 if end - at < size:
                     self._unread = False
-                    break
-                runs += 1
-                if not runs % RUNS_PER_LOOK and self._clock() >= deadline:
                     break
                 start = at
                 at += size

@@ -21,7 +21,7 @@ from gpasst.path.dispatch import Dispatch, Handler
 from gpasst.path.fastpath import FastPath
 from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.path.service_handlers import ServiceHandlers
-from gpasst.path.stream_reader import BUFFER_BYTES, StreamReader
+from gpasst.path.stream_reader import BUFFER_BYTES, RUNS_PER_LOOK, StreamReader
 from gpasst.path.udp_sockets import UdpSockets
 from gpasst.udp.mapping import UdpSocket
 from tests.support.addresses import GUEST4, GUEST6, GUEST_MAC, HOST_MAC, SERVER4, SERVER6, ip
@@ -632,3 +632,21 @@ def test_what_a_gone_guest_left_is_moved_in_steps_that_end() -> None:
     case.reader.connect()
     case.move(framed(frames[0]))
     assert case.payloads[-1] == b"0"
+
+
+def test_a_flood_of_illegal_lengths_ends_with_the_step() -> None:
+    case = Case()
+    case.move(framed(udp(b"before")))
+    case.tick = STEP_SECONDS / 4
+    count = BUFFER_BYTES // 8
+    guest = case.link.socket = Guest(bytes(4 * count) + framed(udp(b"behind")))
+    dropped = steps = 0
+    while guest.pieces or case.asked:
+        case.asked = 0
+        case.reader.step()
+        now = case.counters.drops[Drop.FRAME_LENGTH]
+        assert now - dropped <= 5 * RUNS_PER_LOOK
+        dropped, steps = now, steps + 1
+    assert dropped == count
+    assert steps >= count // (5 * RUNS_PER_LOOK)
+    assert case.payloads == [b"before", b"behind"]
