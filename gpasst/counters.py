@@ -38,6 +38,8 @@ class Drop(Enum):
     SOURCE_PORT_ZERO = "UDP source port 0"
     DESTINATION_PORT_ZERO = "UDP destination port 0"
     SERVICE = "DHCP or DHCPv6 message, not served"
+    DISCOVERY = "neighbour or router discovery, not served"
+    MEMBERSHIP = "multicast membership (IGMP, MLD)"
     HAIRPIN = "datagram to the host's port that stands for its own sender"
     NO_SOCKET = "no host socket could be made"
     SEND_FAILED = "host socket refused the datagram"
@@ -61,6 +63,10 @@ class Drop(Enum):
     BACKLOG = "more frames for new flows than can be kept"
     CAPTURE = "frame missing from the capture file"
     INTERNAL = "internal error"
+
+
+IGNORED = frozenset((Drop.SERVICE, Drop.DISCOVERY, Drop.MEMBERSHIP))
+"""What kernels and address clients send by themselves in every network: no loss of anybody's, so counted apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,7 @@ class Statistics:
     :ivar pairs: splice pairs tracked now.
     :ivar expired: mappings and splice pairs closed for being idle, since start.
     :ivar drops: how often each `Drop` happened, by its value; reasons that never happened are absent.
+    :ivar ignored: likewise for what guests send by themselves and nobody misses (`IGNORED`), which is not in `drops`.
     """
 
     datagrams_up: int
@@ -109,6 +116,7 @@ class Statistics:
     pairs: int
     expired: int
     drops: dict[str, int]
+    ignored: dict[str, int]
 
 
 @dataclass(slots=True)
@@ -189,5 +197,6 @@ class Counters:
             peers=peers,
             pairs=pairs,
             expired=self.expired,
-            drops={reason.value: count for reason, count in self.drops.items()},
+            drops={reason.value: count for reason, count in self.drops.items() if reason not in IGNORED},
+            ignored={reason.value: count for reason, count in self.drops.items() if reason in IGNORED},
         )

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from gpasst.config import Config
 from gpasst.errors import ConfigurationError, PlatformError
+from gpasst.flow.host_facts import LIMITED_BROADCAST, broadcasts, link_local_network, own_addresses
 from gpasst.flow.resolver_file import ResolverFile
 from gpasst.helper.request import Route
 from gpasst.linux import IFA_F_DADFAILED, IFA_F_TENTATIVE, RT_SCOPE_LINK, RT_SCOPE_UNIVERSE, RTPROT_KERNEL
@@ -29,7 +30,7 @@ from gpasst.packet.address import V4, V6
 from gpasst.values import NONE, of_family, parse_mac, parse_netmask, split_address
 
 if TYPE_CHECKING:
-    from gpasst.helper.facts import HostAddress, HostFacts, HostRoute
+    from gpasst.helper.facts import HostFacts, HostRoute
 
 # Local mode, as in passt since 2024-11: RFC 3927 link-local addresses, and a fixed IPv6 link-local gateway.
 LOCAL_ADDRESS4 = "169.254.2.1"
@@ -55,7 +56,9 @@ class FamilyNetwork:
     :ivar link_local: IPv6 link-local address that stands for the host; None for IPv4.
     :ivar index: index of the host's template interface, the scope of link-local destinations; 0 in local mode.
     :ivar host_loopback: what the guest addresses to reach the host's loopback, None if nothing does.
-    :ivar gateway_resolves: whether port 53 of `host_loopback` leads to `resolver`; so unless the user chose it.
+    :ivar loopback_chosen: whether the user chose `host_loopback`.
+    :ivar gateway_resolver: the host's resolver on its loopback, to which port 53 of the gateway leads then; None where
+        there is none, or the user chose `host_loopback`.
     :ivar guest_alias: what the guest addresses to reach the host's address that equals its own, or None.
     :ivar resolver: the host's resolver, or None.
     :ivar dns_forward: what the guest addresses to reach `resolver`, or None.
@@ -75,7 +78,8 @@ class FamilyNetwork:
     link_local: bytes | None
     index: int
     host_loopback: bytes | None
-    gateway_resolves: bool
+    loopback_chosen: bool
+    gateway_resolver: bytes | None
     guest_alias: bytes | None
     resolver: bytes | None
     dns_forward: bytes | None
@@ -103,6 +107,7 @@ class GuestNetwork:
     :ivar fqdn: fully qualified domain name of the guest in DHCP and DHCPv6, empty for none.
     :ivar demanded: families whose address or gateway the user chose; the others may be left out where a namespace lacks
         them.
+    :ivar broadcasts: the host's IPv4 broadcast addresses, which no ICMP error may answer (RFC 1122, section 3.2.2).
     :ivar notes: lines about choices that the user may want to make otherwise.
     """
 
@@ -117,6 +122,7 @@ class GuestNetwork:
     hostname: str = ""
     fqdn: str = ""
     demanded: tuple[int, ...] = ()
+    broadcasts: frozenset[bytes] = frozenset((LIMITED_BROADCAST,))
     notes: tuple[str, ...] = ()
 
     @property
@@ -175,6 +181,7 @@ def build_network(
         hostname=config.hostname or "",
         fqdn=config.fqdn or "",
         demanded=tuple(item.family for item in usable if item.explicit or item.gateway_given),
+        broadcasts=broadcasts(facts),
         notes=tuple(note for item in usable for note in item.notes),
     )
 
@@ -208,7 +215,7 @@ class _Family:
         addressed = {a["index"] for a in usable if a["scope"] == RT_SCOPE_UNIVERSE}
         routes = [route for route in facts["routes"] if route["family"] == family]
         self.index, default = self._template(facts, routes, addressed)
-        self.own = _own(usable, self.index, default)
+        self.own = own_addresses(usable, self.index, default)
         self.local = not self.index or not (self.own or chosen)
         if self.local:
             self.index, default = 0, None
@@ -271,7 +278,11 @@ class _Family:
         """Return the record of the family."""
         config, family = self.config, self.family
         loopback = self._alias(config.map_host_loopback, None if config.no_map_gw else self.gateway)
-        resolver = of_family(config.dns_host, family) or next(iter(self.nameservers), None)
+        loopback_chosen = of_family(config.map_host_loopback, family) is not None
+        given = of_family(config.dns_host, family)
+        resolvers = [given] if given else self.nameservers
+        resolver = next(iter(resolvers), None)
+        local = [item for item in resolvers if ipaddress.ip_address(item).is_loopback]
         outbound = of_family(config.outbound, family)
         dns_forward = of_family(config.dns_forward, family)
         return FamilyNetwork(
@@ -283,7 +294,8 @@ class _Family:
             link_local=pack(self.link_local) if family == V6 else None,
             index=self.index,
             host_loopback=loopback,
-            gateway_resolves=of_family(config.map_host_loopback, family) is None,
+            loopback_chosen=loopback_chosen,
+            gateway_resolver=pack(local[0]) if local and not loopback_chosen else None,
             guest_alias=self._alias(config.map_guest_addr, None),
             resolver=pack(resolver) if resolver else None,
             dns_forward=pack(dns_forward) if dns_forward else None,
@@ -334,7 +346,7 @@ class _Family:
                 Route(route["destination"], route["prefix"], self._hop(route), route["metric"], self.family)
                 for route in self.routes
                 # The kernel makes the routes of the addresses themselves, where these are copied too.
-                if (self.explicit or route["protocol"] != RTPROT_KERNEL) and not _link_local_network(route)
+                if (self.explicit or route["protocol"] != RTPROT_KERNEL) and not link_local_network(route)
             ]
         if self.routed:
             return [*copied, Route(None, 0, self.gateway, family=self.family)]
@@ -343,29 +355,8 @@ class _Family:
         return [*copied, Route(self.gateway, HOST_PREFIX4)]
 
 
-def _own(usable: list[HostAddress], index: int, default: HostRoute | None) -> list[tuple[str, int]]:
-    """Return the (address, prefix length) pairs of global scope that the host has on its template interface.
-
-    An unnumbered interface sends from an address of another one, mostly of the loopback device (RFC 5549 hosts).
-
-    :param usable: the family's addresses that are neither tentative nor duplicates.
-    :param index: of the template interface.
-    :param default: its default route, None if it has none.
-    """
-    general = [a for a in usable if a["scope"] == RT_SCOPE_UNIVERSE]
-    own = [a for a in general if a["index"] == index]
-    if not own and default is not None and default["source"]:
-        own = [a for a in general if a["address"] == default["source"]]
-    return [(a["address"], a["prefix"]) for a in own]
-
-
-def _link_local_network(route: HostRoute) -> bool:
-    """Return whether a route is that of IPv6's link-local network, which every link has."""
-    return ipaddress.ip_address(route["destination"] or "").is_link_local and route["family"] == V6
-
-
 def pack(address: str) -> bytes:
-    """Turn the text of an IP address into its 4 or 16 bytes."""
+    """Return the 4 or 16 bytes of the text of an IP address."""
     return ipaddress.ip_address(address).packed
 
 

@@ -7,8 +7,9 @@ the source of one that opens towards the guest, and chooses the guest's address 
 
 1. Both are called once for a flow, when it is new, and the result is stored with it. Answers to a translated query
    therefore need no rule of their own, and carry the address that was queried.
-2. The resolver takes precedence over the gateway. Port 53 of the gateway leads to the resolver too, unless the user
-   chose the address that stands for loopback.
+2. The resolver takes precedence over the gateway. Port 53 of the gateway leads to the resolver too if that is on the
+   host's loopback (127.0.0.53), where the guest cannot name it, unless the user chose the address that stands for
+   loopback. Otherwise the gateway is the host's loopback on every port.
 3. Loopback and unspecified addresses never cross the tap (RFC 1122, section 3.2.1.3; RFC 4291, section 2.5.3).
 """
 
@@ -97,10 +98,11 @@ class Addresses:
             raise PacketError(Drop.LOOPBACK_ADDRESS)
         if is_interface_local(destination):
             raise PacketError(Drop.MULTICAST_SCOPE)
-        if network.resolver and port in DNS_PORTS:
-            through_gateway = destination == network.host_loopback and network.gateway_resolves and port == DNS_PORT
-            if destination == network.dns_forward or through_gateway:
+        if port in DNS_PORTS:
+            if network.resolver and destination == network.dns_forward:
                 return self._target(network.resolver)
+            if network.gateway_resolver and destination == network.host_loopback and port == DNS_PORT:
+                return self._target(network.gateway_resolver)
         if destination == network.host_loopback:
             return Target(LOOPBACK[network.family], 0, own=True)
         if destination == network.guest_alias and network.address:
@@ -128,7 +130,7 @@ class Addresses:
         """Return the address that stands for a sender on the host itself, even if ``--no-map-gw`` maps none back."""
         network = self.network
         stand_in = network.host_loopback or network.gateway
-        if network.link_local and network.gateway_resolves and not is_link_local(stand_in):
+        if network.link_local and not network.loopback_chosen and not is_link_local(stand_in):
             return network.link_local
         return stand_in
 

@@ -14,7 +14,7 @@ import errno
 import struct
 from collections.abc import Iterable
 
-from gpasst.counters import Counters, Drop, Tally
+from gpasst.counters import Counters, Tally
 from gpasst.flow.sender import ControlMessage, HostSocket, Sender
 from gpasst.host.kernel_formats import IN6_PKTINFO_CODEC, IN_PKTINFO_CODEC
 from gpasst.host.sockets import socket_address
@@ -32,6 +32,7 @@ from gpasst.linux import (
     UDP_SEGMENT,
 )
 from gpasst.packet.address import IP4_BYTES, IP6_BYTES, UNSPECIFIED, V4, family_of, is_multicast
+from gpasst.packet.refusal import refusal
 from gpasst.udp.header import DEFAULT_TOS_TTL
 from gpasst.udp.mapping import Peer
 
@@ -194,13 +195,7 @@ def _repeat(
 
 def _refused(number: int, count: int, counters: Counters) -> int:
     """Count `count` datagrams under the reason for which the kernel refused them; return the errno `number`."""
-    if number in (errno.EAGAIN, errno.ENOBUFS):
-        reason = Drop.SEND_FULL
-    elif number == errno.EMSGSIZE:
-        reason = Drop.MESSAGE_SIZE
-    else:
-        reason = Drop.SEND_FAILED
-    counters.drop(reason, count)
+    counters.drop(refusal(number).reason, count)
     return number
 
 

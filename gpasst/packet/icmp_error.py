@@ -8,7 +8,6 @@ the proxy, so the error quotes it as its sender sent it, with the sender's view 
 
 from __future__ import annotations
 
-import errno
 from dataclasses import dataclass
 
 from gpasst.counters import Drop
@@ -19,15 +18,11 @@ from gpasst.formats import (
     ICMP_CODEC,
     ICMP_ERROR_CODEC,
     ICMP_FRAGMENTATION_NEEDED,
-    ICMP_HOST_UNREACHABLE,
-    ICMP_NET_UNREACHABLE,
     ICMP_PARAMETER_PROBLEM,
     ICMP_PORT_UNREACHABLE,
     ICMP_TIME_EXCEEDED,
     ICMP_UNREACHABLE,
-    ICMPV6_ADDRESS_UNREACHABLE,
     ICMPV6_ERROR_CODEC,
-    ICMPV6_NO_ROUTE,
     ICMPV6_PACKET_TOO_BIG,
     ICMPV6_PARAMETER_PROBLEM,
     ICMPV6_PORT_UNREACHABLE,
@@ -101,14 +96,6 @@ CLOSED_PORT = {
     4: Problem(ICMP_UNREACHABLE, ICMP_PORT_UNREACHABLE),
     6: Problem(ICMPV6_UNREACHABLE, ICMPV6_PORT_UNREACHABLE),
 }
-
-REFUSED = {
-    (4, errno.ENETUNREACH): Problem(ICMP_UNREACHABLE, ICMP_NET_UNREACHABLE),
-    (4, errno.EHOSTUNREACH): Problem(ICMP_UNREACHABLE, ICMP_HOST_UNREACHABLE),
-    (6, errno.ENETUNREACH): Problem(ICMPV6_UNREACHABLE, ICMPV6_NO_ROUTE),
-    (6, errno.EHOSTUNREACH): Problem(ICMPV6_UNREACHABLE, ICMPV6_ADDRESS_UNREACHABLE),
-}
-"""A router's error, by family and errno, for a datagram that the host's own kernel refuses to send."""
 
 
 def too_big(family: int, mtu: int) -> Problem:

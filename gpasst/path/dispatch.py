@@ -17,6 +17,7 @@ from gpasst.flow.guest import Guest
 from gpasst.formats import ETHERNET_CODEC, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6
 from gpasst.packet.parse import Packet, parse_ip
 from gpasst.packet.reassembly import Reassembly
+from gpasst.services.chatter import of_disabled_family
 
 # Handles a whole packet of the guest; raises PacketError with the reason for which it is dropped.
 Handler = Callable[[Packet], None]
@@ -75,7 +76,8 @@ class Dispatch:
         if ethertype not in (ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6):
             raise PacketError(Drop.ETHERTYPE)
         if family not in guest.addresses:
-            raise PacketError(Drop.FAMILY_DISABLED)
+            reason = Drop.FAMILY_DISABLED if ethertype == ETHERTYPE_ARP else of_disabled_family(parse_ip(frame))
+            raise PacketError(reason)
         guest.learn_mac(ethernet["source"])
         if ethertype == ETHERTYPE_ARP:
             self._arp(frame[ETHERNET_CODEC.size :])

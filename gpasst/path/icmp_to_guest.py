@@ -19,7 +19,8 @@ from gpasst.host.receive import sender_key
 from gpasst.link.port import Link
 from gpasst.packet import icmp_error
 from gpasst.packet.address import LOOPBACK, family_of, is_multicast
-from gpasst.packet.icmp_error import REFUSED, Problem, expired, quoted_udp
+from gpasst.packet.icmp_error import Problem, expired, quoted_udp
+from gpasst.packet.refusal import refusal
 from gpasst.udp.mapping import Peer, UdpSocket
 
 QUOTED_BYTES = 1280  # of a refused datagram; no error holds more (RFC 4443, section 2.4 (c))
@@ -57,7 +58,7 @@ class IcmpToGuest:
         :param number: the errno.
         :param payload: the datagram, or the first of those that were refused together.
         """
-        problem = REFUSED.get((peer.udp_socket.family, number))
+        problem = refusal(number).problem(peer.udp_socket.family)
         if problem is not None:
             self._datagram(peer, problem, b"", bytes(payload[:QUOTED_BYTES]))
 
@@ -65,7 +66,7 @@ class IcmpToGuest:
         """Report the error that a datagram to `peer` met."""
         family, mapping = peer.udp_socket.family, peer.mapping
         address, port = peer.shown
-        if is_multicast(address):
+        if is_multicast(address) or peer.remote[0] in self._guest.network.broadcasts:
             return
         # It was the last router that would have counted down to 0; of others it is not known how far they are.
         hop_limit = 1 if expired(family, problem) else peer.tos_ttl & _TTL_MASK

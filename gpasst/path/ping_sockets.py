@@ -27,8 +27,9 @@ from gpasst.host.send import answering, send_one
 from gpasst.host.sockets import ping_socket
 from gpasst.link.port import Link
 from gpasst.packet.address import family_of
-from gpasst.packet.icmp_error import REFUSED, Problem, expired, quoted_echo
+from gpasst.packet.icmp_error import Problem, expired, quoted_echo
 from gpasst.packet.parse import Packet
+from gpasst.packet.refusal import refusal
 from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.services import echo
 
@@ -114,8 +115,8 @@ class PingSockets:
         flow.target, flow.hop_limit = target.address, packet.hop_limit
         sender = answering(flow.socket, target.address, 0, target.scope, tos_ttl=packet.tos_ttl)
         failure = send_one(sender, memoryview(request.message), self._counters.icmp.down, self._counters)
-        problem = REFUSED.get((packet.family, failure))
-        if problem is not None:
+        problem = refusal(failure).problem(packet.family) if failure else None
+        if problem is not None and target.address not in self._guest.network.broadcasts:
             self._report(flow, problem, b"", request.message)
 
     def step(self, flow: EchoFlow) -> None:

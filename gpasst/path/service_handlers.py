@@ -21,7 +21,7 @@ class ServiceHandlers:
 
     :param link: where answers are written.
     :param guest: the guest.
-    :param router: answers neighbour discovery; None where that is switched off, and messages are ignored.
+    :param router: answers neighbour discovery; None where that is switched off.
     :param dhcp_served: whether DHCP is.
     :param dhcpv6_server: answers DHCPv6, None where that is switched off.
     """
@@ -51,13 +51,14 @@ class ServiceHandlers:
     def ndp(self, packet: Packet) -> None:
         """Answer neighbour and router solicitations, and learn the address that they come from.
 
-        :raises PacketError: if the message is malformed.
+        :raises PacketError: if the message is malformed or not served.
         """
         addresses = self._guest.addresses[6]
         addresses.learn(packet.source)
-        if self._router:
-            own = (addresses.network.address, addresses.link_local, addresses.seen)
-            self._write(ndp.answer(self._router, packet, self._guest.mac, own))
+        if self._router is None:
+            raise PacketError(Drop.DISCOVERY)
+        own = (addresses.network.address, addresses.link_local, addresses.seen)
+        self._write(ndp.answer(self._router, packet, self._guest.mac, own))
 
     def dhcp(self, packet: Packet, data: memoryview) -> None:
         """Answer DHCP and BOOTP, and learn the address that a renewing client uses.

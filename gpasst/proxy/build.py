@@ -52,7 +52,7 @@ from gpasst.proxy.advertiser import Advertiser
 from gpasst.proxy.clock import Clock
 from gpasst.proxy.guest_session import GuestSession
 from gpasst.proxy.workers import READ, WRITE, Watchers
-from gpasst.services import dhcpv6, ndp
+from gpasst.services import chatter, dhcpv6, ndp
 from gpasst.udp.mapping import Listener, UdpSocket
 from gpasst.udp.nat import UdpNat
 from gpasst.udp.pairs import Pair, Pairs
@@ -324,11 +324,13 @@ def _handlers(
     echo: Handler = disabled if config.no_icmp else pings.request
     reset: Handler = disabled if config.no_tcp else services.tcp_reset
     by_type: dict[int, dict[int, Handler]] = {4: {}, 6: dict.fromkeys(ndp.TYPES, services.ndp)}
+    by_type[6].update(dict.fromkeys(chatter.MLD_TYPES, chatter.membership))
     if not config.no_icmp and not config.no_udp:
         to_sender = IcmpToSender(base.raw, udp.nat.tables, base.counters)
         for family, types in icmp_error.TYPES.items():
             by_type[family].update(dict.fromkeys(types, to_sender.take))
     return {
+        (4, chatter.PROTOCOL_IGMP): chatter.membership,
         (4, PROTOCOL_UDP): udp.outbound,
         (6, PROTOCOL_UDP): udp.outbound,
         (4, PROTOCOL_TCP): reset,

@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 
-from gpasst.counters import Counters, Drop, Statistics
+from gpasst.counters import IGNORED, Counters, Drop, Statistics
 from gpasst.flow.record import Flow
 from gpasst.host.sockets import text
 from gpasst.path.udp_splice import UdpSplice
@@ -22,7 +22,7 @@ QUIET_DROPS = frozenset(
         Drop.PROTOCOL,
         Drop.PROTOCOL_DISABLED,
         Drop.FAMILY_DISABLED,
-        Drop.SERVICE,
+        *IGNORED,
         Drop.SEND_FAILED,
         Drop.TCP,
         Drop.FILTERED,

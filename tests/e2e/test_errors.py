@@ -23,12 +23,14 @@ from tests.support.families import FAMILY, LOOPBACK
 from tests.support.guests import gateway, guest_socket
 from tests.support.lab import (
     BEYOND,
+    BLACKHOLE,
     FAR,
     HOST,
     INHERITED,
     NARROW_MTU,
     NOWHERE,
     PATIENCE,
+    PROHIBITED,
     REMOTE,
     TIGHT,
     UNREACHABLE,
@@ -175,6 +177,22 @@ def test_what_cannot_be_reached(
         assert (error.errno, error.kind, error.target) == (number[family], kinds[family], (targets[family], CLOSED))
         assert error.payload == b"anyone?"
         assert error.offender in {offenders[family], "fe80::2"}
+
+
+def test_what_a_route_of_the_host_prohibits(net: gpasst.Pasta, family: int) -> None:
+    with guest_socket(net, family) as guest:
+        reporting(guest, family).sendto(b"may I?", (PROHIBITED[family], CLOSED))
+        error = reported(guest, family)
+        assert (error.kind, error.target) == ({4: (3, 13), 6: (1, 1)}[family], (PROHIBITED[family], CLOSED))
+        assert error.payload == b"may I?"
+
+
+def test_a_blackhole_is_silent_and_counted(net: gpasst.Pasta, family: int) -> None:
+    before, reason = net.statistics(), gpasst.Drop.SEND_FAILED.value
+    with guest_socket(net, family) as guest:
+        guest.sendto(b"?", (BLACKHOLE[family], CLOSED))
+        wait(lambda: net.statistics().drops.get(reason, 0) == before.drops.get(reason, 0) + 1)
+    assert net.statistics().errors_up == before.errors_up
 
 
 def test_a_next_hop_that_is_too_narrow(net: gpasst.Pasta, family: int) -> None:

@@ -41,7 +41,7 @@ def dig(net: gpasst.Pasta, *arguments: str) -> str:
     return str(done.stdout).strip()
 
 
-@pytest.mark.parametrize("resolver", ["127.0.0.53", "127.0.0.1", HOST4])
+@pytest.mark.parametrize("resolver", ["127.0.0.53", "127.0.0.1"])
 def test_dig_at_the_gateway_and_at_the_forwarder(tun: None, remote: Remote, resolver: str) -> None:
     options: dict[str, Any] = {"config_net": True, "dns_host": resolver, "dns_forward": FORWARDER4}
     with service(dnsmasq(resolver), 53), gpasst.Pasta(**options) as net:
@@ -50,6 +50,16 @@ def test_dig_at_the_gateway_and_at_the_forwarder(tun: None, remote: Remote, reso
         # One guest port to both names of the resolver: each answer comes from the one that was asked.
         assert dig(net, "-b", "0.0.0.0#5353", f"@{net.gateway4}") == "198.51.100.7"
         assert dig(net, "-b", "0.0.0.0#5353", f"@{FORWARDER4}") == "198.51.100.7"
+
+
+def test_a_dns_server_on_the_hosts_loopback_is_not_hidden_by_a_resolver_elsewhere(tun: None, remote: Remote) -> None:
+    options: dict[str, Any] = {"config_net": True, "dns_host": HOST4, "dns_forward": FORWARDER4}
+    with gpasst.Pasta(**options) as net:
+        with service(dnsmasq(HOST4), 53):
+            assert dig(net, f"@{FORWARDER4}") == "198.51.100.7"
+            assert "refused" in dig(net, f"@{net.gateway4}")
+        with service(dnsmasq("127.0.0.1"), 53):
+            assert dig(net, f"@{net.gateway4}") == "198.51.100.7"
 
 
 def test_dig_over_ipv6(tun: None, remote: Remote) -> None:

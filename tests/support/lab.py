@@ -4,7 +4,8 @@ The test process itself becomes the *host*: it moves into a fresh network namesp
 (192.0.2.2 and 192.0.2.3, 2001:db8::2) whose other end is in the *remote* machine's namespace (192.0.2.1, 2001:db8::1,
 the default gateway; 198.51.100.9 and 2001:db8:1::9 behind it, and .10 and ::10 behind a path of MTU 1280; a router
 towards 203.0.113.0/24 and 2001:db8:2::/64, where nobody is). Of these networks, the second quarter has no route on the
-host, the third is unreachable for the remote machine, and the last has a next hop of MTU 1280 there.
+host (and two addresses that it prohibits and discards), the third is unreachable for the remote machine, and the last
+has a next hop of MTU 1280 there.
 *Guests* are what the tests open with `gpasst.Pasta`, and the virtual machines of `tests.support.vm`.
 Nothing can leave these namespaces. Mounts are private, too, with a /dev/net/tun for the run alone.
 
@@ -42,6 +43,8 @@ UNREACHABLE4, UNREACHABLE6 = "203.0.113.137", "2001:db8:2:0:8000::9"
 TIGHT4, TIGHT6 = "203.0.113.201", "2001:db8:2:0:c000::9"
 HOST_LINK_LOCAL, REMOTE_LINK_LOCAL = "fe80::2", "fe80::1:1"
 HOST, REMOTE, FAR = {4: HOST4, 6: HOST6}, {4: REMOTE4, 6: REMOTE6}, {4: FAR4, 6: FAR6}
+PROHIBITED = {4: "203.0.113.80", 6: "2001:db8:2:0:4000::80"}
+BLACKHOLE = {4: "203.0.113.81", 6: "2001:db8:2:0:4000::81"}
 NARROW, BEYOND, NOWHERE = {4: NARROW4, 6: NARROW6}, {4: BEYOND4, 6: BEYOND6}, {4: NOWHERE4, 6: NOWHERE6}
 UNREACHABLE, TIGHT = {4: UNREACHABLE4, 6: UNREACHABLE6}, {4: TIGHT4, 6: TIGHT6}
 UPSTREAM = "up0"
@@ -180,6 +183,9 @@ def _configure_host() -> None:
         # Where the search for a route ends without one.
         route.route("add", dst="203.0.113.64/26", type="throw")
         route.route("add", dst="2001:db8:2:0:4000::/66", type="throw", family=socket.AF_INET6)
+        for kind, targets in (("prohibit", PROHIBITED), ("blackhole", BLACKHOLE)):
+            route.route("add", dst=f"{targets[4]}/32", type=kind)
+            route.route("add", dst=f"{targets[6]}/128", type=kind, family=socket.AF_INET6)
         narrow = {"mtu": NARROW_MTU}
         route.route("add", dst=f"{NARROW4}/32", gateway=REMOTE4, metrics=narrow)
         route.route("add", dst=f"{NARROW6}/128", gateway=REMOTE6, family=socket.AF_INET6, metrics=narrow)

@@ -113,9 +113,8 @@ def clock(net: gpasst.Pasta) -> Iterator[Callable[[int], None]]:
 
 
 def drops(statistics: gpasst.Statistics) -> dict[str, int]:
-    """Give what was dropped but for what the namespace's kernel says by itself."""
-    unasked = {gpasst.Drop.ICMP_TYPE.value, gpasst.Drop.PROTOCOL.value}
-    return {reason: count for reason, count in statistics.drops.items() if reason not in unasked}
+    """Give what was dropped."""
+    return statistics.drops
 
 
 def descriptors() -> int:

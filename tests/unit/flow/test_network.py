@@ -120,7 +120,7 @@ def test_an_ordinary_host_is_copied() -> None:
     assert (ip4.local, ip4.address, ip4.prefix, ip4.gateway) == (False, ip("192.0.2.2"), 24, ip("192.0.2.1"))
     assert (ip4.index, ip4.link_local, ip4.explicit) == (UP, None, False)
     assert ip4.host_addresses == frozenset(map(ip, ("127.0.0.1", "192.0.2.2", "192.0.2.3", "10.1.0.5")))
-    assert (ip4.host_loopback, ip4.gateway_resolves, ip4.guest_alias) == (ip("192.0.2.1"), True, None)
+    assert (ip4.host_loopback, ip4.loopback_chosen, ip4.guest_alias) == (ip("192.0.2.1"), False, None)
     assert (ip4.resolver, ip4.dns_forward, ip4.outbound) == (ip("198.51.100.53"), None, None)
     assert (ip6.local, ip6.address, ip6.prefix, ip6.gateway) == (False, ip("2001:db8::2"), 64, ip("fe80::1"))
     assert (ip6.index, ip6.link_local) == (UP, ip("fe80::2"))
@@ -370,7 +370,7 @@ def test_a_gateway_may_be_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "loopback4", "resolves4", "loopback6", "resolves6"),
+    ("options", "loopback4", "default4", "loopback6", "default6"),
     [
         ({"no_map_gw": True}, None, True, None, True),
         ({"map_host_loopback": "none"}, None, True, None, True),
@@ -382,12 +382,39 @@ def test_a_gateway_may_be_given() -> None:
     ],
 )
 def test_what_stands_for_the_hosts_loopback(
-    options: dict[str, Any], loopback4: str | None, resolves4: bool, loopback6: str | None, resolves6: bool
+    options: dict[str, Any], loopback4: str | None, default4: bool, loopback6: str | None, default6: bool
 ) -> None:
     ip4, ip6 = both(settled(**options))
     assert ip4.host_loopback == (ip(loopback4) if loopback4 else None)
     assert ip6.host_loopback == (ip(loopback6) if loopback6 else None)
-    assert (ip4.gateway_resolves, ip6.gateway_resolves) == (resolves4, resolves6)
+    assert (not ip4.loopback_chosen, not ip6.loopback_chosen) == (default4, default6)
+
+
+@pytest.mark.parametrize(
+    ("nameservers", "options", "resolver"),
+    [
+        (("127.0.0.53",), {}, "127.0.0.53"),
+        (("198.51.100.53", "127.0.0.53"), {}, "127.0.0.53"),
+        (("198.51.100.53",), {}, None),
+        (("127.0.0.53",), {"dns_host": "198.51.100.53"}, None),
+        (("198.51.100.53",), {"dns_host": "127.0.0.9"}, "127.0.0.9"),
+        (("127.0.0.53",), {"map_host_loopback": "192.0.2.9"}, None),
+    ],
+)
+def test_the_gateway_stands_for_a_resolver_on_loopback(
+    nameservers: tuple[str, ...], options: dict[str, Any], resolver: str | None
+) -> None:
+    ip4, ip6 = both(settled(ORDINARY, ResolverFile((*nameservers, "2001:db8:5::53")), **options))
+    assert ip4.gateway_resolver == (ip(resolver) if resolver else None)
+    assert ip6.gateway_resolver is None
+
+
+def test_broadcast_addresses() -> None:
+    point_to_point = address(OTHER, "10.7.7.1", 31)
+    network = settled({**ORDINARY, "addresses": [*ORDINARY["addresses"], point_to_point]})
+    assert network.broadcasts == frozenset(
+        map(ip, ("255.255.255.255", "192.0.2.255", "10.1.255.255", "127.255.255.255"))
+    )
 
 
 def test_other_special_addresses() -> None:

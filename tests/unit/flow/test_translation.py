@@ -25,22 +25,23 @@ from tests.support.addresses import (
 from tests.support.networks import INDEX, NETWORKS, rules
 
 UNMAPPED = {"host_loopback": None}
-CHOSEN4 = {"host_loopback": "192.0.2.99", "gateway_resolves": False}
-CHOSEN6 = {"host_loopback": "2001:db8::99", "gateway_resolves": False}
+CHOSEN4 = {"host_loopback": "192.0.2.99", "loopback_chosen": True}
+CHOSEN6 = {"host_loopback": "2001:db8::99", "loopback_chosen": True}
 
 
 @pytest.mark.parametrize(
     ("family", "changes", "destination", "port", "address", "own"),
     [
-        # The gateway is the host's loopback, whatever the port, but for the resolver's.
+        # The gateway is the host's loopback, whatever the port, unless the resolver is on loopback too.
         (4, {}, GATEWAY4, 7, "127.0.0.1", True),
         (6, {}, GATEWAY6, 7, "::1", True),
-        (4, {}, GATEWAY4, 53, RESOLVER4, False),
-        (6, {}, GATEWAY6, 53, RESOLVER6, False),
+        (4, {}, GATEWAY4, 53, "127.0.0.1", True),
+        (6, {}, GATEWAY6, 53, "::1", True),
         (4, {}, GATEWAY4, 853, "127.0.0.1", True),
         (6, {}, GATEWAY6, 853, "::1", True),
-        (4, {"resolver": "127.0.0.53"}, GATEWAY4, 53, "127.0.0.53", True),
-        (6, {"resolver": "::1"}, GATEWAY6, 53, "::1", True),
+        (4, {"gateway_resolver": "127.0.0.53"}, GATEWAY4, 53, "127.0.0.53", True),
+        (4, {"gateway_resolver": "127.0.0.53"}, GATEWAY4, 853, "127.0.0.1", True),
+        (4, {"gateway_resolver": "127.0.0.53", **UNMAPPED}, GATEWAY4, 53, GATEWAY4, False),
         (4, {"resolver": None}, GATEWAY4, 53, "127.0.0.1", True),
         # With mapping disabled the gateway is itself.
         (4, UNMAPPED, GATEWAY4, 7, GATEWAY4, False),

@@ -10,8 +10,9 @@ import pytest
 
 from gpasst.counters import Drop
 from gpasst.packet import icmp_error
-from gpasst.packet.icmp_error import CLOSED_PORT, REFUSED, Problem
+from gpasst.packet.icmp_error import CLOSED_PORT, Problem
 from gpasst.packet.parse import parse_ip
+from gpasst.packet.refusal import refusal
 from gpasst.udp.mapping import Peer, UdpSocket
 from tests.support.addresses import GUEST_MAC, HOST_MAC, ip
 from tests.support.bench import GATEWAY, GUEST, Bench, bench, free_port, server, udp_packet
@@ -75,14 +76,14 @@ def test_an_error_about_a_peer_that_is_gone_is_only_counted(family: int) -> None
 
 
 @FAMILIES
-@pytest.mark.parametrize("number", [errno.ENETUNREACH, errno.EHOSTUNREACH])
+@pytest.mark.parametrize("number", [errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EPERM])
 def test_what_the_kernel_refuses_is_reported_as_a_router_would(family: int, number: int) -> None:
     with bench() as it:
         peer = it.nat.outbound(family, ip(GUEST[family]), ip(FAR[family]), free_port(family), 9)
         it.icmp.refused(peer, number, memoryview(b"never sent"))
         source, error = reported(it)
         assert source == GATEWAY[family]
-        assert error.problem == REFUSED[family, number]
+        assert error.problem == refusal(number).problem(family)
         assert (error.destination, error.payload) == (ip(FAR[family]), b"never sent")
         assert (it.counters.errors_up, it.counters.socket_errors) == (1, 0)
 
@@ -101,7 +102,7 @@ def test_a_long_datagram_is_quoted_in_part(family: int) -> None:
 def test_errors_that_mean_nothing_to_the_guest_are_none(family: int) -> None:
     with bench() as it:
         peer = it.nat.outbound(family, ip(GUEST[family]), ip(FAR[family]), free_port(family), 9)
-        for number in (errno.ENOBUFS, errno.EPERM, errno.EINVAL):
+        for number in (errno.ENOBUFS, errno.ECONNREFUSED, errno.EINVAL):
             it.icmp.refused(peer, number, memoryview(b"?"))
         assert (it.link.frames, it.counters.errors_up) == ([], 0)
 
@@ -112,6 +113,15 @@ def test_nobody_hears_of_what_went_to_a_group(family: int) -> None:
     with bench() as it:
         peer = it.nat.outbound(family, ip(GUEST[family]), ip(MULTICAST[family]), free_port(family), 9)
         it.icmp.refused(peer, errno.ENETUNREACH, memoryview(b"?"))
+        assert (it.link.frames, it.counters.errors_up) == ([], 0)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENETUNREACH])
+def test_nobody_hears_of_a_broadcast(number: int) -> None:
+    """The host's socket refuses broadcasts with the error of a prohibiting route."""
+    with bench() as it:
+        peer = it.nat.outbound(4, ip(GUEST[4]), ip("255.255.255.255"), free_port(4), 9)
+        it.icmp.refused(peer, number, memoryview(b"?"))
         assert (it.link.frames, it.counters.errors_up) == ([], 0)
 
 

@@ -12,8 +12,8 @@ import pytest
 from gpasst.counters import Drop
 from gpasst.formats import ECHO_CODEC
 from gpasst.host.descriptors import Descriptors
-from gpasst.packet import icmp_error
 from gpasst.packet.parse import Packet, parse_ip
+from gpasst.packet.refusal import refusal
 from gpasst.path import ping_sockets
 from gpasst.path.ping_sockets import IDLE_SECONDS, EchoFlow, PingSockets
 from tests.support.addresses import GUEST_MAC, HOST_MAC, ip
@@ -136,7 +136,8 @@ def test_a_target_without_a_route_is_reported(case: Case, family: int) -> None:
     (frame,) = case.link.frames
     packet = parse_ip(memoryview(frame))
     assert packet.source == ip(GATEWAY[family])
-    problem = icmp_error.REFUSED[family, errno.ENETUNREACH]
+    problem = refusal(errno.ENETUNREACH).problem(family)
+    assert problem is not None
     assert (packet.payload[0], packet.payload[1]) == (problem.type, problem.code)
     quoted = packet.payload[8 + (20 if family == 4 else 40) :]
     fields = ECHO_CODEC.unpack_from(quoted)

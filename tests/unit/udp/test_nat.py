@@ -89,7 +89,7 @@ def test_guest_reaches_a_remote_server() -> None:
 
 
 def test_forwarded_query_is_answered_under_the_forwarders_address() -> None:
-    host = Host(dns_forward=FORWARDER4)
+    host = Host(dns_forward=FORWARDER4, gateway_resolver=RESOLVER4)
     peer = host.down(33333, FORWARDER4, 53)
     assert peer.remote == (ip(RESOLVER4), 53, 0)
     assert host.up(peer.udp_socket, RESOLVER4, 53) is peer
@@ -277,7 +277,7 @@ def test_a_changed_port_is_no_service_either() -> None:
 
 
 def test_two_names_of_one_remote_have_sockets_of_their_own() -> None:
-    host = Host(dns_forward=FORWARDER4)
+    host = Host(dns_forward=FORWARDER4, gateway_resolver=RESOLVER4)
     names = [GATEWAY4, FORWARDER4, RESOLVER4]
     peers = [host.down(33333, name, 53) for name in names]
     assert {peer.remote for peer in peers} == {(ip(RESOLVER4), 53, 0)}
@@ -335,7 +335,7 @@ def test_anyone_may_answer_a_mapping() -> None:
 
 
 def test_only_addresses_that_the_guest_sent_to_may_answer_where_filtered() -> None:
-    host = Host(filtered=True)
+    host = Host(filtered=True, gateway_resolver=RESOLVER4)
     udp_socket = host.down(33000, SERVER4, 69).udp_socket
     assert host.up(udp_socket, SERVER4, 2000).shown == (ip(SERVER4), 2000)
     with refused(Drop.FILTERED):
@@ -443,7 +443,7 @@ def test_a_mapping_without_socket_is_no_mapping() -> None:
 
 
 def test_a_missing_second_socket_leaves_other_peers_alone() -> None:
-    host = Host()
+    host = Host(gateway_resolver=RESOLVER4)
     peer = host.down(5353, RESOLVER4, 53)
     host.failing = 2
     with refused(Drop.NO_SOCKET):
@@ -483,7 +483,7 @@ def test_an_unknown_mac_address_is_everyones() -> None:
 
 
 def test_close_closes_everything_once() -> None:
-    host = Host()
+    host = Host(gateway_resolver=RESOLVER4)
     listener = host.listen(5000, 7000)
     host.listen(5000, 7000, family=6)
     host.up(listener, SERVER4, 1, local=GUEST4)
