@@ -139,10 +139,12 @@ def furnish(request: OpenRequest, place: Entered) -> tuple[Message, dict[str, in
     reply: Message = {"pid": os.getpid(), "name": None, "offloads": ()}
     made = dict(place.descriptors)
     try:
+        reused = False
         if request.tap:
             made["tap"] = place.open_tun()
-            reply["name"], reply["offloads"] = attach(made["tap"], request.ifname, request.offload)
-        reply |= netlink.configure(request, reply["name"])
+            attached = attach(made["tap"], request.ifname, request.offload)
+            reply["name"], reply["offloads"], reused = attached.name, attached.offloads, attached.reused
+        reply |= netlink.configure(request, reply["name"], reused)
         reply["ephemeral"] = netlink.ephemeral_ports()
     except BaseException:
         close_all(made.values())

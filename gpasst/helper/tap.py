@@ -8,6 +8,9 @@ The device speaks the 10-byte virtio-net header. TUNSETOFFLOAD declares the work
 (checksums, segmentation); kernels before 6.2 know no UDP segmentation and refuse the whole set, so smaller sets are
 tried in turn. TUNSETSNDBUF is not needed: a device starts with no limit on what its owner writes. Towards the owner the
 queue is the transmit queue length of the link, which `gpasst.helper.netlink` sets.
+
+A device may be there already: rootlesskit makes a persistent one before it starts the proxy. It is taken if it is a tap
+with one queue and without owner, and stays when the proxy ends.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import errno
 import fcntl
 import os
 import struct
+from dataclasses import dataclass
 
 from gpasst.errors import ConfigurationError, PlatformError
 from gpasst.linux import (
@@ -64,10 +68,23 @@ def open_tun() -> int:
         raise PlatformError(f"{TUN_DEVICE} cannot be opened: {error.strerror}", _LIMIT_REMEDY) from None
 
 
-def attach(descriptor: int, ifname: str, offload: bool) -> tuple[str, tuple[str, ...]]:
-    """Make the device behind an open tun file.
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """A tap device and its owner's part.
 
-    :return: the name of the device, and the work that the kernel may leave to the owner, as `OFFLOADS` names it.
+    :ivar name: of the device.
+    :ivar offloads: the work that the kernel may leave to the owner, as `OFFLOADS` names it.
+    :ivar reused: whether the device was there before.
+    """
+
+    name: str
+    offloads: tuple[str, ...]
+    reused: bool
+
+
+def attach(descriptor: int, ifname: str, offload: bool) -> Attached:
+    """Make the device behind an open tun file, or take the one of that name if it is a tap device that nobody uses.
+
     :raises ConfigurationError: if the name is no interface name, or taken.
     :raises PlatformError: if a permission is in the way.
     """
@@ -76,13 +93,24 @@ def attach(descriptor: int, ifname: str, offload: bool) -> tuple[str, tuple[str,
             f"{ifname!r} cannot name a network interface",
             f"use up to {INTERFACE_NAME_LENGTH} characters without blank, slash or colon",
         )
-    flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL
+    reused = False
     try:
-        answer = fcntl.ioctl(descriptor, _WRITE | TUNSETIFF, IFREQ.pack(ifname.encode(), flags))
+        try:
+            answer = _set_device(descriptor, ifname, IFF_TUN_EXCL)
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.EEXIST):
+                raise
+            reused = True
+            answer = _set_device(descriptor, ifname, 0)
     except OSError as error:
-        if error.errno in (errno.EBUSY, errno.EEXIST):
+        if error.errno == errno.EBUSY:
             raise ConfigurationError(
-                f"an interface named {ifname} exists already in the namespace",
+                f"the tap device {ifname} is in use, perhaps by another gpasst or pasta on this namespace",
+                "end that one, or choose another name: --ns-ifname",
+            ) from None
+        if error.errno == errno.EINVAL and reused:
+            raise ConfigurationError(
+                f"an interface named {ifname} exists already in the namespace, and is no tap device for one owner",
                 "choose another name: --ns-ifname",
             ) from None
         if error.errno in (errno.EPERM, errno.EACCES):
@@ -92,7 +120,17 @@ def attach(descriptor: int, ifname: str, offload: bool) -> tuple[str, tuple[str,
             ) from None
         raise PlatformError(f"cannot make the tap device {ifname}: {error.strerror}", _LIMIT_REMEDY) from None
     fcntl.ioctl(descriptor, _WRITE | TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER_SIZE))
-    return answer[:IFNAMSIZ].rstrip(b"\0").decode(), _set_offload(descriptor, offload)
+    name = answer[:IFNAMSIZ].rstrip(b"\0").decode()
+    return Attached(name, _set_offload(descriptor, offload), reused)
+
+
+def _set_device(descriptor: int, ifname: str, exclusive: int) -> bytes:
+    """Attach a tun file to a device; `exclusive` is IFF_TUN_EXCL to make a new one, 0 to take one that exists too.
+
+    :raises OSError: EBUSY if the name is taken, or the device in use; EINVAL if it is of another kind.
+    """
+    flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | exclusive
+    return fcntl.ioctl(descriptor, _WRITE | TUNSETIFF, IFREQ.pack(ifname.encode(), flags))
 
 
 def _set_offload(descriptor: int, wanted: bool) -> tuple[str, ...]:

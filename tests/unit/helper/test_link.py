@@ -8,10 +8,11 @@ import select
 import socket
 import struct
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from gpasst.errors import PlatformError
+from gpasst.errors import ConfigurationError, PlatformError
 from gpasst.helper.client import Helper, Namespace, OpenRequest, Route
 from gpasst.linux import IFA_F_TENTATIVE
 from tests.support.namespaces import BARE, CONFIGURED, PATIENCE, facts_inside, inside, script
@@ -126,6 +127,12 @@ BOTH = OpenRequest(
 )
 
 
+def joining(made: Namespace, **changes: Any) -> OpenRequest:
+    """Return a request to join a namespace."""
+    own = f"/proc/{os.getpid()}/fd"
+    return replace(BOTH, netns=f"{own}/{made.netns}", userns=f"{own}/{made.userns}", **changes)
+
+
 def families_of(namespace: Namespace) -> set[int]:
     return {entry["family"] for entry in facts_inside(namespace)["addresses"] if entry["index"] == namespace.index}
 
@@ -141,8 +148,7 @@ def test_a_namespace_with_ipv6_switched_off_has_ipv4(helper: Helper, tun: None) 
     switch = "open('/proc/sys/net/ipv6/conf/default/disable_ipv6', 'w').write('1')"
     with helper.open(BARE) as made:
         assert inside(made, *script(switch)).returncode == 0
-        own = f"/proc/{os.getpid()}/fd"
-        request = replace(BOTH, netns=f"{own}/{made.netns}", userns=f"{own}/{made.userns}")
+        request = joining(made)
         with helper.open(request) as namespace:
             assert namespace.lacking == {6}
             assert namespace.notes == (
@@ -186,3 +192,37 @@ with IPRoute() as ipr:
     assert (first["gateway"], first["metric"], first["oif"]) == ("10.1.2.8", 10, index)
     assert (second["gateway"], second["metric"]) == ("10.1.2.1", 50)
     assert all(route["destination"] != "192.0.2.0" for route in facts["routes"])
+
+
+PREPARED = """
+from pyroute2.iproute import IPRoute
+with IPRoute() as ipr:
+    ipr.link("add", ifname="tap0", kind="tuntap", mode="tap")
+    index = ipr.link_lookup(ifname="tap0")[0]
+    ipr.link("set", index=index, state="up")
+    ipr.addr("add", index=index, address="10.1.2.3", prefixlen=24)
+"""
+
+
+def test_a_tap_that_was_prepared_is_used_and_stays(helper: Helper, tun: None) -> None:
+    """As rootlesskit prepares it."""
+    with helper.open(BARE) as made:
+        done = inside(made, *script(PREPARED))
+        assert done.returncode == 0, done.stderr
+        for _ in range(2):
+            with helper.open(joining(made, ifname="tap0", mac="02:00:00:00:00:09", optional=())) as namespace:
+                assert (namespace.name, namespace.mac) == ("tap0", bytes.fromhex("020000000009"))
+                assert "csum" in namespace.offloads
+                assert families_of(namespace) == {4, 6}
+                with socket.socket(fileno=namespace.sockets(socket.AF_INET, socket.SOCK_DGRAM)[0]) as sock:
+                    sock.sendto(b"?", ("10.1.2.99", 9))
+                assert select.select([namespace.tap], [], [], PATIENCE)[0]
+
+
+def test_a_second_proxy_on_a_namespace_is_one_line(helper: Helper, tun: None) -> None:
+    with helper.open(BARE) as made, helper.open(joining(made)), pytest.raises(ConfigurationError) as caught:
+        helper.open(joining(made))
+    assert str(caught.value) == (
+        "the tap device eth7 is in use, perhaps by another gpasst or pasta on this namespace; "
+        "end that one, or choose another name: --ns-ifname"
+    )

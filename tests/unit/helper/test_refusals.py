@@ -67,7 +67,8 @@ def test_error_lines(helper: Helper, request_: OpenRequest, kind: type[GpasstErr
         ),
         (
             {"ifname": "lo"},
-            "an interface named lo exists already in the namespace; choose another name: --ns-ifname",
+            "an interface named lo exists already in the namespace, and is no tap device for one owner; "
+            "choose another name: --ns-ifname",
         ),
         ({"mtu": 70_000}, f"cannot set up gpasst0 with mtu 70000: Invalid argument; {CORRECT}"),
         (
