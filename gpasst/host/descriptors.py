@@ -2,22 +2,27 @@
 
 Theory of operation: the kernel hands out the lowest free descriptor (POSIX), so the number of a new socket is the least
 number of files that are open. Where it reaches `Descriptors.line`, the holder of most sockets closes the one that was
-idle longest. What may not give way (forwards, services, the guest's connection, the pool) takes the numbers above the
-line. This counts every descriptor of the process, whoever opened it, and costs no system call.
+idle longest, and the new one moves to the number that this left free; so the next one to come above the line finds all
+below it open again. What may not give way (forwards, services, the guest's connection, the pool) takes the numbers
+above the line. This counts every descriptor of the process, whoever opened it, and costs no system call below the line.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import os
 import resource
 import sys
-from typing import Protocol
+from _socket import socket as RawSocket  # a class
+from typing import Protocol, TypeVar
 
 from gpasst.flow.sender import HostSocket
 
 RESERVE = 512  # descriptors above the line: for the tap, the helper, listeners and the pool
 RESERVE_SHARE = 4  # of a small limit, the part that is reserved at most
+
+Socket = TypeVar("Socket", bound=HostSocket)
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +65,14 @@ class Descriptors:
         """Let a holder give way from now on."""
         self._holders.append(holder)
 
-    def opened(self, sock: HostSocket) -> None:
-        """Take note of a new socket of a holder."""
-        if sock.fileno() >= self.line:
-            self.let_go()
+    def settle(self, sock: Socket) -> Socket | RawSocket:
+        """Make room for a new socket of a holder; return the socket that takes its place, closed if it is another."""
+        if sock.fileno() < self.line or not self.let_go():
+            return sock
+        moved = RawSocket(fileno=os.dup(sock.fileno()))
+        moved.setblocking(False)
+        sock.close()
+        return moved
 
     def let_go(self) -> bool:
         """Close the longest idle socket of the holder of most; return whether a descriptor is free then."""

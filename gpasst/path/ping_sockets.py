@@ -213,7 +213,7 @@ class PingSockets:
                 )
             raise PacketError(Drop.ECHO_FAILED) from error
         # Before it is entered, lest it should be the one to go.
-        self._descriptors.opened(sock)
+        sock = self._descriptors.settle(sock)
         flow = self._flows[key] = EchoFlow(key, sock, self._now())
         self._watch(flow)
         return flow

@@ -80,7 +80,7 @@ class MappingSockets:
                 raise
             udp_socket = open_own(network, port, self._gro)
         assert udp_socket.socket is not None
-        self._descriptors.opened(udp_socket.socket)
+        udp_socket.socket = self._descriptors.settle(udp_socket.socket)
         if port and udp_socket.port != port:
             log.info("IPv%d source port %d is taken on the host; port changed to %d", family, port, udp_socket.port)
         self._watch(udp_socket)

@@ -106,11 +106,11 @@ class UdpSplice:
         family = listener.family
         route = self.pairs.route(listener, source, port, addressed[: ADDRESS_BYTES[family]])
         sock, local = self._connected(not listener.inside, family, route)
+        # Before the pair is entered, lest it should be the one to go.
+        sock = self._descriptors.settle(sock)
         assert listener.socket is not None
         to_sender = answering(listener.socket, source, port, scope, addressed)
         pair = Pair(listener, key, (source, port, scope), addressed, route, sock, local, Sender(sock), to_sender)
-        # Before it is entered, lest it should be the one to go.
-        self._descriptors.opened(sock)
         for ended in self.pairs.add(pair):
             self._end(ended)
         self._watch(pair, self.step)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
 import socket
 import sys
+from _socket import socket as RawSocket  # a class
 
 import pytest
 
@@ -30,7 +32,7 @@ def test_below_the_line_nothing_goes() -> None:
     descriptors, holder = Descriptors(1 << 20), Sockets(3)
     descriptors.add(holder)
     with socket.socket() as sock:
-        descriptors.opened(sock)
+        assert descriptors.settle(sock) is sock
     assert holder.count == 3
 
 
@@ -38,12 +40,42 @@ def test_above_the_line_the_holder_of_most_gives_way(caplog: pytest.LogCaptureFi
     descriptors, less, more = Descriptors(0), Sockets(3), Sockets(5)
     descriptors.add(less)
     descriptors.add(more)
-    with socket.socket() as sock:
-        for _ in range(5):
-            descriptors.opened(sock)
+    for _ in range(5):
+        descriptors.settle(socket.socket()).close()
     assert less.count + more.count == 3
     assert max(less.count, more.count) == 2
     assert caplog.text.count("the limit of open files is near") == 1
+
+
+class Open:
+    """A holder of real sockets, the longest idle one first."""
+
+    def __init__(self) -> None:
+        self.sockets: list[RawSocket] = []
+
+    def held(self) -> int:
+        return len(self.sockets)
+
+    def let_go(self) -> bool:
+        self.sockets.pop(0).close()
+        return True
+
+
+def test_no_number_above_the_line_is_taken_for_long() -> None:
+    """A hole below the line would hide how many are open."""
+    lowest = os.dup(0)
+    os.close(lowest)
+    line, holder = lowest + 8, Open()
+    descriptors = Descriptors(4 * line // 3)
+    line = descriptors.line
+    descriptors.add(holder)
+    for _ in range(50):
+        sock = descriptors.settle(RawSocket(socket.AF_INET, socket.SOCK_DGRAM, 0))
+        holder.sockets.append(sock)
+        assert sock.fileno() < line
+    assert len({sock.fileno() for sock in holder.sockets}) == len(holder.sockets) <= 9
+    for sock in holder.sockets:
+        sock.close()
 
 
 def test_who_has_nothing_cannot_give_way() -> None:
