@@ -19,6 +19,7 @@ from gpasst.commands.process import (
     check_socket,
     choose_identity,
     go_to_background,
+    open_standard_descriptors,
 )
 from gpasst.errors import ConfigurationError, GpasstError
 
@@ -41,6 +42,7 @@ ABSENT_COMMANDS = ("doctor", "ctl")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the console script; return its exit status."""
+    open_standard_descriptors()
     argv = list(sys.argv[1:] if arguments is None else arguments)
     called = os.path.basename(sys.argv[0])
     if arguments is None and called in MODES:
@@ -91,7 +93,7 @@ def run_proxy(mode: str, argv: Sequence[str]) -> int:
         check_socket(invocation.config.fd)
     ready: Callable[[], None] | None = None
     if not invocation.process.foreground and not invocation.runs_command:
-        ready = go_to_background()
+        ready = go_to_background(invocation.config.fd)
     from gpasst.helper.client import Helper
 
     helper = Helper.start()

@@ -137,6 +137,11 @@ IN_ONLYDIR: Final = 0x01000000
 IN_NONBLOCK: Final = 0o4000
 IN_CLOEXEC: Final = 0o2000000
 
+# Signals (linux/signalfd.h, asm-generic/siginfo.h; Linux 2.6.27).
+SFD_NONBLOCK: Final = 0o4000
+SFD_CLOEXEC: Final = 0o2000000
+SI_KERNEL: Final = 0x80  # si_code of a signal of the kernel's, such as those of a terminal
+
 # Limits of system calls.
 UIO_MAXIOV: Final = 1024  # pieces of one readv, writev or sendmsg (linux/uio.h)
 UDP_MAX_SEGMENTS: Final = 128  # datagrams that UDP_GRO joins (linux/udp.h since 6.9; 64 before)

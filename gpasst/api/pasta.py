@@ -98,30 +98,32 @@ class Pasta(Connection):
             namespace.close()
 
     def run(self, args: Sequence[str] | str, **options: Any) -> subprocess.CompletedProcess[Any]:
-        """Run a program in the namespace and wait for it, as `subprocess.run` does.
+        """Run a program in the namespace and wait for it, as `subprocess.run` does; it ends with the calling thread.
 
         :raises FileNotFoundError: if there is no such program.
         """
         command, options = self._command(args, options)
         return subprocess.run(command, **options)  # check is the caller's
 
-    def popen(
-        self, args: Sequence[str] | str, *, init: bool = False, tied: bool = False, **options: Any
-    ) -> subprocess.Popen[Any]:
+    def popen(self, args: Sequence[str] | str, *, init: bool = False, **options: Any) -> subprocess.Popen[Any]:
         """Start a program in the namespace, as `subprocess.Popen` does; closing the namespace ends it.
 
+        So does the end of this process, even by SIGKILL, unless the program has executed another one with set-user-ID
+        or file capabilities (prctl(2), PR_SET_PDEATHSIG).
         When this returns the program has been executed, so its process ID leads to the namespace.
 
         :param args: the program and its arguments; or a shell's command line, with ``shell=True``.
         :param init: make it process 1 of a PID namespace of its own, so that whatever it starts ends with it.
-        :param tied: with `init`, kill it when the thread that calls this ends, even by SIGKILL.
         :raises FileNotFoundError: if there is no such program.
         """
         self._opened()
+        here = self._runtime
+        assert here is not None
         reader, writer = os.pipe()
         try:
-            command, options = self._command(args, options, init, tied, writer)
-            program = subprocess.Popen(command, **options)
+            command, options = self._command(args, options, init, writer)
+            # The program ends with the thread that starts it: that of the proxy, not one of the caller's.
+            program: subprocess.Popen[Any] = here.call(lambda: subprocess.Popen(command, **options))
         except BaseException:
             os.close(reader)
             raise
@@ -140,7 +142,6 @@ class Pasta(Connection):
         args: Sequence[str] | str,
         options: dict[str, Any],
         init: bool = False,
-        tied: bool = False,
         ready: int | None = None,
     ) -> tuple[list[str], dict[str, Any]]:
         namespace = self._joined()
@@ -151,7 +152,7 @@ class Pasta(Connection):
         path = (options.get("env") or os.environ).get("PATH", os.defpath)
         if os.sep not in argv[0] and shutil.which(argv[0], path=path) is None:
             raise FileNotFoundError(2, "No such file or directory", argv[0])
-        command, descriptors = enter_command(namespace, argv, init, self._runas, tied, ready)
+        command, descriptors = enter_command(namespace, argv, init, self._runas, ready)
         options["pass_fds"] = (*options.get("pass_fds", ()), *descriptors)
         return command, options
 

@@ -12,12 +12,15 @@ Standard library only: it is run by an interpreter without site packages.
 
 from __future__ import annotations
 
+import ctypes
 import json
+import signal
 import socket
 import struct
 import sys
 import time
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 UDP_SEGMENT = 103
 UDP_GRO = 104
 SIZE = 1000  # payload bytes of a datagram
@@ -42,7 +45,8 @@ def make_socket(address: str) -> socket.socket:
 
 
 def serve(address: str, port: int) -> None:
-    """Echo until killed."""
+    """Echo until killed, or until the process that started it ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     sock = make_socket(address)
     sock.bind((address, port))
     sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)

@@ -10,7 +10,8 @@ import os
 import re
 import stat
 from collections.abc import Callable
-from typing import IO, NamedTuple
+from signal import SIGTERM
+from typing import NamedTuple, NoReturn
 
 from gpasst.errors import ConfigurationError, PlatformError
 from gpasst.values import shown
@@ -18,6 +19,7 @@ from gpasst.values import shown
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 SIGNAL_BASE = 128  # what shells add to a signal's number
+STANDARD = (0, 1, 2)  # descriptors of standard input, output and error
 NOBODY = "nobody"
 LOG_SIZE_DEFAULT = 1 << 20  # bytes
 LOG_SIZE_MINIMUM = 5 * 8192  # bytes; five blocks
@@ -118,24 +120,37 @@ def take_on(identity: tuple[int, int]) -> None:
     os.setresuid(uid, uid, uid)
 
 
-def go_to_background() -> Callable[[], None]:
-    """Fork; the parent exits when the child calls what this returns, or fails when the child does."""
+def open_standard_descriptors() -> None:
+    """Open standard input, output and error where they are closed, so that no other file gets their numbers."""
+    for descriptor in STANDARD:
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest number that is free; those below are open by now.
+            os.open(os.devnull, os.O_RDWR)
+
+
+def go_to_background(kept: int | None = None) -> Callable[[], None]:
+    """Fork; the parent exits when the child calls what this returns, or fails when the child does.
+
+    The child closes what it inherited, and leaves standard descriptors and working directory when it is ready.
+
+    :param kept: an inherited descriptor that it needs.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if child:
         os.close(writer)
-        started = os.read(reader, 1)
-        if started:
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        os._exit(os.waitstatus_to_exitcode(status) or EXIT_FAILURE)
-    os.close(reader)
+        _follow(child, reader)
     os.setsid()
+    _close_inherited({writer, kept})
 
     def ready() -> None:
+        os.chdir("/")
         null = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (0, 1, 2):
-            os.dup2(null, descriptor)
+        for descriptor in STANDARD:
+            if descriptor != kept:
+                os.dup2(null, descriptor)
         os.close(null)
         os.write(writer, b"1")
         os.close(writer)
@@ -143,15 +158,76 @@ def go_to_background() -> Callable[[], None]:
     return ready
 
 
-def open_pid_file(path: str) -> IO[str] | None:
-    """Open the PID file for writing, mode 0600; None if there is to be none.
+def _follow(child: int, reader: int) -> NoReturn:
+    """Exit as soon as the child is ready or has failed.
 
+    :raises KeyboardInterrupt: if ^C comes first; the child, which has left the terminal, is ended.
+    """
+    try:
+        started = os.read(reader, 1)
+    except KeyboardInterrupt:
+        os.kill(child, SIGTERM)
+        raise
+    if started:
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    os._exit(SIGNAL_BASE - code if code < 0 else code or EXIT_FAILURE)
+
+
+def _close_inherited(kept: set[int | None]) -> None:
+    for descriptor in [int(name) for name in os.listdir("/proc/self/fd")]:
+        if descriptor not in STANDARD and descriptor not in kept:
+            try:
+                os.close(descriptor)
+            except OSError:
+                continue  # the listing's own
+
+
+class PidFile:
+    """The file for the process ID, mode 0600. It has to be writable at the start, and is written when that succeeded.
+
+    :param path: the file, empty for none.
     :raises PlatformError: if it cannot be written.
     """
-    if not path:
-        return None
-    try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        return open(os.open(path, flags, PRIVATE), "w", encoding="ascii")
-    except OSError as error:
-        raise PlatformError(f"--pid {path}: {error.strerror}", "name a file that can be written") from error
+
+    def __init__(self, path: str) -> None:
+        self._fd = -1
+        self._made = ""
+        if not path:
+            return
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+        try:
+            try:
+                self._fd = os.open(path, flags | os.O_EXCL, PRIVATE)
+                self._made = path
+            except FileExistsError:
+                self._fd = os.open(path, flags, PRIVATE)
+        except OSError as error:
+            raise PlatformError(f"--pid {path}: {error.strerror}", "name a file that can be written") from error
+
+    def write(self) -> None:
+        """Write the process ID, and close the file.
+
+        :raises PlatformError: if that fails.
+        """
+        if self._fd < 0:
+            return
+        self._made = ""
+        try:
+            if stat.S_ISREG(os.fstat(self._fd).st_mode):
+                os.ftruncate(self._fd, 0)
+            os.write(self._fd, f"{os.getpid()}\n".encode())
+        except OSError as error:
+            raise PlatformError(f"--pid: {error.strerror}", "name a file that can be written") from error
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close the file, and remove it if it was made but not written. More calls do nothing."""
+        descriptor, self._fd = self._fd, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+        made, self._made = self._made, ""
+        if made:
+            os.unlink(made)

@@ -1,7 +1,8 @@
 """``gpasst pasta`` and ``gpasst passt``: open the proxy, wait for the end, clean up.
 
 Theory of operation: whatever may end the process sets one result, `stop`, to its exit status: a signal, the end of the
-command, of the joined namespace or of the last guest. The process runs the proxy on its own hub meanwhile.
+command, of the joined namespace or of the last guest. The process runs the proxy on its own hub meanwhile. The signals
+of the terminal are the command's, where there is one (`gpasst.commands.signals`).
 
 NOTE: this imports all of gpasst; the console script imports it when everything is monkey-patched and the helper
 process is on its way.
@@ -28,7 +29,8 @@ from gpasst.api.pasta import Pasta
 from gpasst.commands.announce import announce
 from gpasst.commands.log import set_up_logging
 from gpasst.commands.options import Invocation
-from gpasst.commands.process import SIGNAL_BASE, open_pid_file, take_on
+from gpasst.commands.process import SIGNAL_BASE, PidFile, take_on
+from gpasst.commands.signals import PROGRAM_SIGNALS, ProgramSignals, heeded
 from gpasst.errors import ConfigurationError
 from gpasst.helper.client import Helper
 
@@ -53,7 +55,9 @@ def serve(
     set_up_logging(invocation.process, background=ready is not None, runs_command=invocation.runs_command)
     here = runtime.current()
     here.adopt(helper)
-    stop = await_signals()
+    stop = gevent.event.AsyncResult()
+    program_signals = await_signals(stop, invocation.runs_command)
+    # Root's own command in --netns-only must stay within reach of signals.
     keeps_identity = invocation.runs_command and invocation.config.netns_only
     proxy: Pasta | Passt
     if invocation.mode == "passt":
@@ -61,14 +65,11 @@ def serve(
     else:
         # The owner of a new user namespace is whom the process becomes.
         proxy = Pasta(invocation.config, runas=identity if invocation.runs_command and not keeps_identity else None)
-    pid_file = open_pid_file(invocation.process.pid_file)
+    pid_file = PidFile(invocation.process.pid_file)
     try:
         proxy.open()
         # There is one proxy only; without the helper there is less to keep in memory.
         here.close_helper()
-        if pid_file is not None:
-            with pid_file:
-                pid_file.write(f"{os.getpid()}\n")
         # What lives now lives to the end; looking through it again and again for garbage is time lost.
         gc.collect()
         gc.freeze()
@@ -80,43 +81,55 @@ def serve(
             # Whoever the proxy becomes has to be able to remove it, and qemu may run as the same.
             os.chown(proxy.path, *identity)
         announce(proxy, socket.if_indextoname)
-        # Root's own command in --netns-only must stay within reach of signals.
-        return _wait(proxy, invocation, ready, None if keeps_identity else identity, stop)
-    finally:
-        proxy.close()
-
-
-def await_signals() -> Any:
-    """Return a result that a signal which asks the process to end sets to the exit status."""
-    stop = gevent.event.AsyncResult()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-        gevent.signal_handler(number, stop.set, SIGNAL_BASE + number)
-    return stop
-
-
-def _wait(
-    proxy: Pasta | Passt,
-    invocation: Invocation,
-    ready: Callable[[], None] | None,
-    identity: tuple[int, int] | None,
-    stop: Any,
-) -> int:
-    """Wait for whatever sets `stop`; return the exit status."""
-    tasks = []
-    if invocation.process.stats:
-        tasks.append(gevent.spawn(_print_statistics, proxy, invocation.process.stats))
-    program = None
-    if isinstance(proxy, Pasta) and invocation.runs_command:
-        program = _start(proxy, invocation.command)
-        tasks.append(gevent.spawn(_await_program, program, stop))
-    else:
-        tasks.append(gevent.spawn(_await_end, proxy, stop))
-    try:
-        if identity:
+        program = None
+        if program_signals is not None and isinstance(proxy, Pasta):
+            program = _start(proxy, invocation.command, program_signals)
+        # All is well, and the file may lie where only root can write.
+        pid_file.write()
+        if identity and not keeps_identity:
             # The last step that needs privileges was starting the command, in an interpreter that may be root's own.
             take_on(identity)
         if ready is not None:
             ready()
+        return _wait(proxy, program, invocation.process.stats, stop)
+    finally:
+        pid_file.close()
+        proxy.close()
+        if program_signals is not None:
+            program_signals.close()
+
+
+def await_signals(stop: Any, runs_command: bool) -> ProgramSignals | None:
+    """Let each signal that asks the process to end set `stop` to the exit status.
+
+    :param runs_command: leave the terminal's signals to a command.
+    :return: what passes these on, None without a command.
+    """
+
+    def end(number: int) -> None:
+        stop.set(SIGNAL_BASE + number)
+
+    gevent.signal_handler(signal.SIGTERM, end, signal.SIGTERM)
+    if runs_command:
+        return ProgramSignals(gevent.get_hub().loop, end)
+    for number in filter(heeded, PROGRAM_SIGNALS):
+        gevent.signal_handler(number, end, number)
+    return None
+
+
+def _wait(proxy: Pasta | Passt, program: subprocess.Popen[Any] | None, stats: int, stop: Any) -> int:
+    """Wait for whatever sets `stop`; return the exit status.
+
+    :param stats: seconds between two lines of counters, 0 for none.
+    """
+    tasks = []
+    if stats:
+        tasks.append(gevent.spawn(_print_statistics, proxy, stats))
+    if program is not None:
+        tasks.append(gevent.spawn(_await_program, program, stop))
+    else:
+        tasks.append(gevent.spawn(_await_end, proxy, stop))
+    try:
         status: int = stop.get()
     finally:
         gevent.killall(tasks)
@@ -126,17 +139,20 @@ def _wait(
     return status if status >= 0 else SIGNAL_BASE - status
 
 
-def _start(pasta: Pasta, command: tuple[str, ...]) -> subprocess.Popen[Any]:
-    """Start the command, or a shell, in the namespace.
+def _start(pasta: Pasta, command: tuple[str, ...], signals: ProgramSignals) -> subprocess.Popen[Any]:
+    """Start the command, or a shell, in the namespace, and hand the terminal's signals over to it.
 
     :raises ConfigurationError: if there is no such program.
     """
-    program = command or (os.environ.get("SHELL") or "/bin/sh", "-l")
+    argv = command or (os.environ.get("SHELL") or "/bin/sh", "-l")
+    signals.starts = True
     try:
-        return pasta.popen(program, init=True, tied=True)
+        program = pasta.popen(argv, init=True, preexec_fn=signals.release)
     except FileNotFoundError:
         remedy = "check its name and PATH" if command else "check the variable SHELL"
-        raise ConfigurationError(f"{program[0]}: command not found", remedy) from None
+        raise ConfigurationError(f"{argv[0]}: command not found", remedy) from None
+    signals.send = program.send_signal
+    return program
 
 
 def _end(program: subprocess.Popen[Any]) -> None:

@@ -278,18 +278,18 @@ def enter_command(
     argv: Sequence[str],
     init: bool = False,
     runas: tuple[int, int] | None = None,
-    tied: bool = False,
     ready: int | None = None,
 ) -> tuple[list[str], tuple[int, ...]]:
     """Return the command line that runs `argv` in the namespace, and the descriptors to inherit (`pass_fds`).
 
+    This process has to start it. The command is killed when the thread that did ends, however that happens.
+
     :param init: run it as process 1 of new PID and mount namespaces.
     :param runas: user and group id to take on first; those the namespace was opened with.
     :param ready: writing end of a pipe, whose reading end ends when the command has been executed.
-    :param tied: with `init`, kill it when the thread that starts it ends, however that happens.
     :raises PlatformError: if there is no interpreter to run it with.
     """
-    command = [*_interpreter(), os.path.join(os.path.dirname(__file__), "enter.py")]
+    command = [*_interpreter(), os.path.join(os.path.dirname(__file__), "enter.py"), "--tied", str(os.getpid())]
     inherited: list[int] = []
     for option in ("userns", "netns", "uts", "ipc"):
         descriptor: int | None = getattr(namespace, option)
@@ -300,8 +300,6 @@ def enter_command(
         command += ["--runas", f"{runas[0]}:{runas[1]}"]
     if init:
         command.append("--init")
-    if tied:
-        command.append("--tied")
     if ready is not None:
         command += ["--ready", str(ready)]
         inherited.append(ready)

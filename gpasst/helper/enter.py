@@ -1,10 +1,13 @@
 """Run a command in a namespace that is held by descriptor.
 
-    python -I -S PATH [--userns FD] [--netns FD] [--uts FD] [--ipc FD] [--runas UID:GID] [--init] -- ARGV
+    python -I -S PATH --tied PID [--userns FD] [--netns FD] [--uts FD] [--ipc FD] [--runas UID:GID] [--init] -- ARGV
 
 Theory of operation: joining a user namespace is refused to processes with threads, so the program that wants to run a
 command cannot join on its behalf between fork and exec in a safe way. This file is executed instead, joins, closes the
 descriptors and executes the command in the same process, whose number, parent and status are those of the command.
+
+`--tied` names the parent: the command is killed when the thread that started it ends, however that happens
+(PR_SET_PDEATHSIG). The kernel forgets that when the command executes a set-user-ID program, or one with capabilities.
 
 With `--init` the command gets PID and mount namespaces of its own as well, with a fresh /proc, and is process 1 there,
 so that all it started dies with it. A process does not change its own PID namespace, so this process stays outside as
@@ -12,8 +15,8 @@ parent: it passes signals on and repeats the status at the end. Two traits of pr
 
 1. Signals it has no handler for are discarded, even those from outside. A signal that would have ended an ordinary
    command ends this one with SIGKILL, reported as the signal that was sent.
-2. It must not outlive this process: PR_SET_PDEATHSIG ends it (this process has one thread, so the death of the thread
-   and of the process are the same).
+2. It must not outlive this process: PR_SET_PDEATHSIG ends it as well (this process has one thread, so the death of the
+   thread and of the process are the same).
 
 Signals from the terminal reach the command without help, since it is in the same process group; they are recognised by
 their origin and not sent twice.
@@ -214,9 +217,14 @@ def _attend(pid: int, waited: set[signal.Signals]) -> int:
             continue
 
 
-def _run_as_init(command: list[str], tied: bool, ready: int | None) -> int:
-    if tied:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def _tie(parent: int) -> None:
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        # It died before the call above.
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _run_as_init(command: list[str], ready: int | None) -> int:
     waited = {signal.SIGCHLD, *FORWARDED}
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, waited)
@@ -246,14 +254,15 @@ def main(arguments: list[str]) -> int:
     options, command = arguments[:split], arguments[split + 1 :]
     descriptors: dict[str, int] = {}
     runas: tuple[int, int] | None = None
-    init = tied = False
+    init = False
+    parent = 0
     ready: int | None = None
     rest = iter(options)
     for option in rest:
         if option == "--init":
             init = True
         elif option == "--tied":
-            tied = True
+            parent = int(next(rest))
         elif option == "--ready":
             # The exec closes it, so that the reader of the pipe sees an end of file when the command runs.
             ready = int(next(rest))
@@ -265,8 +274,10 @@ def main(arguments: list[str]) -> int:
             descriptors[option] = int(next(rest))
     try:
         _join(descriptors, runas)
+        # Another identity or user namespace would have undone it.
+        _tie(parent)
         if init:
-            return _run_as_init(command, tied, ready)
+            return _run_as_init(command, ready)
     except OSError as error:
         _complain(f"cannot enter the namespace: {error.strerror}")
         return STATUS_FAILED

@@ -64,7 +64,9 @@ class GuestListener:
             _remove_stale(self.path)
             self.socket.setblocking(False)
             self.socket.bind(self.path)
-            self._identity = _identity(self.path)
+            # The process may leave the directory that a relative path starts from.
+            self._file = os.path.abspath(self.path)
+            self._identity = _identity(self._file)
             self.socket.listen(0)
         except OSError as error:
             self.socket.close()
@@ -90,8 +92,8 @@ class GuestListener:
         """Stop listening, and remove the file if it is still this socket's."""
         self.socket.close()
         try:
-            if _identity(self.path) == self._identity:
-                os.unlink(self.path)
+            if _identity(self._file) == self._identity:
+                os.unlink(self._file)
         except OSError as error:
             log.debug("%s stays behind: %s", self.path, error.strerror)
 

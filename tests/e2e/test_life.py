@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
+import pty
+import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +20,7 @@ import pytest
 import gpasst
 from tests.support.cli import AS_ROOT, GPASST, ended
 from tests.support.lab import host_socket
+from tests.support.need import need
 from tests.support.ready import sleeper, until
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
@@ -69,3 +75,142 @@ def test_a_joined_namespace_that_is_gone_frees_its_ports(tmp_path: Path, named: 
                 process.kill()
             until(lambda: is_free(port), "port free")
             until(lambda: ended(handle), "proxy ended")
+
+
+# Names each signal; SIGQUIT ends it with 7.
+NAMING = """
+import os, signal, time
+def take(number, frame):
+    print("got", signal.Signals(number).name, flush=True)
+    if number == signal.SIGQUIT:
+        os._exit(7)
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    signal.signal(number, take)
+print("up", flush=True)
+time.sleep(1000)
+"""
+NAMER = [*GPASST, "pasta", *AS_ROOT, "--", sys.executable, "-c", NAMING]
+
+
+@contextmanager
+def terminal(*command: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A program on a terminal of its own; yields it with the other end."""
+    master, slave = pty.openpty()
+
+    setsid = [need("setsid"), "--ctty"]
+    with subprocess.Popen([*setsid, *command], stdin=slave, stdout=slave, stderr=slave) as program:
+        os.close(slave)
+        try:
+            yield program, master
+        finally:
+            program.kill()
+            os.close(master)
+
+
+def read_until(descriptor: int, text: bytes) -> bytes:
+    """Read until `text` has come."""
+    data = b""
+    while text not in data:
+        data += os.read(descriptor, 4096)
+    return data
+
+
+def test_the_terminals_signals_belong_to_the_program() -> None:
+    with terminal(*NAMER) as (program, master):
+        read_until(master, b"up\r\n")
+        for _ in range(2):
+            os.write(master, b"\x03")
+            assert read_until(master, b"\r\n") == b"^Cgot SIGINT\r\n", "once"
+        os.write(master, b"\x1c")
+        assert read_until(master, b"\r\n").endswith(b"got SIGQUIT\r\n")
+        assert program.wait(10) == 7
+
+
+def test_a_program_without_a_handler_ends_as_it_would_alone() -> None:
+    with terminal(*GPASST, "pasta", "--", "sh", "-c", "echo up; exec sleep 1000") as (program, master):
+        read_until(master, b"up")
+        os.write(master, b"\x03")
+        assert program.wait(10) == 128 + signal.SIGINT
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_from_another_process_is_passed_on(number: signal.Signals) -> None:
+    with terminal(*NAMER) as (program, master):
+        read_until(master, b"up\r\n")
+        program.send_signal(number)
+        assert read_until(master, b"\r\n") == f"got {number.name}\r\n".encode()
+        program.send_signal(signal.SIGQUIT)
+        assert program.wait(10) == 7
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    script = f"trap '' INT; exec {' '.join(GPASST)} pasta -- sh -c 'grep SigIgn /proc/self/status; echo up; read line'"
+    with terminal("sh", "-c", script) as (program, master):
+        said = read_until(master, b"up")
+        assert int(said.split()[1], 16) >> (signal.SIGINT - 1) & 1
+        program.send_signal(signal.SIGINT)
+        os.write(master, b"line\n")
+        assert program.wait(10) == 0
+
+
+POPEN = """
+import json, sys, threading
+import gpasst
+with gpasst.Pasta() as net:
+    pids = []
+    def start(init):
+        pids.append(net.popen(["sleep", "1000"], init=init).pid)
+    for init in (False, True):
+        thread = threading.Thread(target=start, args=(init,))
+        thread.start()
+        thread.join()
+    print(json.dumps(pids), flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_programs_end_with_a_killed_run_but_not_with_a_thread() -> None:
+    with subprocess.Popen([sys.executable, "-c", POPEN], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as run:
+        assert run.stdout is not None
+        handles = [os.pidfd_open(pid) for pid in json.loads(run.stdout.readline())]
+        assert [ended(handle) for handle in handles] == [False, False]
+        run.kill()
+        for handle in handles:
+            until(lambda handle=handle: ended(handle), "program ended")
+            os.close(handle)
+
+
+def test_the_background_lets_go_of_what_it_inherited(tmp_path: Path) -> None:
+    with gpasst.Pasta() as owner, sleeper(owner) as process, open(tmp_path / "lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        joined = ["-I", "joined", str(process.pid)]
+        with background(tmp_path, *AS_ROOT, *joined, pass_fds=[lock.fileno()], cwd=tmp_path):
+            served = (tmp_path / "pid").read_text(encoding="ascii").strip()
+            lock.close()
+            with open(tmp_path / "lock", "wb") as again:
+                fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            assert os.readlink(f"/proc/{served}/cwd") == "/"
+            assert {os.readlink(f"/proc/{served}/fd/{number}") for number in (0, 1, 2)} == {"/dev/null"}
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&-", "1>&- 2>&-", "0<&- 1>&- 2>&-"])
+def test_standard_descriptors_may_be_closed(tmp_path: Path, closed: str) -> None:
+    with gpasst.Pasta() as owner, sleeper(owner) as process:
+        command = " ".join([*GPASST, "pasta", *AS_ROOT, "-I", "joined", "-P", str(tmp_path / "pid"), str(process.pid)])
+        subprocess.run(["sh", "-c", f"exec {command} {closed}"], check=True, timeout=20)
+        handle = os.pidfd_open(int((tmp_path / "pid").read_text(encoding="ascii")))
+        assert not ended(handle)
+        process.kill()
+        until(lambda: ended(handle), "proxy ended")
+        os.close(handle)
+    failed = subprocess.run(["sh", "-c", f"exec {' '.join(GPASST)} pasta --netns /nosuch {closed}"], timeout=20)
+    assert failed.returncode == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--netns", "/nosuch"], ["-i", "nosuch0", "--", "true"], ["--", "nosuchprogram"]]
+)
+def test_a_failed_start_leaves_no_pid_file(tmp_path: Path, arguments: list[str]) -> None:
+    pid_file = tmp_path / "pid"
+    assert subprocess.run([*GPASST, "pasta", "-P", str(pid_file), *arguments], capture_output=True).returncode == 1
+    assert not pid_file.exists()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gpasst.commands.process import check_socket, choose_identity, open_pid_file
+from gpasst.commands.process import PidFile, check_socket, choose_identity
 from gpasst.errors import ConfigurationError, PlatformError
 
 UNKNOWN = 4_000_000_123  # an id that nobody has
@@ -72,18 +72,28 @@ def test_only_a_socket_is_served() -> None:
 
 
 def test_the_pid_file_is_private(tmp_path: Path) -> None:
-    assert open_pid_file("") is None
     path = tmp_path / "pid"
-    path.write_text("a longer text", encoding="ascii")
-    path.chmod(0o600)
-    file = open_pid_file(str(path))
-    assert file is not None
-    with file:
-        file.write("12\n")
-    assert path.read_text(encoding="ascii") == "12\n"
-    other = open_pid_file(str(tmp_path / "other"))
-    assert other is not None
-    other.close()
-    assert stat.S_IMODE((tmp_path / "other").stat().st_mode) == 0o600
+    for before in ("", "a longer text"):
+        if before:
+            path.write_text(before, encoding="ascii")
+        file = PidFile(str(path))
+        file.write()
+        file.write()
+        file.close()
+        assert path.read_text(encoding="ascii") == f"{os.getpid()}\n"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    PidFile("").write()
+    PidFile("/dev/null").write()
+    with pytest.raises(PlatformError, match="--pid: No space left on device"):
+        PidFile("/dev/full").write()
     with pytest.raises(PlatformError, match="--pid /nosuch/pid: No such file or directory"):
-        open_pid_file("/nosuch/pid")
+        PidFile("/nosuch/pid")
+
+
+def test_a_failed_start_leaves_the_pid_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    PidFile(str(path)).close()
+    assert not path.exists()
+    path.write_text("12\n", encoding="ascii")
+    PidFile(str(path)).close()
+    assert path.read_text(encoding="ascii") == "12\n"
