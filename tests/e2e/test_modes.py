@@ -32,6 +32,7 @@ from tests.support.lab import (
     bound,
     host_socket,
 )
+from tests.support.need import ROOT_ONLY
 from tests.support.ready import sleeper, until
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
@@ -242,7 +243,7 @@ def test_nothing_is_lost_in_a_fresh_namespace(options: dict[str, bool]) -> None:
 def no_default_route(family: int) -> Iterator[None]:
     """Take the host's default route of one family away, and bring it back."""
     if os.geteuid():
-        pytest.skip("the host's routes are root's to change")
+        pytest.skip(f"{ROOT_ONLY} change the host's routes")
     fields = {"dst": "default", "gateway": REMOTE[family], "family": FAMILY[family]}
     with IPRoute() as ipr:
         ipr.route("del", **fields)

@@ -12,6 +12,7 @@ from gpasst.linux import ICMP_FILTER, ICMPV6_FILTER, SOL_RAW
 from gpasst.packet import checksum
 from tests.support.families import FAMILIES, FAMILY, LOOPBACK
 from tests.support.lab import bound, host_socket
+from tests.support.need import ROOT_ONLY
 
 PROTOCOL = {4: socket.IPPROTO_ICMP, 6: socket.IPPROTO_ICMPV6}
 PORT_UNREACHABLE = {4: b"\x03\x03", 6: b"\x01\x04"}
@@ -19,7 +20,7 @@ PORT_UNREACHABLE = {4: b"\x03\x03", 6: b"\x01\x04"}
 
 def raw_socket(family: int) -> socket.socket:
     if os.geteuid():
-        pytest.skip("only with CAP_NET_RAW")
+        pytest.skip(f"{ROOT_ONLY} have raw sockets")
     return socket.socket(FAMILY[family], socket.SOCK_RAW, PROTOCOL[family])
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+ROOT_ONLY = "only root may"  # begins the reasons for which an ordinary user's run may leave a test out
+
 
 def need(program: str) -> str:
     """Return the path of a program, or skip the test by its name."""
