@@ -159,9 +159,10 @@ class StreamReader:
                 moved += 1
                 if capture is not None:
                     capture.write(VIRTIO_NET_BLANK, view[start + STREAM_LENGTH_BYTES : at])
-                joined = self._frame(start, size, end) - 1
-                moved += joined
-                at += joined * size
+                taken = self._frame(start, size, end)
+                if taken > 1:
+                    moved += taken - 1
+                    at += (taken - 1) * size
         finally:
             left = end - at
             if at > _START and left:
