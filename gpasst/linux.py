@@ -30,8 +30,10 @@ IPPROTO_ICMPV6: Final = 58
 SOL_RAW: Final = 255
 
 # Options of level SOL_SOCKET (asm-generic/socket.h).
+SO_REUSEADDR: Final = 2
 SO_SNDBUF: Final = 7
 SO_RCVBUF: Final = 8
+SO_REUSEPORT: Final = 15  # Linux 3.9
 SO_PEERCRED: Final = 17
 SO_BINDTODEVICE: Final = 25
 SO_SNDBUFFORCE: Final = 32

@@ -10,6 +10,8 @@ sockets that are bound on the other side, address by address (`automatic`):
 2. On the host any other address of a guest's socket is reached through the guest's address, so it asks for a listener
    like one on every address. In the namespace only loopback traffic is spliced, so it asks for none.
 3. The proxy's own sockets ask for none, so that the two directions do not follow each other.
+4. In the namespace a port that a program there has bound itself asks for none (`unclaimed`): the guest's own socket
+   comes first. Linux lets a program bind beside an open listener only if both have SO_REUSEADDR or SO_REUSEPORT.
 """
 
 from __future__ import annotations
@@ -198,6 +200,30 @@ def automatic(
                     bind = BindAddress(inside, family, reached, "", port)
                 specs.setdefault(bind, ListenerSpec(bind, sock.port, rule))
     return specs
+
+
+def unclaimed(
+    specs: Mapping[BindAddress, ListenerSpec], bound: Iterable[Bound], own: Collection[int]
+) -> dict[BindAddress, ListenerSpec]:
+    """Return those listeners whose port no program on their own side has bound.
+
+    :param specs: the listeners of one side.
+    :param bound: the sockets of that side.
+    :param own: inodes of the proxy's own sockets.
+    """
+    claims: dict[tuple[int, int], set[str]] = {}
+    for sock in bound:
+        if sock.inode not in own:
+            for family, address in _addresses(sock):
+                claims.setdefault((family, sock.port), set()).add(str(ipaddress.ip_address(address)))
+
+    def claimed(bind: BindAddress) -> bool:
+        found = claims.get((bind.family, bind.port), set())
+        return bool(found) and (
+            bind.address == ANY[bind.family] or not found.isdisjoint((bind.address, ANY[bind.family]))
+        )
+
+    return {bind: spec for bind, spec in specs.items() if not claimed(bind)}
 
 
 def target_bytes(rule: ForwardRule) -> bytes:

@@ -41,6 +41,8 @@ from gpasst.linux import (
     SO_BINDTODEVICE,
     SO_RCVBUF,
     SO_RCVBUFFORCE,
+    SO_REUSEADDR,
+    SO_REUSEPORT,
     SO_SNDBUF,
     SO_SNDBUFFORCE,
     SOCK_DGRAM,
@@ -189,15 +191,19 @@ def open_own(network: FamilyNetwork, port: int, gro: bool) -> UdpSocket:
         raise PacketError(Drop.NO_SOCKET, f"no host socket: {error.strerror}") from error
 
 
-def bind_listener(sock: RawSocket, at: BindAddress, freebind: bool) -> None:
+def bind_listener(sock: RawSocket, at: BindAddress, freebind: bool, shared: bool = False) -> None:
     """Bind a listener's socket; it is closed on failure.
 
     :param sock: a prepared socket of the side and family of `at`.
     :param at: the address to bind to.
     :param freebind: allow an address that the host does not have yet.
+    :param shared: let programs with SO_REUSEADDR, or of the same user with SO_REUSEPORT, bind the same port afterwards.
     :raises OSError: if the kernel refuses an option or the address.
     """
     try:
+        if shared:
+            sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+            sock.setsockopt(SOL_SOCKET, SO_REUSEPORT, 1)
         if at.interface:
             sock.setsockopt(SOL_SOCKET, SO_BINDTODEVICE, at.interface.encode())
         if freebind:

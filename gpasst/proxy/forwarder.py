@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterable
 
 from gpasst.config import Config
 from gpasst.errors import GpasstError, PlatformError
-from gpasst.flow.listeners import BindAddress, ListenerSpec, PortRules, automatic, explicit, target_bytes
+from gpasst.flow.listeners import BindAddress, ListenerSpec, PortRules, automatic, explicit, target_bytes, unclaimed
 from gpasst.flow.record import Forward
 from gpasst.host.descriptors import reserve
 from gpasst.host.own_sockets import OwnSockets
@@ -45,15 +45,19 @@ class FollowState:
     :ivar specs: the listeners that this list asks for.
     :ivar pending: those of them that could not be opened yet.
     :ivar missing: open listeners that the last list did not ask for.
+    :ivar neighbours: keys of the last list of sockets on this side, where that matters.
+    :ivar claimed: listeners whose port a program on this side has bound itself.
     """
 
-    __slots__ = ("missing", "pending", "seen", "specs")
+    __slots__ = ("claimed", "missing", "neighbours", "pending", "seen", "specs")
 
     def __init__(self) -> None:
         self.seen: Collection[bytes] = ()
         self.specs: dict[BindAddress, ListenerSpec] = {}
         self.pending: list[ListenerSpec] = []
         self.missing: set[BindAddress] = set()
+        self.neighbours: Collection[bytes] = ()
+        self.claimed: set[BindAddress] = set()
 
 
 class Forwarder:
@@ -147,13 +151,16 @@ class Forwarder:
         :raises PlatformError: if the kernel does not list sockets.
         """
         closed = self._own.closed()
+        # The namespace's list is needed for its own side too: what the guest binds itself comes first.
+        sides = {not inside for inside in self._followers} | (self._followers.keys() & {True})
+        listings = {inside: self._scanner(inside).scan(wait) for inside in sides}
         for inside, rules in self._followers.items():
-            listing = self._scanner(not inside).scan(wait)
+            listing, neighbours = listings[not inside], listings[True] if inside else {}
             state = self._following[inside]
-            changed = listing.keys() != state.seen
+            changed = listing.keys() != state.seen or neighbours.keys() != state.neighbours
             if changed:
-                state.seen = listing.keys()
-                state.specs = automatic(
+                state.seen, state.neighbours = listing.keys(), neighbours.keys()
+                wanted = automatic(
                     rules,
                     inside,
                     self._nat.tables,
@@ -162,17 +169,19 @@ class Forwarder:
                     self._own.inodes,
                     self._config.splice_only,
                 )
+                state.specs = unclaimed(wanted, neighbours.values(), self._own.inodes)
+                state.claimed = wanted.keys() - state.specs.keys()
             if changed or state.missing or state.pending:
                 self._close_missing(inside, state, yield_)
                 self._open_missing(state, changed, yield_)
         self._own.forget(closed)
 
     def _close_missing(self, inside: bool, state: FollowState, yield_: Callable[[], object]) -> None:
-        """Close the listeners of automatic rules that two lists in a row did not ask for."""
+        """Close the listeners of automatic rules that two lists in a row did not ask for, or whose port is claimed."""
         current = [bind for bind, (spec, _) in self._opened.items() if spec.rule.auto and bind.inside == inside]
         # A list that was made while sockets came and went may lack one that stays, so one list is not enough.
         missing = {bind for bind in current if state.specs.get(bind) != self._opened[bind][0]}
-        gone = missing & state.missing
+        gone = missing & (state.missing | state.claimed)
         state.missing = missing - gone
         for number, bind in enumerate(gone):
             self._close(bind)
@@ -231,7 +240,7 @@ class Forwarder:
         bind, rule = spec.bind, spec.rule
         try:
             sock = self._socket(bind)
-            bind_listener(sock, bind, self._config.freebind and not bind.inside)
+            bind_listener(sock, bind, self._config.freebind and not bind.inside, rule.auto and bind.inside)
         except OSError as error:
             raise listener_error(error, bind, rule.text) from error
         splices = self._splice is not None and (bind.inside or bind.loopback)

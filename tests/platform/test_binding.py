@@ -68,6 +68,63 @@ def test_a_device_and_none_exclude_each_other() -> None:
         assert caught.value.errno == errno.EADDRINUSE
 
 
+REUSE = {"address": socket.SO_REUSEADDR, "port": socket.SO_REUSEPORT}
+
+
+def reusing(family: int, *names: str, device: bytes = b"") -> socket.socket:
+    sock = host_socket(FAMILY[family])
+    sock.settimeout(2)
+    if family == 6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    for name in names:
+        sock.setsockopt(socket.SOL_SOCKET, REUSE[name], 1)
+    if device:
+        sock.setsockopt(socket.SOL_SOCKET, SO_BINDTODEVICE, device)
+    return sock
+
+
+@FAMILIES
+@pytest.mark.parametrize(
+    ("listener", "program", "allowed"),
+    [
+        ((), ("address",), False),
+        (("address",), (), False),
+        (("address",), ("address",), True),
+        (("address",), ("port",), False),
+        (("address", "port"), ("port",), True),
+        (("address", "port"), ("address",), True),
+        (("address", "port"), (), False),
+        (("port",), ("address",), False),
+    ],
+)
+def test_a_port_is_shared_if_both_want_the_same_reuse(
+    family: int, listener: tuple[str, ...], program: tuple[str, ...], allowed: bool
+) -> None:
+    """SO_REUSEPORT moreover takes sockets of one user (sk_reuseport, Linux 3.9)."""
+    with reusing(family, *listener, device=b"lo") as one, reusing(family, *program) as two:
+        one.bind((ANY[family], 0))
+        port = one.getsockname()[1]
+        if allowed:
+            two.bind((ANY[family], port))
+        else:
+            with pytest.raises(OSError) as caught:
+                two.bind((ANY[family], port))
+            assert caught.value.errno == errno.EADDRINUSE
+
+
+@FAMILIES
+def test_of_two_that_share_a_port_the_one_on_the_device_receives(family: int) -> None:
+    with reusing(family, "address", device=b"lo") as one, reusing(family, "address") as two:
+        one.bind((ANY[family], 0))
+        two.bind((ANY[family], one.getsockname()[1]))
+        with host_socket(FAMILY[family]) as sender:
+            sender.sendto(b"?", (LOOPBACK[family], one.getsockname()[1]))
+            assert one.recv(9) == b"?"
+            one.close()
+            sender.sendto(b"!", (LOOPBACK[family], two.getsockname()[1]))
+            assert two.recv(9) == b"!"
+
+
 @FAMILIES
 def test_a_connected_socket_receives_from_its_peer_alone(family: int) -> None:
     """What arrived between bind and connect is kept all the same."""

@@ -54,6 +54,28 @@ def test_the_host_follows_the_namespace(remote: Remote, family: int) -> None:
         assert net.statistics().pairs == 0, "what passed the listener ended with it"
 
 
+@pytest.mark.parametrize("option", [socket.SO_REUSEADDR, socket.SO_REUSEPORT])
+def test_a_program_in_the_namespace_takes_a_followed_port(family: int, option: int) -> None:
+    with pasta(udp_ns="auto") as net, outside(family, 7000), outside(family, 7001):
+        until(lambda: {entry[1] for entry in automatic(net, True)} == {7000, 7001}, "followed")
+        with net.socket(FAMILY[family]) as program, net.socket(FAMILY[family]) as client:
+            program.settimeout(2)
+            program.setsockopt(socket.SOL_SOCKET, option, 1)
+            program.bind((ANY[family], 7000))
+            until(lambda: {entry[1] for entry in automatic(net, True)} == {7001}, "given back")
+            client.sendto(b"?", (LOOPBACK[family], 7000))
+            assert program.recv(9) == b"?"
+        until(lambda: {entry[1] for entry in automatic(net, True)} == {7000, 7001}, "followed again")
+
+
+def test_a_port_that_the_namespace_uses_is_not_taken(family: int) -> None:
+    with pasta(udp_ns="auto") as net, net.socket(FAMILY[family]) as program:
+        program.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        program.bind((ANY[family], 7000))
+        with outside(family, 7000), outside(family, 7001):
+            until(lambda: {entry[1] for entry in automatic(net, True)} == {7001}, "followed")
+
+
 def test_the_namespace_follows_the_host(family: int) -> None:
     with pasta(udp_ns="auto") as net:
         with outside(family, 7000) as service:

@@ -22,6 +22,7 @@ from gpasst.flow.listeners import (
     explicit,
     lay_rules,
     target_bytes,
+    unclaimed,
 )
 from gpasst.portspec import ForwardRule, parse
 from tests.support.addresses import ip
@@ -297,6 +298,27 @@ def test_without_a_tap_the_host_follows_on_loopback() -> None:
 def test_what_the_namespace_follows(bound: Sock, places: list[BindAddress], keep: bool) -> None:
     """Loopback services address by address; what has an address of its own is reached through the tap."""
     assert followed("auto", bound, inside=True, keep=keep) == dict.fromkeys(places, bound.port)
+
+
+@pytest.mark.parametrize(
+    ("place", "claim", "taken"),
+    [
+        ("0.0.0.0", sock("0.0.0.0", 53), True),
+        ("0.0.0.0", sock(GUEST4, 53), True),
+        ("0.0.0.0", sock("::", 53), True),
+        ("0.0.0.0", sock("::", 53, only6=True), False),
+        ("0.0.0.0", sock("0.0.0.0", 54), False),
+        ("0.0.0.0", sock("0.0.0.0", 53, inode=7), False),
+        ("127.0.0.53", sock("0.0.0.0", 53), True),
+        ("127.0.0.53", sock("127.0.0.53", 53), True),
+        ("127.0.0.53", sock("127.0.0.1", 53), False),
+    ],
+)
+def test_what_a_program_in_the_namespace_has_bound_is_its_own(place: str, claim: Sock, taken: bool) -> None:
+    rules = laid("auto", inside=True).automatic(True)
+    specs = automatic(rules, True, (4,), [sock(place, 53)], False, ())
+    assert len(specs) == 1
+    assert unclaimed(specs, [claim], {7}) == ({} if taken else specs)
 
 
 # --- Automatic rules: both sides -----------------------------------------------------------------------------------
