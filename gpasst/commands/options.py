@@ -143,7 +143,8 @@ def make_parser(mode: str) -> Parser:
             default = Config.__dataclass_fields__[name].default
             _add_option(groups[option.group], name, long_option(name), option, default)
         else:
-            count = None if option.metavar else 0
+            # A missing value is no reason to refuse it in other words.
+            count = "?" if option.metavar else 0
             parser.add_argument(
                 *_names(long_option(name), option),
                 action=RefuseOther,
@@ -157,7 +158,7 @@ def make_parser(mode: str) -> Parser:
     process.add_argument("--version", action="version", version=f"gpasst {__version__}")
     for long, short, value, part in ABSENT_OPTIONS:
         names = [short, long] if short else [long]
-        count = None if value else 0
+        count = "?" if value else 0
         parser.add_argument(*names, action=RefuseAbsent, const=part, nargs=count, help=argparse.SUPPRESS)
     if mode == "pasta":
         parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)

@@ -27,7 +27,7 @@ from gpasst.flow.resolver_file import ResolverFile
 from gpasst.helper.request import Route
 from gpasst.linux import IFA_F_DADFAILED, IFA_F_TENTATIVE, RT_SCOPE_LINK, RT_SCOPE_UNIVERSE, RTPROT_KERNEL
 from gpasst.packet.address import V4, V6
-from gpasst.values import NONE, of_family, parse_mac, parse_netmask, split_address
+from gpasst.values import NONE, is_interface_name, of_family, parse_mac, parse_netmask, shown, split_address
 
 if TYPE_CHECKING:
     from gpasst.helper.facts import HostFacts, HostRoute
@@ -152,7 +152,7 @@ def build_network(
     names = {link["index"]: link["name"] for link in facts["links"]}
     if config.interface and config.interface not in names.values():
         raise ConfigurationError(
-            f"--interface {config.interface} does not exist", f"the host has {', '.join(names.values())}"
+            f"--interface {config.interface} does not exist", f"the host has {shown(', '.join(names.values()))}"
         )
     advertises_dns = config.dhcp_dns or (advertises and not config.no_dhcp_dns)
     chosen = [_Family(config, facts, resolver_file, family, advertises_dns) for family in config.families]
@@ -172,7 +172,8 @@ def build_network(
     return GuestNetwork(
         ip4=networks.get(V4),
         ip6=networks.get(V6),
-        interface=config.ns_ifname or template or LOCAL_INTERFACE,
+        # The host's name may be one that no message can show.
+        interface=config.ns_ifname or (template if is_interface_name(template) else LOCAL_INTERFACE),
         host_mac=parse_mac(config.mac_addr),
         mtu=config.mtu,
         search=() if NONE in search else search,

@@ -289,7 +289,8 @@ def _listed(changes: Fields) -> str:
 def _link(message: Any) -> HostLink:
     return {
         "index": message["index"],
-        "name": message.get_attr("IFLA_IFNAME"),
+        # The name is bytes if it is not UTF-8.
+        "name": os.fsdecode(message.get_attr("IFLA_IFNAME")),
         "mac": message.get_attr("IFLA_ADDRESS"),
         "up": bool(message["flags"] & IFF_UP),
         "mtu": message.get_attr("IFLA_MTU"),

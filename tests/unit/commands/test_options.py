@@ -104,9 +104,12 @@ def test_each_option_of_the_other_command_is_refused_by_its_name(mode: str, caps
         for spelled in names:
             line = refused(capsys, spelled, *(["x"] if option.metavar else []), mode=mode)
             assert f"{spelled} is an option of gpasst {other}" in line
+            assert refused(capsys, spelled, mode=mode) == line
 
 
-@pytest.mark.parametrize("argv", [("-t", "80"), ("--tcp-ports", "80"), ("-T", "80"), ("-c", "x"), ("--vhost-user",)])
+@pytest.mark.parametrize(
+    "argv", [("-t", "80"), ("--tcp-ports", "80"), ("-T", "80"), ("-c", "x"), ("--vhost-user",), ("-t",), ("-t", "")]
+)
 def test_parts_that_do_not_exist_yet_are_refused(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{argv[0]} is not available yet" in refused(capsys, *argv)
 

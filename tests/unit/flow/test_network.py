@@ -548,3 +548,11 @@ def test_resolver_files(text: str, nameservers: tuple[str, ...], search: tuple[s
 )
 def test_guessed_prefixes(address: str, gateway: str, prefix: int) -> None:
     assert guess_prefix4(address, gateway) == prefix
+
+
+def test_a_name_that_is_not_utf_8_is_not_copied() -> None:
+    named: HostFacts = {**ORDINARY, "links": [{**link, "name": f"{link['name']}\udcff"} for link in LINKS]}
+    assert settled(named).interface == "tap0"
+    with pytest.raises(ConfigurationError) as caught:
+        settled(named, interface="other")
+    assert str(caught.value).isprintable()

@@ -17,10 +17,12 @@ from gpasst.helper.client import Helper, Namespace
 from tests.support.namespaces import (
     BARE,
     assert_ends,
+    inside,
     open_descriptors,
     run_script,
     script,
 )
+from tests.support.need import need
 
 
 def test_sockets_live_in_the_namespace(configured: Namespace) -> None:
@@ -156,3 +158,21 @@ namespace.close()
 print(json.dumps([links > 0, ticked, count, status, os.path.exists(f"/proc/{{helper.pid}}")]))
 """
     assert run_script(body) == [True, wait != "None", 5, 9, False]
+
+
+def test_the_name_of_a_link_is_not_always_utf_8(bare: Namespace) -> None:
+    """The kernel takes almost any byte, and one such link on the host must not stop a proxy from starting."""
+    ip = need("ip")
+    body = f"""
+import json, subprocess
+from gpasst.helper.client import Helper
+subprocess.run([{ip!r}, b"link", b"add", b"x\\xff", b"type", b"veth", b"peer", b"name", b"peer"], check=True)
+try:
+    with Helper.start() as helper:
+        print(json.dumps([link["name"] for link in helper.facts()["links"]]))
+finally:
+    subprocess.run([{ip!r}, b"link", b"delete", b"peer"], check=True)
+"""
+    done = inside(bare, *script(body))
+    assert done.returncode == 0, done.stderr
+    assert sorted(json.loads(done.stdout)) == ["lo", "peer", "x\udcff"]
