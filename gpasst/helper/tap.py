@@ -37,7 +37,7 @@ from gpasst.linux import (
     TUNSETOFFLOAD,
     TUNSETVNETHDRSZ,
 )
-from gpasst.values import INTERFACE_NAME_LENGTH, is_interface_name
+from gpasst.values import check_interface, shown
 
 TUN_DEVICE = "/dev/net/tun"
 # struct virtio_net_hdr without its merged buffer count; bytes.
@@ -88,11 +88,10 @@ def attach(descriptor: int, ifname: str, offload: bool) -> Attached:
     :raises ConfigurationError: if the name is no interface name, or taken.
     :raises PlatformError: if a permission is in the way.
     """
-    if not is_interface_name(ifname):
-        raise ConfigurationError(
-            f"{ifname!r} cannot name a network interface",
-            f"use up to {INTERFACE_NAME_LENGTH} characters without blank, slash or colon",
-        )
+    try:
+        check_interface(ifname)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{shown(ifname)} {error.message}", error.remedy) from None
     reused = False
     try:
         try:

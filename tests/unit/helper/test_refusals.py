@@ -23,6 +23,7 @@ from tests.support.namespaces import (
 )
 
 FILES = "name a running process, a namespace in /run/netns, or a file like /proc/PID/ns/net or /proc/PID/ns/user"
+NAMES = "use up to 15 characters without blank, slash, colon or percent sign, and neither 'all' nor 'default'"
 CORRECT = "correct the option, address or route that it comes from"
 
 
@@ -55,15 +56,15 @@ def test_error_lines(helper: Helper, request_: OpenRequest, kind: type[GpasstErr
     [
         (
             {"ifname": "a/b"},
-            "'a/b' cannot name a network interface; use up to 15 characters without blank, slash or colon",
+            f"a/b is no interface name; {NAMES}",
         ),
         (
             {"ifname": "e:h"},
-            "'e:h' cannot name a network interface; use up to 15 characters without blank, slash or colon",
+            f"e:h is no interface name; {NAMES}",
         ),
         (
             {"ifname": "a\x7f"},
-            "'a\\x7f' cannot name a network interface; use up to 15 characters without blank, slash or colon",
+            f"a\\x7f is no interface name; {NAMES}",
         ),
         (
             {"ifname": "lo"},
