@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-import logging.handlers
 import os
 import sys
-from io import TextIOWrapper
 
 from gpasst import __version__
-from gpasst.commands.process import PRIVATE, ProcessOptions
+from gpasst.commands.handlers import FileHandler, StandardErrorHandler, SystemLogHandler
+from gpasst.commands.process import ProcessOptions
 from gpasst.errors import PlatformError
+
+SYSTEM_LOG = "/dev/log"
 
 
 class EncodableFormatter(logging.Formatter):
@@ -19,22 +20,6 @@ class EncodableFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of a record, with a backslash sequence for each byte that is not UTF-8."""
         return super().format(record).encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-class PrivateFileHandler(logging.handlers.RotatingFileHandler):
-    """A log file that is begun anew, and read by its owner alone; so are the files that it is rotated to.
-
-    The base class appends to a file that is there, whatever it is asked for, since it has to do so once it rotates.
-    """
-
-    def __init__(self, path: str, size: int) -> None:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, PRIVATE))
-        super().__init__(path, maxBytes=size, backupCount=1)
-
-    def _open(self) -> TextIOWrapper:
-        return open(
-            self.baseFilename, "a", encoding=self.encoding, opener=lambda path, flags: os.open(path, flags, PRIVATE)
-        )
 
 
 def set_up_logging(options: ProcessOptions, background: bool, runs_command: bool) -> None:
@@ -53,14 +38,16 @@ def set_up_logging(options: ProcessOptions, background: bool, runs_command: bool
         level = logging.DEBUG
     elif options.quiet or (runs_command and not options.log_file):
         level = logging.ERROR
+    # A line that cannot be formatted is no reason to write a traceback.
+    logging.raiseExceptions = False
     handlers: list[logging.Handler] = []
     if options.log_file:
         handlers.append(_log_file(options))
     else:
         # In the background, until the process has left: it points its standard error elsewhere then.
-        handlers.append(logging.StreamHandler())
-        if background and os.path.exists("/dev/log"):
-            handlers.append(logging.handlers.SysLogHandler("/dev/log", logging.handlers.SysLogHandler.LOG_DAEMON))
+        handlers.append(StandardErrorHandler())
+        if background and os.path.exists(SYSTEM_LOG):
+            handlers.append(SystemLogHandler(SYSTEM_LOG))
     timed = options.verbose or options.log_file
     form = "%(relativeCreated)10.1f ms %(message)s" if timed else "gpasst: %(message)s"
     for handler in handlers:
@@ -72,7 +59,7 @@ def set_up_logging(options: ProcessOptions, background: bool, runs_command: bool
 
 def _log_file(options: ProcessOptions) -> logging.Handler:
     try:
-        return PrivateFileHandler(options.log_file, options.log_size)
+        return FileHandler(options.log_file, options.log_size)
     except OSError as error:
         raise PlatformError(
             f"--log-file {options.log_file}: {error.strerror}", "name a file that can be written"

@@ -37,7 +37,7 @@ class ProcessOptions(NamedTuple):
     :ivar verbose: log everything.
     :ivar quiet: log errors only.
     :ivar log_file: file to log to, empty for none.
-    :ivar log_size: size in bytes at which it is rotated.
+    :ivar log_size: size in bytes at which it is shortened.
     :ivar stats: seconds between two lines of counters, 0 for none.
     """
 

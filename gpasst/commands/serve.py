@@ -16,7 +16,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +26,7 @@ from gpasst import runtime
 from gpasst.api.passt import Passt
 from gpasst.api.pasta import Pasta
 from gpasst.commands.announce import announce
+from gpasst.commands.handlers import write_standard_error
 from gpasst.commands.log import set_up_logging
 from gpasst.commands.options import Invocation
 from gpasst.commands.process import SIGNAL_BASE, PidFile, take_on
@@ -184,8 +184,10 @@ def _print_statistics(proxy: Pasta | Passt, seconds: int) -> None:
         gevent.sleep(seconds)
         now = proxy.statistics()
         drops = ", ".join(f"{count} {reason}" for reason, count in sorted(now.drops.items())) or "none"
-        print(
-            f"up {now.datagrams_up} datagrams {now.bytes_up} bytes, down {now.datagrams_down} datagrams "
-            f"{now.bytes_down} bytes, {now.mappings} mappings, {now.peers} peers, dropped: {drops}",
-            file=sys.stderr,
-        )
+        try:
+            write_standard_error(
+                f"up {now.datagrams_up} datagrams {now.bytes_up} bytes, down {now.datagrams_down} datagrams "
+                f"{now.bytes_down} bytes, {now.mappings} mappings, {now.peers} peers, dropped: {drops}"
+            )
+        except OSError:
+            continue  # nobody reads
