@@ -151,7 +151,7 @@ def _start(pasta: Pasta, command: tuple[str, ...], signals: ProgramSignals) -> s
     except FileNotFoundError:
         remedy = "check its name and PATH" if command else "check the variable SHELL"
         raise ConfigurationError(f"{argv[0]}: command not found", remedy) from None
-    signals.send = program.send_signal
+    signals.hand_over(program.send_signal)
     return program
 
 

@@ -38,13 +38,14 @@ class ProgramSignals:
     :param loop: the event loop of the hub.
     :param early: called with the number of a signal that comes before there is a program.
     :ivar starts: whether the program is being started: its process has the terminal's signals from then on.
-    :ivar send: sends a signal to the program.
     :raises OSError: if there are too many open files.
     """
 
     def __init__(self, loop: Any, early: Callable[[int], object]) -> None:
         self.starts = False
-        self.send: Callable[[int], object] = early
+        self._early = early
+        self._send: Callable[[int], object] | None = None
+        self._waiting: list[int] = []
         taken = [number for number in PROGRAM_SIGNALS if heeded(number)]
         # Blocked, it does nothing here; and the child that becomes the program has no handler of Python's.
         for number in taken:
@@ -58,6 +59,16 @@ class ProgramSignals:
         """Unblock the signals; the child that becomes the program calls this, where they mean what they always do."""
         signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
 
+    def hand_over(self, send: Callable[[int], object]) -> None:
+        """Pass signals on from now on, and those that came while the program was being started.
+
+        :param send: sends a signal to the program.
+        """
+        self._send = send
+        for number in self._waiting:
+            send(number)
+        self._waiting.clear()
+
     def close(self) -> None:
         """Pass no more on; the signals stay blocked, so that what is left to do is done."""
         self._watcher.stop()
@@ -70,8 +81,12 @@ class ProgramSignals:
         except BlockingIOError:
             return
         number, _, code = _information.unpack(data)
-        if code != SI_KERNEL or not self.starts:
-            self.send(number)
+        if not self.starts:
+            self._early(number)
+        elif code != SI_KERNEL and self._send is not None:
+            self._send(number)
+        elif code != SI_KERNEL:
+            self._waiting.append(number)
 
 
 def _signalfd(numbers: list[signal.Signals]) -> int:
