@@ -8,7 +8,8 @@ import subprocess
 import sys
 from typing import Any
 
-GPASST = [sys.executable, "-m", "gpasst"]
+# A warning, such as of a socket that is not closed, appears on standard error then, where tests notice it.
+GPASST = [sys.executable, "-W", "error", "-m", "gpasst"]
 # Nobody, whom root's commands become otherwise, may not be able to read this interpreter.
 AS_ROOT = ["--runas", "root"] if os.geteuid() == 0 else []
 
