@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from gevent.monkey import get_original
 
-from gpasst.commands.process import PRIVATE
+from gpasst.link.output import open_output
 from gpasst.linux import AF_UNIX, SOCK_DGRAM
 
 BURST = 50.0  # lines
@@ -150,8 +150,7 @@ class FileHandler(LossyHandler):
 
     def __init__(self, path: str, limit: int) -> None:
         super().__init__()
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK
-        self._fd = os.open(path, flags, PRIVATE)
+        self._fd = open_output(path, os.O_RDWR | os.O_TRUNC | os.O_NONBLOCK)
         self._regular = stat.S_ISREG(os.fstat(self._fd).st_mode)
         self._limit = limit
         self._size = 0

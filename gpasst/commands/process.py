@@ -14,6 +14,7 @@ from signal import SIGTERM
 from typing import NamedTuple, NoReturn
 
 from gpasst.errors import ConfigurationError, PlatformError
+from gpasst.link.output import open_output
 from gpasst.values import shown
 
 EXIT_FAILURE = 1
@@ -25,7 +26,6 @@ LOG_SIZE_DEFAULT = 1 << 20  # bytes
 LOG_SIZE_MINIMUM = 5 * 8192  # bytes; five blocks
 ID = "[0-9]{1,10}"
 ID_MAXIMUM = (1 << 32) - 2  # the largest number of a user or group; the one above it means none, to the kernel
-PRIVATE = 0o600  # mode of the files that are written
 
 
 class ProcessOptions(NamedTuple):
@@ -196,13 +196,12 @@ class PidFile:
         self._made = ""
         if not path:
             return
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
         try:
             try:
-                self._fd = os.open(path, flags | os.O_EXCL, PRIVATE)
+                self._fd = open_output(path, os.O_WRONLY | os.O_EXCL)
                 self._made = path
             except FileExistsError:
-                self._fd = os.open(path, flags, PRIVATE)
+                self._fd = open_output(path, os.O_WRONLY)
         except OSError as error:
             raise PlatformError(f"--pid {path}: {error.strerror}", "name a file that can be written") from error
 

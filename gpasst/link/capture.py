@@ -1,7 +1,9 @@
 """The capture file: classic pcap of the Ethernet frames that crossed the link.
 
 A superframe is captured as its segments, with complete checksums. Every frame is written at once, so a killed program
-leaves whole records behind. A frame that cannot be written (disk full) is counted, and the traffic goes on.
+leaves whole records behind. A frame that cannot be written (disk full) is counted, and the traffic goes on; the part of
+it that was written is cut off again, or, in a pipe, completed before the next frame. So a reader never meets half a
+record, and the capture goes on when there is room again.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Callable
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PlatformError
 from gpasst.formats import PCAP_FILE_CODEC, PCAP_RECORD_CODEC
+from gpasst.link.output import open_output
 from gpasst.packet.segmentation import split
 
 # More than the largest frame, 65535 bytes of IPv6 payload and its headers.
@@ -34,7 +37,7 @@ class Capture:
 
     def __init__(self, path: str, clock: Callable[[], int], counters: Counters) -> None:
         try:
-            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            self._fd = open_output(path, os.O_WRONLY | os.O_TRUNC | os.O_NONBLOCK)
         except OSError as error:
             raise _refused(path, error) from error
         try:
@@ -46,6 +49,7 @@ class Capture:
         self._clock = clock
         self._counters = counters
         self._failed = False
+        self._rest = b""  # of a record of which a pipe has taken the start
 
     def write(self, *parts: bytes | bytearray | memoryview) -> None:
         """Record a frame or superframe: virtio-net header and frame, in consecutive parts.
@@ -59,28 +63,48 @@ class Capture:
                 seconds=seconds, microseconds=nanoseconds // MICROSECOND, captured=len(frame), length=len(frame)
             )
             records.append(header + frame)
-        rest = memoryview(b"".join(records))
+        before, self._rest = self._rest, b""
+        rest = memoryview(before + b"".join(records))
         try:
             # A full disk may take the start of a write only; the rest then fails with the reason.
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
         except OSError as error:
-            self._lost(records, len(rest), error)
+            self._lost(records, bytes(rest), error)
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._fd)
 
-    def _lost(self, records: list[bytes], missing: int, error: OSError) -> None:
-        """Count the last of `records`, of which `missing` bytes were not written."""
-        count = 0
-        while missing > 0:
+    def _lost(self, records: list[bytes], rest: bytes, error: OSError) -> None:
+        """Count the last of `records`, of which `rest` was not written, and end the file with a whole record."""
+        count = missing = 0
+        while count < len(records) and missing + len(records[-1 - count]) <= len(rest):
             count += 1
-            missing -= len(records[-count])
+            missing += len(records[-count])
+        half = rest[: len(rest) - missing]
+        if half and not self._cut(records, count, len(half)):
+            self._rest = half
+        elif half:
+            count += 1
         self._counters.drop(Drop.CAPTURE, count)
-        if not self._failed:
+        if count and not self._failed:
             self._failed = True
-            log.warning("--pcap %s: %s; frames are missing from the file", self._path, error.strerror)
+            log.error("--pcap %s: %s; frames are missing from the file", self._path, error.strerror)
+
+    def _cut(self, records: list[bytes], count: int, missing: int) -> bool:
+        """Cut off the start of the record before the last `count`, of which `missing` bytes were not written.
+
+        :return: whether the file can be cut; a pipe cannot.
+        """
+        if count == len(records):
+            return False  # it is the rest of an earlier record, in a pipe
+        try:
+            end = os.lseek(self._fd, missing - len(records[-1 - count]), os.SEEK_CUR)
+            os.ftruncate(self._fd, end)
+        except OSError:
+            return False
+        return True
 
 
 def _refused(path: str, error: OSError) -> PlatformError:

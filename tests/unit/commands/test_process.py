@@ -90,6 +90,14 @@ def test_the_pid_file_is_private(tmp_path: Path) -> None:
         PidFile("/nosuch/pid")
 
 
+def test_a_link_in_a_folder_of_others_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pid").symlink_to(tmp_path / "target")
+    tmp_path.chmod(0o777)
+    with pytest.raises(PlatformError, match="it is a symbolic link in a folder that others can write"):
+        PidFile(str(tmp_path / "pid"))
+    assert not (tmp_path / "target").exists()
+
+
 def test_a_failed_start_leaves_the_pid_file_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "pid"
     PidFile(str(path)).close()

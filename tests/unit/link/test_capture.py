@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -126,9 +127,60 @@ def test_frames_beyond_a_full_disk_are_counted(tmp_path: Path, whole: int, part:
     )
     missing = 30 - whole
     assert json.loads(done.stdout) == ({Drop.CAPTURE.name: missing} if missing else {})
-    expected = f"WARNING gpasst.link.capture --pcap {path}: File too large; frames are missing from the file\n"
+    expected = f"ERROR gpasst.link.capture --pcap {path}: File too large; frames are missing from the file\n"
     assert done.stderr == (expected if missing else "")
-    assert path.stat().st_size == (limit if missing else limit - part)
+    assert path.stat().st_size == limit - part
+    assert len(records(path)) == whole
+
+
+def test_capturing_goes_on_when_there_is_room_again(tmp_path: Path) -> None:
+    path, counters = tmp_path / "guest.pcap", Counters()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    capture = Capture(str(path), lambda: NOW, counters)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (PCAP_FILE_CODEC.size + 20, before[1]))
+    try:
+        capture.write(VIRTIO_NET_BLANK, FRAME)
+        assert records(path) == []
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    capture.write(VIRTIO_NET_BLANK, FRAME)
+    capture.close()
+    assert [frame for _, _, frame in records(path)] == [FRAME]
+    assert counters.drops == {Drop.CAPTURE: 1}
+
+
+def test_a_full_pipe_never_gets_half_a_record(tmp_path: Path) -> None:
+    path, counters = tmp_path / "pipe", Counters()
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    capture = Capture(str(path), lambda: NOW, counters)
+    data = b""
+    payload = os.urandom(10 * 1000)
+    frame = bytes(header(4).fill(len(payload), 1000)) + payload
+    for _ in range(20):
+        capture.write(frame)
+    data += os.read(reader, 1 << 20)
+    assert counters.drops[Drop.CAPTURE] > 0
+    capture.write(VIRTIO_NET_BLANK, FRAME)
+    data += os.read(reader, 1 << 20)
+    capture.close()
+    os.close(reader)
+    (tmp_path / "copy").write_bytes(data)
+    found = records(tmp_path / "copy")
+    assert found[-1][2] == FRAME
+    assert len(found) + counters.drops[Drop.CAPTURE] == 201
+
+
+def test_links_are_followed_only_where_no_other_can_make_them(tmp_path: Path) -> None:
+    path = tmp_path / "link"
+    path.symlink_to(tmp_path / "target")
+    Capture(str(path), lambda: NOW, Counters()).close()
+    assert records(tmp_path / "target") == []
+    tmp_path.chmod(0o777)
+    with pytest.raises(PlatformError, match="it is a symbolic link in a folder that others can write"):
+        Capture(str(path), lambda: NOW, Counters())
+    path.unlink()
+    Capture(str(path), lambda: NOW, Counters()).close()
 
 
 def test_users_see_the_missing_frames() -> None:
