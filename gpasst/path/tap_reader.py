@@ -22,7 +22,7 @@ from gpasst.link.port import TRANSIENT, LinkGone
 from gpasst.link.tap import FRAME_BYTES, Tap
 from gpasst.linux import UDP_MAX_SEGMENTS
 from gpasst.path.backlog import Backlog
-from gpasst.path.budget import FRAMES_PER_STEP, STEP_SECONDS
+from gpasst.path.budget import BACKLOG_SECONDS, FRAMES_PER_STEP, STEP_SECONDS
 from gpasst.path.fastpath import HEADERS, FastPath, repeating
 from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.path.udp_sockets import UdpSockets
@@ -101,9 +101,11 @@ class TapReader:
             try:
                 size = readv(fd, vector)
             except BlockingIOError:
+                size = _DRAINED
                 break
             except OSError as error:
                 if error.errno in TRANSIENT:
+                    size = _DRAINED
                     break
                 raise LinkGone(error.strerror) from error
             while size > 0:
@@ -124,7 +126,11 @@ class TapReader:
                     break
         self._single = single + 1 if read <= 1 else 0
         if self._backlog.frames:
-            self._backlog.drain(deadline or self._clock() + STEP_SECONDS)
+            if size == _DRAINED or budget == 1:
+                self._backlog.drain(deadline or self._clock() + STEP_SECONDS)
+            else:
+                # Frames of known flows may wait in the kernel's queue behind others, which only reading overtakes.
+                self._backlog.drain(self._clock() + BACKLOG_SECONDS)
         return read
 
     def _frame(self, size: int) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from gpasst.features import ALL, Feature
 from gpasst.formats import VIRTIO_NET_BLANK, VIRTIO_NET_CODEC
 from gpasst.link.tap import Tap
 from gpasst.path.backlog import Backlog
-from gpasst.path.budget import FRAMES_PER_STEP, STEP_SECONDS
+from gpasst.path.budget import BACKLOG_SECONDS, FRAMES_PER_STEP, STEP_SECONDS
 from gpasst.path.dispatch import Dispatch
 from gpasst.path.fastpath import FastPath
 from gpasst.path.tap_reader import FRAMES_PER_LOOK, TapReader
@@ -249,6 +249,15 @@ def test_what_has_no_time_left_is_asked_for_again() -> None:
         while case.backlog.frames:
             case.backlog.step()
         assert received(host) == [b"new"] * 4
+
+
+def test_while_more_frames_wait_in_the_kernel_little_time_is_taken_for_the_unknown() -> None:
+    with tap() as case:
+        case.ticks = BACKLOG_SECONDS / 8
+        case.give(*[bytes(12) + b"\x08\x06" + bytes(28)] * (FRAMES_PER_STEP + 1))
+        assert case.reader.step() == FRAMES_PER_STEP
+        assert 0 < case.arps <= 9
+        assert case.asked == 1
 
 
 def test_after_single_frames_no_more_than_one_is_looked_for() -> None:
