@@ -130,7 +130,11 @@ class BackgroundRuntime(Runtime):
         self._async.send()
         done.acquire()
         if outcome[1] is not None:
-            raise outcome[1]
+            try:
+                raise outcome[1]
+            finally:
+                # The error's traceback leads here: what its frames refer to would wait for the garbage collector.
+                outcome.clear()
         result: T = outcome[0]
         return result
 

@@ -118,8 +118,26 @@ assert not first.alive
 assert open_and_close() is not first
 """
 
+FAILED = """
+import gc, weakref
+gc.disable()
+seen = []
+class Thing:
+    pass
+def fail():
+    thing = Thing()
+    seen.append(weakref.ref(thing))
+    raise LookupError
+try:
+    runtime.current().call(fail)
+except LookupError:
+    # As long as the error is there, so is what its frames refer to.
+    assert seen[0]() is not None
+assert seen[0]() is None
+"""
 
-@pytest.mark.parametrize("program", [SHARED, GONE_HUBS, REPLACED, MOVED, FORKED, CLOSED])
+
+@pytest.mark.parametrize("program", [SHARED, GONE_HUBS, REPLACED, MOVED, FORKED, CLOSED, FAILED])
 @pytest.mark.parametrize("patched", ["", "from gevent import monkey; monkey.patch_all()"])
 def test_programs(program: str, patched: str) -> None:
     done = subprocess.run(
