@@ -150,9 +150,15 @@ def stand_in(sock: RawSocket, family: int) -> None:
 
 
 def supported() -> frozenset[Feature]:
-    """Return all features except those of sockets that this kernel lacks, found out by trying them."""
+    """Return all features except those of sockets that this kernel lacks, found out by trying them.
+
+    :raises PlatformError: if there is no socket to try them on.
+    """
     features = set(ALL)
-    sock = RawSocket(AF_INET, SOCK_DGRAM, 0)
+    try:
+        sock = RawSocket(AF_INET, SOCK_DGRAM, 0)
+    except OSError as error:
+        raise PlatformError(f"no socket: {error.strerror}", "raise ulimit -n") from error
     for feature, option, value in ((Feature.GRO, UDP_GRO, 1), (Feature.GSO, UDP_SEGMENT, 0)):
         try:
             sock.setsockopt(SOL_UDP, option, value)

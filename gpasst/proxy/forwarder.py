@@ -235,7 +235,7 @@ class Forwarder:
     def _open(self, spec: ListenerSpec) -> None:
         """Open one listener.
 
-        :raises GpasstError: if it cannot be bound.
+        :raises GpasstError: if it cannot be bound, or the namespace makes no sockets for its splice pairs.
         """
         bind, rule = spec.bind, spec.rule
         try:
@@ -255,7 +255,11 @@ class Forwarder:
             splices=splices,
         )
         if self._splice is not None and splices:
-            self._splice.listen(bind.inside, bind.family)
+            try:
+                self._splice.listen(bind.inside, bind.family)
+            except BaseException:
+                sock.close()
+                raise
         if not bind.inside:
             self._nat.listen(listener)
         self._own.exclude(sock)

@@ -83,7 +83,7 @@ class Proxy:
         self._closing.callback(self._finish)
         try:
             self._build(end)
-        except GpasstError:
+        except BaseException:
             self.close()
             raise
 

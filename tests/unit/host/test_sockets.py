@@ -9,7 +9,8 @@ import pytest
 
 from gpasst.errors import ConfigurationError, GpasstError, PlatformError
 from gpasst.flow.listeners import BindAddress
-from gpasst.host.sockets import listener_error
+from gpasst.host import sockets
+from gpasst.host.sockets import listener_error, supported
 
 EVERYWHERE = BindAddress(False, 4, "0.0.0.0", "", 5000)
 ON_DEVICE = BindAddress(False, 6, "::", "up0", 5000)
@@ -114,3 +115,12 @@ def test_whatever_the_kernel_says_is_one_line_with_a_remedy(place: BindAddress) 
         assert error.message.startswith(f"cannot forward udp {place} (rule a rule): ")
         assert error.remedy
         assert "\n" not in str(error)
+
+
+def test_without_a_socket_there_is_no_telling_what_is_supported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(sockets, "RawSocket", refuse)
+    with pytest.raises(PlatformError, match="no socket: Too many open files; raise ulimit -n"):
+        supported()

@@ -20,6 +20,7 @@ from gpasst.host.descriptors import RESERVE
 from gpasst.host.own_sockets import OwnSockets
 from gpasst.host.sock_diag import SockDiag
 from gpasst.host.socket_pool import SocketPool
+from gpasst.path.udp_splice import UdpSplice
 from gpasst.proxy.forwarder import OPENED_AT_ONCE, Forwarder, descriptor_room
 from gpasst.udp.mapping import Listener
 from gpasst.udp.nat import UdpNat
@@ -43,10 +44,17 @@ class Nat:
         self.listeners.remove(listener)
 
 
+class NoSplice:
+    """Stands for splice pairs of a namespace that makes no more sockets."""
+
+    def listen(self, inside: bool, family: int) -> None:
+        raise PlatformError("too many open files")
+
+
 class Bench:
     """A forwarder whose namespace is the host's own, and what it has done to its surroundings."""
 
-    def __init__(self, ephemeral: tuple[int, int], options: dict[str, Any]) -> None:
+    def __init__(self, ephemeral: tuple[int, int], options: dict[str, Any], splice: UdpSplice | None = None) -> None:
         self.nat = Nat()
         self.watched: list[Listener] = []
         self.yielded = 0
@@ -57,7 +65,7 @@ class Bench:
             config,
             lay_rules(config, ephemeral, ephemeral),
             cast(UdpNat, self.nat),
-            None,
+            splice,
             self.pool,
             self.own,
             self.watched.append,
@@ -88,8 +96,8 @@ class Bench:
 
 
 @contextmanager
-def bench(ephemeral: tuple[int, int] = EPHEMERAL, **options: Any) -> Iterator[Bench]:
-    found = Bench(ephemeral, options)
+def bench(ephemeral: tuple[int, int] = EPHEMERAL, splice: UdpSplice | None = None, **options: Any) -> Iterator[Bench]:
+    found = Bench(ephemeral, options, splice)
     try:
         yield found
     finally:
@@ -135,6 +143,17 @@ def test_a_named_port_that_is_taken_is_an_error() -> None:
         with bench(udp_ports=f"{free},{port}") as it:
             with pytest.raises(GpasstError, match=f"cannot forward udp port {port} on 0.0.0.0"):
                 it.forwarder.open()
+
+
+def test_a_port_without_splice_pairs_is_not_kept() -> None:
+    port, *_ = free_ports(1)
+    with bench(splice=cast(UdpSplice, NoSplice()), udp_ports=str(port)) as it:
+        with pytest.raises(PlatformError, match="too many open files") as caught:
+            it.forwarder.open()
+        # The error's traceback refers to all that was made on the way.
+        with taken(port):
+            pass
+        del caught
 
 
 def test_a_rule_of_exclusions_passes_over_a_port_that_is_taken() -> None:
