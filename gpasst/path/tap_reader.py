@@ -84,7 +84,7 @@ class TapReader:
     def step(self) -> int:
         """Move up to `FRAMES_PER_STEP` frames, for at most `STEP_SECONDS`; return how many.
 
-        :raises LinkGone: if the device is gone.
+        :raises LinkGone: if the device is gone. The frames that were read before are moved, or in the backlog.
         """
         fd, counters, capture = self._tap.fd, self._counters, self._tap.capture
         vector = [self._buffer]
@@ -107,6 +107,8 @@ class TapReader:
                 if error.errno in TRANSIENT:
                     size = _DRAINED
                     break
+                # What the guest sent before it went is not lost: the backlog asks for its own next step.
+                self._backlog.drain(self._clock())
                 raise LinkGone(error.strerror) from error
             while size > 0:
                 # A frame that ended a run is in the buffer already, and may begin the next one.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from gpasst.counters import Drop
 from gpasst.features import ALL, Feature
 from gpasst.formats import VIRTIO_NET_BLANK, VIRTIO_NET_CODEC
+from gpasst.link.port import LinkGone
 from gpasst.link.tap import Tap
 from gpasst.path.backlog import Backlog
 from gpasst.path.budget import BACKLOG_SECONDS, FRAMES_PER_STEP, STEP_SECONDS
@@ -304,3 +307,23 @@ def test_a_device_that_is_gone_is_an_error() -> None:
         case.tap.fd = -1
         with pytest.raises(OSError, match="Bad file descriptor"):
             case.reader.step()
+
+
+def test_what_was_read_before_the_device_went_is_dispatched(monkeypatch: pytest.MonkeyPatch) -> None:
+    readv = os.readv
+
+    def read_or_fail(fd: int, vector: list[bytearray]) -> int:
+        try:
+            return readv(fd, vector)
+        except BlockingIOError:
+            raise OSError(errno.EBADFD, os.strerror(errno.EBADFD)) from None
+
+    monkeypatch.setattr(os, "readv", read_or_fail)
+    with tap() as it:
+        it.give(*3 * [bytes(12) + b"\x08\x06" + bytes(28)])
+        with pytest.raises(LinkGone, match=os.strerror(errno.EBADFD)):
+            it.reader.step()
+        while it.backlog.frames:
+            assert it.asked
+            it.backlog.step()
+        assert it.arps == 3
