@@ -65,19 +65,33 @@ class Connection:
     def open(self) -> None:
         """Start the proxy; traffic can pass when this returns.
 
-        :raises ConfigurationError: if it is open already, or an option names what does not exist.
+        :raises ConfigurationError: if it is open already, an option names what does not exist, or `close` was called
+            meanwhile.
         :raises PlatformError: if the kernel, a permission or a busy port is in the way.
         """
-        if self._proxy is not None:
+        here = runtime.current()
+        if self._runtime is not None:
             raise ConfigurationError(f"this {type(self).__name__} is open already", "make another one")
-        here = self._runtime = runtime.current()
-        here.call(lambda: self._open(here))
+        self._runtime = here
+        here.call(lambda: self._start(here))
 
     def close(self) -> None:
         """Stop the proxy and close all that belongs to it. More calls do nothing."""
         here, self._runtime = self._runtime, None
         if here is not None:
             here.call(self._close)
+
+    def _start(self, here: runtime.Runtime) -> None:
+        """Open, unless that fails or `close` is called while others run."""
+        try:
+            self._open(here)
+        except BaseException:
+            self._runtime = None
+            raise
+        if self._runtime is None:
+            # That call found nothing to close.
+            self._close()
+            raise ConfigurationError(f"this {type(self).__name__} was closed while it was opened", "open it again")
 
     def _open(self, here: runtime.Runtime) -> None:
         """Start the proxy on the hub of the calling greenlet, which is that of `here`."""

@@ -112,6 +112,8 @@ class Deadlines:
 
     def clear(self) -> None:
         """Forget all deadlines."""
+        for _, _, deadline in self._heap:
+            deadline.callback = None
         self._heap.clear()
         self._cancelled = 0
 

@@ -31,9 +31,10 @@ class Stubbed(Connection):
 
     mode = "pasta"
 
-    def __init__(self, fails: bool = False) -> None:
+    def __init__(self, fails: bool = False, meanwhile: Callable[[], None] | None = None) -> None:
         super().__init__(Config(), {})
         self.fails = fails
+        self.meanwhile = meanwhile
         self.made: list[weakref.ref[Stub]] = []
         self.hubs: list[object] = []
 
@@ -41,6 +42,8 @@ class Stubbed(Connection):
         self.hubs.append(gevent.get_hub())
         if self.fails:
             raise ConfigurationError("no", "mend it")
+        if self.meanwhile:
+            gevent.spawn(self.meanwhile).get()
         stub = Stub()
         self.made.append(weakref.ref(stub))
         self._proxy = cast(Proxy, stub)
@@ -92,6 +95,37 @@ def test_one_that_could_not_be_opened_may_be_closed(run: Callable[[Callable[[], 
             connection.statistics()
 
     run(use)
+
+
+def test_one_that_is_closed_while_it_is_opened_keeps_no_proxy() -> None:
+    connection = Stubbed(meanwhile=lambda: connection.close())
+
+    def use() -> None:
+        with pytest.raises(ConfigurationError, match="this Stubbed was closed while it was opened; open it again"):
+            connection.open()
+        with pytest.raises(ConfigurationError, match="this Stubbed is not open"):
+            connection.statistics()
+        connection.meanwhile = None
+        connection.open()
+        connection.close()
+
+    in_a_greenlet(use)
+    gc.collect()
+    assert [reference() for reference in connection.made] == [None, None]
+
+
+def test_one_is_not_opened_twice_at_once() -> None:
+    refused: list[ConfigurationError] = []
+
+    def again() -> None:
+        with pytest.raises(ConfigurationError, match="this Stubbed is open already") as caught:
+            connection.open()
+        refused.append(caught.value)
+
+    connection = Stubbed(meanwhile=again)
+    in_a_greenlet(connection.open)
+    in_a_greenlet(connection.close)
+    assert len(refused) == len(connection.made) == 1
 
 
 @pytest.mark.parametrize("kind", [Pasta, Passt])
