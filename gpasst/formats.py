@@ -106,6 +106,14 @@ ARP_REPLY = 2
 IPV4_DONT_FRAGMENT = 2
 IPV4_MORE_FRAGMENTS = 1
 
+IPV4_FRAGMENT_MASK = 0x3FFF
+"""More-fragments bit and offset, in the 16 bits that hold flags and offset."""
+
+IPV4_VERSION_IHL = 0x45
+"""First byte of an IPv4 header without options."""
+
+IPV6_VERSION = 6
+
 # ICMP types and codes (RFC 792, RFC 1191).
 ICMP_ECHO_REPLY = 0
 ICMP_UNREACHABLE = 3

@@ -71,8 +71,10 @@ ICMP_FILTER: Final = 1  # linux/icmp.h, level SOL_RAW
 ICMPV6_FILTER: Final = 1  # RFC 3542, section 3.2; level IPPROTO_ICMPV6
 
 # Flags of send and receive (linux/socket.h).
+MSG_PEEK: Final = 0x2
 MSG_DONTWAIT: Final = 0x40
 MSG_ERRQUEUE: Final = 0x2000
+MSG_NOSIGNAL: Final = 0x4000
 
 # Origins of an error in a socket's error queue (linux/errqueue.h).
 SO_EE_ORIGIN_LOCAL: Final = 1

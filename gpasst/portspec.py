@@ -85,7 +85,7 @@ class ForwardRule:
         return (4, 6) if address is None else (_family(address),)
 
     def overlaps(self, other: ForwardRule) -> bool:
-        """Tell whether the kernel would refuse to bind both rules: they share a port of an address."""
+        """Return whether the kernel would refuse to bind both rules: they share a port of an address."""
         return (
             self.first <= other.last
             and other.first <= self.last

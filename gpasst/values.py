@@ -189,7 +189,7 @@ def parse_mac(text: str) -> bytes:
 
 
 def is_interface_name(name: str) -> bool:
-    """Tell whether the kernel accepts `name` for a device, and a message can show it.
+    """Return whether the kernel accepts `name` for a device, and a message can show it.
 
     The kernel's rule is dev_valid_name (net/core/dev.c): 1 to 15 bytes, neither ``.`` nor ``..``, without slash, colon
     or white space; the byte 0xA0 counts as white space (lib/ctype.c), whatever character it is a part of. A ``%``
@@ -241,7 +241,7 @@ def check_host_name(value: str) -> None:
 
 
 def is_domain(name: str) -> bool:
-    """Tell whether `name` has a wire format: labels of 1 to 63 bytes (RFC 1035, section 3.1)."""
+    """Return whether `name` has a wire format: labels of 1 to 63 bytes (RFC 1035, section 3.1)."""
     try:
         return all(0 < length <= LABEL_MAXIMUM for length in _label_lengths(name))
     except UnicodeError:
@@ -249,7 +249,7 @@ def is_domain(name: str) -> bool:
 
 
 def is_host_name(name: str) -> bool:
-    """Tell whether `name` is a domain name of at most 253 bytes, without a dot at its end."""
+    """Return whether `name` is a domain name of at most 253 bytes, without a dot at its end."""
     return is_domain(name) and sum(1 + length for length in _label_lengths(name)) - 1 <= NAME_MAXIMUM
 
 

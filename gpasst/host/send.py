@@ -33,7 +33,7 @@ from gpasst.linux import (
 )
 from gpasst.packet.address import IP4_BYTES, IP6_BYTES, UNSPECIFIED, V4, family_of, is_multicast
 from gpasst.packet.refusal import refusal
-from gpasst.udp.header import DEFAULT_TOS_TTL
+from gpasst.udp.header import DEFAULT_TOS_TTL, TTL_MASK
 from gpasst.udp.mapping import Peer
 
 SEGMENTS_PER_SEND = UDP_MAX_SEGMENTS_SENT
@@ -58,7 +58,6 @@ REPORTED = frozenset(
 # simply recurs.
 REPEATS = 3
 
-_TTL_MASK = 0xFF  # of TOS times 256 plus TTL
 _in_pktinfo = IN_PKTINFO_CODEC.layout.pack
 _in6_pktinfo = IN6_PKTINFO_CODEC.layout.pack
 _segment = struct.Struct("@H").pack
@@ -102,7 +101,7 @@ def answering(
 def _tos_ttl_control(family: int, tos_ttl: int) -> tuple[ControlMessage, ...]:
     """Return the control messages that set TOS and TTL of a datagram of `family`, 4 or 6."""
     # A TTL of 0 never crosses a wire (RFC 1122, section 3.2.1.7), and the kernel refuses it.
-    tos, ttl = _int(tos_ttl >> 8), _int(max(tos_ttl & _TTL_MASK, 1))
+    tos, ttl = _int(tos_ttl >> 8), _int(max(tos_ttl & TTL_MASK, 1))
     if family == V4:
         return (IPPROTO_IP, IP_TOS, tos), (IPPROTO_IP, IP_TTL, ttl)
     return (IPPROTO_IPV6, IPV6_TCLASS, tos), (IPPROTO_IPV6, IPV6_HOPLIMIT, ttl)

@@ -263,6 +263,8 @@ def ping_socket(family: int, identifier: int) -> RawSocket:
     sock = RawSocket(family_constant(family), SOCK_DGRAM, IPPROTO_ICMP if family == V4 else IPPROTO_ICMPV6)
     try:
         sock.setblocking(False)
+        # The kernel makes ping sockets with it on (INET_PROTOSW_REUSE), and serves either of two with one identifier.
+        sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 0)
         try:
             sock.bind((ANY[family], identifier))
         except OSError:

@@ -15,7 +15,6 @@ NOTE: what is gathered refers to the receiver's buffers, so it is flushed before
 
 from __future__ import annotations
 
-from _socket import MSG_DONTWAIT, MSG_NOSIGNAL
 from _socket import socket as RawSocket  # a class
 from collections import deque
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from gpasst.counters import Counters, Drop, Tally
 from gpasst.formats import FRAME_MINIMUM_BYTES, STREAM_LENGTH_BYTES, VIRTIO_NET_BLANK
 from gpasst.link.capture import Capture
 from gpasst.link.port import TRANSIENT, RunHeader
-from gpasst.linux import UIO_MAXIOV
+from gpasst.linux import MSG_DONTWAIT, MSG_NOSIGNAL, UIO_MAXIOV
 
 FRAME_MINIMUM = 14  # bytes; an Ethernet header
 FRAME_MAXIMUM = 65535  # bytes of a frame from the guest

@@ -28,6 +28,8 @@ from gpasst.formats import (
     ETHERTYPE_IPV4,
     ETHERTYPE_IPV6,
     IPV4_CODEC,
+    IPV4_FRAGMENT_MASK,
+    IPV4_VERSION_IHL,
     IPV6_CODEC,
     PROTOCOL_ICMPV6,
     PROTOCOL_TCP,
@@ -42,9 +44,7 @@ GROUP_SHARE = 8  # of these limits, the part that one group may fill
 _IP = ETHERNET_CODEC.size
 _TYPE = slice(ETHERNET_CODEC.offset("ethertype"), ETHERNET_CODEC.size)
 _IPV4, _IPV6 = (kind.to_bytes(2, "big") for kind in (ETHERTYPE_IPV4, ETHERTYPE_IPV6))
-_VERSION_IHL = 0x45  # version 4, no options
 _FRAGMENT = slice(_IP + IPV4_CODEC.offset("flags"), _IP + IPV4_CODEC.offset("flags") + 2)
-_UNFRAGMENTED = 0x3FFF  # more-fragments bit and offset
 _PROTOCOL4 = _IP + IPV4_CODEC.offset("protocol")
 _PROTOCOL6 = _IP + IPV6_CODEC.offset("next_header")
 _PORTS_BYTES = 4
@@ -154,9 +154,9 @@ def flow_of(frame: bytes) -> bytes:
     """Return the bytes that tell a frame's flow; empty for frames that must not wait (see this module's head)."""
     kind = frame[_TYPE]
     if kind == _IPV4:
-        if len(frame) < _FLOW4.stop or frame[_IP] != _VERSION_IHL:
+        if len(frame) < _FLOW4.stop or frame[_IP] != IPV4_VERSION_IHL:
             return b""
-        if int.from_bytes(frame[_FRAGMENT], "big") & _UNFRAGMENTED:
+        if int.from_bytes(frame[_FRAGMENT], "big") & IPV4_FRAGMENT_MASK:
             return b""
         return frame[_PROTOCOL4 : _PROTOCOL4 + 1] + frame[_FLOW4]
     if kind == _IPV6:

@@ -17,6 +17,9 @@ from gpasst.formats import (
     ETHERTYPE_IPV4,
     ETHERTYPE_IPV6,
     IPV4_CODEC,
+    IPV4_FRAGMENT_MASK,
+    IPV4_VERSION_IHL,
+    IPV6_VERSION,
     PROTOCOL_UDP,
     UDP4,
     UDP6,
@@ -39,6 +42,7 @@ _pick4 = UDP4.picker(
     "udp.length",
 ).unpack_from
 _pick6 = UDP6.picker("ip.version", "ip.payload_length", "ip.next_header", "ip.hop_limit", "udp.length").unpack_from
+_VERSION_SHIFT = 28  # of the version in the first word of an IPv6 header
 _CLASS_SHIFT = 12  # from the place of the traffic class in the first word to its place in tos_ttl
 _TOS_MASK = 0xFF00  # of tos_ttl
 _KEY4 = UDP4.offset("ip.source"), UDP4.offset("udp.length")
@@ -46,8 +50,6 @@ _KEY6 = UDP6.offset("ip.source"), UDP6.offset("udp.length")
 _PAYLOAD4, _PAYLOAD6 = HEADERS[4], HEADERS[6]
 _IP4_BYTES, _UDP = IPV4_CODEC.size, UDP_CODEC.size
 _BEFORE_UDP4, _BEFORE_UDP6 = _PAYLOAD4 - _UDP, _PAYLOAD6 - _UDP
-_VERSION_IHL = 0x45  # version 4, no options
-_UNFRAGMENTED = 0x3FFF  # more-fragments bit and offset
 
 # The same places in a frame without virtio-net header.
 _VIRTIO = VIRTIO_NET_CODEC.size
@@ -98,9 +100,9 @@ class FastPath:
         ethertype, version, tos, total, fragment, ttl, protocol, length = _pick4(buffer, at)
         if ethertype == ETHERTYPE_IPV4:
             if (
-                version == _VERSION_IHL
+                version == IPV4_VERSION_IHL
                 and protocol == PROTOCOL_UDP
-                and not fragment & _UNFRAGMENTED
+                and not fragment & IPV4_FRAGMENT_MASK
                 and _UDP <= length <= total - _IP4_BYTES <= size - _BEFORE_UDP4
             ):
                 peer = self._down4.get(bytes(buffer[at + _KEY4[0] : at + _KEY4[1]]))
@@ -112,7 +114,11 @@ class FastPath:
                     return peer, _PAYLOAD4, length - _UDP
         elif ethertype == ETHERTYPE_IPV6 and size >= _PAYLOAD6:
             flow, total, protocol, ttl, length = _pick6(buffer, at)
-            if protocol == PROTOCOL_UDP and _UDP <= length <= total <= size - _BEFORE_UDP6:
+            if (
+                flow >> _VERSION_SHIFT == IPV6_VERSION
+                and protocol == PROTOCOL_UDP
+                and _UDP <= length <= total <= size - _BEFORE_UDP6
+            ):
                 peer = self._down6.get(bytes(buffer[at + _KEY6[0] : at + _KEY6[1]]))
                 if peer is not None:
                     self._activity6[peer.byte] |= peer.bit
@@ -123,7 +129,7 @@ class FastPath:
         return None
 
     def knows(self, frame: bytes) -> bool:
-        """Tell whether a frame, from its destination MAC address on, is UDP of a known peer.
+        """Return whether a frame, from its destination MAC address on, is UDP of a known peer.
 
         :param frame: whole, without IP options, fragments or extension headers.
         """

@@ -21,10 +21,10 @@ from gpasst.packet import icmp_error
 from gpasst.packet.address import LOOPBACK, family_of, is_multicast
 from gpasst.packet.icmp_error import Problem, expired, quoted_udp
 from gpasst.packet.refusal import refusal
+from gpasst.udp.header import TTL_MASK
 from gpasst.udp.mapping import Peer, UdpSocket
 
 QUOTED_BYTES = 1280  # of a refused datagram; no error holds more (RFC 4443, section 2.4 (c))
-_TTL_MASK = 0xFF  # of tos_ttl
 
 
 class IcmpToGuest:
@@ -69,7 +69,7 @@ class IcmpToGuest:
         if is_multicast(address) or peer.remote[0] in self._guest.network.broadcasts:
             return
         # It was the last router that would have counted down to 0; of others it is not known how far they are.
-        hop_limit = 1 if expired(family, problem) else peer.tos_ttl & _TTL_MASK
+        hop_limit = 1 if expired(family, problem) else peer.tos_ttl & TTL_MASK
         quoted = quoted_udp(mapping.guest, mapping.port, address, port, payload, peer.tos_ttl >> 8, hop_limit)
         try:
             shown = address if offender == peer.remote[0] else self.shown(family, offender)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import struct
 import time
-from _socket import MSG_DONTWAIT
 from collections.abc import Callable
 
 from gpasst.counters import Counters, Drop
@@ -27,6 +26,7 @@ from gpasst.host.receive import RUN_BYTES
 from gpasst.host.send import SEGMENTS_PER_SEND, send_one, send_slices, sender_to
 from gpasst.link.port import TRANSIENT, LinkGone
 from gpasst.link.stream import FRAME_MAXIMUM, FRAME_MINIMUM, Stream
+from gpasst.linux import MSG_DONTWAIT
 from gpasst.path.backlog import Backlog
 from gpasst.path.budget import RECEIVES_PER_STEP, STEP_SECONDS
 from gpasst.path.fastpath import FastPath, repeating

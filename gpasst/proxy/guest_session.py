@@ -11,7 +11,6 @@ watched until the next scan, since it would be readable all the time.
 from __future__ import annotations
 
 import logging
-from _socket import MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK
 from _socket import socket as RawSocket  # a class
 from collections.abc import Callable
 
@@ -19,6 +18,7 @@ from gpasst.host.descriptors import exhausted
 from gpasst.link.listener import GuestListener, peer_process, prepare_guest
 from gpasst.link.port import LinkGone
 from gpasst.link.stream import Stream
+from gpasst.linux import MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK
 from gpasst.path.stream_reader import StreamReader
 
 LAST_STEPS = 256  # to move what a guest left behind; each is bounded in time
@@ -161,7 +161,7 @@ class GuestSession:
 
 
 def _readable(sock: RawSocket) -> bool:
-    """Tell whether there is data, the end of the stream, or an error to be read."""
+    """Return whether there is data, the end of the stream, or an error to be read."""
     try:
         sock.recv(1, MSG_PEEK | MSG_DONTWAIT)
     except BlockingIOError:

@@ -34,6 +34,7 @@ from gpasst.packet.address import V4, V6
 
 VIRTIO_SIZE = VIRTIO_NET_CODEC.size
 UDP_SIZE = UDP_CODEC.size
+TTL_MASK = 0xFF  # of tos_ttl
 DEFAULT_TOS_TTL = 64  # TOS or traffic class 0, TTL or hop limit 64: the defaults of most systems
 IP4_SIZE = 20  # bytes, without options
 
@@ -132,12 +133,12 @@ class Header:
         if self.family == V6:
             # Between the version and the flow label, which is 0.
             _put_word(buffer, _IP, _VERSION6 | tos_ttl >> 8 << 4)
-            buffer[_HOPS6] = tos_ttl & 0xFF
+            buffer[_HOPS6] = tos_ttl & TTL_MASK
             return
         # RFC 1624: what no longer counts is added as its complement.
         old = buffer[_TOS4] + (buffer[_TTL4] << 8)
-        buffer[_TOS4], buffer[_TTL4] = tos_ttl >> 8, tos_ttl & 0xFF
-        self.ip_sum = checksum.fold(self.ip_sum + 2 * 0xFFFF - old + (tos_ttl >> 8) + ((tos_ttl & 0xFF) << 8))
+        buffer[_TOS4], buffer[_TTL4] = tos_ttl >> 8, tos_ttl & TTL_MASK
+        self.ip_sum = checksum.fold(self.ip_sum + 2 * 0xFFFF - old + (tos_ttl >> 8) + ((tos_ttl & TTL_MASK) << 8))
 
     def fill(self, total: int, segment: int) -> bytearray:
         """Return the header of a superframe for a link that offloads.

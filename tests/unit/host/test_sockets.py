@@ -10,7 +10,8 @@ import pytest
 from gpasst.errors import ConfigurationError, GpasstError, PlatformError
 from gpasst.flow.listeners import BindAddress
 from gpasst.host import sockets
-from gpasst.host.sockets import listener_error, supported
+from gpasst.host.sockets import listener_error, ping_socket, supported
+from tests.support.lab import Remote
 
 EVERYWHERE = BindAddress(False, 4, "0.0.0.0", "", 5000)
 ON_DEVICE = BindAddress(False, 6, "::", "up0", 5000)
@@ -124,3 +125,16 @@ def test_without_a_socket_there_is_no_telling_what_is_supported(monkeypatch: pyt
     monkeypatch.setattr(sockets, "RawSocket", refuse)
     with pytest.raises(PlatformError, match="no socket: Too many open files; raise ulimit -n"):
         supported()
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_two_ping_sockets_never_share_an_identifier(remote: Remote, family: int) -> None:
+    """The kernel would serve either of them with the replies of both."""
+    del remote
+    one, other = ping_socket(family, 4321), ping_socket(family, 4321)
+    try:
+        assert one.getsockname()[1] == 4321
+        assert other.getsockname()[1] not in (0, 4321)
+    finally:
+        one.close()
+        other.close()

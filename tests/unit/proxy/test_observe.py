@@ -1,0 +1,69 @@
+"""What a proxy shows: flows of both kinds, and each reason for a drop in the log at most once in ten seconds."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from gpasst.counters import Counters, Drop
+from gpasst.flow.record import Flow
+from gpasst.proxy.observe import DROP_LOG_SECONDS, DropLog, flows, statistics
+from tests.support.addresses import GUEST4
+from tests.support.nat import Host
+
+SERVER = "198.51.100.9"
+
+
+def test_a_peer_is_shown_from_both_sides_with_its_age() -> None:
+    host = Host()
+    peer = host.down(33000, SERVER, 53)
+    assert flows(host.path, None) == (
+        Flow("udp", (GUEST4, 33000), (SERVER, 53), (SERVER, 53), peer.udp_socket.port, 0, spliced=False),
+    )
+    for _ in host.path.scan(1007, 180):
+        pass
+    assert flows(host.path, None)[0].idle == 7
+
+
+def test_statistics_count_mappings_and_peers() -> None:
+    host, counters = Host(), Counters()
+    host.down(33000, SERVER, 53)
+    host.down(33000, SERVER, 54)
+    host.down(33001, SERVER, 53)
+    counters.udp.down.datagrams = 3
+    found = statistics(counters, host.path, None)
+    assert (found.mappings, found.peers, found.pairs, found.datagrams_down) == (2, 3, 0, 3)
+
+
+def test_a_reason_is_logged_with_all_that_was_held_back(caplog: pytest.LogCaptureFixture) -> None:
+    counters = Counters()
+    log = DropLog(counters)
+    counters.drop(Drop.MALFORMED_UDP, 2)
+    log.write(1000)
+    counters.drop(Drop.MALFORMED_UDP, 3)
+    log.write(1000 + DROP_LOG_SECONDS - 1)
+    assert [record.getMessage() for record in caplog.records] == [f"dropped 2: {Drop.MALFORMED_UDP.value}"]
+    counters.drop(Drop.MALFORMED_UDP)
+    log.write(1000 + DROP_LOG_SECONDS)
+    log.write(1000 + 2 * DROP_LOG_SECONDS)
+    assert [record.getMessage() for record in caplog.records[1:]] == [f"dropped 4: {Drop.MALFORMED_UDP.value}"]
+
+
+def test_at_the_end_nothing_is_held_back(caplog: pytest.LogCaptureFixture) -> None:
+    counters = Counters()
+    log = DropLog(counters)
+    for count in (1, 2):
+        counters.drop(Drop.STREAM_FULL, count)
+        log.write(1000 if count == 1 else None)
+    assert [record.args for record in caplog.records] == [(1, Drop.STREAM_FULL.value), (2, Drop.STREAM_FULL.value)]
+
+
+def test_what_guests_send_by_themselves_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    counters = Counters()
+    counters.drop(Drop.ETHERTYPE)
+    counters.drop(Drop.TAP_FULL)
+    DropLog(counters).write(1000)
+    levels = {record.args[1]: record.levelno for record in caplog.records if isinstance(record.args, tuple)}
+    assert levels == {Drop.ETHERTYPE.value: logging.DEBUG, Drop.TAP_FULL.value: logging.WARNING}
