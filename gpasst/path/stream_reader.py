@@ -4,8 +4,9 @@ Theory of operation: one receive brings as many frames as have arrived. They are
 frame of a known peer costs one look at its headers and one look-up by their raw bytes (`fastpath`). As long as the
 frames behind it repeat its headers and size they belong to the same run, which leaves in one send of slices. Every
 other frame goes to the backlog, which is dispatched when the known ones have been carried. The rest of a frame that has
-not arrived whole is moved to the front of the buffer, and so are whole frames when a step's time is over; `again` then
-asks for the next step, since the socket may have nothing more to read.
+not arrived whole is moved to the front of the buffer. Whole frames stay where they are when a step's time is over, and
+nothing is received until they have been moved; `again` asks for that step, since the socket may have nothing more to
+read.
 
 A frame of illegal length is skipped, as many bytes as its length says.
 
@@ -74,14 +75,15 @@ class StreamReader:
         self._most = SEGMENTS_PER_SEND if features >= {Feature.JOIN, Feature.GSO} else 1
         self._buffer = bytearray(BUFFER_BYTES)
         self._view = memoryview(self._buffer)
-        self._end = _START
+        self._at = self._end = _START
         self._skip = 0
         self._unread = False
         self._gone = ""  # why the guest has gone, while frames of it wait
 
     def connect(self) -> None:
         """Begin with the first frame of a new guest."""
-        self._end, self._skip, self._unread, self._gone = _START, 0, False, ""
+        self._at = self._end = _START
+        self._skip, self._unread, self._gone = 0, False, ""
         self._backlog.clear()
 
     def step(self) -> int:
@@ -124,12 +126,12 @@ class StreamReader:
         return moved
 
     def _frames(self, end: int, deadline: float) -> int:
-        """Move the frames in the buffer up to `end`, until `deadline`, and keep the rest; return how many it was.
+        """Move the frames in the buffer from `_at` to `end`, until `deadline`; return how many it was.
 
         `_unread` is set if whole frames may be left, which is so after an error too.
         """
         buffer, view, counters, capture = self._buffer, self._view, self._counters, self._stream.capture
-        at, moved, runs = _START, 0, 0
+        at, moved, runs = self._at, 0, 0
         # Also where the next line that is reached is that of an error.
         self._unread = True
         try:
@@ -164,10 +166,12 @@ class StreamReader:
                     moved += taken - 1
                     at += (taken - 1) * size
         finally:
-            left = end - at
-            if at > _START and left:
-                view[_START : _START + left] = bytes(view[at:end])
-            self._end = _START + left
+            if not self._unread:
+                left = end - at
+                if at > _START and left:
+                    view[_START : _START + left] = bytes(view[at:end])
+                at, end = _START, _START + left
+            self._at, self._end = at, end
             counters.frames_down += moved
         return moved
 
