@@ -1,20 +1,19 @@
 """A proxy: everything between one guest and the host's sockets, and what drives it.
 
 Theory of operation: the builders (`gpasst.proxy.build`) make the parts. `Watchers` owns their watchers and greenlets,
-`Timers` their deadlines, among them the scan once a second that ends idle mappings and splice pairs. There is one
-greenlet for the tap or the guest's stream, one for each listening port and splice pair, one for all sockets of
-mappings, one for echo, one for the backlog, one for timers, and one that looks at bound ports where a rule is
-automatic.
+`Timers` their deadlines, among them those of the `Scan` that ends idle mappings and splice pairs. There is one greenlet
+for the tap or the guest's stream, one for each listening port and splice pair, one for all sockets of mappings, one for
+echo, one for the backlog, one for timers, and one that looks at bound ports where a rule is automatic.
 
 NOTE: a proxy lives on one hub; only that hub's thread may call it.
 """
 
 from __future__ import annotations
 
-import ctypes
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from functools import partial
 
 import gevent
 import gevent.event
@@ -26,6 +25,7 @@ from gpasst.features import Feature
 from gpasst.flow.network import GuestNetwork
 from gpasst.flow.record import Flow, Forward
 from gpasst.helper.client import Namespace
+from gpasst.host.socket_pool import SocketPool
 from gpasst.link.stream import Stream
 from gpasst.link.tap import Tap
 from gpasst.path.icmp_to_guest import IcmpToGuest
@@ -35,10 +35,8 @@ from gpasst.proxy.build import End, build_base, build_inside, build_link, build_
 from gpasst.proxy.clock import Clock
 from gpasst.proxy.follower import Follower
 from gpasst.proxy.forwarder import Forwarder
+from gpasst.proxy.scan import Scan
 from gpasst.proxy.timers import Timers
-
-SCAN_SECONDS = 1  # an age is late by up to this much
-TRIMMED = 256  # how many must end at once to make it worth giving their memory back; that takes about a millisecond
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +76,6 @@ class Proxy:
         self.features, self.counters = base.features, base.counters
         self.link: Tap | Stream | None = None
         self._drop_log = observe.DropLog(base.counters)
-        self._scanning: Iterator[None] | None = None
         self._closing = ExitStack()
         self._closing.callback(self._finish)
         try:
@@ -129,9 +126,25 @@ class Proxy:
         if self._inside and self._inside.session:
             closing(self._inside.session.close)
             self._inside.session.open()
-        timers.every(SCAN_SECONDS, self._begin_scan)
+        self._scan = self._build_scan(timers)
+        closing(self._scan.close)
         if self.forwarder.automatic and not config.no_udp:
             closing(Follower(self.forwarder, timers, base.counters).close)
+
+    def _build_scan(self, timers: Timers) -> Scan:
+        base, inside = self._base, self._inside
+        tables: list[Callable[[int, int], Iterable[int]]] = [self.udp.nat.scan]
+        if self.splice:
+            tables.append(self.splice.scan)
+        seconds: list[Callable[[int], object]] = []
+        if inside:
+            seconds += inside.dispatch.scan, inside.pings.scan, inside.advertiser.scan
+            if session := inside.session:
+                seconds.append(lambda now: session.scan())
+        seconds.append(self._drop_log.write)
+        if base.pool:
+            seconds.append(partial(refill, base.pool))
+        return Scan(timers, self.clock.now, self.config.udp_timeout, base.counters, tables, seconds)
 
     @property
     def forwards(self) -> tuple[Forward, ...]:
@@ -148,71 +161,22 @@ class Proxy:
 
     def scan(self, now: int) -> None:
         """End what is idle at `now`, in monotonic seconds, and log drops."""
-        for _ in self._pieces(now):
-            pass
-
-    def _begin_scan(self, now: float) -> None:
-        """Scan in pieces of bounded work, between which others get their turn; called once a second."""
-        if self._scanning is None:
-            self._scanning = self._pieces(self.clock.now())
-            self._go_on(now)
-
-    def _go_on(self, now: float) -> None:
-        """Do the next piece of the scan, and ask for a call for the one behind it."""
-        assert self._scanning is not None
-        try:
-            next(self._scanning)
-        except StopIteration:
-            self._scanning = None
-        except Exception:
-            self._scanning = None
-            raise
-        else:
-            self._timers.at(now, self._go_on)
-
-    def _pieces(self, now: int) -> Iterator[None]:
-        """Scan at `now`, in monotonic seconds; each piece of work between two items is bounded."""
-        timeout = self.config.udp_timeout
-        ended = 0
-        for scan in (self.udp.nat.scan, *((self.splice.scan,) if self.splice else ())):
-            for count in scan(now, timeout):
-                ended += count
-                yield
-        self.counters.expired += ended
-        if ended:
-            log.debug("%d mappings or splice pairs expired", ended)
-        if ended >= TRIMMED:
-            trim_memory()
-        if self._inside:
-            self._inside.dispatch.scan(now)
-            self._inside.pings.scan(now)
-            self._inside.advertiser.scan(now)
-            if self._inside.session:
-                self._inside.session.scan()
-        self._drop_log.write(now)
-        self._refill()
+        self._scan.whole(now)
 
     def close(self) -> None:
         """Stop, and close every socket and the capture file. The namespace stays its owner's. More calls do nothing."""
         self._closing.close()
 
     def _finish(self) -> None:
-        self._scanning = None
         if self.link:
             self.link.capture = None
         self._drop_log.write(None)
         self.finished.set()
 
-    def _refill(self) -> None:
-        try:
-            if self._base.pool:
-                self._base.pool.refill()
-        except GpasstError as error:
-            log.warning("%s", error)
 
-
-def trim_memory() -> None:
-    """Return free memory to the kernel, where the C library can (malloc_trim of glibc)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+def refill(pool: SocketPool) -> None:
+    """Refill the pool; log why it cannot be."""
+    try:
+        pool.refill()
+    except GpasstError as error:
+        log.warning("%s", error)
