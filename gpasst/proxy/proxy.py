@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from functools import partial
 
 import gevent
 import gevent.event
@@ -142,8 +141,8 @@ class Proxy:
             if session := inside.session:
                 seconds.append(lambda now: session.scan())
         seconds.append(self._drop_log.write)
-        if base.pool:
-            seconds.append(partial(refill, base.pool))
+        if pool := base.pool:
+            seconds.append(lambda now: refill(pool))
         return Scan(timers, self.clock.now, self.config.udp_timeout, base.counters, tables, seconds)
 
     @property
