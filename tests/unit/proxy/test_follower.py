@@ -10,6 +10,7 @@ import gevent.event
 import pytest
 
 from gpasst.counters import Counters, Drop
+from gpasst.errors import PlatformError
 from gpasst.proxy import follower
 from gpasst.proxy.follower import Follower
 from gpasst.proxy.timers import Timers
@@ -64,6 +65,18 @@ def test_an_internal_error_is_counted_and_the_next_look_follows(timers: Timers, 
     following = Follower(cast(Any, looks), timers, counters)
     assert looks.enough.wait(SECONDS)
     assert counters.drops == {Drop.INTERNAL: 1}
+    following.close()
+
+
+def test_that_ports_cannot_be_listed_is_logged_once_until_they_can_again(
+    timers: Timers, counters: Counters, caplog: pytest.LogCaptureFixture
+) -> None:
+    failure = PlatformError("no memory")
+    looks = Looks(failure, failure, None, failure)
+    following = Follower(cast(Any, looks), timers, counters)
+    assert looks.enough.wait(SECONDS)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    assert counters.drops == {}
     following.close()
 
 
