@@ -38,6 +38,7 @@ from tests.support.lab import (
     bound,
     host_socket,
 )
+from tests.support.ready import until
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 
@@ -79,14 +80,6 @@ class Told:
     offender: str
     target: tuple[str, int]
     payload: bytes
-
-
-def wait(check: Any) -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + PATIENCE
-    while not check():
-        assert time.monotonic() < deadline, "it did not come to that"
-        time.sleep(0.005)
 
 
 def reported(guest: socket.socket, family: int) -> Told:
@@ -191,7 +184,7 @@ def test_a_blackhole_is_silent_and_counted(net: gpasst.Pasta, family: int) -> No
     before, reason = net.statistics(), gpasst.Drop.SEND_FAILED.value
     with guest_socket(net, family) as guest:
         guest.sendto(b"?", (BLACKHOLE[family], CLOSED))
-        wait(lambda: net.statistics().drops.get(reason, 0) == before.drops.get(reason, 0) + 1)
+        until(lambda: net.statistics().drops.get(reason, 0) == before.drops.get(reason, 0) + 1, "it was counted")
     assert net.statistics().errors_up == before.errors_up
 
 
@@ -271,7 +264,7 @@ def test_no_socket_spins(net: gpasst.Pasta, family: int) -> None:
         before = net.statistics().errors_up
         for _ in range(20):
             guest.sendto(b"?", (FAR[family], CLOSED))
-        wait(lambda: net.statistics().errors_up > before)
+        until(lambda: net.statistics().errors_up > before, "the error was passed on")
         time.sleep(0.05)
         spent = time.process_time()
         time.sleep(0.2)
@@ -308,7 +301,7 @@ def test_errors_of_the_guest_reach_the_sender(net: gpasst.Pasta, remote: Remote,
         client.connect((HOST[family], 5001))
         client.send(b"anyone?")
         if os.geteuid():
-            wait(lambda: net.statistics().drops.get(gpasst.Drop.GUEST_ERROR.value, 0) == counted + 1)
+            until(lambda: net.statistics().drops.get(gpasst.Drop.GUEST_ERROR.value, 0) == counted + 1, "it was counted")
             return
         with pytest.raises(ConnectionRefusedError):
             client.recv(9)
@@ -324,7 +317,7 @@ def test_errors_of_the_guest_reach_who_answers_too_late(net: gpasst.Pasta, remot
         server.connect(sender)
         server.send(b"too late")
         if os.geteuid():
-            wait(lambda: net.statistics().drops.get(gpasst.Drop.GUEST_ERROR.value, 0) == counted + 1)
+            until(lambda: net.statistics().drops.get(gpasst.Drop.GUEST_ERROR.value, 0) == counted + 1, "it was counted")
             return
         with pytest.raises(ConnectionRefusedError):
             server.recv(9)
@@ -337,4 +330,4 @@ def test_errors_of_the_guest_about_nothing_known_are_counted(net: gpasst.Pasta, 
     before = net.statistics().drops.get(reason, 0)
     with net.socket(FAMILY[family], socket.SOCK_RAW, protocol) as raw:
         raw.sendto(port_unreachable(peer, 7, guest, 7), (FAR[family], 0))
-        wait(lambda: net.statistics().drops.get(reason, 0) == before + 1)
+        until(lambda: net.statistics().drops.get(reason, 0) == before + 1, "it was counted")

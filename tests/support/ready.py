@@ -49,7 +49,7 @@ def until(condition: Any, what: str) -> None:
 
 
 def unix_listening(path: Path) -> bool:
-    """Tell whether a UNIX socket of this network namespace listens at `path`; a trial connection would be a guest."""
+    """Return whether a UNIX socket of this network namespace listens at `path`; a trial connection would be a guest."""
     table = Path("/proc/thread-self/net/unix").read_text(encoding="utf-8", errors="replace")
     rows = (line.split(maxsplit=7) for line in table.splitlines())
     return any(row[7:] == [str(path)] and row[3] == LISTENING for row in rows)
