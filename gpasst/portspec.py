@@ -5,6 +5,7 @@ A specification is ``none`` or ``[PLACE/]LIST``. A LIST is comma-separated:
 * ``P`` or ``P-Q``: these ports, to the same ports of the other side;
 * ``P:T`` or ``P-Q:T-U``: the same, to other ports, both ranges of one width;
 * ``P:ADDRESS/T`` or ``P-Q:ADDRESS/T-U``: the same, to an address of the other side, an IPv6 one in brackets;
+* ``0:T`` or ``0:ADDRESS/T``: a port that the kernel chooses, one number in all families of the rule;
 * ``~P`` or ``~P-Q``: not these ports. Exclusions win; a list of nothing else means all but these;
 * ``all``: every port that the listening side does not hand out by itself (its ephemeral range);
 * ``auto``: the ports of the list, or every port if it names none, while they are bound on the other side.
@@ -31,6 +32,7 @@ from gpasst.errors import ConfigurationError
 from gpasst.values import check_interface, shown
 
 LAST_PORT = 65535
+CHOSEN_PORT = 0  # stands for a port that the kernel chooses, as in bind(2)
 EPHEMERAL = (49152, LAST_PORT)  # the ports that IANA calls dynamic (RFC 6335, section 6)
 WILDCARDS = (None, "0.0.0.0", "::")
 SYNTAX = "write [ADDRESS[%INTERFACE]/]PORT[-PORT][:[[ADDRESS]/]PORT[-PORT]][,...], ~PORT[-PORT], all, auto or none"
@@ -48,7 +50,7 @@ class ForwardRule:
     :ivar protocol: the protocol's name in lower case, such as ``"udp"``.
     :ivar address: address to bind, None for every address of the rule's families.
     :ivar interface: interface to bind to, None for every one.
-    :ivar first: first port that listens, 1 to 65535.
+    :ivar first: first port that listens, 1 to 65535; `CHOSEN_PORT` where the kernel chooses the only one.
     :ivar last: last port that listens.
     :ivar target: the other side's port for `first`; the others follow in order, up to 65535.
     :ivar strict: whether a port that cannot be bound is an error; it is unless the rule comes from ``all`` or ``auto``.
@@ -87,7 +89,8 @@ class ForwardRule:
     def overlaps(self, other: ForwardRule) -> bool:
         """Return whether the kernel would refuse to bind both rules: they share a port of an address."""
         return (
-            self.first <= other.last
+            self.first != CHOSEN_PORT
+            and self.first <= other.last
             and other.first <= self.last
             and self.protocol == other.protocol
             and (self.interface is None or other.interface is None or self.interface == other.interface)
@@ -106,8 +109,9 @@ def parse(option: str, specifications: Iterable[str], protocol: str) -> tuple[Fo
     :param option: name of the option, for messages.
     :param specifications: its values in the order given; ``none`` cancels those before it.
     :param protocol: the protocol that the option is about.
-    :returns: the strict rules first, to be opened first, and the automatic ones last; else by place, in the order
-        given, and by port. Those of ``all`` contain the ephemeral ports; see `lay`.
+    :returns: the strict rules first, to be opened first, those of ports that the kernel chooses behind the others, lest
+        it choose one of theirs, and the automatic ones last; else by place, in the order given, and by port. Those of
+        ``all`` contain the ephemeral ports; see `lay`.
     :raises ConfigurationError: naming the value and what is wrong with it.
     """
     parsed: list[list[ForwardRule]] = []
@@ -140,7 +144,8 @@ def reverse(rules: Iterable[ForwardRule]) -> dict[int, int]:
     """Map each target port to the port that leads to it, for showing a sender under the port that others reach it by.
 
     A target that several ports lead to has no entry, even if one of them is the target's own number. Neither have
-    ports that lead to themselves, nor automatic ones. The map is of ports, not of differences, so no sum wraps.
+    ports that lead to themselves, automatic ones, nor those that the kernel chooses. The map is of ports, not of
+    differences, so no sum wraps.
 
     :param rules: all rules of one direction.
     """
@@ -148,7 +153,7 @@ def reverse(rules: Iterable[ForwardRule]) -> dict[int, int]:
     ambiguous = set()
     same = []
     for rule in rules:
-        if rule.auto:
+        if rule.auto or rule.first == CHOSEN_PORT:
             continue
         if rule.first == rule.target:
             same.append((rule.first, rule.last))
@@ -180,7 +185,8 @@ def _resolve(parsed: list[list[ForwardRule]]) -> list[ForwardRule]:
                 for family in rule.families:
                     key = rule.auto, rule.address, rule.interface, family
                     pieces = [part for piece in pieces for part in _cut(piece, taken.get(key, []))]
-                    claims.setdefault(key, []).append((rule.first, rule.last))
+                    if rule.first != CHOSEN_PORT:
+                        claims.setdefault(key, []).append((rule.first, rule.last))
                 kept += pieces
             for key, ranges in claims.items():
                 taken[key] = _merged(taken.get(key, []) + ranges)
@@ -196,6 +202,7 @@ def _in_order(rules: list[ForwardRule], parsed: list[list[ForwardRule]]) -> list
         key=lambda rule: (
             not rule.strict,
             rule.auto,
+            rule.first == CHOSEN_PORT,
             places[rule.address, rule.interface],
             rule.first,
             rule.families,
@@ -278,9 +285,14 @@ def _parse_place(place: str) -> tuple[str | None, str | None]:
 
 
 def _parse_item(item: str, whole: ForwardRule) -> ForwardRule:
-    """Parse ``P-Q[:[ADDRESS/]T-U]``, as that part of `whole`."""
+    """Parse ``P-Q[:[ADDRESS/]T-U]`` or ``0:[ADDRESS/]T``, as that part of `whole`."""
     source, colon, destination = item.partition(":")
-    first, last = _parse_range(source)
+    chosen = source == str(CHOSEN_PORT)
+    if chosen and not colon:
+        raise ConfigurationError("port 0 lacks a target", "write 0:PORT; the kernel chooses the port that leads there")
+    if chosen and whole.auto:
+        raise ConfigurationError("0 and auto in one list", "write 0:PORT without auto, or name the port that listens")
+    first, last = (CHOSEN_PORT, CHOSEN_PORT) if chosen else _parse_range(source)
     rule = replace(whole, first=first, last=last, target=first, strict=not whole.auto)
     if not colon:
         return rule

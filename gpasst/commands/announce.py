@@ -14,12 +14,13 @@ from __future__ import annotations
 import ipaddress
 import logging
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from gpasst.api.passt import Passt
 from gpasst.api.pasta import Pasta
 from gpasst.config import PORT_OPTIONS, Config
 from gpasst.flow.network import FamilyNetwork, GuestNetwork
+from gpasst.flow.record import Forward
 from gpasst.host.sockets import text
 from gpasst.packet.address import V4
 from gpasst.values import shown
@@ -39,7 +40,7 @@ def announce(proxy: Pasta | Passt, interface_name: Callable[[int], str]) -> None
         lines += [f"UNIX domain socket bound at {shown(proxy.path)}"] if proxy.path else []
     elif not proxy.config.splice_only:
         lines.append(f"tap in the namespace: {shown(proxy.interface)}")
-    lines += describe(proxy.config, proxy.network, interface_name)
+    lines += describe(proxy.config, proxy.network, interface_name, proxy.forwards)
     if isinstance(proxy, Passt) and proxy.path:
         lines += ["you can now start qemu (7.2 or later), for example with:", f"    {qemu_command(proxy)}"]
     level = logging.INFO if isinstance(proxy, Passt) else logging.DEBUG
@@ -52,12 +53,15 @@ def qemu_command(proxy: Passt) -> str:
     return shown(f"qemu-system-x86_64 {shlex.join(proxy.qemu_options)}")
 
 
-def describe(config: Config, network: GuestNetwork, interface_name: Callable[[int], str]) -> list[str]:
+def describe(
+    config: Config, network: GuestNetwork, interface_name: Callable[[int], str], forwards: Iterable[Forward] = ()
+) -> list[str]:
     """Return the lines about a guest's network and its forwards.
 
     :param config: the options.
     :param network: the guest's network.
     :param interface_name: returns the name of the host's interface with an index.
+    :param forwards: the open listeners.
     """
     lines = []
     if not config.splice_only:
@@ -69,7 +73,7 @@ def describe(config: Config, network: GuestNetwork, interface_name: Callable[[in
             lines += _family(config, network, family)
         if network.search:
             lines.append(f"DNS search list: {', '.join(network.search)}")
-    return [*lines, *_forwards(config)]
+    return [*lines, *_forwards(config), *_chosen(forwards)]
 
 
 def _template(family: FamilyNetwork, interface_name: Callable[[int], str]) -> str:
@@ -128,3 +132,11 @@ def _forwards(config: Config) -> Iterator[str]:
         if specifications and not (side.protocol == "udp" and config.no_udp):
             where = "the namespace lead to the host" if side.inside else "the host lead to the guest"
             yield f"{side.protocol.upper()} ports of {where}: {shown('; '.join(specifications))}"
+
+
+def _chosen(forwards: Iterable[Forward]) -> Iterator[str]:
+    """Yield one line for each port that the kernel chose, since no specification has its number."""
+    ports = {(forward.protocol, forward.inside, forward.port): forward for forward in forwards if forward.chosen}
+    for (protocol, inside, port), forward in ports.items():
+        side, other = ("namespace", "host") if inside else ("host", "guest")
+        yield f"{protocol.upper()} port {port} of the {side} leads to port {forward.target} of the {other}"

@@ -78,7 +78,7 @@ class BindAddress:
     :ivar family: 4 or 6.
     :ivar address: its address, the unspecified one for every.
     :ivar interface: the interface it is bound to, empty for every one.
-    :ivar port: its port.
+    :ivar port: its port; 0 until it is bound, where the kernel chooses one.
     """
 
     inside: bool

@@ -39,6 +39,7 @@ class Forward:
     :ivar target_address: address of the other side, None for the guest's own, or the one that was addressed.
     :ivar inside: whether it listens in the namespace and leads to the host.
     :ivar automatic: whether it is open only while its target is bound on the other side.
+    :ivar chosen: whether the kernel chose its port.
     """
 
     protocol: str
@@ -49,3 +50,4 @@ class Forward:
     target_address: str | None = None
     inside: bool = False
     automatic: bool = False
+    chosen: bool = False

@@ -16,6 +16,8 @@ import sys
 from _socket import socket as RawSocket  # a class
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
+from itertools import groupby
 
 from gpasst.config import Config
 from gpasst.errors import GpasstError, PlatformError
@@ -28,9 +30,11 @@ from gpasst.host.socket_pool import SocketPool
 from gpasst.host.sockets import bind_listener, listener_error, new_udp_socket, prepare, stand_in
 from gpasst.linux import AF_NETLINK, NETLINK_SOCK_DIAG, SOCK_RAW
 from gpasst.path.udp_splice import UdpSplice
+from gpasst.portspec import CHOSEN_PORT
 from gpasst.udp.mapping import Listener
 from gpasst.udp.nat import UdpNat
 
+CHOICES = 16  # ports that the kernel chooses for one rule, until one is free in all of its families
 TRIED_AGAIN = 64  # listeners, at each look
 OPENED_AT_ONCE = 32  # listeners opened or closed between two looks at other traffic
 SIDES = (False, True)  # listening on the host, in the namespace
@@ -117,6 +121,7 @@ class Forwarder:
                 spec.rule.target_address,
                 bind.inside,
                 spec.rule.auto,
+                spec.rule.first == CHOSEN_PORT,
             )
             for bind, (spec, _) in self._opened.items()
         )
@@ -131,13 +136,19 @@ class Forwarder:
         self._room = descriptor_room(len(specs))
         self._expect(specs)
         failures: dict[str, list[GpasstError]] = {}
-        for spec in specs:
-            try:
-                self._open(spec)
-            except GpasstError as error:
-                if spec.rule.strict:
-                    raise
-                failures.setdefault(spec.rule.text, []).append(error)
+        for _, group in groupby(specs, key=lambda spec: id(spec.rule)):
+            of_rule = list(group)
+            rule = of_rule[0].rule
+            if rule.first == CHOSEN_PORT:
+                self._open_chosen(of_rule)
+                continue
+            for spec in of_rule:
+                try:
+                    self._open(spec)
+                except GpasstError as error:
+                    if rule.strict:
+                        raise
+                    failures.setdefault(rule.text, []).append(error)
         if specs and not self._opened:
             raise next(iter(failures.values()))[0]
         for text, errors in failures.items():
@@ -232,8 +243,27 @@ class Forwarder:
                 pending.append(spec)
         return pending
 
-    def _open(self, spec: ListenerSpec) -> None:
-        """Open one listener.
+    def _open_chosen(self, specs: list[ListenerSpec]) -> None:
+        """Open the listeners of a port that the kernel chooses: the same one in each family.
+
+        :raises GpasstError: if none can be had.
+        """
+        for choice in range(CHOICES):
+            opened: list[BindAddress] = []
+            try:
+                for spec in specs:
+                    port = opened[0].port if opened else CHOSEN_PORT
+                    opened.append(self._open(replace(spec, bind=replace(spec.bind, port=port))))
+                return
+            except PlatformError:
+                # What is free in one family may be taken in the other.
+                for bind in opened:
+                    self._close(bind)
+                if not opened or choice == CHOICES - 1:
+                    raise
+
+    def _open(self, spec: ListenerSpec) -> BindAddress:
+        """Open one listener; return where it is bound.
 
         :raises GpasstError: if it cannot be bound, or the namespace makes no sockets for its splice pairs.
         """
@@ -243,6 +273,8 @@ class Forwarder:
             bind_listener(sock, bind, self._config.freebind and not bind.inside, rule.auto and bind.inside)
         except OSError as error:
             raise listener_error(error, bind, rule.text) from error
+        if bind.port == CHOSEN_PORT:
+            bind = replace(bind, port=sock.getsockname()[1])
         splices = self._splice is not None and (bind.inside or bind.loopback)
         listener = Listener(
             bind.family,
@@ -265,6 +297,7 @@ class Forwarder:
         self._own.exclude(sock)
         self._watch(listener)
         self._opened[bind] = spec, listener
+        return bind
 
     def _socket(self, bind: BindAddress) -> RawSocket:
         """Return a prepared socket of the side and family of a listener."""

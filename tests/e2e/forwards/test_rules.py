@@ -98,6 +98,19 @@ def test_ranges_and_remaps_and_exclusions(remote: Remote) -> None:
             assert refused(client, (HOST4, 5002))
 
 
+def test_a_port_that_the_kernel_chooses(remote: Remote, family: int) -> None:
+    with pasta(udp_ports=("0:6000", "0:6001")) as net:
+        first, second = ({f.port for f in net.forwards if f.target == target} for target in (6000, 6001))
+        assert [forward.chosen for forward in net.forwards] == [True] * 4
+        assert (len(first), len(second), first & second) == (1, 1, set())
+        with inside(net, family, 6001) as service, bound(remote.socket(FAMILY[family]), REMOTE[family]) as client:
+            ask(client, service, (HOST[family], second.pop()))
+    with pasta(udp_ns="0:6000", ipv4_only=True) as net, outside(4, 6000) as service:
+        (forward,) = net.forwards
+        with inside(net, 4, 0, "127.0.0.1") as client:
+            ask(client, service, ("127.0.0.1", forward.port))
+
+
 def test_the_last_option_wins(remote: Remote, family: int) -> None:
     with pasta(udp_ports=("5000-5001:6000-6001", "5000:7000")) as net:
         with inside(net, family, 7000) as last, inside(net, family, 6001) as first:

@@ -11,6 +11,7 @@ from gpasst.api.passt import Passt
 from gpasst.commands.announce import ROUTES_SHOWN, describe, qemu_command
 from gpasst.config import Config
 from gpasst.flow.network import GuestNetwork
+from gpasst.flow.record import Forward
 from gpasst.helper.request import Route
 from tests.support.addresses import GATEWAY4, GATEWAY6, GUEST4, GUEST6, HOST_LINK_LOCAL, RESOLVER4, RESOLVER6
 from tests.support.networks import NETWORK4, NETWORK6, family_network, guest_network
@@ -88,6 +89,20 @@ def test_forwards_are_shown_as_they_were_asked_for() -> None:
         "UDP ports of the namespace lead to the host: auto",
     ]
     assert said(Config(udp_ports=("all",), splice_only=True)) == ["UDP ports of the host lead to the guest: all"]
+
+
+def test_a_port_that_the_kernel_chose_is_said_once() -> None:
+    listed = [
+        Forward("udp", "0.0.0.0", 43210, None, 80, chosen=True),
+        Forward("udp", "::", 43210, None, 80, chosen=True),
+        Forward("udp", "::", 5000, None, 80),
+        Forward("udp", "0.0.0.0", 43211, "lo", 53, inside=True, chosen=True),
+    ]
+    assert describe(Config(udp_ports=("0:80",)), guest_network(), NAMES.__getitem__, listed)[-3:] == [
+        "UDP ports of the host lead to the guest: 0:80",
+        "UDP port 43210 of the host leads to port 80 of the guest",
+        "UDP port 43211 of the namespace leads to port 53 of the host",
+    ]
 
 
 def test_an_interface_that_has_gone_is_said_by_its_number() -> None:

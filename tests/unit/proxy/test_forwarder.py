@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import select
 import socket
+from _socket import socket as RawSocket  # a class
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
@@ -15,13 +17,15 @@ import pytest
 from gpasst.commands.demo import free_ports
 from gpasst.config import Config
 from gpasst.errors import ConfigurationError, GpasstError, PlatformError
-from gpasst.flow.listeners import lay_rules
+from gpasst.flow.listeners import BindAddress, lay_rules
 from gpasst.host.descriptors import RESERVE
 from gpasst.host.own_sockets import OwnSockets
 from gpasst.host.sock_diag import SockDiag
 from gpasst.host.socket_pool import SocketPool
+from gpasst.host.sockets import bind_listener
 from gpasst.path.udp_splice import UdpSplice
-from gpasst.proxy.forwarder import OPENED_AT_ONCE, Forwarder, descriptor_room
+from gpasst.proxy import forwarder
+from gpasst.proxy.forwarder import CHOICES, OPENED_AT_ONCE, Forwarder, descriptor_room
 from gpasst.udp.mapping import Listener
 from gpasst.udp.nat import UdpNat
 from tests.support.lab import HOST4
@@ -34,7 +38,7 @@ class Nat:
     """Records the listeners that lead to it."""
 
     def __init__(self) -> None:
-        self.tables = {4: object()}
+        self.tables: dict[int, object] = {}
         self.listeners: list[Listener] = []
 
     def listen(self, listener: Listener) -> None:
@@ -58,7 +62,8 @@ class Bench:
         self.nat = Nat()
         self.watched: list[Listener] = []
         self.yielded = 0
-        config = Config(ipv4_only=True, **options)
+        config = Config(**{"ipv4_only": True, **options})
+        self.nat.tables = dict.fromkeys(config.families)
         self.pool = SocketPool(self.make)
         self.own = OwnSockets(tracked=True)
         self.forwarder = Forwarder(
@@ -85,9 +90,13 @@ class Bench:
         self.yielded += 1
 
     @property
+    def bound(self) -> list[int]:
+        return [listener.port for listener in self.watched]
+
+    @property
     def ports(self) -> dict[int, int]:
         listed = self.forwarder.listed()
-        assert [forward.port for forward in listed] == [listener.port for listener in self.watched]
+        assert [forward.port for forward in listed] == self.bound
         return {forward.port: forward.target for forward in listed}
 
     def close(self) -> None:
@@ -134,6 +143,37 @@ def test_explicit_rules_are_opened_on_both_sides() -> None:
         assert it.nat.listeners == it.watched[:2]
         assert [listener.general for listener in it.watched] == [True, False, False]
         assert not it.forwarder.automatic
+
+
+def test_the_kernel_chooses_a_port() -> None:
+    with bench(udp_ports="0:80,0:81,0:127.0.0.9/80", udp_ns="0:54") as it:
+        it.forwarder.open()
+        assert sorted(it.ports.values()) == [54, 80, 80, 81]
+        assert 0 not in it.ports
+        assert all(forward.chosen for forward in it.forwarder.listed())
+        assert [cast(RawSocket, listener.socket).getsockname()[1] for listener in it.watched] == it.bound
+
+
+def test_a_chosen_port_is_free_in_all_families(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusals = [errno.EADDRINUSE] * (CHOICES - 1)
+
+    def bind(sock: RawSocket, at: BindAddress, *arguments: Any) -> None:
+        if at.family == 6 and refusals:
+            sock.close()
+            raise OSError(refusals.pop(), "")
+        bind_listener(sock, at, *arguments)
+
+    monkeypatch.setattr(forwarder, "bind_listener", bind)
+    with bench(udp_ports="0:80", ipv4_only=False) as it:
+        it.forwarder.open()
+        one, two = it.forwarder.listed()
+        assert (one.port, one.address, two.address) == (two.port, "0.0.0.0", "::")
+        assert not refusals
+    refusals += [errno.EADDRINUSE] * CHOICES
+    with bench(udp_ports="0:80", ipv4_only=False) as it:
+        with pytest.raises(PlatformError, match="the port is in use"):
+            it.forwarder.open()
+        assert it.ports == {}
 
 
 def test_a_named_port_that_is_taken_is_an_error() -> None:
