@@ -30,13 +30,19 @@ class Drop(Enum):
     FRAGMENT_TIMEOUT = "fragments whose rest never came"
     PROTOCOL = "IP protocol not carried"
     PROTOCOL_DISABLED = "protocol switched off by an option"
-    TCP = "TCP segment (answered with RST)"
+    TCP = "TCP segment of no connection (answered with RST)"
+    TCP_UNACCEPTABLE = "TCP segment with an unacceptable sequence or acknowledgement number"
+    TCP_BUDGET = "TCP data beyond what can be kept"
+    TCP_CLOSED = "TCP data behind the end of its stream"
+    CONNECTION_REFUSED = "TCP connection that its target refused"
+    CONNECTIONS_FULL = "TCP connection beyond what can be kept"
+    NOT_UNICAST = "TCP to a multicast or broadcast address"
     ICMP_TYPE = "ICMP type not carried"
     LOOPBACK_ADDRESS = "loopback address on the tap"
     MULTICAST_SCOPE = "multicast that must not leave the guest's interface"
     UNSPECIFIED_ADDRESS = "unspecified address on the tap"
-    SOURCE_PORT_ZERO = "UDP source port 0"
-    DESTINATION_PORT_ZERO = "UDP destination port 0"
+    SOURCE_PORT_ZERO = "source port 0"
+    DESTINATION_PORT_ZERO = "destination port 0"
     SERVICE = "DHCP or DHCPv6 message, not served"
     DISCOVERY = "neighbour or router discovery, not served"
     MEMBERSHIP = "multicast membership (IGMP, MLD)"
@@ -82,6 +88,13 @@ class Statistics:
     :ivar superframes_up: tap writes that carried more than one datagram.
     :ivar superframes_down: socket sends that carried more than one datagram.
     :ivar superframes_spliced: sends of splice pairs that carried more than one datagram.
+    :ivar segments_up: TCP segments with data that were written to the tap; a superframe counts each of its segments.
+    :ivar segments_down: TCP segments with data from the guest, counted likewise.
+    :ivar tcp_bytes_up: TCP payload bytes written to the tap, repeated ones included.
+    :ivar tcp_bytes_down: TCP payload bytes that host sockets took.
+    :ivar tcp_superframes_up: tap writes that carried more than one segment.
+    :ivar tcp_superframes_down: superframes of segments from the guest.
+    :ivar connections: TCP connections tracked now.
     :ivar frames_up: frames written by the services (ARP, NDP, echo, RST).
     :ivar frames_down: frames read from the tap.
     :ivar socket_errors: errors read from sockets' queues, for example refused peers.
@@ -105,6 +118,13 @@ class Statistics:
     superframes_up: int
     superframes_down: int
     superframes_spliced: int
+    segments_up: int
+    segments_down: int
+    tcp_bytes_up: int
+    tcp_bytes_down: int
+    tcp_superframes_up: int
+    tcp_superframes_down: int
+    connections: int
     frames_up: int
     frames_down: int
     socket_errors: int
@@ -123,7 +143,7 @@ class Statistics:
 class Tally:
     """Traffic in one direction.
 
-    :ivar datagrams: datagrams; a superframe counts each of its segments.
+    :ivar datagrams: datagrams, or segments with data; a superframe counts each of its segments.
     :ivar bytes: their payload.
     :ivar superframes: writes or sends that carried more than one datagram.
     """
@@ -152,11 +172,13 @@ class Counters:
     """The live counters, written by the data path.
 
     :ivar udp: traffic of UDP.
+    :ivar tcp: traffic of TCP.
     :ivar icmp: echo messages of ICMP and ICMPv6.
     :ivar traffic: traffic by the name of the protocol, of which a flow and the headers of a run have one.
     """
 
     udp: Traffic = field(default_factory=Traffic)
+    tcp: Traffic = field(default_factory=Traffic)
     icmp: Traffic = field(default_factory=Traffic)
     traffic: dict[str, Traffic] = field(init=False)
     frames_up: int = 0
@@ -169,14 +191,14 @@ class Counters:
     drops: Counter[Drop] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.traffic = {"udp": self.udp, "icmp": self.icmp}
+        self.traffic = {"udp": self.udp, "tcp": self.tcp, "icmp": self.icmp}
 
     def drop(self, reason: Drop, count: int = 1) -> None:
         """Count `count` datagrams or frames dropped for `reason`."""
         self.drops[reason] += count
 
-    def snapshot(self, mappings: int, peers: int, pairs: int) -> Statistics:
-        """Freeze the counters, with the present number of `mappings`, `peers` and splice `pairs`."""
+    def snapshot(self, mappings: int, peers: int, pairs: int, connections: int) -> Statistics:
+        """Freeze the counters, with the present number of `mappings`, `peers`, splice `pairs` and TCP `connections`."""
         return Statistics(
             datagrams_up=self.udp.up.datagrams,
             datagrams_down=self.udp.down.datagrams,
@@ -187,6 +209,13 @@ class Counters:
             superframes_up=self.udp.up.superframes,
             superframes_down=self.udp.down.superframes,
             superframes_spliced=self.udp.spliced.superframes,
+            segments_up=self.tcp.up.datagrams,
+            segments_down=self.tcp.down.datagrams,
+            tcp_bytes_up=self.tcp.up.bytes,
+            tcp_bytes_down=self.tcp.down.bytes,
+            tcp_superframes_up=self.tcp.up.superframes,
+            tcp_superframes_down=self.tcp.down.superframes,
+            connections=connections,
             frames_up=self.frames_up,
             frames_down=self.frames_down,
             socket_errors=self.socket_errors,

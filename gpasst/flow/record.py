@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """One tracked peer or splice pair, as both sides see it.
+    """One tracked peer, splice pair or connection, as both sides see it.
 
-    :ivar protocol: ``"udp"``.
+    :ivar protocol: ``"udp"`` or ``"tcp"``.
     :ivar guest: (address, port) of the guest.
     :ivar shown: (address, port) of the peer as the guest sees it.
     :ivar remote: (address, port) of the peer as the host sees it.
     :ivar port: the host's port that stands for the guest's.
     :ivar idle: whole seconds since the last activity.
     :ivar spliced: whether it passes through a splice pair rather than the tap.
+    :ivar state: state of a TCP connection on the guest's side, as RFC 9293 names it (section 3.3.2); empty for UDP.
     """
 
     protocol: str
@@ -25,13 +27,42 @@ class Flow:
     port: int
     idle: int
     spliced: bool = False
+    state: str = ""
+
+
+class Connection(Protocol):
+    """A TCP connection, as far as a `Flow` shows it."""
+
+    @property
+    def guest(self) -> tuple[bytes, int]:
+        """(address, port) of the guest, 4 or 16 bytes."""
+
+    @property
+    def shown(self) -> tuple[bytes, int]:
+        """(address, port) of the peer as the guest sees it."""
+
+    @property
+    def remote(self) -> tuple[bytes, int]:
+        """(address, port) of the peer as the host sees it."""
+
+    @property
+    def port(self) -> int:
+        """The host's port that stands for the guest's; 0 until there is one."""
+
+    @property
+    def idle(self) -> int:
+        """Whole seconds since the last activity."""
+
+    @property
+    def state(self) -> str:
+        """Its state on the guest's side, as RFC 9293 names it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forward:
     """One open listener.
 
-    :ivar protocol: ``"udp"``.
+    :ivar protocol: ``"udp"`` or ``"tcp"``.
     :ivar address: address that it is bound to; the unspecified one for every address.
     :ivar port: port that it is bound to.
     :ivar interface: interface that it is bound to, None for every one.

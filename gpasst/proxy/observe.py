@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from gpasst.counters import IGNORED, Counters, Drop, Statistics
-from gpasst.flow.record import Flow
+from gpasst.flow.record import Connection, Flow
 from gpasst.host.sockets import text
 from gpasst.path.udp_splice import UdpSplice
 from gpasst.udp.nat import UdpNat
@@ -25,6 +25,9 @@ QUIET_DROPS = frozenset(
         *IGNORED,
         Drop.SEND_FAILED,
         Drop.TCP,
+        Drop.TCP_UNACCEPTABLE,
+        Drop.CONNECTION_REFUSED,
+        Drop.NOT_UNICAST,
         Drop.FILTERED,
         Drop.GUEST_ERROR,
     )
@@ -33,16 +36,20 @@ QUIET_DROPS = frozenset(
 log = logging.getLogger(__name__)
 
 
-def statistics(counters: Counters, nat: UdpNat, splice: UdpSplice | None) -> Statistics:
-    """Freeze the counters, with the number of mappings, peers and pairs at present."""
+def statistics(
+    counters: Counters, nat: UdpNat, splice: UdpSplice | None, connections: Collection[Connection]
+) -> Statistics:
+    """Freeze the counters, with the number of mappings, peers, pairs and TCP connections at present."""
     tables = nat.tables.values()
     pairs = len(splice.pairs) if splice else 0
-    return counters.snapshot(sum(len(table.mappings) for table in tables), sum(map(len, tables)), pairs)
+    return counters.snapshot(
+        sum(len(table.mappings) for table in tables), sum(map(len, tables)), pairs, len(connections)
+    )
 
 
-def flows(nat: UdpNat, splice: UdpSplice | None) -> tuple[Flow, ...]:
-    """List every tracked peer and splice pair."""
-    return (*_peers(nat), *_pairs(splice))
+def flows(nat: UdpNat, splice: UdpSplice | None, connections: Collection[Connection]) -> tuple[Flow, ...]:
+    """List every tracked peer, splice pair and TCP connection."""
+    return (*_peers(nat), *_pairs(splice), *map(_connection, connections))
 
 
 def _peers(nat: UdpNat) -> Iterator[Flow]:
@@ -71,6 +78,13 @@ def _pair(pair: Pair, idle: int) -> Flow:
     if pair.listener.inside:
         return Flow("udp", source, addressed, target, local[1], idle, spliced=True)
     return Flow("udp", target, local, source, addressed[1], idle, spliced=True)
+
+
+def _connection(connection: Connection) -> Flow:
+    guest, shown, remote = (
+        (text(address), port) for address, port in (connection.guest, connection.shown, connection.remote)
+    )
+    return Flow("tcp", guest, shown, remote, connection.port, connection.idle, state=connection.state)
 
 
 class DropLog:

@@ -152,11 +152,11 @@ class Proxy:
 
     def statistics(self) -> Statistics:
         """Freeze the counters."""
-        return observe.statistics(self.counters, self.udp.nat, self.splice)
+        return observe.statistics(self.counters, self.udp.nat, self.splice, ())
 
     def flows(self) -> tuple[Flow, ...]:
-        """List every tracked peer and splice pair."""
-        return observe.flows(self.udp.nat, self.splice)
+        """List every tracked peer, splice pair and TCP connection."""
+        return observe.flows(self.udp.nat, self.splice, ())
 
     def scan(self, now: int) -> None:
         """End what is idle at `now`, in monotonic seconds, and log drops."""

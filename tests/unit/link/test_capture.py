@@ -186,4 +186,4 @@ def test_links_are_followed_only_where_no_other_can_make_them(tmp_path: Path) ->
 def test_users_see_the_missing_frames() -> None:
     counters = Counters()
     counters.drop(Drop.CAPTURE, 2)
-    assert counters.snapshot(0, 0, 0).drops == {"frame missing from the capture file": 2}
+    assert counters.snapshot(0, 0, 0, 0).drops == {"frame missing from the capture file": 2}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 import pytest
 
 from gpasst.counters import Counters, Drop
 from gpasst.flow.record import Flow
 from gpasst.proxy.observe import DROP_LOG_SECONDS, DropLog, flows, statistics
-from tests.support.addresses import GUEST4
+from tests.support.addresses import GUEST4, GUEST6, ip
 from tests.support.nat import Host
 
 SERVER = "198.51.100.9"
@@ -18,12 +19,51 @@ SERVER = "198.51.100.9"
 def test_a_peer_is_shown_from_both_sides_with_its_age() -> None:
     host = Host()
     peer = host.down(33000, SERVER, 53)
-    assert flows(host.path, None) == (
+    assert flows(host.path, None, ()) == (
         Flow("udp", (GUEST4, 33000), (SERVER, 53), (SERVER, 53), peer.udp_socket.port, 0, spliced=False),
     )
     for _ in host.path.scan(1007, 180):
         pass
-    assert flows(host.path, None)[0].idle == 7
+    assert flows(host.path, None, ())[0].idle == 7
+
+
+@dataclass
+class Held:
+    """A connection as a table holds it."""
+
+    guest: tuple[bytes, int]
+    shown: tuple[bytes, int]
+    remote: tuple[bytes, int]
+    port: int
+    idle: int
+    state: str
+
+
+def test_a_connection_is_shown_with_its_state() -> None:
+    near, far = ip("2001:db8::1"), ip("2001:db8:9::9")
+    held = [
+        Held((ip(GUEST6), 40000), (near, 80), (far, 8080), 50000, 3, "ESTABLISHED"),
+        Held((ip(GUEST4), 40001), (ip(SERVER), 80), (ip(SERVER), 80), 0, 0, "SYN-RECEIVED"),
+    ]
+    host, counters = Host(), Counters()
+    assert flows(host.path, None, held) == (
+        Flow(
+            "tcp",
+            (GUEST6, 40000),
+            ("2001:db8::1", 80),
+            ("2001:db8:9::9", 8080),
+            50000,
+            3,
+            spliced=False,
+            state="ESTABLISHED",
+        ),
+        Flow("tcp", (GUEST4, 40001), (SERVER, 80), (SERVER, 80), 0, 0, state="SYN-RECEIVED"),
+    )
+    counters.traffic["tcp"].up.datagrams = 5
+    counters.tcp.down.bytes = 7
+    found = statistics(counters, host.path, None, held)
+    assert (found.connections, found.segments_up, found.tcp_bytes_down) == (2, 5, 7)
+    assert (found.datagrams_up, found.bytes_down, found.peers) == (0, 0, 0)
 
 
 def test_statistics_count_mappings_and_peers() -> None:
@@ -32,7 +72,7 @@ def test_statistics_count_mappings_and_peers() -> None:
     host.down(33000, SERVER, 54)
     host.down(33001, SERVER, 53)
     counters.udp.down.datagrams = 3
-    found = statistics(counters, host.path, None)
+    found = statistics(counters, host.path, None, ())
     assert (found.mappings, found.peers, found.pairs, found.datagrams_down) == (2, 3, 0, 3)
 
 
