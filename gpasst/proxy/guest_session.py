@@ -1,8 +1,9 @@
 """The session of a stream's guest: guests that connect to a listening socket, one at a time, or a handed-over socket.
 
 Theory of operation: while a guest is connected, further connections are accepted and closed at once. Disconnection is
-detected by reading, so everything a guest sent is forwarded before it is dropped, even if the next guest connects
-first. With `once` the listener then closes and the session ends.
+detected by reading, so everything a guest sent is forwarded before it is dropped. If the next guest connects before
+that, it stays pending, and the loop calls for both in turns, since both sockets stay readable. With `once` the listener
+closes behind the first guest, and the session ends.
 
 A connection that cannot be accepted for lack of descriptors or memory stays pending. The listening socket is then not
 watched until the next scan, since it would be readable all the time.
@@ -16,12 +17,10 @@ from collections.abc import Callable
 
 from gpasst.host.descriptors import exhausted
 from gpasst.link.listener import GuestListener, peer_process, prepare_guest
-from gpasst.link.port import LinkGone
+from gpasst.link.port import TRANSIENT, LinkGone
 from gpasst.link.stream import Stream
 from gpasst.linux import MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK
 from gpasst.path.stream_reader import StreamReader
-
-LAST_STEPS = 256  # to move what a guest left behind; each is bounded in time
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +113,9 @@ class GuestSession:
 
     def _accept(self) -> None:
         assert isinstance(self._source, GuestListener)
+        present = self._stream.socket
+        if present is not None and _gone(present) and _readable(present):
+            return
         try:
             sock = self._source.accept()
         except OSError as error:
@@ -122,12 +124,8 @@ class GuestSession:
             return
         if sock is None:
             return
-        if self._stream.socket is not None:
-            self._finish(self._stream.socket)
-        if self._stream.socket is not None:
+        if present is not None:
             log.warning("a second guest was refused: process %d", peer_process(sock))
-            sock.close()
-        elif self._source.socket.fileno() < 0:
             sock.close()
         else:
             self._connect(prepare_guest(sock))
@@ -141,23 +139,21 @@ class GuestSession:
         self._unwatch(self._source.socket)
         self._paused = True
 
-    def _finish(self, sock: RawSocket) -> None:
-        """Move the rest of what the guest at `sock` sent, and let go of it, if it has gone but not been missed yet."""
-        try:
-            # An empty send fails where the guest is gone.
-            sock.send(b"", MSG_DONTWAIT | MSG_NOSIGNAL)
-        except OSError:
-            for _ in range(LAST_STEPS):
-                self._wake()
-                if sock is not self._stream.socket or not _readable(sock):
-                    return
-
     def _connect(self, sock: RawSocket) -> None:
         log.info("a guest has connected: process %d", peer_process(sock))
         self._reader.connect()
         self._stream.connect(sock)
         self._watch(sock, self._wake)
         self._greet()
+
+
+def _gone(sock: RawSocket) -> bool:
+    """Return whether the guest at a socket reads no more."""
+    try:
+        sock.send(b"", MSG_DONTWAIT | MSG_NOSIGNAL)
+    except OSError as error:
+        return error.errno not in TRANSIENT
+    return False
 
 
 def _readable(sock: RawSocket) -> bool:

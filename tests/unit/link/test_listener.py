@@ -338,7 +338,13 @@ def test_a_guest_that_comes_before_the_last_one_was_missed(folder: Path) -> None
     with connected(listener.path) as first:
         house.readable(listener.socket)
         first.send(bytes(150))
+    served = house.stream.socket
     with connected(listener.path) as second:
+        for moves in ([bytes(99)], [bytes(99), bytes(51)], [bytes(99), bytes(51)]):
+            house.readable(listener.socket)
+            assert house.stream.socket is served, "it waits for the rest, a step of the reader at a time"
+            house.readable(served)
+            assert house.moves == ["connect", *moves]
         house.readable(listener.socket)
         assert second.recv(99), "greeted"
         assert house.moves == ["connect", bytes(99), bytes(51), "connect"]
@@ -354,6 +360,9 @@ def test_a_guest_that_only_stopped_reading_is_still_there(folder: Path) -> None:
         first.shutdown(socket.SHUT_RD)
         first.send(bytes(150))
         with connected(listener.path) as second:
+            for _ in range(2):
+                house.readable(listener.socket)
+                house.readable(house.stream.socket)
             house.readable(listener.socket)
             assert second.recv(99) == b""
         assert house.moves == ["connect", bytes(99), bytes(51)]
