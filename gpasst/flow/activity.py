@@ -4,7 +4,8 @@ Theory of operation: the data path marks an item active by setting its bit in th
 for that. A periodic scan turns bits into times of last activity, and yields the items that were idle for more than the
 timeout. A bit says "since the last scan", so an item expires late by up to one scan interval, never early.
 
-A scan comes in pieces of bounded work, and items may come, go and be marked between two of them. The items stand in the
+A scan comes in pieces of a few items, behind each of which its caller may look at the clock, and items may come, go and
+be marked between two of them. The items stand in the
 order of their last activity, in an `OrderedDict`: the first entry of a plain dict costs a walk over all entries that
 were deleted before it.
 """
@@ -16,8 +17,8 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Generic, TypeVar
 
-BYTES_AT_ONCE = 64  # of the bitmap that one piece of a scan reads; each has the bits of 8 items
-ITEMS_AT_ONCE = 16  # items that one piece of a scan lets go of
+BYTES_AT_ONCE = 64  # of the bitmap that are passed over together where none is marked; each has the bits of 8 items
+ITEMS_AT_ONCE = 16  # items that one piece of a scan lets go of, or finds active, but for those of the last byte
 
 
 class Tracked:
@@ -99,19 +100,23 @@ class Ages(Generic[T]):
         """
         self.now = now
         activity, slots = self.activity, self._slots
+        found = 0
         for start in range(0, len(activity), BYTES_AT_ONCE):
-            piece = activity[start : start + BYTES_AT_ONCE]
-            if not any(piece):
+            end = min(start + BYTES_AT_ONCE, len(activity))
+            if activity.count(0, start, end) == end - start:
                 continue
-            for index, byte in enumerate(piece, start):
-                bits = byte
+            for index in range(start, end):
+                bits = activity[index]
                 while bits:
                     low = bits & -bits
                     bits ^= low
+                    found += 1
                     item = slots[(index << 3) + low.bit_length() - 1]
                     if item is not None:
                         self._touch(item)
-            yield []
+                if found >= ITEMS_AT_ONCE:
+                    found = 0
+                    yield []
         while True:
             idle = [item for item, last in islice(self._ages.items(), ITEMS_AT_ONCE) if now - last > timeout]
             if not idle:

@@ -14,9 +14,8 @@ import logging
 import os
 from _socket import socket as RawSocket  # a class
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import takewhile
 
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PacketError
@@ -171,10 +170,14 @@ class PingSockets:
             return
         self._icmp.report(problem, shown, guest, quoted)
 
-    def scan(self, now: int) -> None:
-        """End flows that have been idle for too long."""
-        for flow in list(takewhile(lambda flow: now - flow.last > IDLE_SECONDS, self._flows.values())):
-            self._close(flow)
+    def scan(self, now: int) -> Iterator[int]:
+        """End flows that have been idle for too long.
+
+        :return: 0 after each: echo flows are not counted among what expires.
+        """
+        while self._flows and now - next(iter(self._flows.values())).last > IDLE_SECONDS:
+            self.let_go()
+            yield 0
 
     def held(self) -> int:
         """Return the number of flows."""

@@ -137,7 +137,9 @@ class Proxy:
             tables.append(self.splice.scan)
         seconds: list[Callable[[int], object]] = []
         if inside:
-            seconds += inside.dispatch.scan, inside.pings.scan, inside.advertiser.scan
+            pings = inside.pings
+            tables.append(lambda now, timeout: pings.scan(now))
+            seconds += inside.dispatch.scan, inside.advertiser.scan
             if session := inside.session:
                 seconds.append(lambda now: session.scan())
         seconds.append(self._drop_log.write)

@@ -1,8 +1,9 @@
 """The scan: once a second it ends what is idle, and calls those who count in seconds.
 
-Theory of operation: tables of peers and of splice pairs are searched in pieces of bounded work. Each piece is a
-deadline of its own, due at once, so others have their turn between two of them. The calls at the end are short. A scan
-that takes longer than a second delays the next one.
+Theory of operation: tables of peers, splice pairs and echo flows are searched in pieces of a few items. A turn of the
+scan does pieces for `TURN_SECONDS`, and looks at the clock behind each. The next turn is a deadline of its own, due at
+once, so others have theirs in between. Each call at the end is a piece as well. A scan that takes longer than a second
+delays the next one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from gpasst.counters import Counters
+from gpasst.path.budget import TURN_SECONDS
 from gpasst.proxy.timers import Timers
 
 SCAN_SECONDS = 1  # an age is late by up to this much
@@ -23,7 +25,7 @@ log = logging.getLogger(__name__)
 class Scan:
     """Ends what is idle; begins with the first second of `timers`.
 
-    :param timers: wakes for each piece.
+    :param timers: wakes for each turn, and has the clock that a turn looks at.
     :param clock: returns monotonic seconds.
     :param timeout: seconds after which a peer or splice pair is idle.
     :param counters: where the ended are counted.
@@ -65,18 +67,19 @@ class Scan:
             self._go_on(now)
 
     def _go_on(self, now: float) -> None:
-        """Do the next piece, and ask for a call for the one behind it."""
-        if self._going is None:
-            return
+        """Do what is next for `TURN_SECONDS`, and ask for a call for the rest."""
+        until = self._timers.clock() + TURN_SECONDS
         try:
-            next(self._going)
+            while self._going is not None:
+                next(self._going)
+                if self._timers.clock() >= until:
+                    self._timers.at(now, self._go_on)
+                    return
         except StopIteration:
             self._going = None
         except Exception:
             self._going = None
             raise
-        else:
-            self._timers.at(now, self._go_on)
 
     def _pieces(self, now: int) -> Iterator[None]:
         ended = 0
@@ -90,6 +93,7 @@ class Scan:
         if ended >= TRIMMED:
             trim_memory()
         for call in self._seconds:
+            yield
             call(now)
 
 

@@ -7,7 +7,8 @@ Theory of operation:
 2. `Timers` arms a timerfd (Linux 2.6.25) for the earliest deadline. The timers of the event loop will not do where less
    than a millisecond counts: libev sleeps in epoll_wait, whose timeout is in whole milliseconds and is rounded up.
 3. Callbacks run in one worker, with `now` as argument. What raises is counted and logged, and the others run. A step
-   that lasts longer than its budget is broken off; the timerfd is then due at once.
+   that lasts longer than its budget is broken off; the timerfd is then due at once. So it is for a deadline that a
+   callback enters, however early: long work that is done as a chain of deadlines takes turns with everything else.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import heapq
 import itertools
 import os
 import struct
+import sys
 import time
 from collections.abc import Callable
 
@@ -88,10 +90,13 @@ class Deadlines:
             self._cancelled -= 1
         return self._heap[0][0] if self._heap else None
 
-    def take(self, now: float) -> Callback | None:
-        """Return the callback of the earliest deadline that is due at `now`, None if none is."""
+    def take(self, now: float, before: int = sys.maxsize) -> Callback | None:
+        """Return the callback of the earliest deadline that is due at `now`, None if none is.
+
+        :param before: a value of `mark`; None is returned where the earliest deadline was entered after that.
+        """
         earliest = self.earliest()
-        if earliest is None or earliest > now:
+        if earliest is None or earliest > now or self._heap[0][1] >= before:
             return None
         _, _, deadline = heapq.heappop(self._heap)
         callback = deadline.callback
@@ -101,6 +106,10 @@ class Deadlines:
         else:
             deadline.callback = None
         return callback
+
+    def mark(self) -> int:
+        """Return what `take` distinguishes the deadlines by that were entered before this call and after it."""
+        return next(self._numbers)
 
     def cancelled(self) -> None:
         """Take note of a cancelled entry."""
@@ -157,10 +166,10 @@ class Timers:
             self._fd = -1
 
     def run(self) -> None:
-        """Call what is due, for at most `STEP_SECONDS`."""
-        now = self.clock()
+        """Call what is due and was entered before, for at most `STEP_SECONDS`."""
+        now, mark = self.clock(), self._deadlines.mark()
         until = now + STEP_SECONDS
-        while (callback := self._deadlines.take(now)) is not None:
+        while (callback := self._deadlines.take(now, mark)) is not None:
             try:
                 callback(now)
             except Exception as error:

@@ -151,15 +151,22 @@ def test_a_flow_ends_when_nothing_was_asked_for_too_long(case: Case, family: int
     case.ask(family)
     (flow,) = case.watched
     case.now += IDLE_SECONDS
-    case.pings.scan(case.now)
+    assert list(case.pings.scan(case.now)) == []
     assert case.watched == [flow]
     case.ask(family, 2)
     case.now += IDLE_SECONDS
-    case.pings.scan(case.now)
+    assert list(case.pings.scan(case.now)) == []
     assert case.watched == [flow], "the time counts from the last request"
-    case.pings.scan(case.now + 1)
+    assert list(case.pings.scan(case.now + 1)) == [0]
     assert case.watched == []
     assert flow.socket.fileno() == -1
+
+
+def test_flows_of_one_age_end_one_by_one(case: Case) -> None:
+    for identifier in range(1, 5):
+        case.ask(4, identifier=identifier)
+    left = [len(case.watched) for _ in case.pings.scan(case.now + IDLE_SECONDS + 1)]
+    assert left == [3, 2, 1, 0]
 
 
 def test_the_oldest_flow_makes_room(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The scan: piece by piece, one scan at a time, and on again after a failure."""
+"""The scan: in turns that end by the clock, one scan at a time, and on again after a failure."""
 
 from __future__ import annotations
 
@@ -8,19 +8,33 @@ from typing import Any, cast
 import pytest
 
 from gpasst.counters import Counters
+from gpasst.flow.activity import ITEMS_AT_ONCE
+from gpasst.path.budget import TURN_SECONDS
 from gpasst.proxy import scan
 from gpasst.proxy.scan import SCAN_SECONDS, TRIMMED, Scan
 from gpasst.proxy.timers import Deadline, Deadlines
+from tests.support.nat import Host
 
 TIMEOUT = 180
 
 
 class Timers:
-    """Deadlines whose time is what the test says."""
+    """Deadlines whose time is what the test says.
+
+    :ivar looks: how often the clock was looked at.
+    :ivar cost: seconds that pass with each look.
+    """
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self.looks = 0
+        self.cost = TURN_SECONDS
         self._deadlines = Deadlines()
+
+    def clock(self) -> float:
+        self.looks += 1
+        self.now += self.cost
+        return self.now
 
     def at(self, when: float, callback: Callable[[float], None]) -> Deadline:
         return self._deadlines.add(when, callback)
@@ -77,16 +91,49 @@ def test_nothing_is_scanned_before_a_second_has_passed() -> None:
     assert case.counters.expired == 2
 
 
-def test_each_piece_is_a_turn_of_its_own() -> None:
+def test_a_piece_that_takes_the_time_of_a_turn_is_one() -> None:
     case = Case(1, 2)
     case.timers.second()
     for turn in range(1, 5):
         assert case.timers.turn()
         assert len(case.done) == turn
     assert case.counters.expired == 0
-    assert case.timers.turn()
+    case.run()
     assert case.counters.expired == 6
-    assert not case.timers.turn()
+    assert case.done[4:] == [1001]
+
+
+def test_a_turn_does_as_many_pieces_as_its_time_allows() -> None:
+    case = Case(1, 2, 3)
+    case.timers.cost = TURN_SECONDS / 2
+    case.timers.second()
+    for pieces in (2, 4, 6):
+        assert case.timers.turn()
+        assert len(case.done) == pieces
+    case.run()
+    assert case.done[6:] == [1001]
+
+
+def test_few_peers_end_between_two_looks_at_the_clock() -> None:
+    """However many are of one age, and whichever hold sockets."""
+    host = Host()
+    for port in range(1000):
+        host.down(5000 + port % 500, "192.0.2.9", 1 + port)
+    peers, sockets, timers = len(host.path.tables[4]), len(host.open), Timers()
+    timers.cost = TURN_SECONDS / 4
+    made = Scan(cast(Any, timers), lambda: 1000 + TIMEOUT + 1, TIMEOUT, Counters(), [host.path.scan], [])
+    timers.second()
+    turns = 0
+    while timers.looks < 2 or len(host.path.tables[4]):
+        looks = timers.looks
+        assert timers.turn()
+        turns += 1
+        done = peers - len(host.path.tables[4])
+        assert 0 < done <= ITEMS_AT_ONCE * (timers.looks - looks)
+        assert sockets - len(host.open) <= done
+        peers, sockets = len(host.path.tables[4]), len(host.open)
+    assert turns >= 1000 // (4 * ITEMS_AT_ONCE)
+    made.close()
 
 
 def test_a_scan_that_is_still_going_is_not_begun_again() -> None:

@@ -202,6 +202,23 @@ def test_one_step_ends_when_its_time_is_over(watchers: Watchers) -> None:
     timers.close()
 
 
+def test_a_deadline_that_a_callback_enters_waits_for_the_next_step(watchers: Watchers) -> None:
+    timers = Timers(watchers, lambda: 100.0)
+    called: list[str] = []
+
+    def again(now: float) -> None:
+        called.append("again")
+        timers.at(now, again)
+
+    timers.at(100.0, again)
+    timers.at(100.0, lambda _: called.append("other"))
+    timers.run()
+    assert called == ["again", "other"]
+    timers.run()
+    assert called == ["again", "other", "again"]
+    timers.close()
+
+
 def test_closed_timers_call_nothing_and_hold_no_descriptor(watchers: Watchers) -> None:
     before = timerfds()
     timers = Timers(watchers)
