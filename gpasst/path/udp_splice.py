@@ -179,11 +179,16 @@ class UdpSplice:
         self._end(pair)
         return True
 
-    def retire(self, listener: Listener) -> None:
-        """End all pairs of a listener that is about to be closed."""
+    def retire(self, listener: Listener) -> Iterator[None]:
+        """End all pairs of a listener that is about to be closed; the caller receives from it no more.
+
+        :return: yields after each pair.
+        """
         for pair in list(self.pairs.of(listener).values()):
-            self.pairs.remove(pair)
-            self._end(pair)
+            if pair.socket is not None:  # it has not ended in between
+                self.pairs.remove(pair)
+                self._end(pair)
+                yield
 
     def close(self) -> None:
         """End all pairs."""

@@ -14,12 +14,23 @@ from gevent.socket import wait_read
 
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PlatformError
+from gpasst.path.budget import Turns
 from gpasst.proxy.forwarder import Forwarder
 from gpasst.proxy.timers import Timers
 
 FOLLOW_SECONDS = 0.5  # so that a new port is forwarded within a second
 
 log = logging.getLogger(__name__)
+
+
+def others() -> None:
+    """Let the loop look at all descriptors once.
+
+    `gevent.idle` would wait for a turn in which none of them is ready, which a busy guest can put off for ever.
+    """
+    hub = gevent.get_hub()
+    with hub.loop.timer(0) as turn:
+        hub.wait(turn)
 
 
 class Follower:
@@ -44,7 +55,7 @@ class Follower:
 
         :raises PlatformError: if the kernel does not list sockets.
         """
-        self._forwarder.follow(wait_read, gevent.idle)
+        self._forwarder.follow(wait_read, Turns(others).look)
 
     def close(self) -> None:
         """Look no more."""

@@ -36,7 +36,6 @@ from gpasst.udp.nat import UdpNat
 
 CHOICES = 16  # ports that the kernel chooses for one rule, until one is free in all of its families
 TRIED_AGAIN = 64  # listeners, at each look
-OPENED_AT_ONCE = 32  # listeners opened or closed between two looks at other traffic
 SIDES = (False, True)  # listening on the host, in the namespace
 
 log = logging.getLogger(__name__)
@@ -154,11 +153,12 @@ class Forwarder:
         for text, errors in failures.items():
             log.info("rule %s: %d ports could not be had; the first: %s", text, len(errors), errors[0].message)
 
-    def follow(self, wait: Callable[[int], object], yield_: Callable[[], object]) -> None:
+    def follow(self, wait: Callable[[int], object], look: Callable[[], object]) -> None:
         """Look at what is bound on either side, and open and close listeners of automatic rules accordingly.
 
         :param wait: returns when a descriptor is readable.
-        :param yield_: lets others run.
+        :param look: called behind each listener that was tried or closed, and behind each peer and splice pair that
+            ended with one; lets others run now and then.
         :raises PlatformError: if the kernel does not list sockets.
         """
         closed = self._own.closed()
@@ -183,25 +183,24 @@ class Forwarder:
                 state.specs = unclaimed(wanted, neighbours.values(), self._own.inodes)
                 state.claimed = wanted.keys() - state.specs.keys()
             if changed or state.missing or state.pending:
-                self._close_missing(inside, state, yield_)
-                self._open_missing(state, changed, yield_)
+                self._close_missing(inside, state, look)
+                self._open_missing(state, changed, look)
         self._own.forget(closed)
 
-    def _close_missing(self, inside: bool, state: FollowState, yield_: Callable[[], object]) -> None:
+    def _close_missing(self, inside: bool, state: FollowState, look: Callable[[], object]) -> None:
         """Close the listeners of automatic rules that two lists in a row did not ask for, or whose port is claimed."""
         current = [bind for bind, (spec, _) in self._opened.items() if spec.rule.auto and bind.inside == inside]
         # A list that was made while sockets came and went may lack one that stays, so one list is not enough.
         missing = {bind for bind in current if state.specs.get(bind) != self._opened[bind][0]}
         gone = missing & (state.missing | state.claimed)
         state.missing = missing - gone
-        for number, bind in enumerate(gone):
-            self._close(bind)
+        for bind in gone:
+            self._close(bind, look)
+            look()
             if bind in state.specs:
                 state.pending.append(state.specs[bind])
-            if number % OPENED_AT_ONCE == OPENED_AT_ONCE - 1:
-                yield_()
 
-    def _open_missing(self, state: FollowState, changed: bool, yield_: Callable[[], object]) -> None:
+    def _open_missing(self, state: FollowState, changed: bool, look: Callable[[], object]) -> None:
         """Open the listeners of automatic rules that are new, and try some of those that could not be opened.
 
         :param changed: whether the list has changed, so that there may be new ones.
@@ -214,7 +213,7 @@ class Forwarder:
             for bind, spec in (state.specs.items() if changed else ())
             if bind not in self._opened and bind not in again
         ]
-        failed = self._open_those_that_fit(fresh + before[:TRIED_AGAIN], yield_)
+        failed = self._open_those_that_fit(fresh + before[:TRIED_AGAIN], look)
         state.pending = before[TRIED_AGAIN:] + failed
 
     def close(self) -> None:
@@ -225,7 +224,7 @@ class Forwarder:
             scanner.close()
         self._scanners.clear()
 
-    def _open_those_that_fit(self, specs: list[ListenerSpec], yield_: Callable[[], object]) -> list[ListenerSpec]:
+    def _open_those_that_fit(self, specs: list[ListenerSpec], look: Callable[[], object]) -> list[ListenerSpec]:
         """Open listeners within the limit of open files; return those that are not open now."""
         fits = max(0, self._room - len(self._opened))
         if len(specs) > fits and not self._full:
@@ -233,9 +232,8 @@ class Forwarder:
         self._full = len(specs) > fits
         pending = specs[fits:]
         self._expect(specs[:fits])
-        for number, spec in enumerate(specs[:fits]):
-            if number % OPENED_AT_ONCE == OPENED_AT_ONCE - 1:
-                yield_()
+        for spec in specs[:fits]:
+            look()
             try:
                 self._open(spec)
             except GpasstError as error:
@@ -308,14 +306,20 @@ class Forwarder:
         assert self._pool is not None
         return prepare(self._pool.take(bind.family), bind.family, self._gro, packet_info=True)
 
-    def _close(self, bind: BindAddress) -> None:
-        """Close one listener, and end whatever passes it."""
-        _, listener = self._opened.pop(bind)
+    def _close(self, bind: BindAddress, look: Callable[[], object] = bool) -> None:
+        """Close one listener, and end whatever passes it; where that is broken off, it can be begun again.
+
+        :param look: called behind each peer and splice pair.
+        """
+        _, listener = self._opened[bind]
         self._unwatch(listener)
         if self._splice is not None:
-            self._splice.retire(listener)
+            for _ in self._splice.retire(listener):
+                look()
         if not bind.inside:
-            self._nat.retire(listener)
+            for _ in self._nat.retire(listener):
+                look()
+        del self._opened[bind]
         sock = listener.socket
         assert sock is not None
         self._own.include(sock)

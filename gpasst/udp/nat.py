@@ -173,15 +173,24 @@ class UdpNat:
         if listener.general and not listener.target_address:
             self._general.setdefault((listener.family, listener.target), listener)
 
-    def retire(self, listener: Listener) -> None:
-        """Forget a listener that is about to be closed, and every peer whose datagrams pass it."""
+    def retire(self, listener: Listener) -> Iterator[None]:
+        """Forget a listener that is about to be closed, and every peer whose datagrams pass it.
+
+        The caller receives from it no more. Until the last piece, the guest's datagrams to these peers leave by it.
+
+        :return: yields after each peer.
+        """
         if self._general.get((listener.family, listener.target)) is listener:
             del self._general[listener.family, listener.target]
         table = self.tables[listener.family]
-        for peer in set(listener.peers.values()):
-            if listener in peer.mapping.sockets:
-                peer.mapping.sockets.remove(listener)
-            self._close_all(table.remove(peer))
+        # Again for those that came in between. Once its mapping has left the listener, no other peer of it comes.
+        while listener.peers:
+            for peer in list(listener.peers.values()):
+                if table.down.get(peer.down_key) is peer:
+                    if listener in peer.mapping.sockets:
+                        peer.mapping.sockets.remove(listener)
+                    self._close_all(table.remove(peer))
+                    yield
 
     def close(self) -> None:
         """Forget everything and close every socket but the listeners."""

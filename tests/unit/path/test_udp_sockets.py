@@ -108,7 +108,7 @@ def test_a_new_sender_to_a_listener_is_shown_to_the_guest(family: int) -> None:
         it.udp.outbound(udp_packet(family, TARGET, client.getsockname()[1], b"out"))
         data, sender = client.recvfrom(9)
         assert (data, sender[:2]) == (b"out", (LOOPBACK[family], opened.port))
-        it.nat.retire(opened)
+        assert list(it.nat.retire(opened)) == [None]
         assert opened.socket is not None
         opened.socket.close()
 
@@ -124,7 +124,7 @@ def test_known_senders_go_before_new_ones(family: int) -> None:
         known.sendto(b"known", (LOOPBACK[family], opened.port))
         it.udp.step(opened)
         assert it.link.payloads == [b"first", b"known", b"new"]
-        it.nat.retire(opened)
+        assert list(it.nat.retire(opened)) == [None] * 2
         assert opened.socket is not None
         opened.socket.close()
 

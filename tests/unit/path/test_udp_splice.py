@@ -244,7 +244,7 @@ def test_answers_are_activity_too(family: int) -> None:
 def test_with_a_listener_all_its_pairs_end(family: int) -> None:
     with splice(family) as case:
         pair = case.open()
-        case.splice.retire(case.listener)
+        assert list(case.splice.retire(case.listener)) == [None]
         assert (len(case.splice.pairs), pair.socket, case.steps) == (0, None, {})
         assert case.splice.step(pair) == 0, "a step that was due is no error"
 

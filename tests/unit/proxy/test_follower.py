@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from gpasst.errors import PlatformError
 from gpasst.proxy import follower
 from gpasst.proxy.follower import Follower
 from gpasst.proxy.timers import Timers
-from gpasst.proxy.workers import Watchers
+from gpasst.proxy.workers import WRITE, Watchers
 
 SECONDS = 5.0  # until something that takes milliseconds counts as failed
 
@@ -27,7 +28,7 @@ class Looks:
         self.count = 0
         self.enough = gevent.event.Event()
 
-    def follow(self, wait: Callable[[int], object], yield_: Callable[[], object]) -> None:
+    def follow(self, wait: Callable[[int], object], look: Callable[[], object]) -> None:
         self.count += 1
         if self.count > len(self.failures):
             self.enough.set()
@@ -50,6 +51,23 @@ def timers(counters: Counters, monkeypatch: pytest.MonkeyPatch) -> Iterator[Time
     yield made
     made.close()
     watchers.close()
+
+
+def test_others_have_their_turn_though_a_descriptor_is_always_ready() -> None:
+    """An idle watcher would wait for a turn in which none is."""
+    reader, writer = os.pipe()
+    turns: list[None] = []
+    watchers = Watchers(gevent.get_hub(), Counters())
+    watchers.watch("busy", writer, lambda: turns.append(None), events=WRITE)
+    with gevent.Timeout(SECONDS):
+        follower.others()
+        for _ in range(3):
+            before = len(turns)
+            follower.others()
+            assert len(turns) > before
+    watchers.close()
+    os.close(reader)
+    os.close(writer)
 
 
 def test_it_looks_at_once_and_again(timers: Timers, counters: Counters) -> None:

@@ -25,7 +25,7 @@ from gpasst.host.socket_pool import SocketPool
 from gpasst.host.sockets import bind_listener
 from gpasst.path.udp_splice import UdpSplice
 from gpasst.proxy import forwarder
-from gpasst.proxy.forwarder import CHOICES, OPENED_AT_ONCE, Forwarder, descriptor_room
+from gpasst.proxy.forwarder import CHOICES, Forwarder, descriptor_room
 from gpasst.udp.mapping import Listener
 from gpasst.udp.nat import UdpNat
 from tests.support.lab import HOST4
@@ -35,16 +35,22 @@ NO_PORTS = (1, 1)  # an ephemeral range outside of all that the tests use
 
 
 class Nat:
-    """Records the listeners that lead to it."""
+    """Records the listeners that lead to it.
+
+    :ivar peers: how many each listener has when it is retired.
+    """
 
     def __init__(self) -> None:
         self.tables: dict[int, object] = {}
         self.listeners: list[Listener] = []
+        self.peers = 0
 
     def listen(self, listener: Listener) -> None:
         self.listeners.append(listener)
 
-    def retire(self, listener: Listener) -> None:
+    def retire(self, listener: Listener) -> Iterator[None]:
+        for _ in range(self.peers):
+            yield
         self.listeners.remove(listener)
 
 
@@ -61,7 +67,7 @@ class Bench:
     def __init__(self, ephemeral: tuple[int, int], options: dict[str, Any], splice: UdpSplice | None = None) -> None:
         self.nat = Nat()
         self.watched: list[Listener] = []
-        self.yielded = 0
+        self.looked = 0
         config = Config(**{"ipv4_only": True, **options})
         self.nat.tables = dict.fromkeys(config.families)
         self.pool = SocketPool(self.make)
@@ -74,12 +80,16 @@ class Bench:
             self.pool,
             self.own,
             self.watched.append,
-            self.watched.remove,
+            self.unwatch,
             gro=False,
         )
 
     def make(self, family: int, kind: int, protocol: int, count: int) -> list[int]:
         return [socket.socket(family, kind, protocol).detach() for _ in range(count)]
+
+    def unwatch(self, listener: Listener) -> None:
+        if listener in self.watched:
+            self.watched.remove(listener)
 
     def look(self) -> dict[int, int]:
         """Follow what is bound once; return the open ports with their targets."""
@@ -87,7 +97,7 @@ class Bench:
         return self.ports
 
     def count(self) -> None:
-        self.yielded += 1
+        self.looked += 1
 
     @property
     def bound(self) -> list[int]:
@@ -255,9 +265,43 @@ def test_sockets_of_the_proxy_are_not_followed() -> None:
 def test_others_run_while_many_are_opened() -> None:
     with ExitStack() as stack, bench(udp_ports="127.0.0.9/auto") as it:
         it.forwarder.open()
-        ports = [stack.enter_context(taken(address=HOST4)) for _ in range(2 * OPENED_AT_ONCE + 1)]
+        ports = [stack.enter_context(taken(address=HOST4)) for _ in range(5)]
         assert sorted(it.look()) == sorted(ports)
-        assert it.yielded == 2
+        assert it.looked == len(ports)
+
+
+@pytest.mark.usefixtures("lists_sockets")
+def test_others_run_while_the_peers_of_a_listener_end() -> None:
+    port, target = free_ports(2)
+    with bench(udp_ports=f"{port}:{target},auto") as it:
+        it.forwarder.open()
+        with taken(target):
+            assert it.look() == {port: target}
+        it.look()
+        it.nat.peers, it.looked = 3, 0
+        assert it.look() == {}
+        assert it.looked >= 3
+
+
+@pytest.mark.usefixtures("lists_sockets")
+def test_a_listener_is_closed_even_if_that_is_broken_off() -> None:
+    port, target = free_ports(2)
+    with bench(udp_ports=f"{port}:{target},auto") as it:
+        it.forwarder.open()
+        with taken(target):
+            it.look()
+        it.look()
+        (listener,) = it.watched
+        it.nat.peers = 3
+        with pytest.raises(KeyboardInterrupt):
+            it.forwarder.follow(lambda descriptor: select.select([descriptor], [], []), interrupt)
+        it.nat.peers = 0
+        it.forwarder.close()
+        assert listener.socket is None
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def test_more_ports_than_open_files_is_an_error() -> None:

@@ -505,3 +505,43 @@ def test_scans_count_mappings_of_both_families() -> None:
     host.down(33000, SERVER4, 2)
     host.down(33000, SERVER6, 1, guest=GUEST6)
     assert sum(host.path.scan(1181, TIMEOUT)) == 2
+
+
+def test_the_peers_of_a_listener_end_one_by_one() -> None:
+    host = Host()
+    listener = host.listen(53, 5000)
+    for number in range(1, 6):
+        host.up(listener, f"203.0.113.{number}", 9)
+    own = host.down(6000, "203.0.113.1", 9)
+    left = [len(listener.peers) for _ in host.path.retire(listener)]
+    assert left == [4, 3, 2, 1, 0]
+    assert list(host.path.tables[4]) == [own]
+
+
+def test_what_comes_while_a_listener_retires_ends_with_it_or_passes_it_by() -> None:
+    host = Host()
+    listener = host.listen(53, 5000)
+    first = host.up(listener, "203.0.113.1", 9)
+    other = host.down(5000, "203.0.113.2", 9, guest="192.0.2.99")
+    assert first.mapping is not other.mapping
+    assert other.udp_socket is listener
+    pieces = host.path.retire(listener)
+    next(pieces)
+    late = host.down(5000, "203.0.113.3", 9, guest="192.0.2.99")
+    assert late.udp_socket is listener
+    assert len(list(pieces)) == 2
+    assert not listener.peers
+    assert not len(host.path.tables[4])
+    after = host.down(5000, "203.0.113.2", 9)
+    assert after.udp_socket is not listener
+
+
+def test_a_peer_that_has_expired_while_its_listener_retires_is_passed_over() -> None:
+    host = Host()
+    listener = host.listen(53, 5000)
+    for number in range(1, 4):
+        host.up(listener, f"203.0.113.{number}", 9)
+    pieces = host.path.retire(listener)
+    next(pieces)
+    sum(host.path.scan(2000, TIMEOUT))
+    assert list(pieces) == []
