@@ -2,10 +2,11 @@
 
 Theory of operation: a few addresses of the guest's network mean another one on the host: the gateway (or
 ``--map-host-loopback``) is the host's loopback, ``--dns-forward`` its resolver, ``--map-guest-addr`` the host's address
-that equals the guest's own. `to_host` translates the destination of a flow that the guest opens; `to_guest` translates
-the source of one that opens towards the guest, and chooses the guest's address that receives it.
+that equals the guest's own. `outbound` checks the addresses and ports of a flow that the guest opens, and translates
+its destination with `to_host`; `to_guest` translates the source of one that opens towards the guest, and chooses the
+guest's address that receives it. The rules are those of every protocol; what has no multicast says so.
 
-1. Both are called once for a flow, when it is new, and the result is stored with it. Answers to a translated query
+1. They are called once for a flow, when it is new, and the result is stored with it. Answers to a translated query
    therefore need no rule of their own, and carry the address that was queried.
 2. The resolver takes precedence over the gateway. Port 53 of the gateway leads to the resolver too if that is on the
    host's loopback (127.0.0.53), where the guest cannot name it, unless the user chose the address that stands for
@@ -21,6 +22,7 @@ from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.flow.network import FamilyNetwork
 from gpasst.packet.address import (
+    BROADCAST,
     LOOPBACK,
     UNSPECIFIED,
     is_interface_local,
@@ -84,8 +86,33 @@ class Addresses:
         elif not self.network.explicit:
             self.seen = source
 
+    def outbound(
+        self, source: bytes, source_port: int, destination: bytes, port: int, multicast: bool = True
+    ) -> Target:
+        """Learn the source of a new flow of the guest, and translate its destination.
+
+        :param source: 4 or 16 bytes, as in the guest's packet.
+        :param source_port: source port.
+        :param destination: 4 or 16 bytes, likewise.
+        :param port: destination port.
+        :param multicast: whether the protocol has multicast and broadcast; TCP has neither (RFC 9293, section 3.9.2.3).
+        :raises PacketError: for an address or a port that must not cross the tap.
+        """
+        if is_loopback(source):
+            raise PacketError(Drop.LOOPBACK_ADDRESS)
+        if source == UNSPECIFIED[self.network.family] or is_multicast(source):
+            raise PacketError(Drop.UNSPECIFIED_ADDRESS)
+        if not source_port:
+            raise PacketError(Drop.SOURCE_PORT_ZERO)
+        if not port:
+            raise PacketError(Drop.DESTINATION_PORT_ZERO)
+        if not multicast and (is_multicast(destination) or destination == BROADCAST):
+            raise PacketError(Drop.NOT_UNICAST)
+        self.learn(source)
+        return self.to_host(destination, port)
+
     def to_host(self, destination: bytes, port: int) -> Target:
-        """Translate the destination of a new flow of the guest.
+        """Translate a destination of the guest.
 
         :param destination: 4 or 16 bytes, as in the guest's packet.
         :param port: destination port.

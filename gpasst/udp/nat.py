@@ -28,7 +28,7 @@ from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.flow.guest import Guest
 from gpasst.flow.translation import Target
-from gpasst.packet.address import UNSPECIFIED, is_loopback, is_multicast
+from gpasst.packet.address import UNSPECIFIED
 from gpasst.udp.header import Header
 from gpasst.udp.mapping import Listener, Mapping, Peer, Table, UdpSocket, down_key
 
@@ -87,17 +87,8 @@ class UdpNat:
         :param port: destination port.
         :raises PacketError: if the datagram must be dropped.
         """
-        if is_loopback(guest):
-            raise PacketError(Drop.LOOPBACK_ADDRESS)
-        if guest == UNSPECIFIED[family] or is_multicast(guest):
-            raise PacketError(Drop.UNSPECIFIED_ADDRESS)
-        if not guest_port:
-            raise PacketError(Drop.SOURCE_PORT_ZERO)
-        if not port:
-            raise PacketError(Drop.DESTINATION_PORT_ZERO)
-        addresses, table = self.guest.addresses[family], self.tables[family]
-        addresses.learn(guest)
-        target = addresses.to_host(destination, port)
+        table = self.tables[family]
+        target = self.guest.addresses[family].outbound(guest, guest_port, destination, port)
         key = self._sender_key(family, target.address, port, target.scope)
         mapping = table.mappings.get((guest, guest_port)) or self._mapping(guest, guest_port)
         udp_socket = self._socket_for(family, mapping, target, port, key)

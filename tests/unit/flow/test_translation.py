@@ -92,6 +92,30 @@ def test_to_host(family: int, changes: dict[str, Any], destination: str, port: i
 
 
 @pytest.mark.parametrize(
+    ("family", "destination", "reason"),
+    [
+        (4, "224.0.0.251", Drop.NOT_UNICAST),
+        (4, "255.255.255.255", Drop.NOT_UNICAST),
+        (6, "ff02::fb", Drop.NOT_UNICAST),
+        (4, "0.0.0.0", Drop.UNSPECIFIED_ADDRESS),
+        (6, "::1", Drop.LOOPBACK_ADDRESS),
+        (4, "198.51.100.9", None),
+        (6, "fe80::99", None),
+    ],
+)
+def test_a_protocol_without_multicast(family: int, destination: str, reason: Drop | None) -> None:
+    addresses = rules(family)
+    ends = ip({4: "192.0.2.5", 6: "2001:db8::5"}[family]), 40000, ip(destination), 80
+    if reason is None:
+        assert addresses.outbound(*ends, multicast=False) == addresses.to_host(ip(destination), 80)
+        assert addresses.seen == ends[0]
+        return
+    with pytest.raises(PacketError) as caught:
+        addresses.outbound(*ends, multicast=False)
+    assert caught.value.reason is reason
+
+
+@pytest.mark.parametrize(
     ("destination", "scope"),
     [("fe80::99", INDEX), ("febf::99", INDEX), ("fec0::99", 0), ("ff02::fb", 0), ("2001:db8::9", 0)],
 )
