@@ -10,15 +10,17 @@ The generators (`load.py`) move 64 datagrams a system call; that they are not th
 where the same generators run without any proxy between them. Processor time is what the scheduler accounts to the
 proxy's own processes (/proc/PID/task/*/schedstat, nanoseconds), the helper included.
 
-    python benchmarks/run.py [--rounds N] [--seconds S] [--only TEXT] [--output FOLDER]
+    python benchmarks/run.py [--rounds N] [--seconds S] [--only TEXT] [--output FOLDER] [--list]
 
-Needs root, and the Debian package passt. Nothing leaves the namespaces; the load is bounded in time.
+The rows of TCP are in `tcp.py`; `--only tcp` runs all of them. The whole run takes about 16 minutes.
+
+Needs root, and Debian's packages passt, iproute2, procps, iperf3, gcc and libc6-dev. `PASTA` and `PASST` in the
+environment name other binaries of the peers. Nothing leaves the namespaces; the load is bounded in time.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import datetime
 import json
 import os
@@ -33,18 +35,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-CLONE_NEWNET = 0x40000000
-HOST, GATEWAY = "192.0.2.2", "192.0.2.1"
-VETH_HOST, VETH_GUEST = "198.51.100.1", "198.51.100.2"
-PORT_OUT, PORT_IN = 7001, 5001
-LOOPBACK, PORT_SPLICED = "127.0.0.1", 7101
+import tcp
+from lab import CONTENDERS, PASST, PASTA, Contender, Lab, cell, finish, generator, line, ratio, tell
+
+SETTLE_SECONDS = 0.15  # for the last datagrams to arrive
 START_SECONDS = 1.5  # for what follows the start, as duplicate address detection
 IDLE_SECONDS = 3.0
-SETTLE_SECONDS = 0.15  # for the last datagrams to arrive
-CONTENDERS = ("gpasst", "pasta", "veth", "plain")  # plain: gpasst moving one datagram at a time
-
-libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
@@ -124,166 +120,9 @@ LOADS = (
 )
 
 
-def run(*command: str) -> None:
-    subprocess.run(command, check=True)
-
-
-class Lab:
-    """The host's namespace, which this process enters, and guests."""
-
-    def __init__(self) -> None:
-        self.names = {name: f"gpasst-bench-{os.getpid()}-{name}" for name in ("host", *CONTENDERS)}
-        for name in self.names.values():
-            run("ip", "netns", "add", name)
-            run("ip", "-n", name, "link", "set", "lo", "up")
-        with open(f"/run/netns/{self.names['host']}", "rb") as file:
-            if libc.setns(file.fileno(), CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), "setns")
-        run("ip", "link", "add", "up0", "type", "veth", "peer", "name", "up1")
-        for device in ("up0", "up1"):
-            run("ip", "link", "set", device, "up", "mtu", "65520")
-        run("ip", "address", "add", f"{HOST}/24", "dev", "up0")
-        run("ip", "route", "add", "default", "via", GATEWAY)
-        run("ip", "link", "add", "v0", "type", "veth", "peer", "name", "v1", "netns", self.names["veth"])
-        run("ip", "link", "set", "v0", "up", "mtu", "65520")
-        run("ip", "address", "add", f"{VETH_HOST}/24", "dev", "v0")
-        run("ip", "-n", self.names["veth"], "link", "set", "v1", "up", "mtu", "65520")
-        run("ip", "-n", self.names["veth"], "address", "add", f"{VETH_GUEST}/24", "dev", "v1")
-        # One full queue of any contender, and ports for 10000 sockets.
-        for name in self.names.values():
-            for setting in ("net.ipv4.ip_local_port_range=10000 65000",):
-                run("ip", "netns", "exec", name, "sysctl", "-q", "-w", setting)
-
-    def close(self) -> None:
-        for name in self.names.values():
-            run("ip", "netns", "del", name)
-
-
-class Contender:
-    """One way between the host and its guest namespace."""
-
-    def __init__(self, lab: Lab, name: str, guest: bool = False) -> None:
-        self.name = name
-        self.netns = lab.names[name]
-        self.program: subprocess.Popen[bytes] | None = None
-        self.extra: list[int] = []
-        self.path = f"/tmp/gpasst-bench-{os.getpid()}-{name}.socket"
-        if guest:
-            self._serve_guests()
-            return
-        into, spliced = str(PORT_IN), str(PORT_SPLICED)
-        gpasst = [sys.executable, "-m", "gpasst", "pasta", "-q", "-f", "--runas", "root", "-u", into, "-U", spliced]
-        command = {
-            "gpasst": gpasst,
-            "plain": [*gpasst, "--no-offload"],
-            "pasta": ["pasta", "-q", "-f", "--runas", "0", "-t", "none", "-T", "none", "-u", into, "-U", spliced],
-        }.get(name)
-        if command:
-            before = set(os.listdir("/proc"))
-            self.program = subprocess.Popen([*command, "--config-net", "--netns", f"/run/netns/{self.netns}"])
-            self._await_ready()
-            # The helper is no child of the proxy; it is what else started meanwhile and holds the namespace.
-            mine = os.stat(f"/run/netns/{self.netns}").st_ino
-            for entry in set(os.listdir("/proc")) - before:
-                try:
-                    if entry.isdecimal() and os.stat(f"/proc/{entry}/ns/net").st_ino == mine:
-                        self.extra.append(int(entry))
-                except OSError:
-                    continue
-
-    def _serve_guests(self) -> None:
-        """Start passt mode."""
-        into = ["-q", "-f", "-s", self.path, "-u", str(PORT_IN)]
-        gpasst = [sys.executable, "-m", "gpasst", "passt", "--runas", "root", *into]
-        command = {"gpasst": gpasst, "pasta": ["passt", "--runas", "0", "-t", "none", *into]}[self.name]
-        self.program = subprocess.Popen(command)
-        deadline = time.monotonic() + 10
-        while self.path not in Path("/proc/net/unix").read_text(encoding="utf-8"):
-            if time.monotonic() > deadline:
-                raise SystemExit(f"{self.name} does not listen at {self.path}")
-            time.sleep(0.02)
-
-    def _await_ready(self) -> None:
-        """Return when the namespace is configured and its listener open, the last things that happen at the start."""
-        deadline = time.monotonic() + 10
-        within = ("ip", "netns", "exec", self.netns)
-        while time.monotonic() < deadline:
-            text = subprocess.run(
-                [*within, "sh", "-c", "ip -4 address; cat /proc/net/udp"], capture_output=True, text=True, check=True
-            ).stdout
-            if HOST in text and f":{PORT_SPLICED:04X} " in text:
-                return
-            time.sleep(0.02)
-        raise SystemExit(f"{self.name} did not configure its namespace")
-
-    def targets(self, load: Load) -> tuple[str, str, int]:
-        """Where the receiver binds, where the sender sends, and the port."""
-        if self.name == "veth":
-            return "0.0.0.0", VETH_HOST if load.outward else VETH_GUEST, PORT_OUT
-        if load.guest:
-            return LOOPBACK, LOOPBACK, PORT_OUT if load.outward else PORT_IN
-        if load.spliced:
-            return "0.0.0.0", LOOPBACK, PORT_SPLICED if load.outward else PORT_IN
-        return "0.0.0.0", GATEWAY if load.outward else HOST, PORT_OUT if load.outward else PORT_IN
-
-    def processor_seconds(self) -> float:
-        if self.program is None:
-            return 0.0
-        total = 0
-        for pid in (self.program.pid, *self.extra):
-            for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-                total += int(task.read_text(encoding="ascii").split()[0])
-        return total / 1e9
-
-    def memory_kb(self) -> int:
-        if self.program is None:
-            return 0
-        total = 0
-        for pid in (self.program.pid, *self.extra):
-            for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
-                if line.startswith("VmRSS:"):
-                    total += int(line.split()[1])
-        return total
-
-    def close(self) -> None:
-        if self.program is not None:
-            self.program.terminate()
-            self.program.wait(10)
-
-
-def generator(*arguments: object, netns: str = "", program: str = "load.py") -> subprocess.Popen[str]:
-    """Start a load generator on the host or in a namespace."""
-    command = [sys.executable, "-I", "-S", str(HERE / program), *map(str, arguments)]
-    if netns:
-        command = ["ip", "netns", "exec", netns, *command]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def finish(program: subprocess.Popen[str]) -> dict[str, Any]:
-    """End a generator's input; give what it printed last."""
-    output, _ = program.communicate(timeout=60)
-    if program.returncode:
-        raise SystemExit("a load generator failed; see the message above")
-    lines = output.strip().splitlines()
-    figures: dict[str, Any] = json.loads(lines[-1]) if lines else {}
-    return figures
-
-
-def line(program: subprocess.Popen[str], expected: str) -> None:
-    assert program.stdout is not None
-    if program.stdout.readline().strip() != expected:
-        raise SystemExit(f"a load generator did not say {expected}")
-
-
-def tell(program: subprocess.Popen[str], word: str) -> None:
-    assert program.stdin is not None
-    program.stdin.write(word + "\n")
-    program.stdin.flush()
-
-
 def measure(contender: Contender, load: Load, seconds: float, figures: Figures) -> None:
     """Run one load over one contender once."""
-    bind, address, port = contender.targets(load)
+    bind, address, port = contender.targets(load.outward, load.spliced, load.guest)
     inside, outside = contender.netns, ""
     sender_at, receiver_at = (inside, outside) if load.outward else (outside, inside)
     if load.guest and not load.outward:
@@ -365,11 +204,6 @@ def table(results: dict[str, dict[str, Figures]]) -> list[dict[str, Any]]:
     return rows
 
 
-def ratio(medians: dict[str, dict[str, float]], other: str, name: str) -> float | None:
-    ours, theirs = medians["gpasst"].get(name), medians[other].get(name)
-    return round(ours / theirs, 3) if ours is not None and theirs else None
-
-
 def print_table(rows: list[dict[str, Any]]) -> str:
     head = (
         f"{'load':<46}{'delivered/s':>12}{'pasta':>11}{'ratio':>7}{'of veth':>8}{'loss':>7}{'pasta':>7}"
@@ -378,10 +212,6 @@ def print_table(rows: list[dict[str, Any]]) -> str:
     lines = [head, "-" * len(head)]
     for row in rows:
         ours, theirs = row.get("gpasst", {}), row.get("pasta", {})
-
-        def cell(value: float | None, width: int, digits: int = 0, unit: str = "") -> str:
-            return f"{'-' if value is None else f'{value:,.{digits}f}{unit}':>{width}}"
-
         lines.append(
             f"{row['load']:<46}"
             + cell(ours.get("delivered"), 12)
@@ -402,11 +232,11 @@ def print_table(rows: list[dict[str, Any]]) -> str:
 
 
 def chart(rows: list[dict[str, Any]]) -> str:
-    """Draw the ratios of delivered datagrams to pasta's as an SVG, on a logarithmic scale from 0.25 to 32."""
+    """Draw the ratios of what was delivered to pasta's as an SVG, on a logarithmic scale from 0.25 to 32."""
     import math
 
     shown = [row for row in rows if row.get("delivered_ratio")]
-    left, width, step, top = 330, 520, 30, 60
+    left, width, step, top = 400, 520, 30, 60
     height = top + step * len(shown) + 40
 
     def x(value: float) -> float:
@@ -416,7 +246,7 @@ def chart(rows: list[dict[str, Any]]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 90}" height="{height}"'
         ' font-family="sans-serif">',
         '<rect width="100%" height="100%" fill="white"/><text x="16" y="26" font-size="16">'
-        "Datagrams delivered per second, as a multiple of pasta's</text>",
+        "Delivered per second (datagrams, bits, connections or round trips), as a multiple of pasta's</text>",
     ]
     for mark in (0.25, 0.5, 1, 2, 4, 8, 16, 32):
         colour = "#444" if mark == 1 else "#ccc"
@@ -436,20 +266,36 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Measure gpasst beside pasta and beside a plain veth pair.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.0, help="of load in each measurement")
-    parser.add_argument("--only", default="", help="only loads whose name contains this")
+    parser.add_argument("--bulk-seconds", type=float, default=2.0, help="of each TCP stream over a tap")
+    parser.add_argument("--transfers", type=int, default=20, help="TCP streams each way that are watched for pauses")
+    parser.add_argument(
+        "--only", action="append", default=[], help='only loads whose name, after "udp, " or "tcp, ", contains this'
+    )
+    parser.add_argument("--list", action="store_true", help="print the names of the loads, and do nothing")
     parser.add_argument("--without", action="append", default=[], choices=CONTENDERS, help="leave out a contender")
     parser.add_argument("--output", default="", help="folder for results.json, results.txt and results.svg")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     given = parser.parse_args()
+    if given.list:
+        print(*(f"udp, {load.label}" for load in LOADS), *tcp.LABELS, sep="\n")
+        return 0
     if os.geteuid() != 0:
         raise SystemExit("the benchmark makes network namespaces; run it as root")
     names = [name for name in CONTENDERS if name not in given.without]
-    for program in ("ip", "sysctl", *(["pasta"] if "pasta" in names else [])):
+
+    def wanted(label: str) -> bool:
+        return not given.only or any(text in label for text in given.only)
+
+    loads = [load for load in LOADS if wanted(f"udp, {load.label}")]
+    streams = [label for label in tcp.LABELS if wanted(label)]
+    programs = ["ip", "sysctl", *([PASTA, PASST] if "pasta" in names else []), *(["gcc", "iperf3"] if streams else [])]
+    for program in programs:
         if shutil.which(program) is None:
-            raise SystemExit(f"the benchmark needs {program}; install Debian's iproute2, procps and passt")
-    loads = [load for load in LOADS if given.only in load.label]
+            packages = "iproute2, procps, passt, iperf3, gcc and libc6-dev"
+            raise SystemExit(f"the benchmark needs {program}; install Debian's {packages}")
     results: dict[str, dict[str, Figures]] = {load.label: {name: Figures() for name in names} for load in loads}
     footprints: dict[str, dict[str, float]] = {}
+    plan = tcp.Plan(given.rounds, given.seconds, given.bulk_seconds, given.transfers)
     lab = Lab()
     try:
         for turn in range(given.rounds):
@@ -473,6 +319,8 @@ def main() -> int:
                     footprints[name] = footprint(contender)
                 finally:
                     contender.close()
+        with tempfile.TemporaryDirectory() as programs_at:
+            transport = tcp.Bench(lab, Path(programs_at), names, wanted, plan).run() if streams else tcp.NOTHING
     finally:
         lab.close()
     rows = table(results)
@@ -481,7 +329,8 @@ def main() -> int:
         for row in rows
         if "plain" in row
     ]
-    text = "\n".join([print_table(rows), "", *plain, *(f"{name}: {figures}" for name, figures in footprints.items())])
+    tables = [text for text in (print_table(rows) if rows else "", tcp.print_table(transport)) if text]
+    text = "\n".join(["\n\n".join(tables), "", *plain, *(f"{name}: {figures}" for name, figures in footprints.items())])
     about = {
         "date": datetime.date.today().isoformat(),
         "kernel": platform.release(),
@@ -490,16 +339,18 @@ def main() -> int:
         "pasta": pasta_version() if "pasta" in names else None,
         "rounds": given.rounds,
         "seconds": given.seconds,
+        "bulk_seconds": given.bulk_seconds,
+        "congestion": lab.congestion,
         "footprint": footprints,
     }
-    document = json.dumps({"about": about, "rows": rows}, indent=1)
+    document = json.dumps({"about": about, "rows": rows, "tcp": transport}, indent=1)
     if given.output:
         folder = Path(given.output)
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in (
             ("results.json", document + "\n"),
             ("results.txt", text + "\n"),
-            ("results.svg", chart(rows)),
+            ("results.svg", chart([*rows, *transport["rows"]])),
         ):
             with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as file:
                 file.write(content)
@@ -510,7 +361,7 @@ def main() -> int:
 
 
 def pasta_version() -> str:
-    return subprocess.run(["pasta", "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    return subprocess.run([PASTA, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
 
 
 if __name__ == "__main__":
