@@ -17,6 +17,7 @@ NOTE: one thread or greenlet at a time, but for `send` of a message that fits on
 from __future__ import annotations
 
 import _socket
+import errno
 import json
 import posix
 from array import array
@@ -156,12 +157,16 @@ class Channel:
     def arrivals(self) -> Iterator[tuple[Message, list[int]]]:
         """Receive messages until end of file, but those whose descriptors exceed the limit of open files.
 
-        The kernel has closed these, and by that their other ends.
+        The kernel has closed these, and by that their other ends. Want of memory for one message ends nothing either.
         """
         while True:
             try:
                 arrived = self.receive()
             except PlatformError:
+                continue
+            except OSError as error:
+                if error.errno not in (errno.ENOBUFS, errno.ENOMEM):
+                    raise
                 continue
             if arrived is None:
                 return

@@ -12,6 +12,7 @@ the identity it runs under may not be able to read it. The process ends at end o
 from __future__ import annotations
 
 import _socket
+import errno
 import json
 import os
 import sys
@@ -20,6 +21,7 @@ from array import array
 MAX_COUNT = 64
 REQUEST_SIZE = 4096  # bytes; a request for sockets has a few numbers
 LAST = b"."
+TRANSIENT = (errno.ENOBUFS, errno.ENOMEM)
 
 
 def become(descriptor: int) -> None:
@@ -46,6 +48,12 @@ def make_sockets(family: int, kind: int, proto: int, count: int) -> list[_socket
     return [_socket.socket(family, kind, proto) for _ in range(count)]
 
 
+def platform_error(error: Exception) -> dict[str, str]:
+    """Return the description of an error, as `gpasst.helper.channel.raise_error` takes it."""
+    text = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+    return {"kind": "platform", "message": f"cannot make a socket in the namespace: {text}", "remedy": ""}
+
+
 def answer(channel: _socket.socket, request: dict[str, int]) -> None:
     """Answer one request, with sockets or with an error.
 
@@ -56,13 +64,17 @@ def answer(channel: _socket.socket, request: dict[str, int]) -> None:
     try:
         sockets = make_sockets(request["family"], request["type"], request["proto"], request["count"])
     except (OSError, ValueError, KeyError) as error:
-        text = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-        message = f"cannot make a socket in the namespace: {text}"
-        reply["error"] = {"kind": "platform", "message": message, "remedy": ""}
+        reply["error"] = platform_error(error)
     rights = array("i", [sock.fileno() for sock in sockets])
     ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)] if sockets else []
     try:
         channel.sendmsg([LAST, json.dumps(reply).encode()], ancillary, _socket.MSG_NOSIGNAL)
+    except OSError as error:
+        if isinstance(error, ConnectionError):
+            raise
+        # One message more without the sockets: too many may be on their way (ETOOMANYREFS), or too much memory taken.
+        reply["error"] = platform_error(error)
+        channel.sendmsg([LAST, json.dumps(reply).encode()], (), _socket.MSG_NOSIGNAL)
     finally:
         for sock in sockets:
             sock.close()
@@ -76,6 +88,10 @@ def serve_once(channel: _socket.socket) -> bool:
             answer(channel, json.loads(packet[1:]))
     except (BrokenPipeError, ConnectionResetError):
         return False
+    except OSError as error:
+        if error.errno not in TRANSIENT:
+            raise
+        return True  # what was lost is the caller's to ask for again
     return bool(packet)
 
 

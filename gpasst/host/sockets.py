@@ -197,8 +197,8 @@ def open_own(network: FamilyNetwork, port: int, gro: bool) -> UdpSocket:
         raise PacketError(Drop.NO_SOCKET, f"no host socket: {error.strerror}") from error
 
 
-def bind_listener(sock: RawSocket, at: BindAddress, freebind: bool, shared: bool = False) -> None:
-    """Bind a listener's socket; it is closed on failure.
+def bind_listener(sock: RawSocket, at: BindAddress, freebind: bool, shared: bool = False) -> int:
+    """Bind a listener's socket, and return its port; it is closed on failure.
 
     :param sock: a prepared socket of the side and family of `at`.
     :param at: the address to bind to.
@@ -219,6 +219,7 @@ def bind_listener(sock: RawSocket, at: BindAddress, freebind: bool, shared: bool
         if at.interface and at.family == V6 and not at.inside:
             scope = if_nametoindex(at.interface)
         sock.bind((at.address, at.port) if at.family == V4 else (at.address, at.port, 0, scope))
+        return at.port or int(sock.getsockname()[1])
     except OSError:
         sock.close()
         raise

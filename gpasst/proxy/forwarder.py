@@ -268,11 +268,10 @@ class Forwarder:
         bind, rule = spec.bind, spec.rule
         try:
             sock = self._socket(bind)
-            bind_listener(sock, bind, self._config.freebind and not bind.inside, rule.auto and bind.inside)
+            port = bind_listener(sock, bind, self._config.freebind and not bind.inside, rule.auto and bind.inside)
         except OSError as error:
             raise listener_error(error, bind, rule.text) from error
-        if bind.port == CHOSEN_PORT:
-            bind = replace(bind, port=sock.getsockname()[1])
+        bind = replace(bind, port=port)
         splices = self._splice is not None and (bind.inside or bind.loopback)
         listener = Listener(
             bind.family,

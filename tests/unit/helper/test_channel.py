@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import socket
+from typing import Any, cast
 
+import pytest
+
+from gpasst.helper import pool
 from gpasst.helper.channel import CHUNK, Channel, pair
 from gpasst.helper.client import OpenRequest, Route
 from gpasst.helper.request import open_request, to_message
@@ -31,3 +37,62 @@ def test_long_messages_are_sent_in_pieces() -> None:
     one.close()
     assert other.receive() is None
     other.close()
+
+
+class Flaky:
+    """A socket, one call of which fails."""
+
+    def __init__(self, sock: Any, call: str, number: int) -> None:
+        self._sock = sock
+        self._call = call
+        self._number = number
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._call:
+            self._call = ""
+            return self._fail
+        return getattr(self._sock, name)
+
+    def _fail(self, *_: Any) -> Any:
+        raise OSError(self._number, os.strerror(self._number))
+
+
+TRANSIENT = pytest.mark.parametrize("number", [errno.ENOBUFS, errno.ENOMEM])
+
+
+@TRANSIENT
+def test_an_error_of_one_receive_ends_no_series_of_requests(number: int) -> None:
+    ours, theirs = pair()
+    one = Channel(theirs)
+    for text in ("first", "second"):
+        one.send({"text": text})
+    one.close()
+    flaky = Channel(cast(Any, Flaky(ours, "recvmsg", number)))
+    assert [message["text"] for message, _ in flaky.arrivals()] == ["first", "second"]
+    flaky.close()
+
+
+@TRANSIENT
+def test_an_error_of_one_receive_does_not_end_the_namespace(number: int) -> None:
+    ours, theirs = pair()
+    assert pool.serve_once(cast(Any, Flaky(ours, "recv", number)))
+    ours.close()
+    assert not pool.serve_once(theirs)
+    theirs.close()
+
+
+@pytest.mark.parametrize("number", [errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS])
+def test_sockets_that_cannot_be_sent_are_an_error_for_the_caller_alone(number: int) -> None:
+    ours, theirs = pair()
+    caller = Channel(ours)
+    request = {"family": socket.AF_INET, "type": socket.SOCK_DGRAM, "proto": 0, "count": 2}
+    caller.send({**request, "seq": 1})
+    before = os.listdir("/proc/self/fd")
+    assert pool.serve_once(cast(Any, Flaky(theirs, "sendmsg", number)))
+    assert os.listdir("/proc/self/fd") == before
+    answer = caller.receive()
+    assert answer is not None
+    assert os.strerror(number) in answer[0]["error"]["message"]
+    assert answer[1] == []
+    caller.close()
+    theirs.close()

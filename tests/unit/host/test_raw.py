@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import _socket
 import ctypes
+import errno
 import logging
+import os
 import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
+from gpasst.host import raw
 from gpasst.host.raw import RawSockets
 from gpasst.packet.icmp_error import port_unreachable
 from tests.support.addresses import ip
@@ -93,3 +98,31 @@ def test_without_the_capability_nothing_is_sent(family: int, caplog: pytest.LogC
     # The socket is tried once, and so is its failure logged.
     assert [record.levelname for record in caplog.records] == ["DEBUG"]
     assert f"IPv{family}" in caplog.text
+
+
+@FAMILIES
+@pytest.mark.parametrize("call", ["socket", "setsockopt"])
+def test_an_error_of_one_call_is_not_for_good(
+    sockets: RawSockets, family: int, call: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if not effective(CAP_NET_RAW):
+        pytest.skip("needs CAP_NET_RAW")
+    opened: list[_socket.socket] = []
+
+    class Socket(_socket.socket):
+        def __init__(self, *arguments: int) -> None:
+            if call == "socket":
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            super().__init__(*arguments)
+            opened.append(self)
+
+        def setsockopt(self, *_: Any) -> None:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.DEBUG, "gpasst.host.raw"):
+        patch.setattr(raw, "RawSocket", Socket)
+        for _ in range(2):
+            assert not sockets.send(False, closed_port_error(family, 1, 2), ip(LOOPBACK[family]))
+    assert len(caplog.records) == 1
+    assert {sock.fileno() for sock in opened} <= {-1}
+    assert sockets.send(False, closed_port_error(family, 1, 2), ip(LOOPBACK[family]))

@@ -353,6 +353,14 @@ def test_errors_have_words_and_a_remedy(number: int, kind: int) -> None:
     assert caught.value.remedy
 
 
+@pytest.mark.parametrize("number", [errno.ENOBUFS, errno.ENOMEM, errno.EINTR])
+def test_after_an_error_of_one_scan_the_next_one_lists(number: int) -> None:
+    with kernel(reported(4, 1), status(-number), reported(4, 2), DONE, DONE) as (listing, wait):
+        with pytest.raises(PlatformError):
+            listing.scan(wait)
+        assert {one.port for one in listing.scan(wait).values()} == {2}
+
+
 @pytest.mark.parametrize(
     "answer",
     [

@@ -233,6 +233,23 @@ def test_whatever_the_kernel_takes_whole_frames_come_out_in_order(
         assert case.record.frames == sent
 
 
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.ENOBUFS, errno.EINTR])
+def test_an_error_of_one_send_is_no_guest_that_is_gone(number: int) -> None:
+    kernel = Kernel([], otherwise=WHOLE)
+    case = Case(kernel)
+    for payload in (b"first", b"second"):
+        kernel.failure = number
+        case.run(4, payload, 100)
+        case.stream.flush()
+        case.stream.empty()
+        assert kernel.data == b""
+        assert case.room.awaited, "it waits for the next try"
+    kernel.failure = 0
+    case.stream.empty()
+    assert frames(kernel.data) == case.written
+    assert case.counters.drops == {}
+
+
 @pytest.mark.parametrize("reads", [1, 7, 1000, 100_000])
 def test_a_real_socket_with_a_small_buffer(reads: int) -> None:
     with pair(send_bytes=1) as (ours, theirs), small_queue():

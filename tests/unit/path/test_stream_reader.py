@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import struct
 from collections.abc import Iterable, Sequence
@@ -650,3 +652,16 @@ def test_a_flood_of_illegal_lengths_ends_with_the_step() -> None:
     assert dropped == count
     assert steps >= count // (5 * RUNS_PER_LOOK)
     assert case.payloads == [b"before", b"behind"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.ENOBUFS, errno.EINTR])
+def test_an_error_of_one_receive_is_no_guest_that_is_gone(number: int) -> None:
+    class Failing(Guest):
+        def recv_into(self, buffer: memoryview, room: int, flags: int) -> int:
+            raise OSError(number, os.strerror(number))
+
+    case = Case()
+    case.link.socket = Failing()
+    assert case.reader.step() == 0
+    assert case.move(framed(ARP)) == 1
+    assert case.counters.drops == {}

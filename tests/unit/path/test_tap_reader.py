@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from gpasst.counters import Drop
 from gpasst.features import ALL, Feature
 from gpasst.formats import VIRTIO_NET_BLANK, VIRTIO_NET_CODEC
+from gpasst.host import sockets
 from gpasst.link.port import LinkGone
 from gpasst.link.tap import Tap
 from gpasst.path.backlog import Backlog
@@ -124,6 +127,49 @@ def test_equal_frames_of_one_flow_arrive_in_order(family: int, features: frozens
         joined = {Feature.JOIN, Feature.GSO} <= features
         assert (down.superframes > 0) == joined
         assert case.counters.drops == {}
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.ENOBUFS, errno.EINTR])
+@pytest.mark.parametrize("reads", [0, 1, 2], ids=["first", "second", "within a run"])
+def test_an_error_of_one_read_does_not_end_the_tap(number: int, reads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    readv, left = os.readv, reads
+
+    def fail_once(fd: int, buffers: list[memoryview]) -> int:
+        nonlocal left
+        left -= 1
+        if left == -1:
+            raise OSError(number, os.strerror(number))
+        return readv(fd, buffers)
+
+    with tap() as case, server(4) as host:
+        sent = [bytes([size]) * 100 for size in range(4)]
+        case.give(*(udp_frame(4, free_port(4), host.getsockname()[1], data) for data in sent[:1]))
+        case.move()
+        peer = next(iter(case.bench.nat.tables[4]))
+        case.give(*(udp_frame(4, peer.mapping.port, host.getsockname()[1], data) for data in sent[1:]))
+        monkeypatch.setattr(os, "readv", fail_once)
+        assert case.reader.step() == reads
+        case.move()
+        assert received(host) == sent
+        assert case.counters.drops == {}
+
+
+def test_an_error_of_another_call_does_not_end_the_tap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel may have no memory for the address of a socket."""
+
+    class Socket(_socket.socket):
+        def getsockname(self) -> Any:
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+    with tap() as case, server(4) as host:
+        case.give(udp_frame(4, free_port(4), host.getsockname()[1], b"lost"))
+        with monkeypatch.context() as patch:
+            patch.setattr(sockets, "RawSocket", Socket)
+            case.move()
+        assert case.counters.drops == {Drop.NO_SOCKET: 1}
+        case.give(udp_frame(4, free_port(4), host.getsockname()[1], b"carried"))
+        case.move()
+        assert received(host) == [b"carried"]
 
 
 # Flow, family, payload bytes and number of equal frames, one behind the other.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
 import resource
@@ -167,11 +168,11 @@ def test_the_kernel_chooses_a_port() -> None:
 def test_a_chosen_port_is_free_in_all_families(monkeypatch: pytest.MonkeyPatch) -> None:
     refusals = [errno.EADDRINUSE] * (CHOICES - 1)
 
-    def bind(sock: RawSocket, at: BindAddress, *arguments: Any) -> None:
+    def bind(sock: RawSocket, at: BindAddress, *arguments: Any) -> int:
         if at.family == 6 and refusals:
             sock.close()
             raise OSError(refusals.pop(), "")
-        bind_listener(sock, at, *arguments)
+        return bind_listener(sock, at, *arguments)
 
     monkeypatch.setattr(forwarder, "bind_listener", bind)
     with bench(udp_ports="0:80", ipv4_only=False) as it:
@@ -298,6 +299,24 @@ def test_a_listener_is_closed_even_if_that_is_broken_off() -> None:
         it.nat.peers = 0
         it.forwarder.close()
         assert listener.socket is None
+
+
+def test_an_error_of_the_kernel_while_a_port_is_chosen_is_one_of_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Socket(_socket.socket):
+        def getsockname(self) -> Any:
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+    opened: list[Socket] = []
+
+    def new_socket(*_: Any, **__: Any) -> Socket:
+        opened.append(Socket(socket.AF_INET, socket.SOCK_DGRAM))
+        return opened[-1]
+
+    monkeypatch.setattr(forwarder, "new_udp_socket", new_socket)
+    with bench(udp_ports="0:5000") as it, pytest.raises(PlatformError, match="No buffer space"):
+        it.forwarder.open()
+    assert opened
+    assert {sock.fileno() for sock in opened} == {-1}
 
 
 def interrupt() -> None:
