@@ -1,0 +1,1 @@
+"""Checks with real drivers, one script for each; the ordinary run collects none. See docs/drivers.md."""
