@@ -43,6 +43,29 @@ def test_nothing_given_means_the_defaults() -> None:
     assert not (pasta.process.foreground or pasta.process.verbose or pasta.process.quiet or pasta.process.stats)
 
 
+def test_podman_is_understood() -> None:
+    """All that podman 5.4.2 passes to pasta: --pid is for a bridge, -u for a published port."""
+    given = invoked(
+        *(
+            "--config-net",
+            "--pid",
+            "/run/pasta.pid",
+            "-u",
+            "127.0.0.1/5000-5009:7000-7009",
+            "--dns-forward",
+            "169.254.1.1",
+        ),
+        *("-t", "none", "-T", "none", "-U", "none", "--no-map-gw", "--quiet", "--netns", "/proc/2031/ns/net"),
+        *("--map-guest-addr", "169.254.1.2"),
+    )
+    config, process = given.config, given.process
+    assert (config.udp_ports, config.udp_ns) == (("127.0.0.1/5000-5009:7000-7009",), ("none",))
+    assert (config.netns, config.config_net, config.no_map_gw) == ("/proc/2031/ns/net", True, True)
+    assert (config.dns_forward, config.map_guest_addr) == (("169.254.1.1",), ("169.254.1.2",))
+    assert (process.pid_file, process.quiet, process.foreground) == ("/run/pasta.pid", True, False)
+    assert not given.runs_command
+
+
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
