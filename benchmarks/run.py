@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import tcp
+import tcp_rows
 from lab import CONTENDERS, PASST, PASTA, Contender, Lab, cell, finish, generator, line, ratio, tell
 
 SETTLE_SECONDS = 0.15  # for the last datagrams to arrive
@@ -277,7 +278,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     given = parser.parse_args()
     if given.list:
-        print(*(f"udp, {load.label}" for load in LOADS), *tcp.LABELS, sep="\n")
+        print(*(f"udp, {load.label}" for load in LOADS), *tcp_rows.LABELS, sep="\n")
         return 0
     if os.geteuid() != 0:
         raise SystemExit("the benchmark makes network namespaces; run it as root")
@@ -287,7 +288,7 @@ def main() -> int:
         return not given.only or any(text in label for text in given.only)
 
     loads = [load for load in LOADS if wanted(f"udp, {load.label}")]
-    streams = [label for label in tcp.LABELS if wanted(label)]
+    streams = [label for label in tcp_rows.LABELS if wanted(label)]
     programs = ["ip", "sysctl", *([PASTA, PASST] if "pasta" in names else []), *(["gcc", "iperf3"] if streams else [])]
     for program in programs:
         if shutil.which(program) is None:
@@ -320,7 +321,7 @@ def main() -> int:
                 finally:
                     contender.close()
         with tempfile.TemporaryDirectory() as programs_at:
-            transport = tcp.Bench(lab, Path(programs_at), names, wanted, plan).run() if streams else tcp.NOTHING
+            transport = tcp.Bench(lab, Path(programs_at), names, wanted, plan).run() if streams else tcp_rows.NOTHING
     finally:
         lab.close()
     rows = table(results)
@@ -329,7 +330,7 @@ def main() -> int:
         for row in rows
         if "plain" in row
     ]
-    tables = [text for text in (print_table(rows) if rows else "", tcp.print_table(transport)) if text]
+    tables = [text for text in (print_table(rows) if rows else "", tcp_rows.print_table(transport)) if text]
     text = "\n".join(["\n\n".join(tables), "", *plain, *(f"{name}: {figures}" for name, figures in footprints.items())])
     about = {
         "date": datetime.date.today().isoformat(),

@@ -19,82 +19,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab import GATEWAY, HERE, Contender, Failed, Lab, cell, finish, line, listeners, ratio, start
+from lab import GATEWAY, HERE, Contender, Failed, Lab, finish, line, listeners, start
+from tcp_rows import CONTENDERS, IDLE, LOADS, MTUS, PAUSES, SIZE, Figures, TcpLoad, table
 
 PROGRAMS = ("tcp_load", "tcp_guest")
-CONTENDERS = ("gpasst", "pasta", "veth")
-MTUS = (1500, 65520)
-SIZE = 64  # bytes of an exchange
 IDLE_CONNECTIONS = 10000
 IDLE_SECONDS = 10.0
 SPARE_DESCRIPTORS = 1000
 SETTLE_SECONDS = 0.5  # for what follows the start of a contender
 PAUSE_MS = 50.0  # longer pauses are counted
 SPARE_SECONDS = 10  # after which a stalled iperf3 is ended
-
-
-@dataclass(frozen=True)
-class TcpLoad:
-    """One kind of TCP traffic in one direction.
-
-    :ivar kind: bulk, connect, ask, or beside: ask beside a bulk stream.
-    """
-
-    kind: str
-    outward: bool
-    mtu: int = 65520
-    guest: bool = False
-
-    @property
-    def label(self) -> str:
-        inside = "guest" if self.guest else "namespace"
-        way = f"{inside} to host" if self.outward else f"host to {inside}"
-        what = {
-            "bulk": f"MTU {self.mtu}",
-            "connect": f"connect, exchange {SIZE} B, close",
-            "ask": f"exchange {SIZE} B",
-            "beside": f"exchange {SIZE} B beside a stream",
-        }[self.kind]
-        return f"tcp, {way}, {what}"
-
-    @property
-    def units(self) -> tuple[str, str]:
-        """What is delivered a second, and in what the processor time for each is."""
-        return ("Gbit", "ms") if self.kind == "bulk" else ("connections" if self.kind == "connect" else "trips", "us")
-
-    def suits(self, contender: str) -> bool:
-        return contender in CONTENDERS and not (self.guest and contender == "veth")
-
-
-LOADS = (
-    *(TcpLoad("bulk", outward, mtu) for outward in (True, False) for mtu in MTUS),
-    *(TcpLoad(kind, outward) for kind in ("connect", "ask", "beside") for outward in (True, False)),
-    *(TcpLoad("bulk", outward, mtu, guest=True) for outward in (True, False) for mtu in MTUS),
-)
-IDLE, PAUSES = "tcp, idle connections", ("tcp, pauses, namespace to host", "tcp, pauses, host to namespace")
-
-
-LABELS = (*(load.label for load in LOADS), IDLE, *PAUSES)
-NOTHING: dict[str, Any] = {"rows": [], "idle": {}, "pauses": {}}
-
-
-@dataclass
-class Figures:
-    """What the rounds of one contender under one load gave; units are those of the load."""
-
-    delivered: list[float] = field(default_factory=list)
-    processor: list[float] = field(default_factory=list)
-    median_us: list[float] = field(default_factory=list)
-    p99_us: list[float] = field(default_factory=list)
-    failed: int = 0
-
-    def medians(self) -> dict[str, float]:
-        values = {name: value for name, value in asdict(self).items() if isinstance(value, list) and value}
-        return {**{name: statistics.median(value) for name, value in values.items()}, "failed": self.failed}
 
 
 @dataclass(frozen=True)
@@ -173,7 +111,10 @@ class Bench:
             figures.delivered.append(trips / done["seconds"])
             figures.median_us.append(done["median_us"])
             figures.p99_us.append(done["p99_us"])
-            figures.processor.append((contender.processor_seconds() - before) / trips * 1e6)
+            if load.kind == "beside":
+                figures.stream.append(done["stream"])
+            else:
+                figures.processor.append((contender.processor_seconds() - before) / trips * 1e6)
             figures.failed += done["lost"]
             return
         gbit, seconds = self._guest(contender, load) if load.guest else self._iperf(contender, load.outward)
@@ -186,8 +127,8 @@ class Bench:
         client_at, server_at = (contender.netns, "") if outward else ("", contender.netns)
         with ended(start("iperf3", "-s", "-1", "-p", port, netns=server_at)):
             await_listener(port, server_at)
-            seconds = self._plan.bulk_seconds
-            words = ("-c", address, "-p", port, "-t", f"{seconds:.0f}", "-C", self._lab.congestion, "-J")
+            seconds = max(1, round(self._plan.bulk_seconds))  # iperf3 knows no parts of one, and 0 has no end
+            words = ("-c", address, "-p", port, "-t", seconds, "-C", self._lab.congestion, "-J")
             client = start("iperf3", *words, "--connect-timeout", "3000", netns=client_at)
             try:
                 output, _ = client.communicate(timeout=seconds + SPARE_SECONDS)
@@ -236,7 +177,12 @@ class Bench:
                 stack.enter_context(ended(stream))
                 time.sleep(0.5)  # until the stream is at full speed
             mode = "connect" if load.kind == "connect" else "ask"
-            return finish(self._load(mode, address, port + 1, SIZE, self._plan.seconds, netns=client_at))
+            done = finish(self._load(mode, address, port + 1, SIZE, self._plan.seconds, netns=client_at))
+            if load.kind == "beside":
+                finish(stream)
+                moved = finish(sink)
+                done["stream"] = moved["received"] * 8e-9 / (moved["seconds"] or 1)
+            return done
 
     def _hold(self, name: str) -> dict[str, float]:
         """Measure what connections from the namespace cost that do nothing."""
@@ -347,55 +293,3 @@ def idle_ms(contender: Contender) -> float:
     before = contender.processor_seconds()
     time.sleep(IDLE_SECONDS)
     return (contender.processor_seconds() - before) * 1e3
-
-
-def table(loads: list[TcpLoad], results: dict[str, dict[str, Figures]]) -> list[dict[str, Any]]:
-    """Turn figures into rows of medians and ratios."""
-    rows = []
-    for load in loads:
-        medians = {name: entry.medians() for name, entry in results[load.label].items()}
-        row: dict[str, Any] = {"load": load.label, "units": load.units, **medians}
-        for other, prefix in (("pasta", ""), ("veth", "veth_")):
-            if "gpasst" in medians and other in medians:
-                for name, words in (("delivered", "delivered"), ("median_us", "latency"), ("p99_us", "p99")):
-                    row[f"{prefix}{words}_ratio"] = ratio(medians, other, name)
-        if "gpasst" in medians and "pasta" in medians:
-            row["processor_ratio"] = ratio(medians, "pasta", "processor")
-        rows.append(row)
-    return rows
-
-
-def print_table(report: dict[str, Any]) -> str:
-    """Return the tables of the TCP rows."""
-    head = (
-        f"{'load':<60}{'delivered/s':>12}{'pasta':>10}{'veth':>10}{'ratio':>7}{'of veth':>8}{'processor/unit':>16}"
-        f"{'pasta':>10}{'ratio':>7}{'p50 us':>8}{'pasta':>8}{'p99 us':>9}{'pasta':>9}{'failed':>8}{'pasta':>6}"
-    )
-    lines = [head, "-" * len(head)] if report["rows"] else []
-    for row in report["rows"]:
-        ours, theirs = row.get("gpasst", {}), row.get("pasta", {})
-        unit, processor = row["units"]
-        digits = 2 if unit == "Gbit" else 0
-        lines.append(
-            f"{row['load']:<60}"
-            + cell(ours.get("delivered"), 12, digits)
-            + cell(theirs.get("delivered"), 10, digits)
-            + cell(row.get("veth", {}).get("delivered"), 10, digits)
-            + cell(row.get("delivered_ratio"), 7, 2)
-            + cell(row.get("veth_delivered_ratio"), 8, 2)
-            + cell(ours.get("processor"), 16, 1, f" {processor}")
-            + cell(theirs.get("processor"), 10, 1)
-            + cell(row.get("processor_ratio"), 7, 2)
-            + cell(ours.get("median_us"), 8, 1)
-            + cell(theirs.get("median_us"), 8, 1)
-            + cell(ours.get("p99_us"), 9, 1)
-            + cell(theirs.get("p99_us"), 9, 1)
-            + cell(ours.get("failed"), 8)
-            + cell(theirs.get("failed"), 6)
-        )
-    for name, figures in report["idle"].items():
-        lines.append(f"{IDLE}, {name}: {figures}")
-    for label, contenders in report["pauses"].items():
-        for name, figures in contenders.items():
-            lines.append(f"{label}, {name}: {figures}")
-    return "\n".join(lines)
