@@ -88,6 +88,12 @@ def milliseconds(bench: Bench, *argv: str) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
+def summary(name: str, times: list[float]) -> Figures:
+    """Return the median and the extremes; the least is what other load of the machine changes least."""
+    least, median, most = (round(pick(times)) for pick in (min, statistics.median, max))
+    return {name: median, f"{name} at least": least, f"{name} at most": most}
+
+
 @contextmanager
 def echoing(sock: socket.socket) -> Iterator[int]:
     """Answer one datagram of a bound socket with its own text, and return its port."""
@@ -111,8 +117,7 @@ def run(bench: Bench) -> Figures:
         for network, found in times.items():
             found.append(milliseconds(bench, "podman", "run", "--rm", f"--network={network}", IMAGE, "true"))
     assert bench.tree.run("podman", "run", "--rm", IMAGE, "sh", "-c", "exit 42").returncode == 42
-    medians = {network: round(statistics.median(found)) for network, found in times.items()}
-    return {"ms": medians["pasta"], "ms without network": medians["none"]}
+    return {**summary("ms", times["pasta"]), **summary("ms without network", times["none"])}
 
 
 def publish(bench: Bench) -> Figures:
@@ -138,12 +143,7 @@ def restart(bench: Bench) -> Figures:
         for turn in range(RESTARTS):
             times.append(milliseconds(bench, "podman", "restart", "echo"))
             lost += exchange(client, HOST[4], PORT, b"restart %d" % turn)
-    return {
-        "restarts": len(times),
-        "ms": round(statistics.median(times)),
-        "ms at most": round(max(times)),
-        "lost": lost,
-    }
+    return {"restarts": len(times), "lost": lost, **summary("ms", times)}
 
 
 def range_(bench: Bench) -> Figures:
