@@ -91,6 +91,7 @@ NLM_F_DUMP_INTR: Final = 0x010
 NLM_F_DUMP: Final = 0x300
 INET_DIAG_SKV6ONLY: Final = 11
 TCP_CLOSE: Final = 7  # include/net/tcp_states.h; the state of an unconnected UDP socket
+TCP_LISTEN: Final = 10  # include/net/tcp_states.h
 MAX_ERRNO: Final = 4095  # linux/err.h
 
 # Links, addresses and routes (linux/if.h, linux/if_addr.h, linux/if_link.h, linux/rtnetlink.h).

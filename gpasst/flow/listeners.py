@@ -46,6 +46,11 @@ class PortRules:
         """Return those rules of one side that follow what is bound on the other."""
         return tuple(rule for rule in self.of(inside, protocol) if rule.auto)
 
+    @property
+    def following(self) -> bool:
+        """Whether any rule follows what is bound."""
+        return any(rule.auto for rules in self.table.values() for rule in rules)
+
     def shown(self, inside: bool, protocol: str = "udp") -> dict[int, int]:
         """Return under which port one side knows a port of the other, where that is another number; computed anew.
 
@@ -116,6 +121,11 @@ class ListenerSpec:
     bind: BindAddress
     target: int
     rule: ForwardRule
+
+    @property
+    def side(self) -> PortSide:
+        """Its protocol, and where it listens."""
+        return PortSide(self.rule.protocol, self.bind.inside)
 
 
 class Bound(Protocol):

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
+from gpasst.flow.host_facts import LIMITED_BROADCAST
 from gpasst.flow.network import FamilyNetwork
 from gpasst.packet.address import (
-    BROADCAST,
     LOOPBACK,
     UNSPECIFIED,
     is_interface_local,
@@ -106,7 +106,7 @@ class Addresses:
             raise PacketError(Drop.SOURCE_PORT_ZERO)
         if not port:
             raise PacketError(Drop.DESTINATION_PORT_ZERO)
-        if not multicast and (is_multicast(destination) or destination == BROADCAST):
+        if not multicast and (is_multicast(destination) or destination == LIMITED_BROADCAST):
             raise PacketError(Drop.NOT_UNICAST)
         self.learn(source)
         return self.to_host(destination, port)

@@ -1,4 +1,4 @@
-"""Lists the UDP sockets that are bound in a network namespace, in chunks with bounded stalls.
+"""Lists the sockets of a network namespace that receive what nobody asked for, in chunks with bounded stalls.
 
 Theory of operation: a netlink socket of NETLINK_SOCK_DIAG (linux/sock_diag.h, Linux 3.3) lists the sockets of the
 namespace that it was made in, wherever it is used. One request is sent for each family, and the kernel replies with
@@ -11,11 +11,12 @@ chunks of up to 32 KiB, about 260 sockets; it makes the next chunk when the prev
    of a message from the family to the kernel's cookie identifies a socket for its lifetime. It is the key of the
    listing, and the rest is parsed only if the last scan did not have the key: inode and IPV6_V6ONLY of a bound socket
    never change.
-3. *Only unconnected sockets are listed* (state TCP_CLOSE): a connected one receives from its peer only.
+3. *Only sockets that anyone may address are listed*: the unconnected ones of UDP (state TCP_CLOSE), and the listening
+   ones of TCP (TCP_LISTEN). A connected socket receives from its peer only.
 
 NOTE: the kernel does not lock its table between chunks. While sockets are opened and closed, a socket may be missing
 from a scan: if a chunk ends within a bucket of the table and another socket leaves that bucket. The next scan has it.
-NOTE: a requested port cannot be distinguished from one that the kernel chose when an unbound socket first sent.
+NOTE: a requested port cannot be distinguished from one that the kernel chose when an unbound UDP socket first sent.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from gpasst.errors import PlatformError
-from gpasst.formats import PROTOCOL_UDP
+from gpasst.formats import PROTOCOL_TCP, PROTOCOL_UDP
 from gpasst.helper.channel import Wait
 from gpasst.host.kernel_formats import (
     INET_DIAG_CODEC,
@@ -51,6 +52,7 @@ from gpasst.linux import (
     SOCK_DIAG_BY_FAMILY,
     SOCK_RAW,
     TCP_CLOSE,
+    TCP_LISTEN,
 )
 from gpasst.packet.address import IP4_BYTES, V4, V6
 
@@ -71,22 +73,25 @@ _local = INET_DIAG_CODEC.picker("family", "source_port", "source").unpack_from
 _word = struct.Struct("=I").unpack_from
 
 
-def _request(family: int) -> bytes:
-    """Return the request for all unconnected UDP sockets of `family`, AF_INET or AF_INET6."""
+def _request(family: int, protocol: int, state: int) -> bytes:
+    """Return the request for all sockets of `family`, AF_INET or AF_INET6, that are in a state of a protocol."""
     head = NLMSG_CODEC.pack(
         length=NLMSG_CODEC.size + INET_DIAG_REQUEST_CODEC.size,
         type=SOCK_DIAG_BY_FAMILY,
         flags=NLM_F_REQUEST | NLM_F_DUMP,
     )
-    return head + INET_DIAG_REQUEST_CODEC.pack(family=family, protocol=PROTOCOL_UDP, states=1 << TCP_CLOSE)
+    return head + INET_DIAG_REQUEST_CODEC.pack(family=family, protocol=protocol, states=1 << state)
 
 
-_REQUESTS = (_request(AF_INET), _request(AF_INET6))
+_REQUESTS = {
+    name: tuple(_request(family, protocol, state) for family in (AF_INET, AF_INET6))
+    for name, protocol, state in (("udp", PROTOCOL_UDP, TCP_CLOSE), ("tcp", PROTOCOL_TCP, TCP_LISTEN))
+}
 
 
 @dataclass(frozen=True, slots=True)
 class BoundSocket:
-    """An unconnected UDP socket.
+    """A socket that anyone may address.
 
     :ivar family: 4 or 6.
     :ivar address: its local address, 4 or 16 bytes, all zero for any; an IPv6 socket that is bound to an IPv4 address
@@ -112,30 +117,34 @@ _Chunk = tuple[Listing, int, bool]
 
 
 class SockDiag:
-    """Lists the unconnected UDP sockets of the namespace that a netlink socket was made in.
+    """Lists the sockets of one protocol, in the namespace that a netlink socket was made in.
 
     One thread or greenlet at a time may scan. A scan that was abandoned (by an exception of `wait`) leaves this usable.
 
     :param descriptor: a socket of AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG; it becomes non-blocking, and is closed by
         `close`.
+    :param protocol: ``"udp"`` or ``"tcp"``.
+    :ivar protocol: the same.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, protocol: str) -> None:
         self._sock = RawSocket(fileno=descriptor)
         self._sock.setblocking(False)
+        self.protocol = protocol
         self._known: Listing = {}
         self._chunks: dict[bytes, _Chunk] = {}
 
     @classmethod
-    def here(cls) -> SockDiag:
+    def here(cls, protocol: str) -> SockDiag:
         """Make one for the namespace of the calling thread.
 
+        :param protocol: ``"udp"`` or ``"tcp"``.
         :raises PlatformError: if the kernel refuses the netlink socket.
         """
         try:
-            return cls(RawSocket(AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG).detach())
+            return cls(RawSocket(AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG).detach(), protocol)
         except OSError as error:
-            raise _refused(error) from error
+            raise _refused(error, protocol) from error
 
     def scan(self, wait: Wait) -> Listing:
         """List the sockets of both families.
@@ -143,18 +152,18 @@ class SockDiag:
         :param wait: called with the netlink socket's descriptor before each chunk; returns when that is readable.
         :return: a new dictionary. A socket of the last scan has the same key and is the same object, so two listings
             are compared by their keys.
-        :raises PlatformError: if the kernel refuses (as it does without its module udp_diag), or its reply is
-            malformed.
+        :raises PlatformError: if the kernel refuses (as it does without its module udp_diag, or tcp_diag), or its
+            reply is malformed.
         """
         found: Listing = {}
         chunks: dict[bytes, _Chunk] = {}
         try:
-            for request in _REQUESTS:
+            for request in _REQUESTS[self.protocol]:
                 for _ in range(ATTEMPTS):
                     if not self._list(request, found, chunks, wait):
                         break
         except OSError as error:
-            raise _refused(error) from error
+            raise _refused(error, self.protocol) from error
         except struct.error as error:
             raise _malformed() from error
         self._known, self._chunks = found, chunks
@@ -237,12 +246,12 @@ def _only6(message: bytes) -> bool:
     return False
 
 
-def _refused(error: OSError) -> PlatformError:
+def _refused(error: OSError, protocol: str) -> PlatformError:
     return PlatformError(
-        f"the kernel does not list its UDP sockets: {error.strerror}",
-        "load its module: modprobe udp_diag; or name the ports to forward",
+        f"the kernel does not list its {protocol.upper()} sockets: {error.strerror}",
+        f"load its module: modprobe {protocol}_diag; or name the ports to forward",
     )
 
 
 def _malformed() -> PlatformError:
-    return PlatformError("the kernel's list of UDP sockets cannot be understood", "name the ports to forward")
+    return PlatformError("the kernel's list of sockets cannot be understood", "name the ports to forward")

@@ -46,6 +46,7 @@ from gpasst.linux import (
     SO_SNDBUF,
     SO_SNDBUFFORCE,
     SOCK_DGRAM,
+    SOCK_STREAM,
     SOL_SOCKET,
     SOL_UDP,
     UDP_GRO,
@@ -56,6 +57,9 @@ from gpasst.udp.header import DEFAULT_TOS_TTL
 from gpasst.udp.mapping import UdpSocket
 
 BUFFER_BYTES = 8 << 20  # requested; without privileges the kernel grants at most net.core.rmem_max and wmem_max
+BACKLOG = (
+    4096  # connections that a listener keeps for the proxy; the kernel's own limit (net.core.somaxconn, Linux 5.4)
+)
 UNPRIVILEGED_PORT = 1024  # net.ipv4.ip_unprivileged_port_start, as Linux sets it
 
 
@@ -197,8 +201,28 @@ def open_own(network: FamilyNetwork, port: int, gro: bool) -> UdpSocket:
         raise PacketError(Drop.NO_SOCKET, f"no host socket: {error.strerror}") from error
 
 
+def prepare_tcp_listener(sock: RawSocket, family: int) -> RawSocket:
+    """Set the options of a TCP listener on a new socket and return it: non-blocking, one family only.
+
+    With SO_REUSEADDR its port can be had again while connections of an earlier listener are in TIME-WAIT.
+
+    :param sock: the socket; closed on failure.
+    :param family: 4 or 6.
+    :raises OSError: if the kernel refuses an option.
+    """
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+        if family == V6:
+            sock.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, 1)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
 def bind_listener(sock: RawSocket, at: BindAddress, freebind: bool, shared: bool = False) -> int:
-    """Bind a listener's socket, and return its port; it is closed on failure.
+    """Bind a listener's socket, let one of TCP listen, and return its port; the socket is closed on failure.
 
     :param sock: a prepared socket of the side and family of `at`.
     :param at: the address to bind to.
@@ -219,20 +243,23 @@ def bind_listener(sock: RawSocket, at: BindAddress, freebind: bool, shared: bool
         if at.interface and at.family == V6 and not at.inside:
             scope = if_nametoindex(at.interface)
         sock.bind((at.address, at.port) if at.family == V4 else (at.address, at.port, 0, scope))
+        if sock.type == SOCK_STREAM:
+            sock.listen(BACKLOG)
         return at.port or int(sock.getsockname()[1])
     except OSError:
         sock.close()
         raise
 
 
-def listener_error(error: OSError, at: BindAddress, rule: str) -> ConfigurationError | PlatformError:
+def listener_error(error: OSError, protocol: str, at: BindAddress, rule: str) -> ConfigurationError | PlatformError:
     """Return the exception for a port that cannot be forwarded: the obstacle in one line, and the way past it.
 
     :param error: the kernel's error.
+    :param protocol: the protocol's name in lower case.
     :param at: the address of the listener.
     :param rule: the rule that requires it, as the user wrote it.
     """
-    what = f"cannot forward udp {at} (rule {rule})"
+    what = f"cannot forward {protocol} {at} (rule {rule})"
     if error.errno == errno.ENODEV:
         return ConfigurationError(f"{what}: no such interface", "list them with: ip link")
     if error.errno == errno.EADDRINUSE:

@@ -19,7 +19,6 @@ UNSPECIFIED = {V4: bytes(IP4_BYTES), V6: bytes(IP6_BYTES)}
 ANY = {V4: "0.0.0.0", V6: "::"}
 """The unspecified addresses as text: a socket that is bound to one receives on every address."""
 
-BROADCAST = b"\xff" * IP4_BYTES  # limited broadcast (RFC 919, section 7)
 BROADCAST_MAC = b"\xff" * 6
 
 _LOOPBACK4_NET: Final = 127  # first byte of 127.0.0.0/8 (RFC 1122, section 3.2.1.3)

@@ -145,7 +145,7 @@ def build_base(
         Watchers(hub, counters, config.busy_poll / MICROSECONDS if polls else 0.0),
         pool,
         RawSockets(pool),
-        OwnSockets(any(rules.automatic(inside) for inside in (False, True))),
+        OwnSockets(rules.following),
         Descriptors(),
         clock,
     )

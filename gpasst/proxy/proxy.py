@@ -34,6 +34,7 @@ from gpasst.proxy.build import End, build_base, build_inside, build_link, build_
 from gpasst.proxy.clock import Clock
 from gpasst.proxy.follower import Follower
 from gpasst.proxy.forwarder import Forwarder
+from gpasst.proxy.openers import UdpOpener
 from gpasst.proxy.scan import Scan
 from gpasst.proxy.timers import Timers
 
@@ -102,17 +103,17 @@ class Proxy:
         if self.splice:
             closing(self.splice.close)
         step = self.udp.step
-        self.forwarder = Forwarder(
-            config,
-            base.rules,
+        udp_opener = UdpOpener(
             self.udp.nat,
             self.splice,
             base.pool,
-            base.own,
             lambda listener: watch_listener(base.watchers, listener, step),
             base.watchers.unwatch,
             Feature.GRO in base.features,
+            config.keeps_loopback,
         )
+        openers = [] if config.no_udp else [udp_opener]
+        self.forwarder = Forwarder(config, base.rules, openers, base.guest.addresses, base.pool, base.own)
         closing(self.forwarder.close)
         self._inside = None
         if link and handlers:
@@ -120,14 +121,13 @@ class Proxy:
             closing(self._inside.pings.close)
         self._timers = timers = Timers(base.watchers, self.clock.precise)
         closing(timers.close)
-        if not config.no_udp:
-            self.forwarder.open()
+        self.forwarder.open()
         if self._inside and self._inside.session:
             closing(self._inside.session.close)
             self._inside.session.open()
         self._scan = self._build_scan(timers)
         closing(self._scan.close)
-        if self.forwarder.automatic and not config.no_udp:
+        if self.forwarder.automatic:
             closing(Follower(self.forwarder, timers, base.counters).close)
 
     def _build_scan(self, timers: Timers) -> Scan:

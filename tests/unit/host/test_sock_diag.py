@@ -53,7 +53,7 @@ def readable(descriptor: int) -> None:
 def listing() -> Iterator[SockDiag]:
     """The host's sockets; see `tests.lab`."""
     try:
-        here = SockDiag.here()
+        here = SockDiag.here("udp")
     except PlatformError as error:
         pytest.skip(f"needs sock_diag: {error}")
     try:
@@ -126,6 +126,32 @@ def test_unbound_and_other_sockets_are_absent(listing: SockDiag) -> None:
         tcp.listen()
         assert find(listing, unbound) is None
         assert find(listing, tcp) is None
+
+
+@pytest.mark.parametrize(
+    ("address", "only6"), [("0.0.0.0", False), ("127.1.2.3", False), ("::", False), ("::", True), ("::1", True)]
+)
+def test_of_tcp_the_listening_sockets_are_listed(address: str, only6: bool) -> None:
+    family = 6 if ":" in address else 4
+    listing = SockDiag.here("tcp")
+    with socket.socket(FAMILY[family]) as sock:
+        if family == 6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only6)
+        sock.bind((address, 0))
+        try:
+            assert find(listing, sock) is None
+            sock.listen()
+            port = sock.getsockname()[1]
+            expected = BoundSocket(family, ip(address), port, only6, 0, inode(sock))
+            assert find(listing, sock) == expected
+            # What waits to be accepted changes nothing, and a connection is not listed.
+            with socket.create_connection(({4: "127.1.2.3", 6: "::1"}[family], port), 2) as client:
+                assert find(listing, sock) == expected
+                assert find(listing, client) is None
+        except PlatformError as error:
+            pytest.skip(f"needs tcp_diag: {error}")
+        finally:
+            listing.close()
 
 
 def test_sockets_that_share_a_port_are_told_apart(listing: SockDiag) -> None:
@@ -223,7 +249,7 @@ def test_a_socket_lists_the_namespace_it_was_made_in(listing: SockDiag) -> None:
         pytest.skip(f"needs network namespaces: {error}")
     with helper, namespace, udp("0.0.0.0") as outside:
         (descriptor,) = namespace.sockets(AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG)
-        theirs = SockDiag(descriptor)
+        theirs = SockDiag(descriptor, "udp")
         assert theirs.scan(readable) == {}
         (descriptor,) = namespace.sockets(socket.AF_INET, socket.SOCK_DGRAM)
         with socket.socket(fileno=descriptor) as inside:
@@ -236,12 +262,12 @@ def test_a_socket_lists_the_namespace_it_was_made_in(listing: SockDiag) -> None:
 
 def test_a_protocol_that_the_kernel_does_not_list(monkeypatch: pytest.MonkeyPatch, listing: SockDiag) -> None:
     # The answer of a kernel without udp_diag.
-    request = bytearray(sock_diag._REQUESTS[0])  # noqa: SLF001  # but for one byte the kernel's answer is the real one
+    request = bytearray(sock_diag._REQUESTS["udp"][0])  # noqa: SLF001  # but for one byte the kernel's answer is the real one
     at = NLMSG_CODEC.size + INET_DIAG_REQUEST_CODEC.offset("protocol")
     assert request[at] == PROTOCOL_UDP
     request[at] = UNKNOWN_PROTOCOL
     with monkeypatch.context() as patch:
-        patch.setattr(sock_diag, "_REQUESTS", (bytes(request),))
+        patch.setitem(sock_diag._REQUESTS, "udp", (bytes(request),))  # noqa: SLF001  # likewise
         with pytest.raises(PlatformError, match="No such file") as caught:
             listing.scan(readable)
         assert "udp_diag" in caught.value.remedy
@@ -254,7 +280,7 @@ def test_a_kernel_without_sock_diag(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(sock_diag, "RawSocket", refuse)
     with pytest.raises(PlatformError, match="not supported") as caught:
-        SockDiag.here()
+        SockDiag.here("udp")
     assert caught.value.remedy
 
 
@@ -264,7 +290,7 @@ def test_closed_descriptors(listing: SockDiag) -> None:
     with pytest.raises(PlatformError):
         listing.scan(readable)
     with pytest.raises(OSError, match="Bad file descriptor"):
-        SockDiag(1 << 20)
+        SockDiag(1 << 20, "udp")
 
 
 # --- Made answers -------------------------------------------------------------------------------------------
@@ -303,7 +329,7 @@ def kernel(*answers: bytes) -> Iterator[tuple[SockDiag, Callable[[int], None]]]:
         else:
             theirs.close()
 
-    listing = SockDiag(ours.detach())
+    listing = SockDiag(ours.detach(), "udp")
     try:
         yield listing, wait
     finally:

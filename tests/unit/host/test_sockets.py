@@ -104,7 +104,7 @@ PRIVILEGED_INSIDE = BindAddress(True, 6, "::", "lo", 53)
     ],
 )
 def test_the_whole_line(number: int, place: BindAddress, rule: str, kind: type[GpasstError], text: str) -> None:
-    error = listener_error(OSError(number, os.strerror(number)), place, rule)
+    error = listener_error(OSError(number, os.strerror(number)), "udp", place, rule)
     assert type(error) is kind
     assert str(error) == text
 
@@ -112,8 +112,8 @@ def test_the_whole_line(number: int, place: BindAddress, rule: str, kind: type[G
 @pytest.mark.parametrize("place", [EVERYWHERE, ON_DEVICE, INSIDE, PRIVILEGED, PRIVILEGED_INSIDE])
 def test_whatever_the_kernel_says_is_one_line_with_a_remedy(place: BindAddress) -> None:
     for number in errno.errorcode:
-        error = listener_error(OSError(number, os.strerror(number)), place, "a rule")
-        assert error.message.startswith(f"cannot forward udp {place} (rule a rule): ")
+        error = listener_error(OSError(number, os.strerror(number)), "tcp", place, "a rule")
+        assert error.message.startswith(f"cannot forward tcp {place} (rule a rule): ")
         assert error.remedy
         assert "\n" not in str(error)
 

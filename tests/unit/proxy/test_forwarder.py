@@ -16,22 +16,27 @@ from typing import Any, cast
 import pytest
 
 from gpasst.commands.demo import free_ports
-from gpasst.config import Config
+from gpasst.config import Config, PortSide
 from gpasst.errors import ConfigurationError, GpasstError, PlatformError
-from gpasst.flow.listeners import BindAddress, lay_rules
+from gpasst.flow.listeners import BindAddress, PortRules, lay_rules
 from gpasst.host.descriptors import RESERVE
 from gpasst.host.own_sockets import OwnSockets
 from gpasst.host.sock_diag import SockDiag
 from gpasst.host.socket_pool import SocketPool
 from gpasst.host.sockets import bind_listener
 from gpasst.path.udp_splice import UdpSplice
-from gpasst.proxy import forwarder
+from gpasst.portspec import lay, parse
+from gpasst.proxy import forwarder, openers
 from gpasst.proxy.forwarder import CHOICES, Forwarder, descriptor_room
+from gpasst.proxy.openers import TcpOpener, UdpOpener
+from gpasst.tcp.listener import TcpListener
 from gpasst.udp.mapping import Listener
 from gpasst.udp.nat import UdpNat
 from tests.support.lab import HOST4
 
 EPHEMERAL = (32768, 60999)
+KINDS = {"udp": socket.SOCK_DGRAM, "tcp": socket.SOCK_STREAM}
+TCP_OPTIONS = {"tcp_ports": False, "tcp_ns": True}
 NO_PORTS = (1, 1)  # an ephemeral range outside of all that the tests use
 
 
@@ -42,7 +47,6 @@ class Nat:
     """
 
     def __init__(self) -> None:
-        self.tables: dict[int, object] = {}
         self.listeners: list[Listener] = []
         self.peers = 0
 
@@ -68,28 +72,36 @@ class Bench:
     def __init__(self, ephemeral: tuple[int, int], options: dict[str, Any], splice: UdpSplice | None = None) -> None:
         self.nat = Nat()
         self.watched: list[Listener] = []
+        self.accepting: list[TcpListener] = []
         self.looked = 0
+        tcp = {PortSide("tcp", inside): options.pop(name, ()) for name, inside in TCP_OPTIONS.items()}
         config = Config(**{"ipv4_only": True, **options})
-        self.nat.tables = dict.fromkeys(config.families)
+        table = dict(lay_rules(config, ephemeral, ephemeral).table)
+        table |= {side: lay(parse("--tcp", specifications, "tcp"), ephemeral) for side, specifications in tcp.items()}
         self.pool = SocketPool(self.make)
         self.own = OwnSockets(tracked=True)
-        self.forwarder = Forwarder(
-            config,
-            lay_rules(config, ephemeral, ephemeral),
+        udp = UdpOpener(
             cast(UdpNat, self.nat),
             splice,
             self.pool,
-            self.own,
             self.watched.append,
             self.unwatch,
             gro=False,
+            keeps_loopback=config.keeps_loopback,
         )
+        both = udp, TcpOpener(self, self.pool)
+        self.forwarder = Forwarder(config, PortRules(table), both, config.families, self.pool, self.own)
 
     def make(self, family: int, kind: int, protocol: int, count: int) -> list[int]:
         return [socket.socket(family, kind, protocol).detach() for _ in range(count)]
 
-    def unwatch(self, listener: Listener) -> None:
-        if listener in self.watched:
+    def watch(self, listener: TcpListener) -> None:
+        self.accepting.append(listener)
+
+    def unwatch(self, listener: Listener | TcpListener) -> None:
+        if isinstance(listener, TcpListener):
+            self.accepting.remove(listener)
+        elif listener in self.watched:
             self.watched.remove(listener)
 
     def look(self) -> dict[int, int]:
@@ -102,7 +114,13 @@ class Bench:
 
     @property
     def bound(self) -> list[int]:
-        return [listener.port for listener in self.watched]
+        return [port for port, _ in self.listening]
+
+    @property
+    def listening(self) -> list[tuple[int, RawSocket]]:
+        udp = [(listener.port, listener.socket) for listener in self.watched]
+        tcp = [(listener.port, listener.socket) for listener in self.accepting]
+        return cast(list[tuple[int, RawSocket]], udp + tcp)
 
     @property
     def ports(self) -> dict[int, int]:
@@ -122,26 +140,41 @@ def bench(ephemeral: tuple[int, int] = EPHEMERAL, splice: UdpSplice | None = Non
         yield found
     finally:
         found.close()
-    assert found.watched == found.nat.listeners == []
+    assert (found.watched, found.accepting, found.nat.listeners) == ([], [], [])
     assert found.forwarder.listed() == ()
 
 
+def on_host(protocol: str, *specifications: str) -> dict[str, Any]:
+    """Return the option that forwards ports of the host."""
+    return {f"{protocol}_ports": specifications}
+
+
 @contextmanager
-def taken(port: int = 0, address: str = "0.0.0.0") -> Iterator[int]:
-    """Bind a port, the kernel's choice unless it is given."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+def taken(port: int = 0, address: str = "0.0.0.0", protocol: str = "udp") -> Iterator[int]:
+    """Bind a port, the kernel's choice unless it is given; with TCP, listen there."""
+    with socket.socket(socket.AF_INET, KINDS[protocol]) as sock:
         sock.bind((address, port))
+        if protocol == "tcp":
+            sock.listen()
         yield sock.getsockname()[1]
 
 
 @pytest.fixture
 def lists_sockets() -> None:
-    try:
-        here = SockDiag.here()
-        here.scan(lambda descriptor: select.select([descriptor], [], []))
-    except PlatformError as error:
-        pytest.skip(f"needs sock_diag: {error}")
-    here.close()
+    for protocol in KINDS:
+        try:
+            here = SockDiag.here(protocol)
+            here.scan(lambda descriptor: select.select([descriptor], [], []))
+        except PlatformError as error:
+            pytest.skip(f"needs sock_diag: {error}")
+        here.close()
+
+
+@pytest.fixture(params=list(KINDS))
+def protocol(request: pytest.FixtureRequest) -> str:
+    """Each protocol in turn."""
+    name: str = request.param
+    return name
 
 
 def test_explicit_rules_are_opened_on_both_sides() -> None:
@@ -156,13 +189,65 @@ def test_explicit_rules_are_opened_on_both_sides() -> None:
         assert not it.forwarder.automatic
 
 
-def test_the_kernel_chooses_a_port() -> None:
-    with bench(udp_ports="0:80,0:81,0:127.0.0.9/80", udp_ns="0:54") as it:
+def test_tcp_listens_on_both_sides() -> None:
+    first, second, inside = free_ports(3)
+    ports = f"{first}:80", f"127.0.0.1/{second}:192.0.2.5/81"
+    with bench(udp_ports=str(first), tcp_ports=ports, tcp_ns=(f"{inside}:54",)) as it:
         it.forwarder.open()
-        assert sorted(it.ports.values()) == [54, 80, 80, 81]
+        assert [(one.protocol, one.port, one.target) for one in it.forwarder.listed()] == [
+            ("udp", first, first),
+            ("tcp", first, 80),
+            ("tcp", second, 81),
+            ("tcp", inside, 54),
+        ]
+        assert [(one.family, one.port, one.target, one.target_address, one.inside) for one in it.accepting] == [
+            (4, first, 80, b"", False),
+            (4, second, 81, bytes((192, 0, 2, 5)), False),
+            (4, inside, 54, b"", True),
+        ]
+        for listener in it.accepting:
+            sock = cast(RawSocket, listener.socket)
+            assert sock.getblocking() is False
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+        with socket.create_connection(("127.0.0.1", second), 2):
+            pass
+
+
+def test_a_tcp_port_can_be_had_again_at_once() -> None:
+    """Although connections of the listener before are in TIME-WAIT."""
+    (port,) = free_ports(1)
+    for _ in range(2):
+        with bench(tcp_ports=(str(port),)) as it:
+            it.forwarder.open()
+            with socket.create_connection(("127.0.0.1", port), 2) as client:
+                descriptor, _ = cast(Any, it.accepting[0].socket)._accept()  # noqa: SLF001  # the C class has no other
+                os.close(descriptor)
+                assert client.recv(1) == b""
+
+
+def test_both_families_of_tcp_have_their_own_listener() -> None:
+    (port,) = free_ports(1)
+    with bench(tcp_ports=(str(port),), ipv4_only=False) as it:
+        it.forwarder.open()
+        assert [(one.address, one.port) for one in it.forwarder.listed()] == [("0.0.0.0", port), ("::", port)]
+
+
+def test_rules_of_a_protocol_that_is_not_carried_open_nothing() -> None:
+    rules = PortRules({PortSide("tcp", inside=False): parse("-t", ("5000", "auto"), "tcp")})
+    found = Forwarder(Config(), rules, (), (4, 6), None, OwnSockets(tracked=False))
+    found.open()
+    assert found.listed() == ()
+    assert not found.automatic
+    found.close()
+
+
+def test_the_kernel_chooses_a_port() -> None:
+    with bench(udp_ports="0:80,0:81,0:127.0.0.9/80", udp_ns="0:54", tcp_ports=("0:443",)) as it:
+        it.forwarder.open()
+        assert sorted(it.ports.values()) == [54, 80, 80, 81, 443]
         assert 0 not in it.ports
         assert all(forward.chosen for forward in it.forwarder.listed())
-        assert [cast(RawSocket, listener.socket).getsockname()[1] for listener in it.watched] == it.bound
+        assert [sock.getsockname()[1] for _, sock in it.listening] == it.bound
 
 
 def test_a_chosen_port_is_free_in_all_families(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,12 +272,12 @@ def test_a_chosen_port_is_free_in_all_families(monkeypatch: pytest.MonkeyPatch) 
         assert it.ports == {}
 
 
-def test_a_named_port_that_is_taken_is_an_error() -> None:
+def test_a_named_port_that_is_taken_is_an_error(protocol: str) -> None:
     (free,) = free_ports(1)
-    with bench() as nothing, taken() as port:
+    with bench() as nothing, taken(protocol=protocol) as port:
         nothing.forwarder.open()
-        with bench(udp_ports=f"{free},{port}") as it:
-            with pytest.raises(GpasstError, match=f"cannot forward udp port {port} on 0.0.0.0"):
+        with bench(**on_host(protocol, f"{free},{port}")) as it:
+            with pytest.raises(GpasstError, match=f"cannot forward {protocol} port {port} on 0.0.0.0"):
                 it.forwarder.open()
 
 
@@ -207,28 +292,29 @@ def test_a_port_without_splice_pairs_is_not_kept() -> None:
         del caught
 
 
-def test_a_rule_of_exclusions_passes_over_a_port_that_is_taken() -> None:
+def test_a_rule_of_exclusions_passes_over_a_port_that_is_taken(protocol: str) -> None:
     (free,) = free_ports(1)
-    with taken() as port:
+    with taken(protocol=protocol) as port:
         low, high = sorted((port, free))
         ranges = ((1, low - 1), (low + 1, high - 1), (high + 1, 65535))
         rest = ",".join(f"~{first}-{last}" for first, last in ranges if first <= last)
-        with bench(NO_PORTS, udp_ports=rest) as it:
+        other = {"udp": "tcp", "tcp": "udp"}[protocol]
+        with bench(NO_PORTS, **on_host(protocol, rest)) as it:
             it.forwarder.open()
             assert it.ports == {free: free}
-        with bench(NO_PORTS, udp_ports=f"{rest},~{free}") as it:
-            with pytest.raises(PlatformError, match=f"cannot forward udp port {port} on 0.0.0.0"):
+        with bench(NO_PORTS, **on_host(protocol, f"{rest},~{free}"), **on_host(other, "0:53")) as it:
+            with pytest.raises(PlatformError, match=f"cannot forward {protocol} port {port} on 0.0.0.0"):
                 it.forwarder.open()
 
 
 @pytest.mark.usefixtures("lists_sockets")
-def test_an_automatic_rule_follows_what_is_bound() -> None:
+def test_an_automatic_rule_follows_what_is_bound(protocol: str) -> None:
     port, target = free_ports(2)
-    with bench(udp_ports=f"{port}:{target},auto") as it:
+    with bench(**on_host(protocol, f"{port}:{target},auto")) as it:
         it.forwarder.open()
         assert it.forwarder.automatic
         assert it.look() == {}
-        with taken(target):
+        with taken(target, protocol=protocol):
             assert it.look() == {port: target}
             assert it.look() == {port: target}
         # One list may lack a socket that stays; two that do, agree.
@@ -237,28 +323,92 @@ def test_an_automatic_rule_follows_what_is_bound() -> None:
 
 
 @pytest.mark.usefixtures("lists_sockets")
-def test_a_port_that_is_taken_is_tried_again() -> None:
+def test_a_port_that_is_taken_is_tried_again(protocol: str) -> None:
     port, target = free_ports(2)
-    with bench(udp_ports=f"{port}:{target},auto") as it, taken(target):
+    with bench(**on_host(protocol, f"{port}:{target},auto")) as it, taken(target, protocol=protocol):
         it.forwarder.open()
-        with taken(port):
+        with taken(port, protocol=protocol):
             assert it.look() == {}
         assert it.look() == {port: target}
 
 
 @pytest.mark.usefixtures("lists_sockets")
-def test_sockets_of_the_proxy_are_not_followed() -> None:
+def test_each_protocol_follows_its_own_sockets() -> None:
     port, target = free_ports(2)
-    with bench(udp_ports=f"{port}:{target},auto") as it, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+    rule = (f"{port}:{target},auto",)
+    with bench(udp_ports=rule, tcp_ports=rule) as it:
+        it.forwarder.open()
+        for protocol in KINDS:
+            with taken(target, protocol=protocol):
+                it.look()
+                assert [one.protocol for one in it.forwarder.listed()] == [protocol]
+            assert it.look() == {port: target}
+            assert it.look() == {}
+
+
+@pytest.mark.usefixtures("lists_sockets")
+def test_a_connected_or_bound_socket_of_tcp_is_not_followed() -> None:
+    with bench(tcp_ports=("127.0.0.9/auto",)) as it, socket.socket() as bound, socket.socket() as service:
+        it.forwarder.open()
+        bound.bind((HOST4, 0))
+        service.bind((HOST4, 0))
+        service.listen()
+        with socket.create_connection(service.getsockname(), 2) as client:
+            found = it.look()
+        assert service.getsockname()[1] in found
+        assert bound.getsockname()[1] not in found
+        del client
+
+
+@pytest.mark.usefixtures("lists_sockets")
+def test_services_on_loopback_are_followed_where_loopback_is_kept(protocol: str) -> None:
+    """Clients of TCP cross the tap, so that no service on the namespace's loopback can be reached."""
+    with taken(address="127.0.0.1", protocol=protocol) as target, bench(**on_host(protocol, "auto")) as it:
+        it.forwarder.open()
+        assert target not in it.look()
+    (port,) = free_ports(1)
+    with taken(address="127.0.0.1", protocol=protocol) as target:
+        with bench(**on_host(protocol, f"{port}:{target},auto"), host_lo_to_ns_lo=True) as it:
+            it.forwarder.open()
+            assert it.look() == ({port: target} if protocol == "udp" else {})
+
+
+@pytest.mark.usefixtures("lists_sockets")
+def test_a_kernel_that_lists_one_protocol_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def scan(diag: SockDiag, wait: Any) -> Any:
+        if diag.protocol == "udp":
+            raise PlatformError("the kernel does not list its UDP sockets")
+        return whole(diag, wait)
+
+    whole = SockDiag.scan
+    monkeypatch.setattr(SockDiag, "scan", scan)
+    port, target = free_ports(2)
+    rule = (f"{port}:{target},auto",)
+    with bench(udp_ports=rule, tcp_ports=rule) as it, taken(target, protocol="tcp"):
+        it.forwarder.open()
+        with pytest.raises(PlatformError, match="UDP sockets"):
+            it.look()
+        assert it.ports == {port: target}
+
+
+@pytest.mark.usefixtures("lists_sockets")
+def test_sockets_of_the_proxy_are_not_followed(protocol: str) -> None:
+    port, target = free_ports(2)
+    with (
+        bench(**on_host(protocol, f"{port}:{target},auto")) as it,
+        socket.socket(socket.AF_INET, KINDS[protocol]) as own,
+    ):
         it.forwarder.open()
         own.bind(("0.0.0.0", target))
+        if protocol == "tcp":
+            own.listen()
         it.own.exclude(own)
         assert it.look() == {}
         it.own.include(own)
         own.close()
         # From the next list on, the number of its inode may be another socket's.
         assert it.look() == {}
-        with taken(target):
+        with taken(target, protocol=protocol):
             assert it.look() == {port: target}
 
 
@@ -312,7 +462,7 @@ def test_an_error_of_the_kernel_while_a_port_is_chosen_is_one_of_the_rule(monkey
         opened.append(Socket(socket.AF_INET, socket.SOCK_DGRAM))
         return opened[-1]
 
-    monkeypatch.setattr(forwarder, "new_udp_socket", new_socket)
+    monkeypatch.setattr(openers, "new_udp_socket", new_socket)
     with bench(udp_ports="0:5000") as it, pytest.raises(PlatformError, match="No buffer space"):
         it.forwarder.open()
     assert opened
