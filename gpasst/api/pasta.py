@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,11 +25,13 @@ from gpasst.config import TAP_MTU_MAXIMUM, Config
 from gpasst.features import Feature
 from gpasst.flow.network import GuestNetwork, build_network
 from gpasst.flow.resolver_file import parse_resolver_file
-from gpasst.helper.client import Namespace, OpenRequest, enter_command
+from gpasst.helper.client import OpenRequest, enter_command
+from gpasst.helper.kept import ANSWER_SECONDS, LateError, Namespace
 from gpasst.host.sockets import text
 from gpasst.packet.address import is_link_local
 from gpasst.proxy.proxy import Proxy
 
+LOOK_SECONDS = 0.1  # to wait for an answer that is late before asking again
 KILL_SECONDS = 0.5  # between SIGTERM and SIGKILL for programs that outlive their namespace
 NETNS_FOLDER = "/run/netns"
 
@@ -171,8 +174,7 @@ class Pasta(Connection):
         """
         namespace = self._joined()
         assert self._runtime is not None
-        # Without a greenlet switch: the proxy may ask the same process for sockets at any time.
-        descriptor = self._runtime.call(lambda: namespace.sockets(family, type, proto, 1)[0])
+        descriptor = self._runtime.call(lambda: _socket_inside(namespace, family, type, proto))
         return socket.socket(family, type, proto, descriptor)
 
     def exists(self) -> bool:
@@ -205,6 +207,24 @@ class Pasta(Connection):
         self._opened()
         assert self._namespace is not None
         return self._namespace
+
+
+def _socket_inside(namespace: Namespace, family: int, type: int, proto: int) -> int:
+    """Return the descriptor of a new socket of a namespace, while others run if that takes long.
+
+    :raises PlatformError: if the namespace does not make it.
+    """
+    until = time.monotonic() + ANSWER_SECONDS
+    while True:
+        try:
+            # Without a greenlet switch: the proxy may ask the same process for sockets at any time.
+            return namespace.sockets(family, type, proto, 1)[0]
+        except LateError:
+            if time.monotonic() >= until:
+                raise
+        # The proxy may take the late answer too, and then nothing is readable.
+        with gevent.Timeout(LOOK_SECONDS, False):
+            wait_read(namespace.fileno())
 
 
 def _request(config: Config, network: GuestNetwork, runas: tuple[int, int] | None) -> OpenRequest:

@@ -5,7 +5,8 @@ byte of each says whether another follows, and the descriptors ride on the last 
 router) need more than one packet.
 
 Requests carry a sequence number that the answer repeats. A caller that stopped waiting (a timeout, a killed greenlet)
-leaves its answer behind in the socket: the next call recognises it by the number, closes its descriptors and goes on.
+leaves its answer behind in the socket. It may come back for it; else the next call recognises it by the number, closes
+its descriptors and goes on.
 For the same reason the pieces of an unfinished message are kept in the object, not on the stack.
 
 The sockets are those of the C module, which gevent's monkey patching leaves alone: this code behaves in the same way in
@@ -180,17 +181,45 @@ class Channel:
         :raises GpasstError: the error that the other side reports.
         :raises PeerEndedError: if the other side ended before it answered.
         """
+        return self.answer(self.ask(message, descriptors), wait)
+
+    def ask(self, message: Message, descriptors: Sequence[int] = ()) -> int:
+        """Send a request and return its number, for `answer`.
+
+        :raises PeerEndedError: if the other side has ended.
+        """
         self._sequence += 1
         try:
             self.send({**message, "seq": self._sequence}, descriptors)
+        except (BrokenPipeError, ConnectionResetError):
+            raise self._ended() from None
+        return self._sequence
+
+    def answer(self, number: int, wait: Wait | None = None, seconds: float | None = None) -> tuple[Message, list[int]]:
+        """Return the answer to a request, and the descriptors that came with it; those to others are closed.
+
+        :param number: what `ask` returned.
+        :param seconds: how long to wait in the kernel, 0 for not at all, None for as long as it takes.
+        :raises TimeoutError: if it has not come; it may be asked for again.
+        :raises GpasstError: the error that the other side reports.
+        :raises PeerEndedError: if the other side ended before it answered.
+        """
+        if seconds is not None:
+            self._sock.settimeout(seconds)
+        try:
             while answer := self.receive(wait):
-                if answer[0].get("seq") == self._sequence:
+                if answer[0].get("seq") == number:
                     break
                 close_all(answer[1])
+        except BlockingIOError as error:
+            raise TimeoutError from error
         except (BrokenPipeError, ConnectionResetError):
             answer = None
+        finally:
+            if seconds is not None:
+                self._sock.settimeout(None)
         if answer is None:
-            raise PeerEndedError(f"{self.peer} ended unexpectedly", "look for its last words on standard error")
+            raise self._ended()
         reply, received = answer
         if "error" in reply:
             close_all(received)
@@ -222,6 +251,9 @@ class Channel:
         """Close the socket, and descriptors of an unfinished message. More calls do nothing."""
         self._forget()
         self._sock.close()
+
+    def _ended(self) -> PeerEndedError:
+        return PeerEndedError(f"{self.peer} ended unexpectedly", "look for its last words on standard error")
 
     def _packet(self, wait: Wait | None) -> tuple[bytes, bool]:
         flags = _socket.MSG_CMSG_CLOEXEC | (_socket.MSG_DONTWAIT if wait else 0)

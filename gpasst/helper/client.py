@@ -17,9 +17,6 @@ Any number of threads and greenlets may use one `Helper` at once: each request m
 them to the helper, which is one atomic system call, and awaits its answer on the other. That connection is the channel
 of the namespace afterwards.
 
-NOTE: a `Namespace` is used by one thread or greenlet at a time; the caller guards it if there are several. A call that
-was interrupted while waiting leaves it usable.
-
 NOTE: a child forked by the caller without exec holds the channels open too, and the helper with them.
 """
 
@@ -39,13 +36,13 @@ from typing import TYPE_CHECKING
 import gpasst
 from gpasst.errors import PlatformError
 from gpasst.helper.channel import LIMIT_REMEDY, Channel, Message, PeerEndedError, Wait, close_all, pair
-from gpasst.helper.pool import MAX_COUNT as SOCKETS_PER_MESSAGE
+from gpasst.helper.kept import Namespace
 from gpasst.helper.request import OpenRequest, Route, to_message
 
 if TYPE_CHECKING:
     from gpasst.helper.facts import HostFacts
 
-__all__ = ["SOCKETS_PER_MESSAGE", "Helper", "Namespace", "OpenRequest", "Route", "Wait", "enter_command"]
+__all__ = ["Helper", "Namespace", "OpenRequest", "Route", "Wait", "enter_command"]
 
 CHANNEL_FD = 3  # the helper's, after standard input, output and error
 ABOVE_CHANNEL = 10  # where our copy goes, so that it never *is* the number it shall get
@@ -181,96 +178,6 @@ class Helper:
             pass
         finally:
             sock.close()
-
-
-class Namespace:
-    """A namespace, and the descriptors that belong to it; a process of the helper keeps it and makes sockets there.
-
-    :ivar tap: descriptor of the tap device, -1 without one; non-blocking.
-    :ivar netns: descriptor of the network namespace; `userns`, `uts` and `ipc` likewise, None where the
-        namespace is the caller's own.
-    :ivar name: name of the tap device inside; empty without one, like `index` (0), `mac` and `link_local`.
-    :ivar offloads: what the kernel may leave undone: "csum", "tso4", "tso6", "uso4", "uso6".
-    :ivar ephemeral: first and last port that the kernel hands out by itself inside.
-    :ivar pid: the process that keeps it, maybe others too.
-    :ivar lacking: optional families, of 4 and 6, that it does not have.
-    :ivar notes: a line for everything of the request that was left out.
-    """
-
-    __slots__ = (
-        "_channel",
-        "ephemeral",
-        "index",
-        "ipc",
-        "lacking",
-        "link_local",
-        "mac",
-        "name",
-        "netns",
-        "notes",
-        "offloads",
-        "pid",
-        "tap",
-        "userns",
-        "uts",
-    )
-
-    def __init__(self, reply: Message, descriptors: dict[str, int], channel: Channel) -> None:
-        self._channel = channel
-        channel.peer = "the process that holds the namespace"
-        self.tap: int = descriptors.get("tap", -1)
-        self.netns: int = descriptors["netns"]
-        self.userns: int | None = descriptors.get("userns")
-        self.uts: int | None = descriptors.get("uts")
-        self.ipc: int | None = descriptors.get("ipc")
-        self.name: str = reply["name"] or ""
-        self.index: int = reply.get("index", 0)
-        self.mac: bytes = bytes.fromhex(reply.get("mac", "").replace(":", ""))
-        self.link_local: str | None = reply.get("link_local")
-        self.offloads: frozenset[str] = frozenset(reply["offloads"])
-        self.ephemeral: tuple[int, int] = (reply["ephemeral"][0], reply["ephemeral"][1])
-        self.pid: int = reply["pid"]
-        self.lacking: frozenset[int] = frozenset(reply.get("lacking", ()))
-        self.notes: tuple[str, ...] = tuple(reply.get("notes", ()))
-
-    def sockets(self, family: int, type: int, proto: int = 0, count: int = 1, wait: Wait | None = None) -> list[int]:
-        """Make sockets in the namespace; the descriptors are the caller's to close.
-
-        :raises PlatformError: if the kernel refuses one, there are too many open files, or the process that keeps the
-            namespace has ended.
-        """
-        if self._channel.fileno() < 0:
-            raise PlatformError("the namespace was closed", "open another one")
-        made: list[int] = []
-        try:
-            while len(made) < count:
-                now = min(count - len(made), SOCKETS_PER_MESSAGE)
-                request = {"do": "sockets", "family": int(family), "type": int(type), "proto": proto, "count": now}
-                made += self._channel.call(request, wait)[1]
-        except BaseException:
-            close_all(made)
-            raise
-        return made
-
-    def close(self) -> None:
-        """Close every descriptor. More calls do nothing.
-
-        The process that keeps the namespace notices. It holds the last descriptor of the tap of a namespace that was
-        made, since closing that blocks for up to 40 ms in the kernel; so such a tap vanishes somewhat later. The tap in
-        a joined namespace is gone when this returns.
-        """
-        if self._channel.fileno() < 0:
-            return
-        close_all([fd for fd in (self.tap, self.netns, self.userns, self.uts, self.ipc) if fd is not None and fd >= 0])
-        self.tap = self.netns = -1
-        self.userns = self.uts = self.ipc = None
-        self._channel.close()
-
-    def __enter__(self) -> Namespace:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def enter_command(

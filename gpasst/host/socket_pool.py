@@ -4,19 +4,28 @@ Theory of operation: a socket of the namespace comes from the helper process, fo
 brings up to 64 of them (6 to 9 us a socket, where one alone takes 17 to 26 us), so UDP sockets come in batches: as many
 as `expect` has announced or `keep` demands, else one. `refill`, called once a second, restores what `keep` demands, so
 that a new splice pair waits for no message.
+
+A process that does not answer stops everything once, for `PAUSE_SECONDS`. What it owes is taken when it is there
+(`gpasst.helper.kept`), and until then only sockets that are ready are handed out.
 """
 
 from __future__ import annotations
 
+import logging
 from _socket import socket as RawSocket  # a class
 from collections.abc import Callable
 
-from gpasst.helper.client import SOCKETS_PER_MESSAGE
+from gpasst.errors import GpasstError
+from gpasst.helper.kept import SOCKETS_PER_MESSAGE, LateError
 from gpasst.host.sockets import family_constant
 from gpasst.linux import SOCK_DGRAM
 
+PAUSE_SECONDS = 0.05  # for one answer; on a busy machine it takes some milliseconds
+
 # Makes sockets in the namespace: (family constant, type, protocol, count) to descriptors.
 MakeSockets = Callable[[int, int, int, int], list[int]]
+
+log = logging.getLogger(__name__)
 
 
 class SocketPool:
@@ -30,6 +39,7 @@ class SocketPool:
         self._ready: dict[int, list[RawSocket]] = {4: [], 6: []}
         self._expected = {4: 0, 6: 0}
         self._kept = {4: 0, 6: 0}
+        self._late = self._warned = False
 
     def expect(self, family: int, count: int) -> None:
         """Announce that `count` UDP sockets of `family`, 4 or 6, will be taken one after the other."""
@@ -44,12 +54,22 @@ class SocketPool:
         self._fetch(family, count)
 
     def refill(self) -> None:
-        """Restore the sockets that are kept ready.
+        """Restore the sockets that are kept ready; what is in the way is logged once.
 
-        :raises GpasstError: if the namespace makes no more sockets.
+        That an answer is late is so only if it was late at the last call: a busy machine may delay one.
         """
-        for family, count in self._kept.items():
-            self._fetch(family, count)
+        try:
+            for family, count in self._kept.items():
+                self._fetch(family, count)
+        except GpasstError as error:
+            before, self._late = self._late, isinstance(error, LateError)
+            if not self._warned and (before or not self._late):
+                self._warned = True
+                log.warning("no more sockets of the namespace, new flows past the tap are dropped: %s", error)
+        else:
+            if self._warned:
+                log.warning("there are sockets of the namespace again")
+            self._late = self._warned = False
 
     def take(self, family: int) -> RawSocket:
         """Return a UDP socket of `family`, 4 or 6, without any option set; the caller owns it.

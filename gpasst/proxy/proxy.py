@@ -19,12 +19,11 @@ import gevent.event
 
 from gpasst.config import Config
 from gpasst.counters import Statistics
-from gpasst.errors import GpasstError
 from gpasst.features import Feature
 from gpasst.flow.network import GuestNetwork
 from gpasst.flow.record import Flow, Forward
 from gpasst.helper.client import Namespace
-from gpasst.host.socket_pool import SocketPool
+from gpasst.host.socket_pool import PAUSE_SECONDS
 from gpasst.link.stream import Stream
 from gpasst.link.tap import Tap
 from gpasst.path.icmp_to_guest import IcmpToGuest
@@ -80,6 +79,9 @@ class Proxy:
         self._closing.callback(self._finish)
         try:
             self._build(end)
+            if namespace:
+                # From here on others wait for it.
+                namespace.patience = PAUSE_SECONDS
         except BaseException:
             self.close()
             raise
@@ -144,7 +146,7 @@ class Proxy:
                 seconds.append(lambda now: session.scan())
         seconds.append(self._drop_log.write)
         if pool := base.pool:
-            seconds.append(lambda now: refill(pool))
+            seconds.append(lambda now: pool.refill())
         return Scan(timers, self.clock.now, self.config.udp_timeout, base.counters, tables, seconds)
 
     @property
@@ -173,11 +175,3 @@ class Proxy:
             self.link.capture = None
         self._drop_log.write(None)
         self.finished.set()
-
-
-def refill(pool: SocketPool) -> None:
-    """Refill the pool; log why it cannot be."""
-    try:
-        pool.refill()
-    except GpasstError as error:
-        log.warning("%s", error)

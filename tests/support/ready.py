@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -46,6 +48,22 @@ def until(condition: Any, what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"still not: {what}"
         time.sleep(STEP)
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """A process that answers nothing for now."""
+
+    def halted(task: Path) -> bool:
+        return "\nState:\tT" in (task / "status").read_text(encoding="utf-8")
+
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        # The kernel stops each thread at its next return to user mode.
+        until(lambda: all(map(halted, Path(f"/proc/{pid}/task").iterdir())), f"process {pid} stopped")
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def unix_listening(path: Path) -> bool:

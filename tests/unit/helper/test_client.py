@@ -7,8 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
@@ -23,6 +21,7 @@ from tests.support.namespaces import (
     script,
 )
 from tests.support.need import need
+from tests.support.ready import stopped
 
 
 def test_sockets_live_in_the_namespace(configured: Namespace) -> None:
@@ -45,16 +44,6 @@ def test_socket_errors(bare: Namespace) -> None:
     with pytest.raises(PlatformError) as caught:
         bare.sockets(99, socket.SOCK_DGRAM)
     assert str(caught.value) == ("cannot make a socket in the namespace: Address family not supported by protocol")
-
-
-@contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    """A process that answers nothing for now."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def test_interrupted_calls_leave_no_trace(helper: Helper) -> None:

@@ -5,17 +5,27 @@ from __future__ import annotations
 import os
 import socket
 
+import pytest
+
+from gpasst.errors import PlatformError
+from gpasst.helper.kept import LateError
 from gpasst.host.socket_pool import SocketPool
 
 
 class Namespace:
-    """Makes sockets here, and remembers what it was asked for."""
+    """Makes sockets here, and remembers what it was asked for.
+
+    :ivar failure: what is in the way.
+    """
 
     def __init__(self) -> None:
+        self.failure: PlatformError | None = None
         self.asked: list[tuple[int, int, int, int]] = []
         self.made: list[int] = []
 
     def sockets(self, family: int, kind: int, protocol: int, count: int) -> list[int]:
+        if self.failure:
+            raise self.failure
         self.asked.append((family, kind, protocol, count))
         made = [socket.socket(family, kind, protocol).detach() for _ in range(count)]
         self.made += made
@@ -70,3 +80,54 @@ def test_other_kinds_are_made_when_asked_for() -> None:
     assert sock.type == socket.SOCK_STREAM
     sock.close()
     assert namespace.asked == [(socket.AF_INET, socket.SOCK_STREAM, 0, 1)]
+
+
+@pytest.mark.parametrize("failure", [LateError(), PlatformError("too many open files")])
+def test_what_is_ready_is_handed_out_whatever_is_in_the_way_of_more(failure: PlatformError) -> None:
+    namespace = Namespace()
+    pool = SocketPool(namespace.sockets)
+    pool.keep(4, 8)
+    namespace.failure = failure
+    for _ in range(8):
+        pool.take(4).close()
+    with pytest.raises(type(failure)):
+        pool.take(4)
+    namespace.failure = None
+    pool.take(4).close()
+    pool.close()
+
+
+@pytest.mark.parametrize(
+    ("failure", "calls"), [(LateError(), 2), (PlatformError("too many open files"), 1)], ids=["late", "refused"]
+)
+def test_what_is_in_the_way_is_logged_once(
+    failure: PlatformError, calls: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    namespace = Namespace()
+    pool = SocketPool(namespace.sockets)
+    pool.keep(4, 8)
+    for turn in (1, 2):
+        pool.take(4).close()
+        namespace.failure = failure
+        for call in range(4):
+            pool.refill()
+            assert caplog.text.count(failure.message) == (turn if call + 1 >= calls else turn - 1)
+        namespace.failure = None
+        pool.refill()
+        pool.refill()
+        assert caplog.text.count("again") == turn
+    pool.close()
+
+
+def test_one_answer_that_is_late_is_not_worth_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    namespace = Namespace()
+    pool = SocketPool(namespace.sockets)
+    pool.keep(4, 8)
+    for _ in range(3):
+        pool.take(4).close()
+        namespace.failure = LateError()
+        pool.refill()
+        namespace.failure = None
+        pool.refill()
+    assert not caplog.records
+    pool.close()

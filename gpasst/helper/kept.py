@@ -1,0 +1,158 @@
+"""The caller's side of one namespace: its descriptors, and the sockets that the process which keeps it makes there.
+
+Theory of operation: a request for sockets blocks the thread, since they come within microseconds, but for no longer
+than the caller has patience: the process may be stopped, or starved by others. A request that was not answered in time
+is kept in mind, and none is made beside it. When its answer has come, the next call takes the sockets, or closes them
+if it wants others; so none is lost, and the process finds no more than one request when it goes on.
+
+NOTE: a `Namespace` is used by one thread or greenlet at a time; the caller guards it if there are several. A call that
+was interrupted while waiting leaves it usable.
+"""
+
+from __future__ import annotations
+
+from gpasst.errors import PlatformError
+from gpasst.helper.channel import Channel, Message, Wait, close_all
+from gpasst.helper.pool import MAX_COUNT as SOCKETS_PER_MESSAGE
+
+__all__ = ["ANSWER_SECONDS", "SOCKETS_PER_MESSAGE", "LateError", "Namespace"]
+
+ANSWER_SECONDS = 5.0  # for sockets; they take microseconds, unless the process is stopped or starved
+
+
+class LateError(PlatformError):
+    """The process that holds the namespace has not answered in time; its answer is taken when it is there."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the process that holds the namespace does not answer", "see whether it is stopped, or memory is short"
+        )
+
+
+class Namespace:
+    """A namespace, and the descriptors that belong to it; a process of the helper keeps it and makes sockets there.
+
+    :ivar patience: seconds that `sockets` blocks the thread for one answer.
+    :ivar tap: descriptor of the tap device, -1 without one; non-blocking.
+    :ivar netns: descriptor of the network namespace; `userns`, `uts` and `ipc` likewise, None where the
+        namespace is the caller's own.
+    :ivar name: name of the tap device inside; empty without one, like `index` (0), `mac` and `link_local`.
+    :ivar offloads: what the kernel may leave undone: "csum", "tso4", "tso6", "uso4", "uso6".
+    :ivar ephemeral: first and last port that the kernel hands out by itself inside.
+    :ivar pid: the process that keeps it, maybe others too.
+    :ivar lacking: optional families, of 4 and 6, that it does not have.
+    :ivar notes: a line for everything of the request that was left out.
+    """
+
+    __slots__ = (
+        "_channel",
+        "_late",
+        "ephemeral",
+        "index",
+        "ipc",
+        "lacking",
+        "link_local",
+        "mac",
+        "name",
+        "netns",
+        "notes",
+        "offloads",
+        "patience",
+        "pid",
+        "tap",
+        "userns",
+        "uts",
+    )
+
+    def __init__(self, reply: Message, descriptors: dict[str, int], channel: Channel) -> None:
+        self._channel = channel
+        channel.peer = "the process that holds the namespace"
+        self.patience = ANSWER_SECONDS
+        # Family, type and protocol of sockets that were asked for and had not come in time, and the request's number.
+        self._late: tuple[tuple[int, int, int], int] | None = None
+        self.tap: int = descriptors.get("tap", -1)
+        self.netns: int = descriptors["netns"]
+        self.userns: int | None = descriptors.get("userns")
+        self.uts: int | None = descriptors.get("uts")
+        self.ipc: int | None = descriptors.get("ipc")
+        self.name: str = reply["name"] or ""
+        self.index: int = reply.get("index", 0)
+        self.mac: bytes = bytes.fromhex(reply.get("mac", "").replace(":", ""))
+        self.link_local: str | None = reply.get("link_local")
+        self.offloads: frozenset[str] = frozenset(reply["offloads"])
+        self.ephemeral: tuple[int, int] = (reply["ephemeral"][0], reply["ephemeral"][1])
+        self.pid: int = reply["pid"]
+        self.lacking: frozenset[int] = frozenset(reply.get("lacking", ()))
+        self.notes: tuple[str, ...] = tuple(reply.get("notes", ()))
+
+    def sockets(self, family: int, type: int, proto: int = 0, count: int = 1, wait: Wait | None = None) -> list[int]:
+        """Make sockets in the namespace; the descriptors are the caller's to close.
+
+        :param wait: returns when a descriptor is readable; without it the thread blocks, for `patience` at most.
+        :raises LateError: if the answer has not come by then. While it has not, every call raises this at once.
+        :raises PlatformError: if the kernel refuses one, there are too many open files, or the process that keeps the
+            namespace has ended.
+        """
+        if self._channel.fileno() < 0:
+            raise PlatformError("the namespace was closed", "open another one")
+        kind = int(family), int(type), proto
+        made = self._overdue(kind, wait)
+        try:
+            while len(made) < count:
+                now = min(count - len(made), SOCKETS_PER_MESSAGE)
+                request = {"do": "sockets", "family": kind[0], "type": kind[1], "proto": proto, "count": now}
+                number = self._channel.ask(request)
+                try:
+                    made += self._channel.answer(number, wait, None if wait else self.patience)[1]
+                except TimeoutError:
+                    self._late = kind, number
+                    raise LateError from None
+        except BaseException:
+            close_all(made)
+            raise
+        close_all(made[count:])
+        return made[:count]
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when an answer has come late, -1 once closed."""
+        return self._channel.fileno()
+
+    def _overdue(self, kind: tuple[int, int, int], wait: Wait | None) -> list[int]:
+        """Return the sockets of an answer that came late, if they are of the wanted kind; others are closed.
+
+        :raises LateError: if it has not come yet.
+        """
+        if self._late is None:
+            return []
+        known, number = self._late
+        try:
+            _, received = self._channel.answer(number, wait, None if wait else 0)
+        except TimeoutError:
+            raise LateError from None
+        except PlatformError:
+            received = []  # whatever is in the way is in that of the next request too
+        self._late = None
+        if known == kind:
+            return received
+        close_all(received)
+        return []
+
+    def close(self) -> None:
+        """Close every descriptor. More calls do nothing.
+
+        The process that keeps the namespace notices. It holds the last descriptor of the tap of a namespace that was
+        made, since closing that blocks for up to 40 ms in the kernel; so such a tap vanishes somewhat later. The tap in
+        a joined namespace is gone when this returns.
+        """
+        if self._channel.fileno() < 0:
+            return
+        close_all([fd for fd in (self.tap, self.netns, self.userns, self.uts, self.ipc) if fd is not None and fd >= 0])
+        self.tap = self.netns = -1
+        self.userns = self.uts = self.ipc = None
+        self._channel.close()
+
+    def __enter__(self) -> Namespace:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
