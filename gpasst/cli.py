@@ -16,6 +16,7 @@ from gpasst.commands.process import (
     EXIT_FAILURE,
     EXIT_USAGE,
     SIGNAL_BASE,
+    CommandError,
     check_socket,
     choose_identity,
     go_to_background,
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return run_demo(argv[1:])
     except GpasstError as error:
         print(f"gpasst: {error}", file=sys.stderr)
-        return EXIT_FAILURE
+        return error.status if isinstance(error, CommandError) else EXIT_FAILURE
     except KeyboardInterrupt:
         from signal import SIGINT
 

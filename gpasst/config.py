@@ -11,7 +11,7 @@ come from.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -117,11 +117,11 @@ class Config:
     interface: str | None = declare(
         None, "take addresses and routes from this interface", "NAME", "-i", rule=check_interface
     )
-    address: tuple[str, ...] = declare(
+    address: Sequence[str] = declare(
         (), "address of the guest, once a family", "ADDR[/LEN]", "-a", rule=check_interface_address
     )
     netmask: str | None = declare(None, "IPv4 netmask or prefix length of the guest", "MASK", "-n", rule=parse_netmask)
-    gateway: tuple[str, ...] = declare(
+    gateway: Sequence[str] = declare(
         (), "gateway of the guest, once a family", "ADDR", "-g", rule=check_guest_side_address
     )
     mac_addr: str = declare(HOST_MAC, "MAC address of the host as the guest sees it", "ADDR", "-M", rule=parse_mac)
@@ -134,35 +134,35 @@ class Config:
     )
     ipv4_only: bool = declare(False, "carry IPv4 only", short="-4")
     ipv6_only: bool = declare(False, "carry IPv6 only", short="-6")
-    outbound: tuple[str, ...] = declare(
+    outbound: Sequence[str] = declare(
         (), "source address of outgoing traffic, once a family", "ADDR", "-o", rule=check_address
     )
     outbound_if4: str | None = declare(None, "interface for outgoing IPv4 traffic", "NAME", rule=check_interface)
     outbound_if6: str | None = declare(None, "interface for outgoing IPv6 traffic", "NAME", rule=check_interface)
     no_map_gw: bool = declare(False, "the gateway's address is not the host")
-    map_host_loopback: tuple[str, ...] = declare(
+    map_host_loopback: Sequence[str] = declare(
         (),
         "address that leads to the host's loopback, once a family, or none",
         "ADDR|none",
         rule=none_or(check_guest_side_address),
     )
-    map_guest_addr: tuple[str, ...] = declare(
+    map_guest_addr: Sequence[str] = declare(
         (),
         "address that leads to the host's own address, once a family, or none",
         "ADDR|none",
         rule=none_or(check_guest_side_address),
     )
 
-    dns: tuple[str, ...] = declare(
+    dns: Sequence[str] = declare(
         (), "resolvers that the guest is told", "ADDR|none", "-D", group="names", rule=none_or(check_address)
     )
-    dns_forward: tuple[str, ...] = declare(
+    dns_forward: Sequence[str] = declare(
         (), "address that leads to the host's resolver, once a family", "ADDR", group="names", rule=check_dns_forward
     )
-    dns_host: tuple[str, ...] = declare(
+    dns_host: Sequence[str] = declare(
         (), "the host's resolver, once a family [first in resolv.conf]", "ADDR", group="names", rule=check_address
     )
-    search: tuple[str, ...] = declare(
+    search: Sequence[str] = declare(
         (), "search domains that the guest is told", "NAME|none", "-S", group="names", rule=none_or(check_domain)
     )
     dhcp_dns: bool = declare(False, "tell the guest resolvers", group="names", mode="pasta")
@@ -176,8 +176,8 @@ class Config:
         None, "full domain name that the guest is told by DHCP and DHCPv6", "NAME", group="names", rule=check_host_name
     )
 
-    udp_ports: tuple[str, ...] = declare((), "UDP ports of the host that lead to the guest", "SPEC", "-u", "ports")
-    udp_ns: tuple[str, ...] = declare(
+    udp_ports: Sequence[str] = declare((), "UDP ports of the host that lead to the guest", "SPEC", "-u", "ports")
+    udp_ns: Sequence[str] = declare(
         (), "UDP ports of the namespace's loopback that lead to the host's", "SPEC", "-U", "ports", "pasta"
     )
     no_splice: bool = declare(False, "move loopback traffic through the tap, too", group="ports", mode="pasta")
@@ -210,7 +210,7 @@ class Config:
     no_dhcpv6: bool = declare(False, "serve no DHCPv6", group="protocols")
 
     pcap: str | None = declare(None, "capture what crosses the tap", "FILE", "-p", group="operation")
-    without: tuple[str, ...] = declare(
+    without: Sequence[str] = declare(
         (),
         f"do without a way to move many datagrams at once: {', '.join(NAMES)}",
         "FEATURE",
@@ -269,6 +269,11 @@ class Config:
                 raise ConfigurationError(
                     f"{long_option(one)} and {long_option(other)} exclude each other", "give only one of them"
                 )
+        if self.splice_only and self.pcap is not None:
+            raise ConfigurationError(
+                f"--pcap {shown(self.pcap)} would stay empty: --splice-only makes no tap to capture from",
+                "give only one of them",
+            )
         if self.userns is not None and self.creates_namespace:
             raise ConfigurationError(
                 f"--userns {shown(self.userns)} is of no use to a new network namespace, which gets a new one",

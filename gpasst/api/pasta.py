@@ -7,6 +7,7 @@ Programs are run in the namespace by a small program that joins it and then beco
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -104,6 +105,7 @@ class Pasta(Connection):
         """Run a program in the namespace and wait for it, as `subprocess.run` does; it ends with the calling thread.
 
         :raises FileNotFoundError: if there is no such program.
+        :raises PermissionError: if none of its name may be executed.
         """
         command, options = self._command(args, options)
         return subprocess.run(command, **options)  # check is the caller's
@@ -118,6 +120,7 @@ class Pasta(Connection):
         :param args: the program and its arguments; or a shell's command line, with ``shell=True``.
         :param init: make it process 1 of a PID namespace of its own, so that whatever it starts ends with it.
         :raises FileNotFoundError: if there is no such program.
+        :raises PermissionError: if none of its name may be executed.
         """
         self._opened()
         here = self._runtime
@@ -154,7 +157,8 @@ class Pasta(Connection):
             argv = ["/bin/sh", "-c", *argv]
         path = (options.get("env") or os.environ).get("PATH", os.defpath)
         if os.sep not in argv[0] and shutil.which(argv[0], path=path) is None:
-            raise FileNotFoundError(2, "No such file or directory", argv[0])
+            number = errno.EACCES if shutil.which(argv[0], os.F_OK, path) else errno.ENOENT
+            raise OSError(number, os.strerror(number), argv[0])
         command, descriptors = enter_command(namespace, argv, init, self._runas, ready)
         options["pass_fds"] = (*options.get("pass_fds", ()), *descriptors)
         return command, options

@@ -13,11 +13,12 @@ from collections.abc import Callable
 from signal import SIGTERM
 from typing import NamedTuple, NoReturn
 
-from gpasst.errors import ConfigurationError, PlatformError
+from gpasst.errors import ConfigurationError, GpasstError, PlatformError
 from gpasst.link.output import open_output
 from gpasst.values import shown
 
 EXIT_FAILURE = 1
+EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 126, 127  # of a command, as of shells and env (POSIX, 2.8.2)
 EXIT_USAGE = 2
 SIGNAL_BASE = 128  # what shells add to a signal's number
 STANDARD = (0, 1, 2)  # descriptors of standard input, output and error
@@ -26,6 +27,17 @@ LOG_SIZE_DEFAULT = 1 << 20  # bytes
 LOG_SIZE_MINIMUM = 5 * 8192  # bytes; five blocks
 ID = "[0-9]{1,10}"
 ID_MAXIMUM = (1 << 32) - 2  # the largest number of a user or group; the one above it means none, to the kernel
+
+
+class CommandError(GpasstError):
+    """The command cannot be run.
+
+    :param status: the exit status that says so.
+    """
+
+    def __init__(self, message: str, remedy: str, status: int) -> None:
+        super().__init__(message, remedy)
+        self.status = status
 
 
 class ProcessOptions(NamedTuple):

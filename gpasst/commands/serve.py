@@ -29,9 +29,15 @@ from gpasst.commands.announce import announce
 from gpasst.commands.handlers import write_standard_error
 from gpasst.commands.log import set_up_logging
 from gpasst.commands.options import Invocation
-from gpasst.commands.process import SIGNAL_BASE, PidFile, take_on
+from gpasst.commands.process import (
+    EXIT_NOT_EXECUTABLE,
+    EXIT_NOT_FOUND,
+    SIGNAL_BASE,
+    CommandError,
+    PidFile,
+    take_on,
+)
 from gpasst.commands.signals import PROGRAM_SIGNALS, ProgramSignals, heeded
-from gpasst.errors import ConfigurationError
 from gpasst.helper.client import Helper
 
 GRACE_SECONDS = 0.3  # for the command to end by itself after a signal
@@ -142,7 +148,7 @@ def _wait(proxy: Pasta | Passt, program: subprocess.Popen[Any] | None, stats: in
 def _start(pasta: Pasta, command: tuple[str, ...], signals: ProgramSignals) -> subprocess.Popen[Any]:
     """Start the command, or a shell, in the namespace, and hand the terminal's signals over to it.
 
-    :raises ConfigurationError: if there is no such program.
+    :raises CommandError: if there is no such program, or it may not be executed.
     """
     argv = command or (os.environ.get("SHELL") or "/bin/sh", "-l")
     signals.starts = True
@@ -150,7 +156,10 @@ def _start(pasta: Pasta, command: tuple[str, ...], signals: ProgramSignals) -> s
         program = pasta.popen(argv, init=True, preexec_fn=signals.release)
     except FileNotFoundError:
         remedy = "check its name and PATH" if command else "check the variable SHELL"
-        raise ConfigurationError(f"{argv[0]}: command not found", remedy) from None
+        raise CommandError(f"{argv[0]}: command not found", remedy, EXIT_NOT_FOUND) from None
+    except PermissionError:
+        remedy = "make it executable: chmod +x"
+        raise CommandError(f"{argv[0]}: permission denied", remedy, EXIT_NOT_EXECUTABLE) from None
     signals.hand_over(program.send_signal)
     return program
 

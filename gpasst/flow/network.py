@@ -168,7 +168,7 @@ def build_network(
     template = names.get(connected[0].index, "") if connected else ""
     search: tuple[str, ...] = ()
     if config.dhcp_search or (advertises and not config.no_dhcp_search):
-        search = config.search or resolver_file.search
+        search = tuple(config.search) or resolver_file.search
     return GuestNetwork(
         ip4=networks.get(V4),
         ip6=networks.get(V6),

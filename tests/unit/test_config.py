@@ -89,6 +89,7 @@ def configured(**fields: Any) -> Config:
         ({"dhcp_search": True, "no_dhcp_search": True}, "--dhcp-search", "--no-dhcp-search exclude each other"),
         ({"ipv4_only": True, "ipv6_only": True}, "--ipv4-only", "--ipv6-only exclude each other"),
         ({"userns": "/proc/1/ns/user", "netns_only": True}, "--userns", "--netns-only exclude each other"),
+        ({"splice_only": True, "pcap": "file"}, "--pcap", "--splice-only makes no tap"),
         ({"pid": 1, "netns": "name"}, "PID", "--netns exclude each other"),
     ],
 )
