@@ -33,7 +33,7 @@ from gpasst.proxy.build import End, build_base, build_inside, build_link, build_
 from gpasst.proxy.clock import Clock
 from gpasst.proxy.follower import Follower
 from gpasst.proxy.forwarder import Forwarder
-from gpasst.proxy.openers import UdpOpener
+from gpasst.proxy.openers import UdpListenerOpener
 from gpasst.proxy.scan import Scan
 from gpasst.proxy.timers import Timers
 
@@ -105,7 +105,7 @@ class Proxy:
         if self.splice:
             closing(self.splice.close)
         step = self.udp.step
-        udp_opener = UdpOpener(
+        udp_opener = UdpListenerOpener(
             self.udp.nat,
             self.splice,
             base.pool,
