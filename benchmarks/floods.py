@@ -1,14 +1,17 @@
 """What an exchange from outside waits beside a flood of the guest.
 
-Theory of operation: for each kind of flood one guest is opened in a fresh network namespace with a veth pair, and a
-port of it is forwarded. An outside client asks that port every 20 ms while a program in the guest floods: with new
-peers (one port, ever new remote ends), new mappings (ever new ports), ARP requests, echo requests, or nothing. The
-standard error of the proxy is counted, since a flood must not fill a log.
+Theory of operation: for each kind of flood and each link one guest is opened in a fresh network namespace with a veth
+pair, and a port of it is forwarded. An outside client asks that port every 20 ms while the guest (`flooder.py`) floods
+its link as fast as it can. The guest is a namespace with a tap, or a program on the UNIX socket of passt mode. The log
+file of the proxy is counted, since a flood must not fill it.
 
-    python benchmarks/floods.py [--seconds N] [--package DIR] [KIND ...]
+On the tap the flood stands in the one queue of the kernel (10000 frames) before the guest's answer; on the stream it
+stands in the socket's buffer.
 
-Needs root. Prints JSON: for each kind the number of answers, those that did not come within half a second, median and
-99 % in milliseconds, and bytes of log. Nothing leaves the namespace.
+    python benchmarks/floods.py [--json] [--seconds N] [--package DIR] [--link LINK] [KIND ...]
+
+Needs root. Prints for each kind and link the number of answers, those that did not come within half a second, median
+and 99 % in milliseconds, how many frames the guest sent a second, and bytes of log. Nothing leaves the namespace.
 """
 
 from __future__ import annotations
@@ -24,12 +27,17 @@ import tempfile
 import time
 from pathlib import Path
 
-KINDS = ("none", "peers", "mappings", "arp", "echo")
+KINDS = ("none", "arp", "ndp", "dhcp", "echo", "fragments", "peers", "mappings")
+LINKS = ("stream", "tap")
 PORT = 5000
 HOST, GATEWAY = "192.0.2.2", "192.0.2.1"
+HOST6, GATEWAY6 = "2001:db8::2", "2001:db8::1"
 INTERVAL_SECONDS = 0.02  # from one question to the next
 TIMEOUT_SECONDS = 0.5
-WARM_SECONDS = 1.0  # of flood before the first question
+WARM_SECONDS = 2.0  # of flood before the first question
+START_SECONDS = 10.0
+STOP_SECONDS = 10.0
+FLOODER = str(Path(__file__).with_name("flooder.py"))
 
 SURROUNDINGS = f"""
 ip link set lo up
@@ -37,84 +45,85 @@ ip link add up0 type veth peer name up1
 ip link set up0 up
 ip link set up1 up
 ip addr add {HOST}/24 dev up0
+ip addr add {HOST6}/64 dev up0 nodad
 ip route add default via {GATEWAY}
+ip route add default via {GATEWAY6}
 ip neigh add {GATEWAY} lladdr 02:00:00:00:00:01 dev up0
+ip neigh add {GATEWAY6} lladdr 02:00:00:00:00:01 dev up0
+echo 0 2147483647 > /proc/sys/net/ipv4/ping_group_range
 exec "$@"
 """
 
-GUEST = """
-import itertools, os, socket, struct, sys
-kind, port = sys.argv[1], int(sys.argv[2])
-server = socket.socket(type=socket.SOCK_DGRAM)
-server.bind(("0.0.0.0", port))
-print("ready", flush=True)
-if not os.fork():
-    while True:
-        data, sender = server.recvfrom(100)
-        server.sendto(data, sender)
-def peers():
-    sock = socket.socket(type=socket.SOCK_DGRAM)
-    for number in itertools.count():
-        yield lambda: sock.sendto(b"x", (f"198.51.100.{number // 60000 % 250 + 1}", number % 60000 + 1000))
-def mappings():
-    while True:
-        with socket.socket(type=socket.SOCK_DGRAM) as sock:
-            yield lambda: sock.sendto(b"x", ("198.51.100.9", 9))
-def frames(build):
-    sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-    sock.bind(("up0", 0))
-    mac = sock.getsockname()[4]
-    for number in itertools.count():
-        yield lambda: sock.send(build(mac, number))
-def arp(mac, number):
-    ask = bytes.fromhex("0001080006040001") + mac + bytes((192, 0, 2, 2)) + bytes(6) + bytes((192, 0, 2, 77))
-    return b"\\xff" * 6 + mac + b"\\x08\\x06" + ask
-def echo(mac, number):
-    message = struct.pack(">BBHHH", 8, 0, 0, number & 0xFFFF, 1)
-    message = message[:2] + struct.pack(">H", 0xFFFF - sum(struct.unpack(">4H", message)) % 0xFFFF) + message[4:]
-    head = struct.pack(">BBHHHBBH4s4s", 69, 0, 28, 0, 0, 64, 1, 0, bytes((192, 0, 2, 2)), bytes((198, 51, 100, 9)))
-    head = head[:10] + struct.pack(">H", 0xFFFF - sum(struct.unpack(">10H", head)) % 0xFFFF) + head[12:]
-    return b"\\xff" * 6 + mac + b"\\x08\\x00" + head + message
-floods = {"none": lambda: (), "peers": peers, "mappings": mappings, "arp": lambda: frames(arp),
-          "echo": lambda: frames(echo)}
-for send in floods[kind]():
-    try:
-        send()
-    except OSError:
-        pass
-sys.stdin.read()
-"""
+
+class Case:
+    """One proxy, its guest, and the client outside.
+
+    :param link: of `LINKS`.
+    :param package: checkout to measure.
+    :param folder: for socket and log.
+    """
+
+    def __init__(self, kind: str, link: str, package: str, folder: Path) -> None:
+        self.log = folder / "log"
+        self._programs: list[subprocess.Popen[bytes]] = []
+        options = ["--runas", "root", "--log-file", str(self.log), "-u", str(PORT)]
+        gpasst = [sys.executable, "-m", "gpasst"]
+        flooder = [sys.executable, "-I", "-S", FLOODER, kind, str(PORT)]
+        environment = {**os.environ, "PYTHONPATH": package}
+        if link == "tap":
+            self._guest = self._start([*gpasst, "pasta", "--config-net", *options, "--", *flooder], environment)
+        else:
+            path = folder / "socket"
+            self._start([*gpasst, "passt", "-f", *options, "--socket", str(path)], environment)
+            end = time.monotonic() + START_SECONDS
+            while not path.exists() and time.monotonic() < end:
+                time.sleep(INTERVAL_SECONDS)
+            self._guest = self._start([*flooder, str(path)], environment)
+        assert self._guest.stdout is not None
+        if self._guest.stdout.readline() != b"ready\n":
+            raise SystemExit("the guest did not start; see the message above")
+
+    def _start(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._programs.append(subprocess.Popen(command, env=environment, start_new_session=True, **pipes))
+        return self._programs[-1]
+
+    def sent(self) -> int:
+        """End the flood; return how many frames it was."""
+        assert self._guest.stdin is not None and self._guest.stdout is not None
+        self._guest.stdin.close()
+        return int(self._guest.stdout.readline())
+
+    def close(self) -> int:
+        """End everything; return bytes of log."""
+        for program in reversed(self._programs):
+            os.killpg(program.pid, 15)
+            try:
+                program.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                os.killpg(program.pid, 9)
+                program.wait()
+        return self.log.stat().st_size
 
 
-def measure(kind: str, seconds: float, package: str) -> dict[str, float]:
-    """Measure one kind of flood for so many seconds; return the figures."""
-    command = [sys.executable, "-m", "gpasst", "pasta", "--config-net", "--runas", "root"]
-    command += ["-u", str(PORT), "-U", "none", "--", sys.executable, "-c", GUEST, kind, str(PORT)]
-    with tempfile.TemporaryFile() as log, socket.socket(type=socket.SOCK_DGRAM) as client:
-        proxy = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env={**os.environ, "PYTHONPATH": package},
-            start_new_session=True,
-        )
+def measure(kind: str, link: str, seconds: float, package: str) -> dict[str, float]:
+    """Measure one kind of flood on one link for so many seconds; return the figures."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket(type=socket.SOCK_DGRAM) as client:
+        case = Case(kind, link, package, Path(folder))
+        began = time.monotonic()
         try:
-            assert proxy.stdout is not None
-            assert proxy.stdout.readline() == b"ready\n"
             client.settimeout(TIMEOUT_SECONDS)
             client.connect((HOST, PORT))
             time.sleep(WARM_SECONDS)
             waits, lost = ask(client, seconds)
+            rate = case.sent() / (time.monotonic() - began)
         finally:
-            os.killpg(proxy.pid, 9)
-            proxy.wait()
-        size = os.fstat(log.fileno()).st_size
-    figures: dict[str, float] = {"answers": len(waits), "lost": lost, "log_bytes": size}
+            size = case.close()
+    figures: dict[str, float] = {"answers": len(waits), "lost": lost}
     if waits:
         figures["median_ms"] = round(1e3 * statistics.median(waits), 1)
         figures["p99_ms"] = round(1e3 * sorted(waits)[int(len(waits) * 0.99)], 1)
-    return figures
+    return figures | {"frames_per_second": round(rate), "log_bytes": size}
 
 
 def ask(client: socket.socket, seconds: float) -> tuple[list[float], int]:
@@ -135,23 +144,36 @@ def ask(client: socket.socket, seconds: float) -> tuple[list[float], int]:
     return waits, lost
 
 
+def table(report: dict[str, dict[str, float]]) -> str:
+    """Return the figures as rows of a Markdown table."""
+    names = ("answers", "lost", "median_ms", "p99_ms", "frames_per_second", "log_bytes")
+    rows = [["flood", *names], ["---"] * (1 + len(names))]
+    rows += [[kind, *(str(figures.get(name, "-")) for name in names)] for kind, figures in report.items()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def main() -> None:
-    """Measure the kinds that are asked for, each in a namespace of its own, and print the figures."""
+    """Measure the kinds and links that are asked for, each in a namespace of its own, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--package", default=str(Path(__file__).resolve().parents[1]), help="checkout to measure")
+    parser.add_argument("--link", choices=LINKS, help="both unless given")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; all unless given")
     given = parser.parse_args()
+    kinds = given.kinds or KINDS
+    if given.here:
+        print(json.dumps(measure(kinds[0], given.link, given.seconds, given.package)))
+        return
     report = {}
-    for kind in given.kinds or KINDS:
-        if given.here:
-            report[kind] = measure(kind, given.seconds, given.package)
-            continue
-        again = [sys.executable, __file__, "--here", "--seconds", str(given.seconds), "--package", given.package, kind]
-        inside = ["unshare", "-n", "sh", "-ec", SURROUNDINGS, "sh", *again]
-        report |= json.loads(subprocess.run(inside, stdout=subprocess.PIPE, check=True).stdout)
-    print(json.dumps(report, indent=None if given.here else 2))
+    for link in [given.link] if given.link else LINKS:
+        for kind in kinds:
+            again = [sys.executable, __file__, "--here", "--seconds", str(given.seconds), "--package", given.package]
+            inside = ["unshare", "-n", "sh", "-ec", SURROUNDINGS, "sh", *again, "--link", link, kind]
+            output = subprocess.run(inside, stdout=subprocess.PIPE, check=True).stdout
+            report[f"{kind}, {link}"] = json.loads(output)
+    print(json.dumps(report, indent=2) if given.json else table(report))
 
 
 if __name__ == "__main__":
