@@ -5,12 +5,14 @@ frame of a known flow costs. So a reader puts a frame that it does not know here
 be dispatched with the time that its step has left. What remains is dispatched in short steps of its own, which take
 turns with all other work.
 
-1. Frames are grouped by flow: IP protocol, addresses and ports; everything that is not IP by its EtherType. Groups take
-   turns, one frame each, so that one flood does not delay other newcomers.
-2. Order within a flow is kept. Once a group's first frame has made its flow known, the next frame of that flow
-   passes by here; so the rest of the group is dispatched at once.
-3. Fragments, and packets with IP options or extension headers, belong to flows that may be known, and are never put
-   here.
+1. What exceeds the rate of its kind and source is dropped before anything is made of it (`gpasst.path.unknown`).
+2. Frames are grouped by flow (`flow_of`). Groups take turns, one frame each, so that one flood does not delay other
+   newcomers.
+3. Order within a flow is kept. Once a group's first frame has made its flow known, the next frame of that flow passes
+   by here; so the rest of the group is dispatched at once. If the time is over before it is, the backlog is `behind`,
+   and the reader reads nothing until it has caught up.
+4. Fragments, and packets with IP options or extension headers, are groups of their own: they keep their order among
+   themselves, and those frames of their flow that are known by their headers may overtake them.
 
 NOTE: a backlog holds at most `FRAMES_LIMIT` frames and `BYTES_LIMIT` bytes, of one group at most an eighth of that.
 More are dropped and counted.
@@ -23,34 +25,13 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 
 from gpasst.counters import Counters, Drop
-from gpasst.formats import (
-    ETHERNET_CODEC,
-    ETHERTYPE_IPV4,
-    ETHERTYPE_IPV6,
-    IPV4_CODEC,
-    IPV4_FRAGMENT_MASK,
-    IPV4_VERSION_IHL,
-    IPV6_CODEC,
-    PROTOCOL_ICMPV6,
-    PROTOCOL_TCP,
-    PROTOCOL_UDP,
-)
+from gpasst.flow.admission import Admission
 from gpasst.path.budget import BACKLOG_SECONDS
+from gpasst.path.unknown import RATES, flow_of, kind_of
 
 FRAMES_LIMIT = 8192
 BYTES_LIMIT = 8 << 20
 GROUP_SHARE = 8  # of these limits, the part that one group may fill
-
-_IP = ETHERNET_CODEC.size
-_TYPE = slice(ETHERNET_CODEC.offset("ethertype"), ETHERNET_CODEC.size)
-_IPV4, _IPV6 = (kind.to_bytes(2, "big") for kind in (ETHERTYPE_IPV4, ETHERTYPE_IPV6))
-_FRAGMENT = slice(_IP + IPV4_CODEC.offset("flags"), _IP + IPV4_CODEC.offset("flags") + 2)
-_PROTOCOL4 = _IP + IPV4_CODEC.offset("protocol")
-_PROTOCOL6 = _IP + IPV6_CODEC.offset("next_header")
-_PORTS_BYTES = 4
-_FLOW4 = slice(_IP + IPV4_CODEC.offset("source"), _IP + IPV4_CODEC.size + _PORTS_BYTES)
-_FLOW6 = slice(_IP + IPV6_CODEC.offset("source"), _IP + IPV6_CODEC.size + _PORTS_BYTES)
-_PLAIN6 = (PROTOCOL_UDP, PROTOCOL_TCP, PROTOCOL_ICMPV6)  # next headers that are no extension
 
 # Dispatches a frame of the guest: the frame, and payload bytes of each segment of a superframe, 0 for a single frame.
 DispatchFrame = Callable[[memoryview, int], None]
@@ -63,8 +44,9 @@ class Backlog:
     :param knows: tells whether a frame, given whole, is one of a known flow by now.
     :param again: asks for a call of `step` soon; more calls before it do nothing.
     :param counters: where drops are counted.
-    :param clock: returns seconds, for the budget of a step.
+    :param clock: returns seconds, for the budget of a step and for the rates.
     :ivar frames: how many frames wait.
+    :ivar behind: whether frames wait whose flow is known already, so that none may be read before they are dispatched.
     """
 
     def __init__(
@@ -81,24 +63,26 @@ class Backlog:
         self._counters = counters
         self._clock = clock
         self._groups: OrderedDict[bytes, deque[tuple[bytes, int]]] = OrderedDict()
+        self._admissions = [Admission(rate) for rate in RATES]
         self.frames = 0
+        self.behind = False
         self._bytes = 0
 
     def add(self, frame: memoryview, segment: int) -> None:
-        """Keep a frame that is none of a known flow, or dispatch it at once where order demands that.
+        """Keep a frame that is none of a known flow, or drop it if there are too many.
 
         :param frame: from the destination MAC address on; copied.
         :param segment: payload bytes of each segment of a superframe, 0 for a single frame.
         """
-        kept = bytes(frame)
-        key = flow_of(kept)
-        if not key:
-            self._dispatch(frame, segment)
+        kind, source = kind_of(frame)
+        if not self._admissions[kind].admit(source, self._clock()):
+            self._counters.drop(Drop.RATE)
             return
+        key = flow_of(frame)
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = deque()
-        size = len(kept)
+        size = len(frame)
         if (
             self.frames >= FRAMES_LIMIT
             or self._bytes + size > BYTES_LIMIT
@@ -109,18 +93,22 @@ class Backlog:
             if not group:
                 del self._groups[key]
             return
-        group.append((kept, segment))
+        group.append((bytes(frame), segment))
         self.frames += 1
         self._bytes += size
 
     def drain(self, deadline: float) -> None:
         """Dispatch frames until `deadline`, in seconds of the clock, at least one; ask for a step for the rest."""
         groups = self._groups
+        self.behind = False
         while groups:
             key, group = groups.popitem(last=False)
             try:
                 self._first(group)
                 while group and self._knows(group[0][0]):
+                    self.behind = self._clock() >= deadline
+                    if self.behind:
+                        break
                     self._first(group)
             except Exception:
                 self._again()
@@ -128,7 +116,9 @@ class Backlog:
             finally:
                 if group:
                     groups[key] = group
-            if groups and self._clock() >= deadline:
+                    if self.behind:
+                        groups.move_to_end(key, last=False)
+            if groups and (self.behind or self._clock() >= deadline):
                 self._again()
                 return
 
@@ -142,25 +132,10 @@ class Backlog:
             self._counters.drop(Drop.NO_GUEST, self.frames)
             self._groups.clear()
             self.frames = self._bytes = 0
+            self.behind = False
 
     def _first(self, group: deque[tuple[bytes, int]]) -> None:
         frame, segment = group.popleft()
         self.frames -= 1
         self._bytes -= len(frame)
         self._dispatch(memoryview(frame), segment)
-
-
-def flow_of(frame: bytes) -> bytes:
-    """Return the bytes that tell a frame's flow; empty for frames that must not wait (see this module's head)."""
-    kind = frame[_TYPE]
-    if kind == _IPV4:
-        if len(frame) < _FLOW4.stop or frame[_IP] != IPV4_VERSION_IHL:
-            return b""
-        if int.from_bytes(frame[_FRAGMENT], "big") & IPV4_FRAGMENT_MASK:
-            return b""
-        return frame[_PROTOCOL4 : _PROTOCOL4 + 1] + frame[_FLOW4]
-    if kind == _IPV6:
-        if len(frame) < _FLOW6.stop or frame[_PROTOCOL6] not in _PLAIN6:
-            return b""
-        return frame[_PROTOCOL6 : _PROTOCOL6 + 1] + frame[_FLOW6]
-    return kind

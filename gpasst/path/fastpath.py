@@ -131,9 +131,9 @@ class FastPath:
     def knows(self, frame: bytes) -> bool:
         """Return whether a frame, from its destination MAC address on, is UDP of a known peer.
 
-        :param frame: whole, without IP options, fragments or extension headers.
+        A first fragment of one is, too.
         """
         kind = frame[_TYPE]
         if kind == _IPV4:
-            return frame[_PROTOCOL4] == PROTOCOL_UDP and frame[_FLOW4] in self._down4
-        return kind == _IPV6 and frame[_PROTOCOL6] == PROTOCOL_UDP and frame[_FLOW6] in self._down6
+            return frame[_FLOW4] in self._down4 and frame[_PROTOCOL4] == PROTOCOL_UDP
+        return kind == _IPV6 and frame[_FLOW6] in self._down6 and frame[_PROTOCOL6] == PROTOCOL_UDP

@@ -92,6 +92,11 @@ class StreamReader:
         :raises LinkGone: if the guest has gone, and all frames that it sent before have been moved. Until they
             have, the socket stays readable, and its watcher calls again.
         """
+        if self._backlog.behind:
+            self._backlog.step()
+            if self._unread:
+                self._again()
+            return 0
         deadline = self._clock() + STEP_SECONDS
         moved = 0
         try:

@@ -86,6 +86,9 @@ class TapReader:
 
         :raises LinkGone: if the device is gone. The frames that were read before are moved, or in the backlog.
         """
+        if self._backlog.behind:
+            self._backlog.step()
+            return 0
         fd, counters, capture = self._tap.fd, self._counters, self._tap.capture
         vector = [self._buffer]
         readv = os.readv

@@ -9,17 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpasst.counters import Counters, Drop
-from gpasst.path.backlog import BYTES_LIMIT, FRAMES_LIMIT, GROUP_SHARE, Backlog, flow_of
+from gpasst.path.backlog import BYTES_LIMIT, FRAMES_LIMIT, GROUP_SHARE, Backlog
 from gpasst.path.budget import BACKLOG_SECONDS
+from gpasst.path.unknown import RATES, flow_of
 
 FOREVER = 1e9  # seconds
 MACS = bytes(12)
-UDP, TCP, ICMPV6, HOP_BY_HOP, FRAGMENT = 17, 6, 58, 0, 44
+UDP, TCP, ICMP, ICMPV6, HOP_BY_HOP, FRAGMENT = 17, 6, 1, 58, 0, 44
 
 
-def ip4(port: int, data: bytes = b"", protocol: int = UDP, first: int = 0x45, fragment: int = 0) -> bytes:
+def ip4(
+    port: int, data: bytes = b"", protocol: int = UDP, first: int = 0x45, fragment: int = 0, source: int = 0
+) -> bytes:
     head = bytes((first, 0, 0, 0, 0, 0, *fragment.to_bytes(2, "big"), 64, protocol, 0, 0))
-    return MACS + b"\x08\x00" + head + bytes(8) + port.to_bytes(2, "big") + bytes(2) + data
+    return MACS + b"\x08\x00" + head + source.to_bytes(4, "big") + bytes(4) + port.to_bytes(2, "big") + bytes(2) + data
 
 
 def ip6(port: int, data: bytes = b"", protocol: int = UDP) -> bytes:
@@ -49,10 +52,10 @@ class Case:
         self.segments.append(segment)
         self.time += self.cost
         if self.remembers:
-            self.known.add(flow_of(bytes(frame)))
+            self.known.add(flow_of(frame))
 
     def knows(self, frame: bytes) -> bool:
-        return flow_of(frame) in self.known
+        return flow_of(memoryview(frame)) in self.known
 
     def again(self) -> None:
         self.asked += 1
@@ -63,21 +66,14 @@ class Case:
 
 
 @pytest.mark.parametrize(
-    "frame", [ip4(1), ip4(1, protocol=TCP), ip6(1), ip6(1, protocol=ICMPV6), arp(), MACS + b"\xff\xff"]
-)
-def test_frames_that_may_set_up_state_wait(frame: bytes) -> None:
-    case = Case()
-    case.add(frame)
-    assert case.dispatched == []
-    assert case.backlog.frames == 1
-    case.backlog.drain(FOREVER)
-    assert case.dispatched == [frame]
-    assert case.backlog.frames == 0
-
-
-@pytest.mark.parametrize(
     "frame",
     [
+        ip4(1),
+        ip4(1, protocol=TCP),
+        ip6(1),
+        ip6(1, protocol=ICMPV6),
+        arp(),
+        MACS + b"\xff\xff",
         ip4(1, first=0x46),  # options
         ip4(1, fragment=0x2000),
         ip4(1, fragment=0x0001),
@@ -88,10 +84,22 @@ def test_frames_that_may_set_up_state_wait(frame: bytes) -> None:
         b"",
     ],
 )
-def test_frames_of_flows_that_may_be_known_do_not(frame: bytes) -> None:
+def test_every_frame_waits(frame: bytes) -> None:
     case = Case()
-    case.add(ip4(7), frame)
+    case.add(frame)
+    assert case.dispatched == []
+    assert case.backlog.frames == 1
+    case.backlog.drain(FOREVER)
     assert case.dispatched == [frame]
+    assert case.backlog.frames == 0
+
+
+def test_fragments_keep_their_order_among_themselves() -> None:
+    case = Case(remembers=False)
+    case.add(ip4(1, b"1", fragment=0x2000), ip4(2), ip4(3, b"2", fragment=0x0001), ip4(4, b"3", first=0x46))
+    case.backlog.drain(FOREVER)
+    assert [frame[-1:] for frame in case.dispatched if frame[-1:] in b"123"] == [b"1", b"2", b"3"]
+    assert case.dispatched.index(ip4(2)) == 1, "they take turns with others"
 
 
 def test_a_frame_is_copied_since_its_buffer_is_used_again() -> None:
@@ -116,9 +124,51 @@ def test_the_rest_of_a_flow_follows_its_first_frame_at_once() -> None:
     case = Case()
     case.cost = 1.0
     case.add(ip4(1, b"a"), ip4(2, b"x"), ip4(1, b"b"), ip4(1, b"c"))
-    case.backlog.drain(0.5)
+    case.backlog.drain(2.5)
     assert case.dispatched == [ip4(1, b"a"), ip4(1, b"b"), ip4(1, b"c")]
-    assert case.asked == 1
+    assert (case.asked, case.backlog.behind) == (1, False)
+
+
+def test_the_rest_of_a_flow_has_no_more_time_than_the_step() -> None:
+    """It comes first in the next one, and until then nothing may be read."""
+    case = Case()
+    case.cost = 1.0
+    case.add(ip4(1, b"a"), ip4(2, b"x"), ip4(1, b"b"), ip4(1, b"c"))
+    case.backlog.drain(0.5)
+    assert case.dispatched == [ip4(1, b"a")]
+    assert (case.asked, case.backlog.behind) == (1, True)
+    case.backlog.step()
+    assert case.dispatched[1:] == [ip4(1, b"b")]
+    assert (case.asked, case.backlog.behind) == (2, True)
+    case.backlog.drain(FOREVER)
+    assert case.dispatched[2:] == [ip4(1, b"c"), ip4(2, b"x")]
+    assert not case.backlog.behind
+
+
+def test_a_guest_that_has_gone_leaves_nothing_behind() -> None:
+    case = Case()
+    case.cost = 1.0
+    case.add(ip4(1, b"a"), ip4(1, b"b"))
+    case.backlog.drain(0.5)
+    case.backlog.clear()
+    assert not case.backlog.behind
+
+
+def test_what_exceeds_the_rate_of_a_source_is_dropped_whatever_the_room() -> None:
+    case = Case()
+    rate = RATES[0].burst
+    for port in range(1, rate + 6):
+        case.add(ip4(port))
+        case.backlog.drain(FOREVER)
+    assert len(case.dispatched) == rate
+    assert case.counters.drops == {Drop.RATE: 5}
+    case.add(ip4(9, source=1))
+    assert case.backlog.frames == 1, "another source has a rate of its own"
+    case.add(arp())
+    assert case.backlog.frames == 2, "and so has another kind"
+    case.time += 1.0
+    case.add(ip4(rate + 6))
+    assert case.backlog.frames == 3, "tokens come with the time"
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.sampled_from([4, 6])), max_size=30), st.integers(0, 5))
@@ -128,6 +178,8 @@ def test_order_within_a_flow_is_kept(flows: Sequence[tuple[int, int]], between: 
     case.cost = 1.0
     for number, (port, family) in enumerate(flows):
         frame = (ip4 if family == 4 else ip6)(port, bytes((number,)))
+        while case.backlog.behind:
+            case.backlog.step()
         if case.knows(frame):
             case.dispatch(memoryview(frame), 0)
         else:
@@ -137,8 +189,8 @@ def test_order_within_a_flow_is_kept(flows: Sequence[tuple[int, int]], between: 
     while case.backlog.frames:
         case.backlog.step()
     assert len(case.dispatched) == len(flows)
-    for flow in {flow_of(frame) for frame in case.dispatched}:
-        numbers = [frame[-1] for frame in case.dispatched if flow_of(frame) == flow]
+    for flow in {flow_of(memoryview(frame)) for frame in case.dispatched}:
+        numbers = [frame[-1] for frame in case.dispatched if flow_of(memoryview(frame)) == flow]
         assert numbers == sorted(numbers)
 
 
@@ -156,7 +208,7 @@ def test_a_step_ends_when_its_time_is_over_but_moves_one_frame() -> None:
 def test_one_flood_fills_only_its_share() -> None:
     case = Case(remembers=False)
     share = FRAMES_LIMIT // GROUP_SHARE
-    case.add(*[arp(b"flood")] * (share + 10))
+    case.add(*[ip4(9, b"flood")] * (share + 10))
     assert case.backlog.frames == share
     assert case.counters.drops == {Drop.BACKLOG: 10}
     case.add(ip4(1))
@@ -176,13 +228,14 @@ def test_large_frames_are_bounded_by_their_bytes() -> None:
 
 def test_no_more_frames_are_kept_than_the_limit() -> None:
     case = Case()
-    case.add(*(ip4(port) for port in range(1, FRAMES_LIMIT + 3)))
+    case.add(*(ip4(number, source=number // 2000) for number in range(1, FRAMES_LIMIT - 1)))
+    case.add(*(ip4(1, protocol=ICMP, source=source) for source in range(4)))
     assert case.backlog.frames == FRAMES_LIMIT
     assert case.counters.drops == {Drop.BACKLOG: 2}
     case.backlog.drain(FOREVER)
     assert len(case.dispatched) == FRAMES_LIMIT
     # There is room again.
-    case.add(ip4(60000))
+    case.add(arp())
     assert case.backlog.frames == 1
 
 

@@ -636,6 +636,20 @@ def test_what_a_gone_guest_left_is_moved_in_steps_that_end() -> None:
     assert case.payloads[-1] == b"0"
 
 
+def test_nothing_is_read_while_frames_wait_whose_flow_is_known_by_now() -> None:
+    """Those behind them would overtake them."""
+    case = Case()
+    for payload in (b"1", b"2", b"3"):
+        case.backlog.add(memoryview(udp(payload)), 0)
+    case.backlog.drain(0.0)
+    assert case.backlog.behind
+    case.link.socket = Guest(framed(udp(b"4")))
+    assert case.reader.step() == 0
+    assert not case.backlog.frames
+    assert case.reader.step() == 1
+    assert case.payloads == [b"1", b"2", b"3", b"4"]
+
+
 def test_a_flood_of_illegal_lengths_ends_with_the_step() -> None:
     case = Case()
     case.move(framed(udp(b"before")))

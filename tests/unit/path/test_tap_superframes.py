@@ -24,6 +24,7 @@ class Kept:
 
     def __init__(self) -> None:
         self.frames = 0
+        self.behind = False
         self.segments: list[int] = []
 
     def add(self, frame: memoryview, segment: int) -> None:
