@@ -3,8 +3,8 @@
     flooder.py KIND PORT            in a namespace: frames leave by a packet socket on the tap, a child process answers
     flooder.py KIND PORT PATH       a virtual machine on passt's UNIX socket: `BATCH` frames in each send
 
-Standard library only. It prints "ready" when the first question may come, and how many frames it sent at the end of
-its input.
+Standard library only. It prints "ready" when the first question may come, floods from the first line of its input on,
+and prints how many frames it sent when its input ends.
 """
 
 from __future__ import annotations
@@ -114,6 +114,7 @@ def on_tap(kind: str, port: int) -> int:
         while True:
             data, sender = server.recvfrom(100)
             server.sendto(data, sender)
+    sys.stdin.readline()
     out = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
     out.bind((INTERFACE, 0))
     number = 0
@@ -137,16 +138,21 @@ def on_stream(kind: str, port: int, path: str) -> int:
     sock.setblocking(False)
     poll = select.poll()
     poll.register(sys.stdin, select.POLLIN)
-    answers, waiting, pending, number = b"", b"", b"", 0
+    answers, waiting, pending, number, floods = b"", b"", b"", 0, False
     while True:
-        if not waiting:
+        if not waiting and not floods:
+            waiting, answers = answers, b""
+        elif not waiting:
             batch = list(itertools.islice(frames, BATCH))
             number += len(batch)
             waiting, answers = answers + b"".join(map(framed, batch)), b""
         poll.register(sock, select.POLLIN | (select.POLLOUT if waiting else 0))
         for fd, event in poll.poll():
             if fd != sock.fileno():
-                return number
+                if floods:
+                    return number
+                floods = bool(os.read(fd, 1))
+                continue
             if event & select.POLLIN:
                 pending += sock.recv(READ_BYTES)
                 found, pending = answered(pending, port)

@@ -2,8 +2,8 @@
 
 Theory of operation: for each kind of flood and each link one guest is opened in a fresh network namespace with a veth
 pair, and a port of it is forwarded. An outside client asks that port every 20 ms while the guest (`flooder.py`) floods
-its link as fast as it can. The guest is a namespace with a tap, or a program on the UNIX socket of passt mode. The log
-file of the proxy is counted, since a flood must not fill it.
+its link as fast as it can; the exchange is older than the flood. The guest is a namespace with a tap, or a program on
+the UNIX socket of passt mode. The log file of the proxy is counted, since a flood must not fill it.
 
 On the tap the flood stands in the one queue of the kernel (10000 frames) before the guest's answer; on the stream it
 stands in the socket's buffer.
@@ -32,7 +32,7 @@ LINKS = ("stream", "tap")
 PORT = 5000
 HOST, GATEWAY = "192.0.2.2", "192.0.2.1"
 HOST6, GATEWAY6 = "2001:db8::2", "2001:db8::1"
-INTERVAL_SECONDS = 0.02  # from one question to the next
+INTERVAL_SECONDS = 0.02  # from one answer to the next question
 TIMEOUT_SECONDS = 0.5
 WARM_SECONDS = 2.0  # of flood before the first question
 START_SECONDS = 10.0
@@ -88,6 +88,12 @@ class Case:
         self._programs.append(subprocess.Popen(command, env=environment, start_new_session=True, **pipes))
         return self._programs[-1]
 
+    def flood(self) -> None:
+        """Begin the flood."""
+        assert self._guest.stdin is not None
+        self._guest.stdin.write(b"\n")
+        self._guest.stdin.flush()
+
     def sent(self) -> int:
         """End the flood; return how many frames it was."""
         assert self._guest.stdin is not None and self._guest.stdout is not None
@@ -110,10 +116,12 @@ def measure(kind: str, link: str, seconds: float, package: str) -> dict[str, flo
     """Measure one kind of flood on one link for so many seconds; return the figures."""
     with tempfile.TemporaryDirectory() as folder, socket.socket(type=socket.SOCK_DGRAM) as client:
         case = Case(kind, link, package, Path(folder))
-        began = time.monotonic()
         try:
             client.settimeout(TIMEOUT_SECONDS)
             client.connect((HOST, PORT))
+            ask(client, INTERVAL_SECONDS)
+            case.flood()
+            began = time.monotonic()
             time.sleep(WARM_SECONDS)
             waits, lost = ask(client, seconds)
             rate = case.sent() / (time.monotonic() - began)

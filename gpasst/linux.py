@@ -116,12 +116,26 @@ IFF_VNET_HDR: Final = 0x4000
 IFF_TUN_EXCL: Final = 0x8000  # refuse a name that exists instead of attaching to it
 TUNSETIFF: Final = 0x000454CA  # _IOW('T', 202, int) without the bits of the direction, which architectures choose
 TUNSETOFFLOAD: Final = 0x000454D0  # _IOW('T', 208, unsigned int), likewise
+TUNATTACHFILTER: Final = 0x001054D5  # _IOW('T', 213, struct sock_fprog), likewise; Linux 2.6.34
+TUNDETACHFILTER: Final = 0x001054D6  # _IOW('T', 214, struct sock_fprog), likewise
 TUNSETVNETHDRSZ: Final = 0x000454D8  # _IOW('T', 216, int), likewise
 TUN_F_CSUM: Final = 0x01
 TUN_F_TSO4: Final = 0x02
 TUN_F_TSO6: Final = 0x04
 TUN_F_USO4: Final = 0x20  # Linux 6.2
 TUN_F_USO6: Final = 0x40  # Linux 6.2
+
+# Classic BPF (linux/filter.h, linux/bpf_common.h): instruction codes, and places beyond the packet.
+BPF_LD_WORD: Final = 0x20  # BPF_LD | BPF_W | BPF_ABS
+BPF_LD_HALF: Final = 0x28  # BPF_LD | BPF_H | BPF_ABS
+BPF_LD_BYTE: Final = 0x30  # BPF_LD | BPF_B | BPF_ABS
+BPF_JUMP: Final = 0x05  # BPF_JMP | BPF_JA
+BPF_JUMP_EQUAL: Final = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
+BPF_JUMP_SET: Final = 0x45  # BPF_JMP | BPF_JSET | BPF_K
+BPF_RETURN: Final = 0x06  # BPF_RET | BPF_K
+BPF_ALL: Final = 0xFFFFFFFF  # bytes of a packet that passes
+SKF_RANDOM: Final = 0xFFFFF000 + 56  # SKF_AD_OFF + SKF_AD_RANDOM; Linux 3.16
+BPF_MAXINSNS: Final = 4096
 
 # Timers (linux/time.h, include/linux/timerfd.h; Linux 2.6.25).
 CLOCK_MONOTONIC: Final = 1

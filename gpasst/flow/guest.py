@@ -32,6 +32,14 @@ class Guest:
                 family = family_network.family
                 self.addresses[family] = Addresses(family_network, link_local if family == V6 else None)
 
+    @property
+    def routers(self) -> frozenset[bytes]:
+        """The addresses that its gateway has as its neighbour, 4 or 16 bytes."""
+        networks = [addresses.network for addresses in self.addresses.values()]
+        return frozenset(
+            address for network in networks for address in (network.gateway, network.link_local) if address
+        )
+
     def learn_mac(self, mac: bytes) -> None:
         """Send frames to `mac`, 6 bytes, from now on."""
         if mac != self.mac:

@@ -42,8 +42,9 @@ from gpasst.values import check_interface, shown
 TUN_DEVICE = "/dev/net/tun"
 # struct virtio_net_hdr without its merged buffer count; bytes.
 VNET_HEADER_SIZE = 10
+
 # What _IOW adds: a few architectures code the direction differently (asm/ioctl.h).
-_WRITE = 0x80000000 if os.uname().machine.startswith(("ppc", "mips", "sparc", "alpha")) else 0x40000000
+IOC_WRITE = 0x80000000 if os.uname().machine.startswith(("ppc", "mips", "sparc", "alpha")) else 0x40000000
 
 OFFLOADS = {"csum": TUN_F_CSUM, "tso4": TUN_F_TSO4, "tso6": TUN_F_TSO6, "uso4": TUN_F_USO4, "uso6": TUN_F_USO6}
 OFFLOAD_SETS = (("csum", "tso4", "tso6", "uso4", "uso6"), ("csum", "tso4", "tso6"), ("csum",), ())
@@ -118,7 +119,7 @@ def attach(descriptor: int, ifname: str, offload: bool) -> Attached:
                 "name the user namespace the network namespace belongs to with --userns, or run as root",
             ) from None
         raise PlatformError(f"cannot make the tap device {ifname}: {error.strerror}", _LIMIT_REMEDY) from None
-    fcntl.ioctl(descriptor, _WRITE | TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER_SIZE))
+    fcntl.ioctl(descriptor, IOC_WRITE | TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER_SIZE))
     name = answer[:IFNAMSIZ].rstrip(b"\0").decode()
     return Attached(name, _set_offload(descriptor, offload), reused)
 
@@ -129,13 +130,13 @@ def _set_device(descriptor: int, ifname: str, exclusive: int) -> bytes:
     :raises OSError: EBUSY if the name is taken, or the device in use; EINVAL if it is of another kind.
     """
     flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | exclusive
-    return fcntl.ioctl(descriptor, _WRITE | TUNSETIFF, IFREQ.pack(ifname.encode(), flags))
+    return fcntl.ioctl(descriptor, IOC_WRITE | TUNSETIFF, IFREQ.pack(ifname.encode(), flags))
 
 
 def _set_offload(descriptor: int, wanted: bool) -> tuple[str, ...]:
     for names in OFFLOAD_SETS if wanted else OFFLOAD_SETS[-1:]:
         try:
-            fcntl.ioctl(descriptor, _WRITE | TUNSETOFFLOAD, sum(OFFLOADS[name] for name in names))
+            fcntl.ioctl(descriptor, IOC_WRITE | TUNSETOFFLOAD, sum(OFFLOADS[name] for name in names))
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise

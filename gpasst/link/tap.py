@@ -7,16 +7,24 @@ Where it does not, a run is written segment by segment, in the same order.
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import fcntl
 import os
+import struct
 
 from gpasst.counters import Counters, Drop
 from gpasst.formats import VIRTIO_NET_BLANK
+from gpasst.helper.tap import IOC_WRITE
 from gpasst.link.capture import Capture
 from gpasst.link.port import RunHeader
+from gpasst.linux import TUNATTACHFILTER, TUNDETACHFILTER
 
 # The tap driver takes any frame whose IP packet is legal; the largest has 65535 bytes of IPv6 payload.
 FRAME_BYTES = 65536 + 128
+SOCK_FILTER_BYTES = 8  # linux/filter.h
+
+_sock_fprog = struct.Struct("@HP").pack  # linux/filter.h: number of instructions, and where they are
 
 
 class Tap:
@@ -79,6 +87,16 @@ class Tap:
             self._lost(failure, 1)
         else:
             self._counters.frames_up += 1
+
+    def set_filter(self, program: bytes) -> None:
+        """Let the kernel run a classic BPF program over each frame of the guest, before the frame is queued.
+
+        :param program: an array of struct sock_filter; empty for none.
+        :raises OSError: if the kernel does not.
+        """
+        text = ctypes.create_string_buffer(program)
+        filters = _sock_fprog(len(program) // SOCK_FILTER_BYTES, ctypes.addressof(text))
+        fcntl.ioctl(self.fd, IOC_WRITE | (TUNATTACHFILTER if program else TUNDETACHFILTER), filters)
 
     def flush(self) -> None:
         """Do nothing: every frame has been written at once."""

@@ -6,8 +6,8 @@ be dispatched with the time that its step has left. What remains is dispatched i
 turns with all other work.
 
 1. What exceeds the rate of its kind and source is dropped before anything is made of it (`gpasst.path.unknown`).
-2. Frames are grouped by flow (`flow_of`). Groups take turns, one frame each, so that one flood does not delay other
-   newcomers.
+2. Frames are grouped by kind and flow (`flow_of`). Groups take turns, one frame each, so that one flood does not delay
+   other newcomers.
 3. Order within a flow is kept. Once a group's first frame has made its flow known, the next frame of that flow passes
    by here; so the rest of the group is dispatched at once. If the time is over before it is, the backlog is `behind`,
    and the reader reads nothing until it has caught up.
@@ -27,11 +27,13 @@ from collections.abc import Callable
 from gpasst.counters import Counters, Drop
 from gpasst.flow.admission import Admission
 from gpasst.path.budget import BACKLOG_SECONDS
-from gpasst.path.unknown import RATES, flow_of, kind_of
+from gpasst.path.unknown import FLOW, RATES, flow_of, kind_of, source_port
 
 FRAMES_LIMIT = 8192
 BYTES_LIMIT = 8 << 20
 GROUP_SHARE = 8  # of these limits, the part that one group may fill
+FRAMES_PER_LOOK = 64  # at the port
+PORTS_KEPT = 64
 
 # Dispatches a frame of the guest: the frame, and payload bytes of each segment of a superframe, 0 for a single frame.
 DispatchFrame = Callable[[memoryview, int], None]
@@ -45,7 +47,10 @@ class Backlog:
     :param again: asks for a call of `step` soon; more calls before it do nothing.
     :param counters: where drops are counted.
     :param clock: returns seconds, for the budget of a step and for the rates.
+    :param routers: addresses of the guest's gateway.
     :ivar frames: how many frames wait.
+    :ivar seen: how many frames of each kind came.
+    :ivar refused_ports: source ports of UDP and TCP that exceeded the rate lately; of one frame in `FRAMES_PER_LOOK`.
     :ivar behind: whether frames wait whose flow is known already, so that none may be read before they are dispatched.
     """
 
@@ -56,13 +61,17 @@ class Backlog:
         again: Callable[[], None],
         counters: Counters,
         clock: Callable[[], float] = time.perf_counter,
+        routers: frozenset[bytes] = frozenset(),
     ) -> None:
         self._dispatch = dispatch
         self._knows = knows
         self._again = again
         self._counters = counters
+        self._routers = routers
         self._clock = clock
         self._groups: OrderedDict[bytes, deque[tuple[bytes, int]]] = OrderedDict()
+        self.seen = [0] * len(RATES)
+        self.refused_ports: deque[int] = deque(maxlen=PORTS_KEPT)
         self._admissions = [Admission(rate) for rate in RATES]
         self.frames = 0
         self.behind = False
@@ -74,11 +83,14 @@ class Backlog:
         :param frame: from the destination MAC address on; copied.
         :param segment: payload bytes of each segment of a superframe, 0 for a single frame.
         """
-        kind, source = kind_of(frame)
+        kind, source = kind_of(frame, self._routers)
+        self.seen[kind] += 1
         if not self._admissions[kind].admit(source, self._clock()):
             self._counters.drop(Drop.RATE)
+            if kind == FLOW and not self.seen[kind] % FRAMES_PER_LOOK:
+                self.refused_ports.append(source_port(frame))
             return
-        key = flow_of(frame)
+        key = bytes((kind,)) + flow_of(frame)
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = deque()

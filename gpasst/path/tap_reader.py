@@ -95,7 +95,9 @@ class TapReader:
         # Looking for a second frame costs a system call. Where there was none for a while it is left to the watcher,
         # which calls again at once if there is one, but for now and then.
         single = self._single
-        budget = 1 if single > SINGLE_STEPS and single % SINGLE_CHECK else FRAMES_PER_STEP
+        # While others wait in the backlog, that call is the lesser cost.
+        alone = single > SINGLE_STEPS and single % SINGLE_CHECK and not self._backlog.frames
+        budget = 1 if alone else FRAMES_PER_STEP
         if budget == 1:
             self._last = None
         read = size = 0

@@ -13,6 +13,7 @@ import struct
 from gpasst.codec import Codec
 from gpasst.flow.admission import Rate
 from gpasst.formats import (
+    ARP_CODEC,
     ETHERNET_CODEC,
     ETHERTYPE_ARP,
     ETHERTYPE_IPV4,
@@ -21,6 +22,7 @@ from gpasst.formats import (
     IPV4_FRAGMENT_MASK,
     IPV4_VERSION_IHL,
     IPV6_CODEC,
+    NDP_SOLICITATION_CODEC,
     PROTOCOL_ICMP,
     PROTOCOL_ICMPV6,
     PROTOCOL_TCP,
@@ -32,17 +34,30 @@ from gpasst.formats import (
 from gpasst.packet.dhcp_formats import DHCP_SERVER_PORT, DHCPV6_SERVER_PORT
 from gpasst.services.ndp import TYPES as _NDP_TYPES
 
-_FLOW, _ECHO, _ARP, _NDP, _DHCP, _PART, _OTHER = range(7)
+FLOW, ECHO, ROUTER, ARP, NDP, DHCP, PART, OTHER = range(8)  # kinds
 
+KINDS = (
+    "new flows",
+    "ICMP",
+    "requests for the gateway",
+    "ARP",
+    "neighbour discovery",
+    "DHCP",
+    "fragments and options",
+    "other frames",
+)  # their names
 # By kind.
 RATES = (
     Rate(4096, 4000),  # UDP and TCP: each may set up state
     Rate(4096, 4000),  # echo requests and other ICMP
+    # ARP and solicitations for the gateway, without which a guest cannot send anything: apart from the others, whose
+    # flood would end all flows. Any answer serves the guest as well as that to its own request.
+    Rate(256, 500),
     Rate(1024, 2000),  # ARP
     Rate(1024, 2000),  # neighbour and router discovery
     Rate(128, 100),  # DHCP and DHCPv6
     # Fragments, and packets with IP options or extension headers: ordinary flows may have nothing else.
-    Rate(8192, 20000),
+    Rate(8192, 10000),
     Rate(1024, 2000),  # everything else
 )
 
@@ -57,9 +72,13 @@ _ADDRESSES4 = slice(_IP + IPV4_CODEC.offset("source"), _IP + IPV4_CODEC.size)
 _ADDRESSES6 = slice(_IP + IPV6_CODEC.offset("source"), _IP + IPV6_CODEC.size)
 _PORTS_BYTES = 4
 _FLOW4, _FLOW6 = (slice(part.start, part.stop + _PORTS_BYTES) for part in (_ADDRESSES4, _ADDRESSES6))
-_KINDS4 = {PROTOCOL_UDP: _FLOW, PROTOCOL_TCP: _FLOW, PROTOCOL_ICMP: _ECHO}
-_KINDS6 = {PROTOCOL_UDP: _FLOW, PROTOCOL_TCP: _FLOW, PROTOCOL_ICMPV6: _ECHO}  # others may be extensions
+_KINDS4 = {PROTOCOL_UDP: FLOW, PROTOCOL_TCP: FLOW, PROTOCOL_ICMP: ECHO}
+_KINDS6 = {PROTOCOL_UDP: FLOW, PROTOCOL_TCP: FLOW, PROTOCOL_ICMPV6: ECHO}  # others may be extensions
 _ICMP_TYPE_SHIFT = 8  # of the type, which is the first half of what other protocols have as source port
+ARP_TARGET = slice(_IP + ARP_CODEC.offset("target_ip"), _IP + ARP_CODEC.size)
+NDP_TARGET = slice(
+    _ADDRESSES6.stop + NDP_SOLICITATION_CODEC.offset("target"), _ADDRESSES6.stop + NDP_SOLICITATION_CODEC.size
+)
 HEAD_BYTES = _FLOW6.stop  # of a frame, by which its flow is known
 
 
@@ -82,31 +101,32 @@ _pick4 = _picker(
 _pick6 = _picker(UDP6, "ethernet.source", "ip.next_header", "ip.source", "udp.source", "udp.destination").unpack_from
 
 
-def kind_of(frame: memoryview) -> tuple[int, bytes]:
+def kind_of(frame: memoryview, routers: frozenset[bytes]) -> tuple[int, bytes]:
     """Return the kind of a frame, an index of `RATES`, and the address that its rate is counted by.
 
     :param frame: from the destination MAC address on.
+    :param routers: addresses of the gateway.
     """
     size = len(frame)
     if size < _FLOW4.stop:
-        return _OTHER, b""
+        return OTHER, b""
     mac, ethertype, version, fragment, protocol, source, port = _pick4(frame)
     if ethertype == ETHERTYPE_IPV4:
         if version != IPV4_VERSION_IHL or fragment & IPV4_FRAGMENT_MASK:
-            return _PART, source
+            return PART, source
         if port == DHCP_SERVER_PORT and protocol == PROTOCOL_UDP:
-            return _DHCP, mac
-        return _KINDS4.get(protocol, _OTHER), source
+            return DHCP, mac
+        return _KINDS4.get(protocol, OTHER), source
     if ethertype == ETHERTYPE_ARP:
-        return _ARP, mac
+        return ROUTER if frame[ARP_TARGET].tobytes() in routers else ARP, mac
     if ethertype != ETHERTYPE_IPV6 or size < HEAD_BYTES:
-        return _OTHER, mac
+        return OTHER, mac
     mac, protocol, source, first, port = _pick6(frame)
     if protocol == PROTOCOL_ICMPV6 and first >> _ICMP_TYPE_SHIFT in _NDP_TYPES:
-        return _NDP, mac
+        return ROUTER if frame[NDP_TARGET].tobytes() in routers else NDP, mac
     if port == DHCPV6_SERVER_PORT and protocol == PROTOCOL_UDP:
-        return _DHCP, mac
-    return _KINDS6.get(protocol, _PART), source
+        return DHCP, mac
+    return _KINDS6.get(protocol, PART), source
 
 
 def flow_of(frame: memoryview) -> bytes:
@@ -127,3 +147,8 @@ def flow_of(frame: memoryview) -> bytes:
         protocol = head[_PROTOCOL6]
         return protocol + head[_FLOW6 if protocol[0] in _KINDS6 else _ADDRESSES6]
     return ethertype
+
+
+def source_port(frame: memoryview) -> int:
+    """Return the source port of a frame of kind `FLOW`."""
+    return int.from_bytes(flow_of(frame)[-_PORTS_BYTES : -_PORTS_BYTES // 2], "big")

@@ -45,6 +45,7 @@ from gpasst.path.icmp_to_sender import IcmpToSender
 from gpasst.path.ping_sockets import PingSockets
 from gpasst.path.service_handlers import ServiceHandlers, disabled
 from gpasst.path.stream_reader import StreamReader
+from gpasst.path.tap_filter import TapFilter
 from gpasst.path.tap_reader import TapReader
 from gpasst.path.udp_sockets import MappingSockets, UdpSockets
 from gpasst.path.udp_splice import UdpSplice
@@ -107,12 +108,14 @@ class Inside:
     :ivar pings: echo.
     :ivar advertiser: frames that nobody asked for.
     :ivar session: the guests of a stream, None for a tap.
+    :ivar tap_filter: lets the kernel sample floods of a tap, None for a stream.
     """
 
     dispatch: Dispatch
     pings: PingSockets
     advertiser: Advertiser
     session: GuestSession | None
+    tap_filter: TapFilter | None
 
 
 def build_base(
@@ -289,11 +292,12 @@ def build_inside(
     table = _handlers(base, udp, pings, handlers)
     dispatch = Dispatch(base.guest, handlers.arp, table, counters, base.clock.now)
     fastpath = FastPath({} if config.no_udp else udp.nat.tables)
-    backlog = Backlog(dispatch.frame, fastpath.knows, lambda: backlog_step.ask(), counters)
+    backlog = Backlog(dispatch.frame, fastpath.knows, lambda: backlog_step.ask(), counters, routers=base.guest.routers)
     backlog_step = watchers.repeat(watchers.worker(backlog.step, conversational=False))
     advertiser = Advertiser(link, base.guest, router, counters, base.clock.now)
-    session = None
+    session = tap_filter = None
     if isinstance(link, Tap):
+        tap_filter = TapFilter(link, backlog, counters, base.guest.routers, udp.nat.active_ports)
         tap_reader = TapReader(link, fastpath, udp, icmp, backlog, counters, base.features)
         _watch_tap(watchers, link, tap_reader, ended)
     else:
@@ -313,7 +317,7 @@ def build_inside(
         )
         worker = watchers.worker(session.step)
         session_step = watchers.repeat(worker)
-    return Inside(dispatch, pings, advertiser, session)
+    return Inside(dispatch, pings, advertiser, session, tap_filter)
 
 
 def _handlers(

@@ -121,6 +121,8 @@ class Proxy:
         if link and handlers:
             self._inside = build_inside(base, link, self.udp, icmp, handlers, router, end, self.finished.set)
             closing(self._inside.pings.close)
+            if self._inside.tap_filter:
+                closing(self._inside.tap_filter.close)
         self._timers = timers = Timers(base.watchers, self.clock.precise)
         closing(timers.close)
         self.forwarder.open()
@@ -142,6 +144,8 @@ class Proxy:
             pings = inside.pings
             tables.append(lambda now, timeout: pings.scan(now))
             seconds += inside.dispatch.scan, inside.advertiser.scan
+            if tap_filter := inside.tap_filter:
+                seconds.append(tap_filter.scan)
             if session := inside.session:
                 seconds.append(lambda now: session.scan())
         seconds.append(self._drop_log.write)

@@ -230,6 +230,10 @@ class Table:
         """Return how long ago `peer` was last found active."""
         return self.ages.idle_seconds(peer)
 
+    def active(self, peer: Peer) -> bool:
+        """Return whether `peer` was active since the scan before the last."""
+        return bool(self.activity[peer.byte] & peer.bit) or not self.ages.idle_seconds(peer)
+
     def add(self, peer: Peer, up_key: bytes) -> list[UdpSocket]:
         """Enter a new peer under its keys.
 

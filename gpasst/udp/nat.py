@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Protocol
 
 from gpasst.counters import Drop
@@ -31,6 +32,8 @@ from gpasst.flow.translation import Target
 from gpasst.packet.address import UNSPECIFIED
 from gpasst.udp.header import Header
 from gpasst.udp.mapping import Listener, Mapping, Peer, Table, UdpSocket, down_key
+
+PEERS_LOOKED_AT = 1024  # in half a millisecond
 
 # Returns the raw sender key under which datagrams of (family, address, port, scope) arrive.
 SenderKey = Callable[[int, bytes, int, int], bytes]
@@ -158,6 +161,18 @@ class UdpNat:
         closing = table.evict()
         self._close_all(closing)
         return bool(closing)
+
+    def active_ports(self, most: int) -> list[int]:
+        """Return ports of the guest that are forwarded or have active flows, the oldest flows first.
+
+        :param most: how many at most; `PEERS_LOOKED_AT` peers of each family are looked at.
+        """
+        ports = dict.fromkeys(port for _, port in islice(self._general, most))
+        for table in self.tables.values():
+            for peer in islice(table.down.values(), PEERS_LOOKED_AT):
+                if table.active(peer):
+                    ports[peer.mapping.port] = None
+        return list(ports)[:most]
 
     def listen(self, listener: Listener) -> None:
         """Take note of a new listener; it stays its owner's to close."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gpasst.counters import Counters, Drop
 from gpasst.path.backlog import BYTES_LIMIT, FRAMES_LIMIT, GROUP_SHARE, Backlog
 from gpasst.path.budget import BACKLOG_SECONDS
-from gpasst.path.unknown import RATES, flow_of
+from gpasst.path.unknown import ARP, FLOW, RATES, flow_of
 
 FOREVER = 1e9  # seconds
 MACS = bytes(12)
@@ -156,7 +156,7 @@ def test_a_guest_that_has_gone_leaves_nothing_behind() -> None:
 
 def test_what_exceeds_the_rate_of_a_source_is_dropped_whatever_the_room() -> None:
     case = Case()
-    rate = RATES[0].burst
+    rate = RATES[FLOW].burst
     for port in range(1, rate + 6):
         case.add(ip4(port))
         case.backlog.drain(FOREVER)
@@ -269,3 +269,11 @@ def test_frames_of_a_guest_that_has_gone_are_counted() -> None:
     assert case.counters.drops == {Drop.NO_GUEST: 2}
     case.backlog.drain(FOREVER)
     assert case.dispatched == []
+
+
+def test_frames_are_counted_by_kind_and_refused_ones_show_their_port() -> None:
+    case = Case()
+    burst = RATES[FLOW].burst
+    case.add(*[ip4(9, protocol=TCP)] * (2 * burst), arp(bytes(28)))
+    assert (case.backlog.seen[FLOW], case.backlog.seen[ARP]) == (2 * burst, 1)
+    assert set(case.backlog.refused_ports) == {9}

@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpasst.path.unknown import RATES, flow_of, kind_of
+from gpasst.path.unknown import ARP, DHCP, ECHO, FLOW, NDP, OTHER, PART, RATES, ROUTER, flow_of, kind_of, source_port
 
-FLOW, ECHO, ARP, NDP, DHCP, PART, OTHER = range(len(RATES))
 MAC = bytes.fromhex("525400123456")
 SOURCE4, TARGET4 = bytes((192, 0, 2, 2)), bytes((198, 51, 100, 9))
 SOURCE6, TARGET6 = bytes(15) + b"\x02", bytes(15) + b"\x09"
+GATEWAY4, GATEWAY6 = bytes((192, 0, 2, 1)), bytes.fromhex("fe80") + bytes(13) + b"\x01"
+ROUTERS = frozenset((GATEWAY4, GATEWAY6))
 PORTS = bytes.fromhex("80e80035")
 
 
@@ -38,6 +39,9 @@ def other(ethertype: bytes, size: int = 28) -> bytes:
         (ip4(1), ECHO, SOURCE4),
         (ip6(58, bytes((128, 0, 0, 0))), ECHO, SOURCE6),
         (other(b"\x08\x06"), ARP, MAC),
+        (other(b"\x08\x06", 24) + GATEWAY4, ROUTER, MAC),
+        (ip6(58, b"\x87" + bytes(7) + GATEWAY6), ROUTER, MAC),
+        (ip6(58, b"\x80" + bytes(7) + GATEWAY6), ECHO, SOURCE6),
         *((ip6(58, bytes((message, 0, 0, 0))), NDP, MAC) for message in (133, 134, 135, 136)),
         (ip4(17, bytes.fromhex("00440043")), DHCP, MAC),
         (ip6(17, bytes.fromhex("02220223")), DHCP, MAC),
@@ -57,7 +61,7 @@ def other(ethertype: bytes, size: int = 28) -> bytes:
     ],
 )
 def test_kind_and_source(frame: bytes, kind: int, source: bytes) -> None:
-    assert kind_of(memoryview(frame)) == (kind, source)
+    assert kind_of(memoryview(frame), ROUTERS) == (kind, source)
 
 
 def test_flows_differ_by_protocol_addresses_and_ports() -> None:
@@ -79,8 +83,13 @@ def test_parts_are_known_by_their_addresses(one: bytes, two: bytes) -> None:
     assert flow_of(memoryview(one)) == flow_of(memoryview(two))
 
 
+@pytest.mark.parametrize("frame", [ip4(17), ip4(6), ip6(17), ip6(6)])
+def test_source_port(frame: bytes) -> None:
+    assert source_port(memoryview(frame)) == 0x80E8
+
+
 @given(st.binary(max_size=80), st.sampled_from([b"\x08\x00", b"\x86\xdd", b"\x08\x06"]))
 def test_hostile_frames_have_a_kind_and_a_flow(data: bytes, ethertype: bytes) -> None:
     frame = memoryview((bytes(12) + ethertype + data)[: len(data)])
-    assert 0 <= kind_of(frame)[0] < len(RATES)
+    assert 0 <= kind_of(frame, ROUTERS)[0] < len(RATES)
     assert isinstance(flow_of(frame), bytes)

@@ -545,3 +545,18 @@ def test_a_peer_that_has_expired_while_its_listener_retires_is_passed_over() -> 
     next(pieces)
     sum(host.path.scan(2000, TIMEOUT))
     assert list(pieces) == []
+
+
+def test_active_ports_are_those_of_forwards_and_of_flows_that_move() -> None:
+    host = Host()
+    host.listen(5000, 5001)
+    for port in (33001, 33002, 33003):
+        host.down(port, SERVER4, 53)
+    assert host.path.active_ports(10) == [5001, 33001, 33002, 33003], "new ones count as active"
+    assert host.path.active_ports(2) == [5001, 33001]
+    list(host.path.scan(1010, TIMEOUT))
+    assert host.path.active_ports(10) == [5001]
+    table = host.path.tables[4]
+    peer = host.down(33002, SERVER4, 53)
+    table.activity[peer.byte] |= peer.bit
+    assert host.path.active_ports(10) == [5001, 33002]

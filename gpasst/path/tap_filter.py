@@ -1,0 +1,102 @@
+"""What the kernel drops of a flood before it enters the tap's queue.
+
+Theory of operation: a flood stands in the one queue of the tap before the frames of all flows. Dropping its frames as
+they are read costs 2 to 3 us each, and where the guest sends faster than that, the queue is always full and the kernel
+drops frames of every flow alike. So the kernel is asked to drop most of the flood where the guest sends it: once a
+second, those kinds are sampled (`gpasst.path.filter_program`) of which more than `FLOOD_PER_SECOND` frames came, and
+more than twice the rate that is admitted. The sample shows whether the flood goes on.
+
+1. UDP and TCP are sampled only where most frames of the guest belong to no known flow. Those ports of the guest pass
+   whole that are forwarded or have active flows, the oldest first, but for ports that the refused frames came from.
+2. The kernel counts what it drops, in the device's own counters (``ip -s link``: TX dropped).
+
+NOTE: a tap that outlives its owner keeps the filter, and cannot be opened again with one (tun_attach of Linux reads the
+program where the former owner had it). So `close` takes it off.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from gpasst.counters import Counters
+from gpasst.link.tap import Tap
+from gpasst.path.backlog import Backlog
+from gpasst.path.filter_program import PORTS_LIMIT, SAMPLED, program
+from gpasst.path.unknown import FLOW, KINDS, RATES
+
+FLOOD_PER_SECOND = 10000  # frames of one kind
+
+log = logging.getLogger(__name__)
+
+
+class TapFilter:
+    """Lets the kernel sample what a guest floods its tap with.
+
+    :param tap: the tap.
+    :param backlog: counts frames of no known flow.
+    :param counters: count the frames of the guest.
+    :param routers: addresses of the guest's gateway.
+    :param ports: returns the guest's ports with flows that should not suffer, at most so many.
+    """
+
+    def __init__(
+        self,
+        tap: Tap,
+        backlog: Backlog,
+        counters: Counters,
+        routers: frozenset[bytes],
+        ports: Callable[[int], Iterable[int]],
+    ) -> None:
+        self._tap = tap
+        self._backlog = backlog
+        self._routers = routers
+        self._ports = ports
+        self._counters = counters
+        self._seen = list(backlog.seen)
+        self._read = counters.frames_down
+        self._kinds: frozenset[int] = frozenset()
+        self._program = b""
+        self._usable = True
+
+    def scan(self, now: int) -> None:
+        """Sample what was flooded in the second before `now`, and nothing else."""
+        del now
+        seen, read = list(self._backlog.seen), self._counters.frames_down
+        fresh = [count - before for count, before in zip(seen, self._seen, strict=True)]
+        others = read - self._read - fresh[FLOW]
+        self._seen, self._read = seen, read
+        sent = [count * (SAMPLED if kind in self._kinds else 1) for kind, count in enumerate(fresh)]
+        kinds = {kind for kind, rate in enumerate(RATES) if sent[kind] > max(FLOOD_PER_SECOND, 2 * rate.per_second)}
+        if sent[FLOW] <= others:
+            kinds.discard(FLOW)
+        self._apply(frozenset(kinds), self._spared() if FLOW in kinds else [])
+
+    def close(self) -> None:
+        """Sample nothing more; more calls do nothing."""
+        self._apply(frozenset(), [])
+
+    def _spared(self) -> list[int]:
+        """Return the ports whose UDP and TCP pass whole."""
+        senders = Counter(self._backlog.refused_ports)
+        return [port for port in self._ports(PORTS_LIMIT) if senders[port] <= 1]
+
+    def _apply(self, kinds: frozenset[int], ports: list[int]) -> None:
+        wanted = program(kinds, ports, self._routers) if kinds else b""
+        if wanted == self._program or not self._usable:
+            return
+        try:
+            self._tap.set_filter(wanted)
+        except OSError as error:
+            self._usable = False
+            log.info("the kernel does not sample floods: %s", error.strerror)
+            return
+        self._program = wanted
+        if kinds != self._kinds:
+            self._kinds = kinds
+            names = ", ".join(KINDS[kind] for kind in sorted(kinds))
+            if names:
+                log.info("the guest floods: the kernel drops %d of %d frames: %s", SAMPLED - 1, SAMPLED, names)
+            else:
+                log.info("the guest no longer floods")
