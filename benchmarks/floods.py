@@ -65,6 +65,7 @@ class Case:
 
     def __init__(self, kind: str, link: str, package: str, folder: Path) -> None:
         self.log = folder / "log"
+        self._package = package  # what -m looks at first
         self._programs: list[subprocess.Popen[bytes]] = []
         options = ["--runas", "root", "--log-file", str(self.log), "-u", str(PORT)]
         gpasst = [sys.executable, "-m", "gpasst"]
@@ -85,7 +86,9 @@ class Case:
 
     def _start(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._programs.append(subprocess.Popen(command, env=environment, start_new_session=True, **pipes))
+        self._programs.append(
+            subprocess.Popen(command, cwd=self._package, env=environment, start_new_session=True, **pipes)
+        )
         return self._programs[-1]
 
     def flood(self) -> None:
