@@ -21,6 +21,10 @@ class Feature(Enum):
     """Superframes on the tap, in both directions (TUN_F_USO4 and TUN_F_USO6, Linux 6.2)."""
     JOIN = "join"
     """Equal frames that are read from the link one by one become one send; needs GSO."""
+    TSO = "tso"
+    """Superframes of TCP on the tap, in both directions (TUN_F_TSO4 and TUN_F_TSO6)."""
+    PEEK = "peek"
+    """SO_PEEK_OFF of TCP sockets: a peek begins behind what was peeked before (Linux 6.9)."""
 
 
 ALL = frozenset(Feature)

@@ -156,15 +156,23 @@ NDP_OPTION_DNSSL = 31
 NDP_INFINITE = 0xFFFFFFFF
 """Lifetime, in seconds, that stands for infinity (RFC 4861, section 4.6.2)."""
 
-# TCP flags (RFC 9293 section 3.1).
+# TCP flags and options (RFC 9293 section 3.1, section 3.2; RFC 7323 section 2.2).
 TCP_FIN = 0x01
 TCP_SYN = 0x02
 TCP_RST = 0x04
+TCP_PSH = 0x08
 TCP_ACK = 0x10
+TCP_OPTION_END = 0
+TCP_OPTION_NOP = 1
+TCP_OPTION_MSS = 2
+TCP_OPTION_WINDOW_SCALE = 3
 
 # linux/virtio_net.h
 VIRTIO_NET_HDR_F_NEEDS_CSUM = 1
 VIRTIO_NET_HDR_GSO_NONE = 0
+VIRTIO_NET_HDR_GSO_TCPV4 = 1
+VIRTIO_NET_HDR_GSO_TCPV6 = 4
+VIRTIO_NET_HDR_GSO_ECN = 0x80  # beside either of these
 VIRTIO_NET_HDR_GSO_UDP_L4 = 5
 
 PCAP_MAGIC = 0xA1B2C3D4
@@ -291,6 +299,17 @@ TCP = Header(
     "urgent" / _zero(Int16ub),
 )
 """TCP header without options, 20 bytes (RFC 9293 section 3.1); `data_offset` counts 4-byte words."""
+
+TCP_SYN_OPTIONS = Header(
+    "mss_kind" / Default(Int8ub, TCP_OPTION_MSS),
+    "mss_length" / Default(Int8ub, 4),
+    "mss" / Int16ub,
+    "padding" / Default(Int8ub, TCP_OPTION_NOP),
+    "scale_kind" / Default(Int8ub, TCP_OPTION_WINDOW_SCALE),
+    "scale_length" / Default(Int8ub, 3),
+    "scale" / Int8ub,
+)
+"""The options of a SYN that gpasst sends, 8 bytes: maximum segment size in bytes, and window scale."""
 
 # --- ICMP ---------------------------------------------------------------------------------------------------
 
@@ -523,6 +542,12 @@ UDP4_FRAME = Struct("virtio" / VIRTIO_NET, "ethernet" / ETHERNET, "ip" / IPV4, "
 UDP6_FRAME = Struct("virtio" / VIRTIO_NET, "ethernet" / ETHERNET, "ip" / IPV6, "udp" / UDP)
 """The headers of a UDP datagram over IPv6 on the tap, 72 bytes."""
 
+TCP4_FRAME = Struct("virtio" / VIRTIO_NET, "ethernet" / ETHERNET, "ip" / IPV4, "tcp" / TCP)
+"""The headers of a TCP segment over IPv4 on the tap, 64 bytes."""
+
+TCP6_FRAME = Struct("virtio" / VIRTIO_NET, "ethernet" / ETHERNET, "ip" / IPV6, "tcp" / TCP)
+"""The headers of a TCP segment over IPv6 on the tap, 84 bytes."""
+
 # --- The fast forms -----------------------------------------------------------------------------------------
 
 ETHERNET_CODEC = Codec(ETHERNET, "ETHERNET")
@@ -534,6 +559,7 @@ IPV6_EXTENSION_CODEC = Codec(IPV6_EXTENSION, "IPV6_EXTENSION")
 IPV6_FRAGMENT_CODEC = Codec(IPV6_FRAGMENT, "IPV6_FRAGMENT")
 UDP_CODEC = Codec(UDP, "UDP")
 TCP_CODEC = Codec(TCP, "TCP")
+TCP_SYN_OPTIONS_CODEC = Codec(TCP_SYN_OPTIONS, "TCP_SYN_OPTIONS")
 ICMP_CODEC = Codec(ICMP, "ICMP")
 ECHO_CODEC = Codec(ECHO, "ECHO")
 ICMP_ERROR_CODEC = Codec(ICMP_ERROR, "ICMP_ERROR")
@@ -546,6 +572,8 @@ PCAP_FILE_CODEC = Codec(PCAP_FILE, "PCAP_FILE")
 PCAP_RECORD_CODEC = Codec(PCAP_RECORD, "PCAP_RECORD")
 UDP4 = Codec(UDP4_FRAME, "UDP4_FRAME")
 UDP6 = Codec(UDP6_FRAME, "UDP6_FRAME")
+TCP4 = Codec(TCP4_FRAME, "TCP4_FRAME")
+TCP6 = Codec(TCP6_FRAME, "TCP6_FRAME")
 
 # --- Framing of the links -----------------------------------------------------------------------------------
 

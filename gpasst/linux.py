@@ -24,6 +24,7 @@ SOCK_RAW: Final = 3
 SOL_SOCKET: Final = 1
 IPPROTO_IP: Final = 0
 IPPROTO_ICMP: Final = 1
+IPPROTO_TCP: Final = 6
 SOL_UDP: Final = 17
 IPPROTO_IPV6: Final = 41
 IPPROTO_ICMPV6: Final = 58
@@ -31,13 +32,18 @@ SOL_RAW: Final = 255
 
 # Options of level SOL_SOCKET (asm-generic/socket.h).
 SO_REUSEADDR: Final = 2
+SO_ERROR: Final = 4
 SO_SNDBUF: Final = 7
 SO_RCVBUF: Final = 8
+SO_KEEPALIVE: Final = 9
+SO_OOBINLINE: Final = 10
+SO_LINGER: Final = 13
 SO_REUSEPORT: Final = 15  # Linux 3.9
 SO_PEERCRED: Final = 17
 SO_BINDTODEVICE: Final = 25
 SO_SNDBUFFORCE: Final = 32
 SO_RCVBUFFORCE: Final = 33
+SO_PEEK_OFF: Final = 42  # Linux 3.4; for TCP 6.9
 
 # Options and control messages of level IPPROTO_IP (linux/in.h).
 IP_TOS: Final = 1
@@ -66,12 +72,16 @@ IPV6_FREEBIND: Final = 78
 UDP_SEGMENT: Final = 103  # Linux 4.18
 UDP_GRO: Final = 104  # Linux 5.0
 
+# Options of level IPPROTO_TCP (linux/tcp.h).
+TCP_NODELAY: Final = 1
+
 # Options of raw ICMP sockets: a set bit filters a type out.
 ICMP_FILTER: Final = 1  # linux/icmp.h, level SOL_RAW
 ICMPV6_FILTER: Final = 1  # RFC 3542, section 3.2; level IPPROTO_ICMPV6
 
 # Flags of send and receive (linux/socket.h).
 MSG_PEEK: Final = 0x2
+MSG_TRUNC: Final = 0x20
 MSG_DONTWAIT: Final = 0x40
 MSG_ERRQUEUE: Final = 0x2000
 MSG_NOSIGNAL: Final = 0x4000
@@ -136,6 +146,17 @@ BPF_RETURN: Final = 0x06  # BPF_RET | BPF_K
 BPF_ALL: Final = 0xFFFFFFFF  # bytes of a packet that passes
 SKF_RANDOM: Final = 0xFFFFF000 + 56  # SKF_AD_OFF + SKF_AD_RANDOM; Linux 3.16
 BPF_MAXINSNS: Final = 4096
+
+# Directions of shutdown (linux/net.h).
+SHUT_WR: Final = 1
+
+# epoll (linux/eventpoll.h).
+EPOLLIN: Final = 0x001
+EPOLLOUT: Final = 0x004
+EPOLLERR: Final = 0x008
+EPOLLHUP: Final = 0x010
+EPOLLRDHUP: Final = 0x2000  # Linux 2.6.17
+EPOLLET: Final = 1 << 31
 
 # Timers (linux/time.h, include/linux/timerfd.h; Linux 2.6.25).
 CLOCK_MONOTONIC: Final = 1

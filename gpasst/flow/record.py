@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,34 +27,6 @@ class Flow:
     idle: int
     spliced: bool = False
     state: str = ""
-
-
-class Connection(Protocol):
-    """A TCP connection, as far as a `Flow` shows it."""
-
-    @property
-    def guest(self) -> tuple[bytes, int]:
-        """(address, port) of the guest, 4 or 16 bytes."""
-
-    @property
-    def shown(self) -> tuple[bytes, int]:
-        """(address, port) of the peer as the guest sees it."""
-
-    @property
-    def remote(self) -> tuple[bytes, int]:
-        """(address, port) of the peer as the host sees it."""
-
-    @property
-    def port(self) -> int:
-        """The host's port that stands for the guest's; 0 until there is one."""
-
-    @property
-    def idle(self) -> int:
-        """Whole seconds since the last activity."""
-
-    @property
-    def state(self) -> str:
-        """Its state on the guest's side, as RFC 9293 names it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""How datagrams leave for one remote end: a host socket, an address, and the control messages of each send.
+"""How data leave for one remote end: a host socket, an address, and the control messages of each send.
 
 A `Sender` is made once for each remote end and serves every send to it. Nothing here calls the socket.
 """
@@ -41,6 +41,41 @@ class HostSocket(Protocol):
         self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /
     ) -> tuple[bytes, list[ControlMessage], int, Any]:  # the address may be of any family
         """Receive with control messages."""
+
+
+class StreamSocket(Protocol):
+    """The calls of a TCP socket that the data path makes; the interpreter's own class has them."""
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+
+    def close(self) -> None:
+        """Close the socket."""
+
+    def send(self, data: bytes | memoryview, flags: int = 0, /) -> int:
+        """Send; return how many bytes the socket took."""
+
+    def sendmsg(
+        self, buffers: Iterable[bytes | memoryview], ancdata: Iterable[ControlMessage] = ..., flags: int = 0, /
+    ) -> int:
+        """Send several pieces; return how many bytes the socket took."""
+
+    def recv_into(self, buffer: memoryview, nbytes: int = 0, flags: int = 0, /) -> int:
+        """Receive into a buffer; return how many bytes."""
+
+    def recvmsg_into(
+        self, buffers: Iterable[memoryview], ancbufsize: int = 0, flags: int = 0, /
+    ) -> tuple[int, list[ControlMessage], int, Any]:
+        """Receive into several buffers, one behind the other."""
+
+    def shutdown(self, how: int, /) -> None:
+        """End one direction."""
+
+    def setsockopt(self, level: int, optname: int, value: int | bytes, /) -> None:
+        """Set an option."""
+
+    def getsockopt(self, level: int, optname: int, /) -> int:
+        """Return the value of an option."""
 
 
 class Sender:

@@ -85,6 +85,13 @@ class Link(Protocol):
         :param payload: the segments, laid out as the link's receiver lays them out; valid until `flush`.
         """
 
+    @property
+    def full(self) -> bool:
+        """Whether what is written now has to wait for the guest to read."""
+
+    def write_bare(self, header: RunHeader) -> None:
+        """Write one frame without payload."""
+
     def write_frame(self, frame: bytes) -> None:
         """Write one complete Ethernet frame."""
 

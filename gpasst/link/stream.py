@@ -43,6 +43,7 @@ class Stream:
     :param await_room: begins to call a function when a socket takes more.
     :param stop_awaiting: stops that.
     :param capture: where to record what crosses, or None.
+    :ivar emptied: called when nothing waits for the guest any more.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Stream:
         self._tallies = {protocol: traffic.up for protocol, traffic in counters.traffic.items()}
         self._await_room = await_room
         self._stop_awaiting = stop_awaiting
+        self.emptied: list[Callable[[], None]] = []
         self._pieces: list[memoryview] = []
         self._gathered: list[_Gathered] = []
         # Layout of the receiver's buffer, and which header stands how often at its start.
@@ -69,6 +71,11 @@ class Stream:
     def ready(self) -> bool:
         """Whether anybody is there."""
         return self.socket is not None
+
+    @property
+    def full(self) -> bool:
+        """Whether what is written now has to wait for the guest to read."""
+        return bool(self._queue)
 
     def connect(self, sock: RawSocket) -> None:
         """Begin to write to a guest."""
@@ -121,6 +128,14 @@ class Stream:
             count = 0
         self._written = layout, head, equal if ends else max(equal, count)
         return count
+
+    def write_bare(self, header: RunHeader) -> None:
+        """Gather one frame without payload."""
+        head, pad = header.framed(0, b"")
+        self._pieces.append(memoryview(head + pad))
+        self._gathered.append((1, len(head) + len(pad), 0, 0, self._tallies[header.protocol]))
+        if len(self._pieces) == UIO_MAXIOV:
+            self.flush()
 
     def write_frame(self, frame: bytes) -> None:
         """Write one complete Ethernet frame."""
@@ -175,6 +190,8 @@ class Stream:
                 sent -= len(first)
                 self._queue.popleft()
         self._stop_awaiting()
+        for emptied in self.emptied:
+            emptied()
 
     def _forget(self) -> None:
         """Drop what waits for the guest."""

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import struct
+from collections.abc import Mapping
 
 from gpasst.counters import Counters, Drop
 from gpasst.formats import VIRTIO_NET_BLANK
@@ -32,14 +33,19 @@ class Tap:
 
     :param fd: the device, opened with IFF_VNET_HDR, not blocking.
     :param counters: where traffic and drops are counted.
-    :param superframes: families whose superframes the device takes.
+    :param superframes: families whose superframes the device takes, by protocol.
     :param capture: where to record what crosses, or None.
     """
 
     ready = True  # a tap always has its guest
+    full = False  # and takes every frame at once
 
     def __init__(
-        self, fd: int, counters: Counters, superframes: frozenset[int], capture: Capture | None = None
+        self,
+        fd: int,
+        counters: Counters,
+        superframes: Mapping[str, frozenset[int]],
+        capture: Capture | None = None,
     ) -> None:
         self.fd = fd
         self.capture = capture
@@ -57,7 +63,7 @@ class Tap:
         """
         tally = self._tallies[header.protocol]
         single = segment >= total
-        if single or header.family in self._superframes:
+        if single or header.family in self._superframes[header.protocol]:
             failure = self._write([header.fill(total, segment), *payload])
             if not failure:
                 tally.bytes += total
@@ -79,6 +85,14 @@ class Tap:
             else:
                 tally.datagrams += 1
                 tally.bytes += len(piece)
+
+    def write_bare(self, header: RunHeader) -> None:
+        """Write one frame without payload."""
+        failure = self._write([header.fill(0, 0)])
+        if failure:
+            self._lost(failure, 1)
+        else:
+            self._tallies[header.protocol].datagrams += 1
 
     def write_frame(self, frame: bytes) -> None:
         """Write one complete Ethernet frame."""

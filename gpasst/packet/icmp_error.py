@@ -179,7 +179,7 @@ def quoted_udp(
     """
     length = UDP_CODEC.size + len(payload)
     udp = UDP_CODEC.pack(source=source_port, destination=destination_port, length=length) + payload
-    return _quoted(source, destination, PROTOCOL_UDP, udp, tos, hop_limit)
+    return quoted_packet(source, destination, PROTOCOL_UDP, udp, tos, hop_limit)
 
 
 def quoted_echo(source: bytes, destination: bytes, request: bytes, identifier: int, hop_limit: int) -> bytes:
@@ -197,11 +197,15 @@ def quoted_echo(source: bytes, destination: bytes, request: bytes, identifier: i
     fields = ECHO_CODEC.unpack_from(request)
     fields["identifier"] = identifier
     protocol = PROTOCOL_ICMP if family_of(source) == V4 else PROTOCOL_ICMPV6
-    return _quoted(source, destination, protocol, ECHO_CODEC.pack(**fields) + request[ECHO_CODEC.size :], 0, hop_limit)
+    return quoted_packet(
+        source, destination, protocol, ECHO_CODEC.pack(**fields) + request[ECHO_CODEC.size :], 0, hop_limit
+    )
 
 
-def _quoted(source: bytes, destination: bytes, protocol: int, payload: bytes, tos: int, hop_limit: int) -> bytes:
-    """Build the packet that an error quotes.
+def quoted_packet(
+    source: bytes, destination: bytes, protocol: int, payload: bytes, tos: int = 0, hop_limit: int = HOP_LIMIT
+) -> bytes:
+    """Build the packet that an error quotes, from its IP header on.
 
     It has the don't-fragment bit: a router reports "fragmentation needed" only for such a packet (RFC 1191, section 4).
     """

@@ -1,4 +1,4 @@
-"""The handlers of what the guest needs beside its flows: ARP, neighbour discovery, DHCP, DHCPv6, TCP's RST.
+"""The handlers of what the guest needs beside its flows: ARP, neighbour discovery, DHCP, DHCPv6.
 
 Theory of operation: `gpasst.services` has the rules as pure functions. Here their answers are written to the link, and
 the guest's addresses that a message shows are learned. A service that is switched off drops its messages.
@@ -10,10 +10,8 @@ from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.flow.guest import Guest
 from gpasst.link.port import Link
-from gpasst.packet.address import is_loopback
 from gpasst.packet.parse import Packet
 from gpasst.services import arp, dhcp, dhcpv6, ndp
-from gpasst.tcp import reset
 
 
 class ServiceHandlers:
@@ -85,16 +83,6 @@ class ServiceHandlers:
         if answer and addresses.network.address:
             addresses.seen = addresses.network.address
         self._write(answer)
-
-    def tcp_reset(self, packet: Packet) -> None:
-        """Refuse a TCP segment with RST, so that its sender need not wait for a timeout.
-
-        :raises PacketError: always, since the segment is not carried.
-        """
-        if is_loopback(packet.source) or is_loopback(packet.destination):
-            raise PacketError(Drop.LOOPBACK_ADDRESS)
-        self._write(reset.reset(packet, self._guest.mac, self._guest.network.host_mac))
-        raise PacketError(Drop.TCP)
 
     def _write(self, frame: bytes | None) -> None:
         if frame:

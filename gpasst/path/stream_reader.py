@@ -32,6 +32,7 @@ from gpasst.path.backlog import Backlog
 from gpasst.path.budget import RECEIVES_PER_STEP, STEP_SECONDS
 from gpasst.path.fastpath import FastPath, repeating
 from gpasst.path.icmp_to_guest import IcmpToGuest
+from gpasst.path.tcp_frames import TcpFrames
 
 BUFFER_BYTES = 1 << 19  # about what a stream's socket holds, and more than eight of the largest frames
 RUNS_PER_LOOK = 16  # at the clock; a frame of illegal length counts as one
@@ -52,6 +53,7 @@ class StreamReader:
     :param counters: where traffic and drops are counted.
     :param features: the ways to move more than one datagram at once.
     :param clock: returns seconds, for the budget of a step.
+    :param tcp: takes segments of known connections, None where TCP is not carried.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class StreamReader:
         counters: Counters,
         features: frozenset[Feature] = ALL,
         clock: Callable[[], float] = time.perf_counter,
+        tcp: TcpFrames | None = None,
     ) -> None:
         self._stream = stream
         self._fastpath = fastpath
@@ -72,6 +75,8 @@ class StreamReader:
         self._again = again
         self._counters = counters
         self._clock = clock
+        self._tcp = tcp
+        self._tcp_queue = tcp.queue if tcp is not None else ()
         self._most = SEGMENTS_PER_SEND if features >= {Feature.JOIN, Feature.GSO} else 1
         self._buffer = bytearray(BUFFER_BYTES)
         self._view = memoryview(self._buffer)
@@ -124,6 +129,9 @@ class StreamReader:
         finally:
             if self._unread:
                 self._again()
+        if self._tcp_queue:
+            assert self._tcp is not None
+            self._tcp.run(deadline)
         if self._backlog.frames:
             self._backlog.drain(deadline)
         if self._gone and not self._backlog.frames:
@@ -184,6 +192,10 @@ class StreamReader:
         """Carry the frame of `size` bytes at `at`, and those behind it that repeat it; return how many it was."""
         found = self._fastpath.lookup(self._buffer, at - STREAM_LEAD_BYTES, size + STREAM_LEAD_BYTES)
         if found is None:
+            if self._tcp is not None and self._tcp.frame(
+                self._buffer, self._view, at - STREAM_LEAD_BYTES, size + STREAM_LEAD_BYTES
+            ):
+                return 1
             self._backlog.add(self._view[at + STREAM_LENGTH_BYTES : at + size], 0)
             return 1
         peer, headers, length = found

@@ -25,6 +25,7 @@ from gpasst.path.backlog import Backlog
 from gpasst.path.budget import BACKLOG_SECONDS, FRAMES_PER_STEP, STEP_SECONDS
 from gpasst.path.fastpath import HEADERS, FastPath, repeating
 from gpasst.path.icmp_to_guest import IcmpToGuest
+from gpasst.path.tcp_frames import TcpFrames
 from gpasst.path.udp_sockets import UdpSockets
 from gpasst.udp.mapping import Peer
 
@@ -53,6 +54,7 @@ class TapReader:
     :param counters: where traffic and drops are counted.
     :param features: the ways to move more than one datagram at once.
     :param clock: returns seconds, for the budget of a step.
+    :param tcp: takes segments of known connections, None where TCP is not carried.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class TapReader:
         counters: Counters,
         features: frozenset[Feature] = ALL,
         clock: Callable[[], float] = time.perf_counter,
+        tcp: TcpFrames | None = None,
     ) -> None:
         self._tap = tap
         self._fastpath = fastpath
@@ -73,6 +76,8 @@ class TapReader:
         self._backlog = backlog
         self._counters = counters
         self._clock = clock
+        self._tcp = tcp
+        self._tcp_queue = tcp.queue if tcp is not None else ()
         self._buffer = bytearray(2 * FRAME_BYTES)
         self._view = memoryview(self._buffer)
         self._head = bytearray(HEADERS[6])
@@ -132,6 +137,9 @@ class TapReader:
                 elif now >= deadline:
                     break
         self._single = single + 1 if read <= 1 else 0
+        if self._tcp_queue:
+            assert self._tcp is not None
+            self._tcp.run(deadline or self._clock() + STEP_SECONDS)
         if self._backlog.frames:
             if size == _DRAINED or budget == 1:
                 self._backlog.drain(deadline or self._clock() + STEP_SECONDS)
@@ -148,7 +156,8 @@ class TapReader:
         """
         found = self._fastpath.lookup(self._buffer, 0, size)
         if found is None:
-            self._keep(size)
+            if self._tcp is None or not self._tcp.frame(self._buffer, self._view, 0, size):
+                self._keep(size)
             return _DONE
         peer, start, length = found
         payload = self._view[start : start + length]

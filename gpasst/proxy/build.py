@@ -1,8 +1,8 @@
 """The builders of a proxy: each makes one part of it from the parts below.
 
-Theory of operation: `Base` holds what every part shares. `build_link` makes the guest's end; `build_udp` the sockets of
-UDP, spliced and not; `build_inside` everything between the link and these: handlers by protocol, the backlog, and the
-reader of the link. A proxy with ``--splice-only`` has no link and nothing inside.
+Theory of operation: `gpasst.proxy.base` holds what every part shares. `build_link` makes the guest's
+end; `build_udp` the sockets of UDP, spliced and not; `build_inside` everything between the link and these: handlers by
+protocol, the backlog, and the reader of the link. A proxy with ``--splice-only`` has no link and nothing inside.
 """
 
 from __future__ import annotations
@@ -10,25 +10,16 @@ from __future__ import annotations
 import logging
 import time
 from _socket import socket as RawSocket  # a class
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from gpasst.config import Config
-from gpasst.counters import Counters
 from gpasst.features import Feature
-from gpasst.flow.guest import Guest
-from gpasst.flow.listeners import PortRules, lay_rules
-from gpasst.flow.network import GuestNetwork, pack
 from gpasst.formats import PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP
 from gpasst.helper.client import Namespace
-from gpasst.host.descriptors import Descriptors
-from gpasst.host.own_sockets import OwnSockets
-from gpasst.host.raw import RawSockets
 from gpasst.host.receive import SLOTS, Receiver, sender_key
 from gpasst.host.receive_contiguous import ContiguousReceiver
 from gpasst.host.receive_framed import FramedReceiver
 from gpasst.host.socket_pool import SocketPool
-from gpasst.host.sockets import supported
 from gpasst.link.capture import Capture
 from gpasst.link.listener import GuestListener
 from gpasst.link.port import LinkGone
@@ -50,7 +41,8 @@ from gpasst.path.tap_reader import TapReader
 from gpasst.path.udp_sockets import MappingSockets, UdpSockets
 from gpasst.path.udp_splice import UdpSplice
 from gpasst.proxy.advertiser import Advertiser
-from gpasst.proxy.clock import Clock
+from gpasst.proxy.base import TSO_FAMILIES, USO_FAMILIES, Base
+from gpasst.proxy.build_tcp import Tcp
 from gpasst.proxy.guest_session import GuestSession
 from gpasst.proxy.workers import READ, WRITE, Watchers
 from gpasst.services import chatter, dhcpv6, ndp
@@ -58,46 +50,12 @@ from gpasst.udp.mapping import Listener, UdpSocket
 from gpasst.udp.nat import UdpNat
 from gpasst.udp.pairs import Pair, Pairs
 
-MICROSECONDS = 1_000_000
 ROOM = "room in the guest's socket"  # owner of the one watcher that is no socket's own
-USO_FAMILIES = {4: "uso4", 6: "uso6"}  # names of the tap's offloads
 
 # Where the guest is: a namespace with its tap, a socket where guests connect, or a connected one.
 End = Namespace | GuestListener | RawSocket
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Base:
-    """The parts that all others share.
-
-    :ivar config: the options.
-    :ivar namespace: the guest's namespace, None for a virtual machine.
-    :ivar rules: the forward rules.
-    :ivar guest: the guest.
-    :ivar counters: all counters.
-    :ivar features: the ways to move more than one datagram at once that are wanted and supported.
-    :ivar watchers: owner of every watcher and greenlet.
-    :ivar pool: sockets of the namespace, None without one.
-    :ivar raw: raw sockets of both sides.
-    :ivar own: the proxy's own sockets.
-    :ivar descriptors: the limit of open files, and what gives way near it.
-    :ivar clock: the time.
-    """
-
-    config: Config
-    namespace: Namespace | None
-    rules: PortRules
-    guest: Guest
-    counters: Counters
-    features: frozenset[Feature]
-    watchers: Watchers
-    pool: SocketPool | None
-    raw: RawSockets
-    own: OwnSockets
-    descriptors: Descriptors
-    clock: Clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,42 +76,6 @@ class Inside:
     tap_filter: TapFilter | None
 
 
-def build_base(
-    config: Config,
-    network: GuestNetwork,
-    namespace: Namespace | None,
-    ephemeral: tuple[int, int],
-    hub: object,
-    clock: Clock,
-    polls: bool,
-) -> Base:
-    """Make the shared parts; the parameters are those of `gpasst.proxy.proxy.Proxy`."""
-    features = config.features & supported()
-    if namespace and namespace.tap >= 0 and USO_FAMILIES[4] not in namespace.offloads:
-        features -= {Feature.USO}
-    missing = config.features - features
-    if missing:
-        log.info("not supported by this kernel: %s", ", ".join(sorted(feature.value for feature in missing)))
-    counters = Counters()
-    link_local = pack(namespace.link_local) if namespace and namespace.link_local else None
-    rules = lay_rules(config, ephemeral, namespace.ephemeral if namespace else None)
-    pool = SocketPool(namespace.sockets) if namespace else None
-    return Base(
-        config,
-        namespace,
-        rules,
-        Guest(network, namespace.mac if namespace else None, link_local),
-        counters,
-        features,
-        Watchers(hub, counters, config.busy_poll / MICROSECONDS if polls else 0.0),
-        pool,
-        RawSockets(pool),
-        OwnSockets(rules.following),
-        Descriptors(),
-        clock,
-    )
-
-
 def build_link(base: Base) -> Tap | Stream | None:
     """Make the guest's end, None with ``--splice-only``.
 
@@ -164,8 +86,10 @@ def build_link(base: Base) -> Tap | Stream | None:
         return None
     capture = Capture(config.pcap, time.time_ns, counters) if config.pcap else None
     if namespace:
-        offloaded = {family for family, name in USO_FAMILIES.items() if name in namespace.offloads}
-        superframes = frozenset(offloaded) if Feature.USO in base.features else frozenset()
+        superframes = {
+            "udp": _offloaded(base, namespace, Feature.USO, USO_FAMILIES),
+            "tcp": _offloaded(base, namespace, Feature.TSO, TSO_FAMILIES),
+        }
         return Tap(namespace.tap, counters, superframes, capture)
 
     return Stream(
@@ -174,6 +98,13 @@ def build_link(base: Base) -> Tap | Stream | None:
         lambda: watchers.unwatch(ROOM),
         capture,
     )
+
+
+def _offloaded(base: Base, namespace: Namespace, feature: Feature, names: Mapping[int, str]) -> frozenset[int]:
+    """Return the families whose superframes the tap takes."""
+    if feature not in base.features:
+        return frozenset()
+    return frozenset(family for family, name in names.items() if name in namespace.offloads)
 
 
 def build_udp(
@@ -270,10 +201,12 @@ def build_inside(
     handlers: ServiceHandlers,
     router: ndp.Router | None,
     end: End,
+    tcp: Tcp | None,
     ended: Callable[[], None],
 ) -> Inside:
     """Make everything between the link and the sockets.
 
+    :param tcp: the connections, None where TCP is not carried.
     :param ended: called when the guest is gone for good.
     """
     config, counters, watchers = base.config, base.counters, base.watchers
@@ -289,20 +222,32 @@ def build_inside(
     )
     base.descriptors.add(pings)
     echoes = watchers.worker(pings.step, conversational=False)
-    table = _handlers(base, udp, pings, handlers)
+    table = _handlers(base, udp, pings, handlers, tcp)
     dispatch = Dispatch(base.guest, handlers.arp, table, counters, base.clock.now)
     fastpath = FastPath({} if config.no_udp else udp.nat.tables)
-    backlog = Backlog(dispatch.frame, fastpath.knows, lambda: backlog_step.ask(), counters, routers=base.guest.routers)
+    frames = tcp.frames if tcp else None
+    knows = fastpath.knows
+
+    def known(frame: bytes) -> bool:
+        return knows(frame) or (frames is not None and frames.knows(frame))
+
+    backlog = Backlog(dispatch.frame, known, lambda: backlog_step.ask(), counters, routers=base.guest.routers)
     backlog_step = watchers.repeat(watchers.worker(backlog.step, conversational=False))
     advertiser = Advertiser(link, base.guest, router, counters, base.clock.now)
     session = tap_filter = None
     if isinstance(link, Tap):
-        tap_filter = TapFilter(link, backlog, counters, base.guest.routers, udp.nat.active_ports)
-        tap_reader = TapReader(link, fastpath, udp, icmp, backlog, counters, base.features)
+        def ports(limit: int) -> list[int]:
+            found = list(udp.nat.active_ports(limit // 2))
+            return found + (tcp.table.ports(limit - len(found)) if tcp else [])
+
+        tap_filter = TapFilter(link, backlog, counters, base.guest.routers, ports)
+        tap_reader = TapReader(link, fastpath, udp, icmp, backlog, counters, base.features, tcp=frames)
         _watch_tap(watchers, link, tap_reader, ended)
     else:
         assert not isinstance(end, Namespace)
-        stream_reader = StreamReader(link, fastpath, icmp, backlog, lambda: session_step.ask(), counters, base.features)
+        stream_reader = StreamReader(
+            link, fastpath, icmp, backlog, lambda: session_step.ask(), counters, base.features, tcp=frames
+        )
         session = GuestSession(
             end,
             link,
@@ -321,12 +266,12 @@ def build_inside(
 
 
 def _handlers(
-    base: Base, udp: UdpSockets, pings: PingSockets, services: ServiceHandlers
+    base: Base, udp: UdpSockets, pings: PingSockets, services: ServiceHandlers, tcp: Tcp | None
 ) -> dict[tuple[int, int], Handler]:
     """Make the table of handlers by family and IP protocol."""
     config = base.config
     echo: Handler = disabled if config.no_icmp else pings.request
-    reset: Handler = disabled if config.no_tcp else services.tcp_reset
+    segments: Handler = tcp.frames.outbound if tcp else disabled
     by_type: dict[int, dict[int, Handler]] = {4: {}, 6: dict.fromkeys(ndp.TYPES, services.ndp)}
     by_type[6].update(dict.fromkeys(chatter.MLD_TYPES, chatter.membership))
     if not config.no_icmp and not config.no_udp:
@@ -337,8 +282,8 @@ def _handlers(
         (4, chatter.PROTOCOL_IGMP): chatter.membership,
         (4, PROTOCOL_UDP): udp.outbound,
         (6, PROTOCOL_UDP): udp.outbound,
-        (4, PROTOCOL_TCP): reset,
-        (6, PROTOCOL_TCP): reset,
+        (4, PROTOCOL_TCP): segments,
+        (6, PROTOCOL_TCP): segments,
         (4, PROTOCOL_ICMP): IcmpHandler(by_type[4], echo).handle,
         (6, PROTOCOL_ICMPV6): IcmpHandler(by_type[6], echo).handle,
     }

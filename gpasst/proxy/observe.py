@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator, Sized
 
 from gpasst.counters import IGNORED, Counters, Drop, Statistics
-from gpasst.flow.record import Connection, Flow
+from gpasst.flow.record import Flow
 from gpasst.host.sockets import text
 from gpasst.path.udp_splice import UdpSplice
+from gpasst.tcp.connection import Connection
 from gpasst.udp.nat import UdpNat
 from gpasst.udp.pairs import Pair
 
@@ -36,9 +37,7 @@ QUIET_DROPS = frozenset(
 log = logging.getLogger(__name__)
 
 
-def statistics(
-    counters: Counters, nat: UdpNat, splice: UdpSplice | None, connections: Collection[Connection]
-) -> Statistics:
+def statistics(counters: Counters, nat: UdpNat, splice: UdpSplice | None, connections: Sized) -> Statistics:
     """Freeze the counters, with the number of mappings, peers, pairs and TCP connections at present."""
     tables = nat.tables.values()
     pairs = len(splice.pairs) if splice else 0
@@ -47,9 +46,9 @@ def statistics(
     )
 
 
-def flows(nat: UdpNat, splice: UdpSplice | None, connections: Collection[Connection]) -> tuple[Flow, ...]:
-    """List every tracked peer, splice pair and TCP connection."""
-    return (*_peers(nat), *_pairs(splice), *map(_connection, connections))
+def flows(nat: UdpNat, splice: UdpSplice | None, connections: Iterable[Connection], now: float) -> tuple[Flow, ...]:
+    """List every tracked peer, splice pair and TCP connection; `now` in monotonic seconds."""
+    return (*_peers(nat), *_pairs(splice), *(_connection(connection, now) for connection in connections))
 
 
 def _peers(nat: UdpNat) -> Iterator[Flow]:
@@ -80,11 +79,18 @@ def _pair(pair: Pair, idle: int) -> Flow:
     return Flow("udp", target, local, source, addressed[1], idle, spliced=True)
 
 
-def _connection(connection: Connection) -> Flow:
-    guest, shown, remote = (
-        (text(address), port) for address, port in (connection.guest, connection.shown, connection.remote)
+def _connection(connection: Connection, now: float) -> Flow:
+    guest, shown, guest_port, port = connection.ends
+    address, remote_port, _ = connection.remote
+    return Flow(
+        "tcp",
+        (text(guest), guest_port),
+        (text(shown), port),
+        (text(address), remote_port),
+        connection.port,
+        int(now - connection.heard),
+        state=connection.state.value,
     )
-    return Flow("tcp", guest, shown, remote, connection.port, connection.idle, state=connection.state)
 
 
 class DropLog:

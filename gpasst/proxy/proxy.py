@@ -29,11 +29,13 @@ from gpasst.link.tap import Tap
 from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.portspec import EPHEMERAL
 from gpasst.proxy import observe
-from gpasst.proxy.build import End, build_base, build_inside, build_link, build_services, build_udp, watch_listener
+from gpasst.proxy.base import build_base
+from gpasst.proxy.build import End, build_inside, build_link, build_services, build_udp, watch_listener
+from gpasst.proxy.build_tcp import build_tcp
 from gpasst.proxy.clock import Clock
 from gpasst.proxy.follower import Follower
 from gpasst.proxy.forwarder import Forwarder
-from gpasst.proxy.openers import UdpListenerOpener
+from gpasst.proxy.openers import Opener, TcpOpener, UdpOpener
 from gpasst.proxy.scan import Scan
 from gpasst.proxy.timers import Timers
 
@@ -53,6 +55,7 @@ class Proxy:
     :ivar finished: set when the guest is gone for good.
     :ivar link: the guest's end, None with ``--splice-only``.
     :ivar udp: the sockets of UDP.
+    :ivar tcp: the connections of TCP, None where they are not carried.
     :ivar splice: the splice pairs of UDP, None where loopback traffic crosses the tap.
     :ivar forwarder: the listeners of forwarded ports.
     :raises GpasstError: if a forward or the capture file cannot be opened; nothing stays open then.
@@ -100,12 +103,17 @@ class Proxy:
             closing(link.capture.close)
         icmp = IcmpToGuest(link, base.guest, base.counters)
         handlers, router = build_services(base, link) if link else (None, None)
+        self._timers = timers = Timers(base.watchers, self.clock.precise)
+        closing(timers.close)
+        self.tcp = build_tcp(base, link, icmp, timers) if link and not config.no_tcp else None
+        if self.tcp:
+            closing(self.tcp.close)
         self.udp, self.splice = build_udp(base, link, icmp, handlers)
         closing(self.udp.nat.close)
         if self.splice:
             closing(self.splice.close)
         step = self.udp.step
-        udp_opener = UdpListenerOpener(
+        udp_opener = UdpOpener(
             self.udp.nat,
             self.splice,
             base.pool,
@@ -114,17 +122,17 @@ class Proxy:
             Feature.GRO in base.features,
             config.keeps_loopback,
         )
-        openers = [] if config.no_udp else [udp_opener]
+        openers: list[Opener] = [] if config.no_udp else [udp_opener]
+        if self.tcp:
+            openers.append(TcpOpener(self.tcp.listeners, base.pool))
         self.forwarder = Forwarder(config, base.rules, openers, base.guest.addresses, base.pool, base.own)
         closing(self.forwarder.close)
         self._inside = None
         if link and handlers:
-            self._inside = build_inside(base, link, self.udp, icmp, handlers, router, end, self.finished.set)
+            self._inside = build_inside(base, link, self.udp, icmp, handlers, router, end, self.tcp, self.finished.set)
             closing(self._inside.pings.close)
             if self._inside.tap_filter:
                 closing(self._inside.tap_filter.close)
-        self._timers = timers = Timers(base.watchers, self.clock.precise)
-        closing(timers.close)
         self.forwarder.open()
         if self._inside and self._inside.session:
             closing(self._inside.session.close)
@@ -160,11 +168,11 @@ class Proxy:
 
     def statistics(self) -> Statistics:
         """Freeze the counters."""
-        return observe.statistics(self.counters, self.udp.nat, self.splice, ())
+        return observe.statistics(self.counters, self.udp.nat, self.splice, self.tcp.table if self.tcp else ())
 
     def flows(self) -> tuple[Flow, ...]:
         """List every tracked peer, splice pair and TCP connection."""
-        return observe.flows(self.udp.nat, self.splice, ())
+        return observe.flows(self.udp.nat, self.splice, self.tcp.table if self.tcp else (), self.clock.precise())
 
     def scan(self, now: int) -> None:
         """End what is idle at `now`, in monotonic seconds, and log drops."""

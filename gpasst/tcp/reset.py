@@ -1,6 +1,6 @@
 """The reset with which a closed port answers a TCP segment (RFC 9293, section 3.10.7.1).
 
-TCP is not carried yet, so every port is closed: the guest's connections fail at once instead of timing out.
+It answers segments of no connection.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from gpasst.counters import Drop
 from gpasst.formats import PROTOCOL_TCP, TCP_ACK, TCP_CODEC, TCP_FIN, TCP_RST, TCP_SYN
 from gpasst.packet.build import with_checksum, wrap
 from gpasst.packet.parse import Packet
-
-SEQUENCE_MASK = 0xFFFFFFFF  # sequence numbers are 32 bits (RFC 9293, section 3.4)
-DATA_OFFSET_UNIT = 4  # bytes (RFC 9293, section 3.1)
+from gpasst.tcp.segment import DATA_OFFSET_UNIT, SEQUENCE_MASK
 
 
 def reset(packet: Packet, guest_mac: bytes, host_mac: bytes) -> bytes | None:

@@ -40,12 +40,16 @@ class Link:
     def __init__(self) -> None:
         self.capture: Capture | None = None
         self.ready = True
+        self.full = False
         self.frames: list[bytes] = []
         self.runs: list[tuple[RunHeader, int, int, bytes]] = []
         self.flushed = 0
 
     def write_run(self, header: RunHeader, total: int, segment: int, payload: list[memoryview]) -> None:
         self.runs.append((header, total, segment, b"".join(payload)))
+
+    def write_bare(self, header: RunHeader) -> None:
+        self.runs.append((header, 0, 0, b""))
 
     def write_frame(self, frame: bytes) -> None:
         self.frames.append(frame)

@@ -152,6 +152,19 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
             "urgent": 1,
         },
     ),
+    (
+        "TCP_SYN_OPTIONS",
+        "02 04 05b4 01 03 03 08",
+        {
+            "mss_kind": 2,
+            "mss_length": 4,
+            "mss": 1460,
+            "padding": 1,
+            "scale_kind": 3,
+            "scale_length": 3,
+            "scale": 8,
+        },
+    ),
     ("ICMP", "03 04 1234", {"type": 3, "code": 4, "checksum": 0x1234}),
     (
         "ECHO",
@@ -351,7 +364,7 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_table_is_complete() -> None:
     listed = {name for name, _, _ in CASES}
-    assert DECLARED.keys() == listed | {"UDP4_FRAME", "UDP6_FRAME"}
+    assert DECLARED.keys() == listed | {f"{name}{family}_FRAME" for name in ("TCP", "UDP") for family in (4, 6)}
     assert CODECS.keys() <= DECLARED.keys()
 
 

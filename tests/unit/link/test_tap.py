@@ -39,7 +39,7 @@ class Case:
             sock.setblocking(False)
         self.ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         self.counters = Counters()
-        self.tap = Tap(self.ours.fileno(), self.counters, superframes, cast(Any, record))
+        self.tap = Tap(self.ours.fileno(), self.counters, {"udp": superframes}, cast(Any, record))
 
     def frames(self) -> list[bytes]:
         found = []

@@ -43,6 +43,7 @@ from gpasst.services import dhcpv6, ndp
 from gpasst.udp.mapping import UdpSocket
 from tests.support.addresses import GATEWAY4, GUEST4, GUEST6, GUEST_MAC, HOST_MAC, SERVER4, SERVER6, ip
 from tests.support.nat import Host
+from tests.support.tcp import TcpBench
 
 ETHERNET_BYTES = 14
 FRAME_LIMIT = 65535 + ETHERNET_BYTES
@@ -119,11 +120,12 @@ class Case:
         by_type = {4: {}, 6: dict.fromkeys(ndp.TYPES, services.ndp)}
         for family, types in icmp_error.TYPES.items():
             by_type[family].update(dict.fromkeys(types, to_sender.take))
+        tcp = TcpBench(link, guest, self.counters)
         handlers = {
             (4, PROTOCOL_UDP): udp.outbound,
             (6, PROTOCOL_UDP): udp.outbound,
-            (4, PROTOCOL_TCP): services.tcp_reset,
-            (6, PROTOCOL_TCP): services.tcp_reset,
+            (4, PROTOCOL_TCP): tcp.frames.outbound,
+            (6, PROTOCOL_TCP): tcp.frames.outbound,
             (4, PROTOCOL_ICMP): IcmpHandler(by_type[4], pings.request).handle,
             (6, PROTOCOL_ICMPV6): IcmpHandler(by_type[6], pings.request).handle,
         }

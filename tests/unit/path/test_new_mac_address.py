@@ -32,6 +32,7 @@ class Written:
     """A link that keeps the MAC addresses of the frames it is to write."""
 
     ready = True
+    full = False
     capture: Capture | None = None
 
     def __init__(self) -> None:
@@ -39,6 +40,9 @@ class Written:
 
     def write_run(self, header: RunHeader, total: int, segment: int, payload: list[memoryview]) -> None:
         self.macs.append(bytes(header.fill(total, segment)[10:16]))
+
+    def write_bare(self, header: RunHeader) -> None:
+        raise AssertionError("every datagram here has a payload")
 
     def write_frame(self, frame: bytes) -> None:
         raise AssertionError("nothing is answered here")

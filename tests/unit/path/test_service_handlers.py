@@ -82,24 +82,6 @@ def test_discovery_that_is_switched_off_is_dropped_but_learned_from() -> None:
     assert case.guest.addresses[6].seen == ip(OTHER6)
 
 
-@pytest.mark.parametrize("family", [4, 6])
-def test_a_segment_is_refused_and_counted(family: int) -> None:
-    case = Case()
-    with pytest.raises(PacketError) as caught:
-        case.handlers.tcp_reset(packet(family, TCP, SYN))
-    assert caught.value.reason is Drop.TCP
-    (frame,) = case.link.frames
-    assert frame[:6] == GUEST_MAC
-
-
-def test_a_segment_from_loopback_gets_no_answer() -> None:
-    case = Case()
-    with pytest.raises(PacketError) as caught:
-        case.handlers.tcp_reset(packet(4, TCP, SYN, source="127.0.0.1"))
-    assert caught.value.reason is Drop.LOOPBACK_ADDRESS
-    assert case.link.frames == []
-
-
 def test_a_protocol_that_is_switched_off() -> None:
     with pytest.raises(PacketError) as caught:
         disabled(packet(4, TCP, SYN))

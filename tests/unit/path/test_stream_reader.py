@@ -29,6 +29,7 @@ from gpasst.udp.mapping import UdpSocket
 from tests.support.addresses import GUEST4, GUEST6, GUEST_MAC, HOST_MAC, SERVER4, SERVER6, ip
 from tests.support.families import FAMILIES
 from tests.support.nat import Host
+from tests.support.tcp import TcpBench
 
 GUEST = {4: ip(GUEST4), 6: ip(GUEST6)}
 SERVER = {4: ip(SERVER4), 6: ip(SERVER6)}
@@ -156,10 +157,11 @@ class Case:
         icmp = IcmpToGuest(answers, host.guest, counters)
         self.udp = UdpSockets(host.path, answers, icmp, None, {}, {}, counters, features)
         services = ServiceHandlers(answers, host.guest)
+        tcp = TcpBench(answers, host.guest, counters)
         handlers: dict[tuple[int, int], Handler] = {
             (4, PROTOCOL_UDP): self.udp.outbound,
             (6, PROTOCOL_UDP): self.udp.outbound,
-            (4, PROTOCOL_TCP): services.tcp_reset,
+            (4, PROTOCOL_TCP): tcp.frames.outbound,
         }
         dispatch = Dispatch(host.guest, services.arp, handlers, counters, lambda: 1000)
         fastpath = FastPath(self.udp.nat.tables)

@@ -53,7 +53,7 @@ class Case:
         self.ours = ours
         ours.setblocking(False)
         self.theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
-        self.tap = Tap(ours.fileno(), self.counters, frozenset((4, 6)))
+        self.tap = Tap(ours.fileno(), self.counters, {"udp": frozenset((4, 6))})
         self.time = 0.0
         self.ticks = 0.0  # seconds that each look at the clock takes
         self.asked = 0

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 
 import pytest
 
 from gpasst.counters import Counters, Drop
 from gpasst.flow.record import Flow
 from gpasst.proxy.observe import DROP_LOG_SECONDS, DropLog, flows, statistics
-from tests.support.addresses import GUEST4, GUEST6, ip
+from gpasst.tcp.connection import Connection
+from gpasst.tcp.header import Header
+from gpasst.tcp.states import State
+from gpasst.tcp.table import ConnectionTable
+from gpasst.tcp.window import Budget
+from tests.support.addresses import GUEST4, GUEST6, GUEST_MAC, HOST_MAC, ip
 from tests.support.nat import Host
 
 SERVER = "198.51.100.9"
@@ -19,34 +23,28 @@ SERVER = "198.51.100.9"
 def test_a_peer_is_shown_from_both_sides_with_its_age() -> None:
     host = Host()
     peer = host.down(33000, SERVER, 53)
-    assert flows(host.path, None, ()) == (
+    assert flows(host.path, None, (), 0.0) == (
         Flow("udp", (GUEST4, 33000), (SERVER, 53), (SERVER, 53), peer.udp_socket.port, 0, spliced=False),
     )
     for _ in host.path.scan(1007, 180):
         pass
-    assert flows(host.path, None, ())[0].idle == 7
+    assert flows(host.path, None, (), 0.0)[0].idle == 7
 
 
-@dataclass
-class Held:
-    """A connection as a table holds it."""
-
-    guest: tuple[bytes, int]
-    shown: tuple[bytes, int]
-    remote: tuple[bytes, int]
-    port: int
-    idle: int
-    state: str
+def held(guest: str, port: int, shown: str, remote: tuple[str, int], state: State, heard: float) -> Connection:
+    key = ip(guest) + ip(shown) + port.to_bytes(2, "big") + (80).to_bytes(2, "big")
+    header = Header(GUEST_MAC, HOST_MAC, key)
+    return Connection(key, state, header, 0, Budget(), 1460, (ip(remote[0]), remote[1], 0), heard)
 
 
 def test_a_connection_is_shown_with_its_state() -> None:
-    near, far = ip("2001:db8::1"), ip("2001:db8:9::9")
-    held = [
-        Held((ip(GUEST6), 40000), (near, 80), (far, 8080), 50000, 3, "ESTABLISHED"),
-        Held((ip(GUEST4), 40001), (ip(SERVER), 80), (ip(SERVER), 80), 0, 0, "SYN-RECEIVED"),
-    ]
+    table = ConnectionTable()
+    first = held(GUEST6, 40000, "2001:db8::1", ("2001:db8:9::9", 8080), State.ESTABLISHED, 997.0)
+    first.port = 50000
+    table.add(first)
+    table.add(held(GUEST4, 40001, SERVER, (SERVER, 80), State.SYN_RECEIVED, 1000.0))
     host, counters = Host(), Counters()
-    assert flows(host.path, None, held) == (
+    assert flows(host.path, None, table, 1000.0) == (
         Flow(
             "tcp",
             (GUEST6, 40000),
@@ -61,7 +59,7 @@ def test_a_connection_is_shown_with_its_state() -> None:
     )
     counters.traffic["tcp"].up.datagrams = 5
     counters.tcp.down.bytes = 7
-    found = statistics(counters, host.path, None, held)
+    found = statistics(counters, host.path, None, table)
     assert (found.connections, found.segments_up, found.tcp_bytes_down) == (2, 5, 7)
     assert (found.datagrams_up, found.bytes_down, found.peers) == (0, 0, 0)
 

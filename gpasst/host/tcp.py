@@ -1,0 +1,109 @@
+"""The host's TCP sockets: opening, connecting and closing them."""
+
+from __future__ import annotations
+
+import struct
+from _socket import inet_pton
+from _socket import socket as RawSocket  # a class
+from contextlib import suppress
+
+from gpasst.errors import PlatformError
+from gpasst.features import Feature
+from gpasst.flow.network import FamilyNetwork
+from gpasst.flow.sender import HostSocket, StreamSocket
+from gpasst.host.sockets import family_constant, text
+from gpasst.linux import (
+    AF_INET,
+    AF_INET6,
+    IPPROTO_TCP,
+    SO_BINDTODEVICE,
+    SO_LINGER,
+    SO_OOBINLINE,
+    SO_PEEK_OFF,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    TCP_NODELAY,
+)
+
+_ADDRESS4_FIELDS = 2  # address and port
+_RESET_ON_CLOSE = struct.pack("@ii", 1, 0)  # struct linger: on, for no time
+
+
+def lacking() -> frozenset[Feature]:
+    """Return those features of TCP sockets that this kernel lacks, found out by trying them.
+
+    :raises PlatformError: if there is no socket to try them on.
+    """
+    try:
+        sock = RawSocket(AF_INET, SOCK_STREAM, 0)
+    except OSError as error:
+        raise PlatformError(f"no socket: {error.strerror}", "raise ulimit -n") from error
+    try:
+        sock.setsockopt(SOL_SOCKET, SO_PEEK_OFF, 0)
+    except OSError:
+        return frozenset((Feature.PEEK,))
+    finally:
+        sock.close()
+    return frozenset()
+
+
+def open_outbound(network: FamilyNetwork) -> RawSocket:
+    """Open a socket for a connection of the guest, bound to the outbound address and interface if there are any.
+
+    :raises OSError: if the kernel refuses the socket, or an option or address.
+    """
+    sock = RawSocket(family_constant(network.family), SOCK_STREAM, 0)
+    try:
+        if network.outbound_interface:
+            sock.setsockopt(SOL_SOCKET, SO_BINDTODEVICE, network.outbound_interface.encode())
+        if network.outbound:
+            sock.bind((text(network.outbound), 0))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def prepare(sock: RawSocket, peek_offset: bool) -> None:
+    """Set the options of every socket that stands for a connection.
+
+    Urgent data stays in line, since a peek would stop before it, and the guest gets no urgent pointer.
+
+    :param sock: the socket.
+    :param peek_offset: let each peek begin behind what was peeked before.
+    :raises OSError: if the kernel refuses one.
+    """
+    sock.setblocking(False)
+    sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+    sock.setsockopt(SOL_SOCKET, SO_OOBINLINE, 1)
+    if peek_offset:
+        sock.setsockopt(SOL_SOCKET, SO_PEEK_OFF, 0)
+
+
+def accept(listener: HostSocket) -> tuple[RawSocket, bytes, int, int]:
+    """Accept a client; return its socket, address, port, and the interface index of a link-local address or 0.
+
+    :raises BlockingIOError: if none waits.
+    :raises OSError: if the kernel refuses.
+    """
+    # The C class has no public accept: socket.accept itself calls this method.
+    descriptor, address = listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001
+    family = AF_INET if len(address) == _ADDRESS4_FIELDS else AF_INET6
+    scope = 0 if family == AF_INET else address[3]
+    return RawSocket(fileno=descriptor), inet_pton(family, address[0].partition("%")[0]), address[1], scope
+
+
+def peek_from_start(sock: StreamSocket) -> None:
+    """Let the next peek begin with the first byte of a socket's queue.
+
+    :raises OSError: if the kernel refuses.
+    """
+    sock.setsockopt(SOL_SOCKET, SO_PEEK_OFF, 0)
+
+
+def close_with_reset(sock: StreamSocket) -> None:
+    """Close a socket so that the remote end gets a RST."""
+    # A socket that has failed already may refuse, and needs none.
+    with suppress(OSError):
+        sock.setsockopt(SOL_SOCKET, SO_LINGER, _RESET_ON_CLOSE)
+    sock.close()

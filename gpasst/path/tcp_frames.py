@@ -1,0 +1,209 @@
+"""TCP frames of the guest: to their connections, past the backlog, where these are known.
+
+Theory of operation: `frame` reads the few fields that make a frame an ordinary TCP segment, and finds its connection by
+the raw bytes of addresses and ports, as `gpasst.path.fastpath` does for UDP. Its data goes to the socket at once, from
+where it lies. Acknowledgements and everything else wait until the reader has read its batch and calls
+`TcpSockets.run`.
+
+A segment of no connection comes by the backlog (`gpasst.path.dispatch`), and so do fragments and packets with IP
+options or extension headers: `outbound` opens a connection, or refuses the segment.
+"""
+
+from __future__ import annotations
+
+from gpasst.counters import Counters, Drop
+from gpasst.errors import PacketError
+from gpasst.flow.guest import Guest
+from gpasst.formats import (
+    ETHERTYPE_IPV4,
+    ETHERTYPE_IPV6,
+    IPV4_FRAGMENT_MASK,
+    IPV4_VERSION_IHL,
+    IPV6_VERSION,
+    PROTOCOL_TCP,
+    TCP4,
+    TCP6,
+    TCP_ACK,
+    TCP_CODEC,
+    TCP_RST,
+    TCP_SYN,
+    VIRTIO_NET_CODEC,
+)
+from gpasst.link.port import Link
+from gpasst.packet.address import is_loopback
+from gpasst.packet.parse import Packet
+from gpasst.path.tcp_opener import TcpOpener
+from gpasst.path.tcp_sockets import TcpSockets
+from gpasst.tcp.connection import Connection
+from gpasst.tcp.reset import reset
+from gpasst.tcp.segment import Offer, Segment, parse, parse_options
+from gpasst.tcp.table import ConnectionTable
+
+PORTS_BYTES = 4  # source and destination port
+
+_pick4 = TCP4.picker(
+    "ethernet.ethertype",
+    "ip.version",
+    "ip.total_length",
+    "ip.flags",
+    "ip.protocol",
+    "tcp.sequence",
+    "tcp.acknowledgement",
+    "tcp.data_offset",
+    "tcp.flags",
+    "tcp.window",
+).unpack_from
+_pick6 = TCP6.picker(
+    "ip.version",
+    "ip.payload_length",
+    "ip.next_header",
+    "tcp.sequence",
+    "tcp.acknowledgement",
+    "tcp.data_offset",
+    "tcp.flags",
+    "tcp.window",
+).unpack_from
+_KEY4 = TCP4.offset("ip.source"), TCP4.offset("tcp.sequence")
+_KEY6 = TCP6.offset("ip.source"), TCP6.offset("tcp.sequence")
+_IP4, _IP6 = TCP4.offset("ip.version"), TCP6.offset("ip.version")
+_TCP4, _TCP6 = TCP4.offset("tcp.source"), TCP6.offset("tcp.source")
+_HEADER = TCP_CODEC.size
+_OFFSET_MASK = 0xF0
+_OFFSET_SHIFT = 2  # from the upper half of a byte to bytes: 4 to the right, times 4
+_VERSION_SHIFT = 28  # of the version in the first word of an IPv6 header
+
+# The same places in a frame without virtio-net header.
+_VIRTIO = VIRTIO_NET_CODEC.size
+_TYPE = slice(TCP4.offset("ethernet.ethertype") - _VIRTIO, _IP4 - _VIRTIO)
+_IPV4, _IPV6 = (kind.to_bytes(2, "big") for kind in (ETHERTYPE_IPV4, ETHERTYPE_IPV6))
+_PROTOCOL4, _PROTOCOL6 = TCP4.offset("ip.protocol") - _VIRTIO, TCP6.offset("ip.next_header") - _VIRTIO
+_FLOW4, _FLOW6 = (slice(start - _VIRTIO, end - _VIRTIO) for start, end in (_KEY4, _KEY6))
+_NO_OFFER = Offer()
+
+
+class TcpFrames:
+    """Hands the guest's segments to their connections.
+
+    :param table: the connections.
+    :param sockets: does their work.
+    :param opener: opens new ones.
+    :param link: where a RST for a segment of no connection is written.
+    :param guest: the guest.
+    :param counters: where drops are counted.
+    :ivar queue: connections with work.
+    :ivar run: does it (`TcpSockets.run`).
+    """
+
+    def __init__(
+        self,
+        table: ConnectionTable,
+        sockets: TcpSockets,
+        opener: TcpOpener,
+        link: Link,
+        guest: Guest,
+        counters: Counters,
+    ) -> None:
+        self._by_key = table.by_key
+        self._sockets = sockets
+        self._opener = opener
+        self._link = link
+        self._guest = guest
+        self._counters = counters
+        self._clock = sockets.clock
+        self.run = sockets.run
+        self.queue = sockets.queue
+
+    def frame(self, buffer: bytearray, view: memoryview, at: int, size: int) -> bool:
+        """Take a frame; return whether it is a segment of a known connection.
+
+        :param buffer: where the frame lies.
+        :param view: the same.
+        :param at: where its virtio-net header begins, or would.
+        :param size: bytes from there to the end of the frame.
+        """
+        if size < _TCP4 + _HEADER:
+            return False
+        ethertype, version, total, fragment, protocol, sequence, acknowledgement, offset, flags, window = _pick4(
+            buffer, at
+        )
+        if ethertype == ETHERTYPE_IPV4:
+            if protocol != PROTOCOL_TCP or version != IPV4_VERSION_IHL or fragment & IPV4_FRAGMENT_MASK:
+                return False
+            connection = self._by_key.get(bytes(buffer[at + _KEY4[0] : at + _KEY4[1]]))
+            start, end = _TCP4, _IP4 + total
+        elif ethertype == ETHERTYPE_IPV6 and size >= _TCP6 + _HEADER:
+            word, total, protocol, sequence, acknowledgement, offset, flags, window = _pick6(buffer, at)
+            if protocol != PROTOCOL_TCP or word >> _VERSION_SHIFT != IPV6_VERSION:
+                return False
+            connection = self._by_key.get(bytes(buffer[at + _KEY6[0] : at + _KEY6[1]]))
+            start, end = _TCP6, _TCP6 + total
+        else:
+            return False
+        if connection is None:
+            return False
+        data = start + ((offset & _OFFSET_MASK) >> _OFFSET_SHIFT)
+        if data < start + _HEADER or not data <= end <= size:
+            self._counters.drop(Drop.MALFORMED_TCP)
+            return True
+        payload = view[at + data : at + end]
+        if connection.established:
+            work = connection.take(sequence, acknowledgement, flags, window, payload, self._clock())
+        else:
+            options = bytes(buffer[at + start + _HEADER : at + data])
+            segment = Segment(sequence, acknowledgement, flags, window, payload, options)
+            work = connection.segment(segment, _offer(segment), self._clock())
+        self._follow(connection, work)
+        return True
+
+    def knows(self, frame: bytes) -> bool:
+        """Return whether a frame, from its destination MAC address on, is a segment of a known connection.
+
+        :param frame: whole, without IP options, fragments or extension headers.
+        """
+        kind = frame[_TYPE]
+        if kind == _IPV4:
+            return frame[_PROTOCOL4] == PROTOCOL_TCP and frame[_FLOW4] in self._by_key
+        return kind == _IPV6 and frame[_PROTOCOL6] == PROTOCOL_TCP and frame[_FLOW6] in self._by_key
+
+    def outbound(self, packet: Packet) -> None:
+        """Take a packet that may be of no connection.
+
+        :raises PacketError: if it is malformed, or of no connection and opens none.
+        """
+        segment = parse(packet.payload)
+        key = packet.source + packet.destination + bytes(packet.payload[:PORTS_BYTES])
+        connection = self._by_key.get(key)
+        if connection is not None:
+            self._follow(connection, connection.segment(segment, _offer(segment), self._clock()))
+            self._sockets.ask()
+        elif segment.flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN:
+            ports = packet.payload[:PORTS_BYTES]
+            self._opener.outbound(
+                packet, segment, key, (int.from_bytes(ports[:2], "big"), int.from_bytes(ports[2:], "big"))
+            )
+        elif not segment.flags & TCP_RST:
+            self._refuse(packet)
+
+    def _refuse(self, packet: Packet) -> None:
+        """Answer a segment of no connection with a RST.
+
+        :raises PacketError: always.
+        """
+        if is_loopback(packet.source) or is_loopback(packet.destination):
+            raise PacketError(Drop.LOOPBACK_ADDRESS)
+        frame = reset(packet, self._guest.mac, self._guest.network.host_mac)
+        if frame is not None:
+            self._link.write_frame(frame)
+        raise PacketError(Drop.TCP)
+
+    def _follow(self, connection: Connection, work: int) -> None:
+        """Offer to the socket what a segment has brought, and add the work that follows."""
+        if connection.fresh:
+            work |= self._sockets.offer(connection)
+        if work:
+            self._sockets.mark(connection, work)
+
+
+def _offer(segment: Segment) -> Offer:
+    """Return what a segment offers, if it is a SYN."""
+    return parse_options(segment.options) if segment.flags & TCP_SYN else _NO_OFFER

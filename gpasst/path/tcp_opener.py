@@ -1,0 +1,230 @@
+"""New connections: those that the guest opens, and those that a forward accepts.
+
+Theory of operation: the guest's SYN is answered when the host's socket is connected, so the guest learns what the
+remote end says: a SYN+ACK, a RST where it was refused, an ICMP error where there is no way there. A client of a forward
+has been accepted by the host's kernel before the guest is asked; a guest that refuses shows as a connection that is
+reset.
+
+The target follows `gpasst.flow.translation`, as for every protocol, and is stored with the connection. A client that
+would look like another one to the guest is shown under another port.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from _socket import socket as RawSocket  # a class
+from collections.abc import Callable
+
+from gpasst.counters import Counters, Drop
+from gpasst.errors import PacketError
+from gpasst.flow.guest import Guest
+from gpasst.flow.translation import Addresses
+from gpasst.formats import PROTOCOL_TCP, TCP_CODEC, TCP_SYN
+from gpasst.host.descriptors import Descriptors, exhausted
+from gpasst.host.sockets import socket_address
+from gpasst.host.tcp import close_with_reset, open_outbound, prepare
+from gpasst.packet.address import family_of
+from gpasst.packet.icmp_error import quoted_packet
+from gpasst.packet.parse import Packet
+from gpasst.packet.refusal import refusal
+from gpasst.path.icmp_to_guest import IcmpToGuest
+from gpasst.path.tcp_sockets import TcpSockets
+from gpasst.tcp.connection import Connection
+from gpasst.tcp.header import Header
+from gpasst.tcp.isn import Hash, initial_sequence
+from gpasst.tcp.segment import SEQUENCE_MASK, Segment, parse_options
+from gpasst.tcp.states import State
+from gpasst.tcp.table import ConnectionTable
+from gpasst.tcp.window import Budget
+
+PORTS_TRIED = 64  # to show a client under, where its own is taken
+PORT_MAXIMUM = 0xFFFF
+
+log = logging.getLogger(__name__)
+
+
+class TcpOpener:
+    """Opens connections.
+
+    :param guest: the guest.
+    :param table: the connections.
+    :param sockets: does their work.
+    :param icmp: reports to the guest that there is no way to a host.
+    :param descriptors: closes idle sockets near the limit of open files.
+    :param limits: payload bytes of the largest segment that the link carries, by family.
+    :param peek_offset: whether sockets know what was peeked before.
+    :param hashed: hashes keys for initial sequence numbers.
+    :param counters: where drops are counted.
+    :param clock: returns monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        guest: Guest,
+        table: ConnectionTable,
+        sockets: TcpSockets,
+        icmp: IcmpToGuest,
+        descriptors: Descriptors,
+        limits: dict[int, int],
+        peek_offset: bool,
+        hashed: Hash,
+        counters: Counters,
+        clock: Callable[[], float],
+    ) -> None:
+        self._guest = guest
+        self._table = table
+        self._sockets = sockets
+        self._icmp = icmp
+        self._descriptors = descriptors
+        self._limits = limits
+        self._peek_offset = peek_offset
+        self._hashed = hashed
+        self._counters = counters
+        self._clock = clock
+        self._budget = Budget()
+
+    def outbound(self, packet: Packet, segment: Segment, key: bytes, ports: tuple[int, int]) -> None:
+        """Open a connection for a SYN of the guest.
+
+        :param packet: the packet that has it.
+        :param segment: the SYN.
+        :param key: the connection's key.
+        :param ports: source and destination port.
+        :raises PacketError: if the connection must not be, or no socket can be had.
+        """
+        addresses = self._guest.addresses[packet.family]
+        target = addresses.outbound(packet.source, ports[0], packet.destination, ports[1], multicast=False)
+        if packet.destination in self._guest.network.broadcasts:
+            raise PacketError(Drop.NOT_UNICAST)
+        now = self._clock()
+        self._make_room()
+        sock = self._socket(addresses)
+        remote = target.address, ports[1], target.scope
+        connection = self._connection(key, State.CONNECTING, remote, now)
+        connection.opened(segment.sequence, parse_options(segment.options), segment.window)
+        number = sock.connect_ex(socket_address(*remote))
+        self._enter(connection, sock)
+        if number == 0:
+            self._sockets.mark(connection, connection.connected())
+        elif number != errno.EINPROGRESS:
+            self._sockets.mark(connection, self._sockets.unconnected(connection, number))
+        self._sockets.ask()
+
+    def inbound(
+        self, sock: RawSocket, family: int, source: bytes, port: int, scope: int, target: int, target_address: bytes
+    ) -> None:
+        """Open a connection to the guest for an accepted client.
+
+        :param sock: the accepted socket, closed if an error is raised.
+        :param family: 4 or 6.
+        :param source: the client's address.
+        :param port: the client's port.
+        :param scope: interface index of a link-local client, else 0.
+        :param target: the guest's port.
+        :param target_address: the guest's address, empty for its own.
+        :raises PacketError: if the connection must not be.
+        """
+        try:
+            now = self._clock()
+            view = self._guest.addresses[family].to_guest(source)
+            guest = target_address or view.destination
+            self._make_room()
+            key = self._free_key(guest, view.source, target, port)
+            prepare(sock, self._peek_offset)
+            connection = self._connection(key, State.SYN_SENT, (source, port, scope), now)
+        except OSError as error:
+            close_with_reset(sock)
+            raise PacketError(Drop.NO_SOCKET, f"no client: {error.strerror}") from error
+        except BaseException:
+            close_with_reset(sock)
+            raise
+        self._enter(connection, sock)
+        self._sockets.mark(connection, connection.greeted())
+        self._sockets.ask()
+
+    def failed(self, connection: Connection, number: int) -> bool:
+        """Report to the guest that a connect failed with the errno `number`; return whether that was an ICMP error.
+
+        A guest that sends its SYN again is answered again.
+        """
+        family = connection.header.family
+        problem = refusal(number).problem(family)
+        if problem is None:
+            return False
+        guest, shown, guest_port, port = connection.ends
+        header = TCP_CODEC.pack(
+            source=guest_port,
+            destination=port,
+            sequence=(connection.receiver.acknowledged - 1) & SEQUENCE_MASK,
+            acknowledgement=0,
+            flags=TCP_SYN,
+            window=0,
+        )
+        try:
+            offender = self._icmp.shown(family, b"")
+        except PacketError:
+            return False
+        self._icmp.report(problem, offender, guest, quoted_packet(guest, shown, PROTOCOL_TCP, header))
+        return True
+
+    def held(self) -> int:
+        """Return the number of connections."""
+        return len(self._table)
+
+    def let_go(self) -> bool:
+        """End the connection that was idle longest; return whether a descriptor is free then."""
+        connection = self._table.longest_idle()
+        if connection is None:
+            return False
+        self._counters.drop(Drop.CONNECTIONS_FULL)
+        self._sockets.end(connection)
+        return True
+
+    def _make_room(self) -> None:
+        if self._table.full:
+            self.let_go()
+
+    def _socket(self, addresses: Addresses) -> RawSocket:
+        """Return a socket for a connection of the guest.
+
+        :raises PacketError: if none can be had.
+        """
+        try:
+            try:
+                sock = open_outbound(addresses.network)
+            except OSError as error:
+                if not exhausted(error) or not self._descriptors.let_go():
+                    raise
+                sock = open_outbound(addresses.network)
+            prepare(sock, self._peek_offset)
+        except OSError as error:
+            raise PacketError(Drop.NO_SOCKET, f"no host socket: {error.strerror}") from error
+        settled = self._descriptors.settle(sock)
+        assert isinstance(settled, RawSocket)
+        return settled
+
+    def _connection(self, key: bytes, state: State, remote: tuple[bytes, int, int], now: float) -> Connection:
+        family = family_of(remote[0])
+        header = Header(self._guest.mac, self._guest.network.host_mac, key)
+        start = initial_sequence(self._hashed(key), now)
+        return Connection(key, state, header, start, self._budget, self._limits[family], remote, now)
+
+    def _enter(self, connection: Connection, sock: RawSocket) -> None:
+        connection.socket = sock
+        connection.port = sock.getsockname()[1]
+        self._table.add(connection)
+        self._sockets.watch(connection)
+
+    def _free_key(self, guest: bytes, shown: bytes, guest_port: int, port: int) -> bytes:
+        """Return the key of a connection to the guest, with another port of the client if its own is taken.
+
+        :raises PacketError: `Drop.PORTS_EXHAUSTED`, if none is free.
+        """
+        target = guest_port.to_bytes(2, "big")
+        for distance in range(PORTS_TRIED):
+            candidate = (port - 1 + distance) % PORT_MAXIMUM + 1
+            key = guest + shown + target + candidate.to_bytes(2, "big")
+            if key not in self._table.by_key:
+                return key
+        raise PacketError(Drop.PORTS_EXHAUSTED)

@@ -1,0 +1,400 @@
+"""The sockets of TCP connections: the work that connections ask for, and the events of their sockets.
+
+Theory of operation:
+
+1. All sockets stand in one private epoll set, edge-triggered, and one watcher watches the set. So a connection costs
+   neither a watcher nor a greenlet, and data that is only peeked, or waits for a window, wakes nobody
+   (the event loop's own watchers are level-triggered).
+2. An event, a segment or a deadline adds *work* to its connection (`gpasst.tcp.connection`), and the connection joins a
+   queue. `run` does the work, connection by connection, until the step's time is over; the rest waits for the next
+   step, which `again` asks for. So one acknowledgement, one discard and one look at the socket serve all segments that
+   were read together.
+3. A connection that has more to send goes to the end of the queue after `RUNS` superframes.
+4. While the link is full nothing is peeked. Connections wait until it takes more.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
+
+from gpasst.counters import Counters
+from gpasst.flow.guest import Guest
+from gpasst.flow.sender import StreamSocket
+from gpasst.formats import TCP_ACK, TCP_FIN, TCP_PSH, TCP_RST
+from gpasst.host.peek import RUNS, Peeker, discard
+from gpasst.host.tcp import close_with_reset, peek_from_start
+from gpasst.link.port import Link
+from gpasst.linux import (
+    EPOLLERR,
+    EPOLLET,
+    EPOLLHUP,
+    EPOLLIN,
+    EPOLLOUT,
+    EPOLLRDHUP,
+    MSG_DONTWAIT,
+    MSG_NOSIGNAL,
+    SHUT_WR,
+    SO_ERROR,
+    SO_KEEPALIVE,
+    SOL_SOCKET,
+)
+from gpasst.path.budget import STEP_SECONDS
+from gpasst.tcp.connection import (
+    ABORT,
+    ACKNOWLEDGE,
+    CLOSE,
+    CONFIRM,
+    DISCARD,
+    KEEP_ALIVE,
+    PROBE,
+    REFUSE,
+    RESET,
+    REWIND,
+    SEND,
+    SYNCHRONISE,
+    WRITE,
+    Connection,
+)
+from gpasst.tcp.segment import SEQUENCE_MASK
+from gpasst.tcp.states import State
+from gpasst.tcp.table import ConnectionTable
+
+EVENTS = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
+EVENTS_AT_ONCE = 64
+PIECES_AT_ONCE = 64  # of kept data, offered to a socket in one call
+CONNECTIONS_PER_LOOK = 4  # at the clock
+
+_SEND_FLAGS = MSG_DONTWAIT | MSG_NOSIGNAL
+_RARE = SYNCHRONISE | PROBE | KEEP_ALIVE | REFUSE | RESET | ABORT | CLOSE
+
+
+class Epoll(Protocol):
+    """An epoll set, as `select.epoll` is one."""
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+
+    def register(self, fd: int, eventmask: int, /) -> None:
+        """Watch a descriptor."""
+
+    def poll(self, timeout: float, maxevents: int, /) -> list[tuple[int, int]]:
+        """Return what is ready."""
+
+    def close(self) -> None:
+        """Close the set."""
+
+
+class TcpSockets:
+    """Does the work of all connections between a guest and the host's sockets.
+
+    :param link: the guest's end.
+    :param guest: the guest.
+    :param table: the connections.
+    :param epoll: an empty epoll set, which becomes this one's to close.
+    :param peeker: peeks at sockets as the link wants it.
+    :param peek_offset: whether sockets know what was peeked before.
+    :param counters: where traffic and drops are counted.
+    :param failed: called with a connection that could not be made and the errno; returns whether it has answered the
+        guest, so that no RST is needed.
+    :param again: asks for a call of `step` soon; more calls before it do nothing.
+    :param arm: called with a connection and the time after work that may have brought its deadline forward.
+    :param clock: returns monotonic seconds.
+    :param stopwatch: returns seconds, for the budget of a step.
+    :ivar clock: as above.
+    :ivar queue: connections with work; `run` empties it.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        guest: Guest,
+        table: ConnectionTable,
+        epoll: Epoll,
+        peeker: Peeker,
+        peek_offset: bool,
+        counters: Counters,
+        failed: Callable[[Connection, int], bool],
+        again: Callable[[], None],
+        arm: Callable[[Connection, float], None],
+        clock: Callable[[], float],
+        stopwatch: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._link = link
+        self._guest = guest
+        self._table = table
+        self._epoll = epoll
+        self._peeker = peeker
+        self._peek_offset = peek_offset
+        self._counters = counters
+        self._down, self._up = counters.tcp.down, counters.tcp.up
+        self._failed = failed
+        self._again = again
+        self._arm = arm
+        self.clock = clock
+        self._stopwatch = stopwatch
+        self._by_fd: dict[int, Connection] = {}
+        self.queue: deque[Connection] = deque()
+        self._waiting: list[Connection] = []
+
+    def watch(self, connection: Connection) -> None:
+        """Take the events of a connection's socket from now on."""
+        assert connection.socket is not None
+        fd = connection.socket.fileno()
+        self._by_fd[fd] = connection
+        self._epoll.register(fd, EVENTS)
+
+    def mark(self, connection: Connection, work: int) -> None:
+        """Add work to a connection; `run` does it."""
+        if not connection.work:
+            self.queue.append(connection)
+        connection.work |= work
+
+    def ask(self) -> None:
+        """Let the work that was added be done in a step of its own, soon."""
+        if self.queue:
+            self._again()
+
+    def offer(self, connection: Connection) -> int:
+        """Offer to the socket what a segment has brought; return the work that follows."""
+        fresh, sock = connection.fresh, connection.socket
+        if sock is None:
+            return 0
+        try:
+            taken = sock.send(fresh, _SEND_FLAGS)
+        except BlockingIOError:
+            taken = 0
+        except OSError as error:
+            if error.errno != errno.EPIPE:
+                return self._broken(connection, error)
+            # The remote end reads no more; its RST follows, if it sends one.
+            taken = len(fresh)
+        self._down.bytes += taken
+        self._down.datagrams += 1
+        return connection.wrote(taken)
+
+    def step(self) -> int:
+        """Take the events of sockets, and do what follows, for at most `STEP_SECONDS`; return how many events."""
+        deadline = self._stopwatch() + STEP_SECONDS
+        events = self._epoll.poll(0, EVENTS_AT_ONCE)
+        for fd, event in events:
+            connection = self._by_fd.get(fd)
+            if connection is not None:
+                work = self._event(connection, event)
+                if work:
+                    self.mark(connection, work)
+        self.run(deadline)
+        return len(events)
+
+    def run(self, deadline: float) -> None:
+        """Do the work of connections until `deadline`, in seconds of the stopwatch; ask for a step for the rest."""
+        queue, now = self.queue, self.clock()
+        done = 0
+        while queue:
+            connection = queue.popleft()
+            work, connection.work = connection.work, 0
+            if connection.socket is not None:
+                self._do(connection, work, now)
+            done += 1
+            if not done % CONNECTIONS_PER_LOOK and queue:
+                if self._stopwatch() >= deadline:
+                    self._again()
+                    break
+                now = self.clock()
+        self._link.flush()
+        self._peeker.start()
+
+    def unconnected(self, connection: Connection, number: int) -> int:
+        """Return the work that follows from a connect that failed with the errno `number`."""
+        return connection.abort(without=RESET if self._failed(connection, number) else 0)
+
+    def end(self, connection: Connection) -> None:
+        """Reset a connection on both sides, at once."""
+        if connection.socket is not None:
+            self._rare(connection, connection.abort(), self.clock())
+
+    def resume(self) -> None:
+        """Go on with connections that waited for the link."""
+        waiting, self._waiting = self._waiting, []
+        for connection in waiting:
+            self.mark(connection, SEND)
+        self.ask()
+
+    def close(self) -> None:
+        """Close every socket with a RST, and the epoll set; more calls do nothing."""
+        for connection in list(self._table):
+            self._close(connection, abort=True)
+        self.queue.clear()
+        self._waiting.clear()
+        self._epoll.close()
+
+    def _event(self, connection: Connection, event: int) -> int:
+        """Return the work that follows from an event of a connection's socket."""
+        sock = connection.socket
+        assert sock is not None
+        if connection.state is State.CONNECTING:
+            if event & (EPOLLERR | EPOLLHUP):
+                return self.unconnected(connection, sock.getsockopt(SOL_SOCKET, SO_ERROR))
+            return connection.connected() if event & EPOLLOUT else 0
+        if event & EPOLLERR:
+            return connection.abort()
+        work = 0
+        if event & EPOLLOUT and connection.receiver.waits:
+            work = WRITE
+        if event & EPOLLRDHUP:
+            connection.sender.ended = True
+        if event & (EPOLLIN | EPOLLRDHUP) and connection.established and not connection.sender.blocked:
+            work |= SEND
+        return work
+
+    def _do(self, connection: Connection, work: int, now: float) -> None:
+        """Do work, in the order of its flags."""
+        sock, sender = connection.socket, connection.sender
+        assert sock is not None
+        if work & DISCARD:
+            count, sender.discard = sender.discard, 0
+            try:
+                if count:
+                    discard(sock, count)
+            except OSError as error:
+                work |= self._broken(connection, error)
+        if work & REWIND and self._peek_offset:
+            try:
+                peek_from_start(sock)
+            except OSError as error:
+                work |= self._broken(connection, error)
+        if work & WRITE:
+            work |= self._write(connection, sock)
+        if work & _RARE:
+            self._rare(connection, work, now)
+            if connection.socket is None:
+                return
+        if work & CONFIRM:
+            self._segment(connection, TCP_ACK)
+        if work & SEND and connection.established and self._send(connection, sock, now):
+            work &= ~ACKNOWLEDGE
+        if work & ACKNOWLEDGE and connection.socket is not None:
+            self._segment(connection, TCP_ACK)
+        self._arm(connection, now)
+
+    def _write(self, connection: Connection, sock: StreamSocket) -> int:
+        """Offer to the socket what is kept, and shut it behind a FIN; return the work that follows."""
+        receiver = connection.receiver
+        work = 0
+        while pieces := receiver.waiting(PIECES_AT_ONCE):
+            size = sum(map(len, pieces))
+            try:
+                taken = sock.sendmsg(pieces, (), _SEND_FLAGS)
+            except BlockingIOError:
+                return work
+            except OSError as error:
+                if error.errno != errno.EPIPE:
+                    return self._broken(connection, error)
+                taken = size
+            receiver.took(taken)
+            self._down.bytes += taken
+            work = ACKNOWLEDGE
+            if taken < size:
+                return work
+        if not receiver.finishing:
+            return work
+        # A socket that is not connected any more refuses; an event says why.
+        with suppress(OSError):
+            sock.shutdown(SHUT_WR)
+        return work | connection.shut()
+
+    def _send(self, connection: Connection, sock: StreamSocket, now: float) -> bool:
+        """Send what the socket has, at most `RUNS` superframes; return whether anything was sent."""
+        sender, header, link, peeker = connection.sender, connection.header, self._link, self._peeker
+        if header.mac is not self._guest.mac:
+            header.readdress(self._guest.mac)
+        sent = False
+        for _ in range(RUNS):
+            room = sender.room()
+            if not room:
+                sender.blocked = True
+                return sent
+            if peeker.full:
+                link.flush()
+                peeker.start()
+            if link.full:
+                self._waiting.append(connection)
+                return sent
+            try:
+                count, payload = peeker.peek(
+                    sock, header.family, sender.mss, room, 0 if self._peek_offset else sender.in_flight
+                )
+            except BlockingIOError:
+                sender.blocked = False
+                return sent
+            except OSError as error:
+                self.mark(connection, self._broken(connection, error))
+                return sent
+            if not count:
+                sender.blocked = False
+                if connection.finished(now):
+                    self._segment(connection, TCP_FIN | TCP_ACK, back=1)
+                    sent = True
+                return sent
+            sequence, acknowledged, window = connection.numbers()
+            header.prepare(sequence, acknowledged, TCP_ACK | TCP_PSH, window)
+            link.write_run(header, count, sender.mss, [payload])
+            sender.sent(count, now)
+            sent = True
+        self.mark(connection, SEND)
+        return sent
+
+    def _segment(self, connection: Connection, flags: int, back: int = 0) -> None:
+        """Send a segment without data.
+
+        :param back: how far its sequence number is before the next one.
+        """
+        header = connection.header
+        if header.mac is not self._guest.mac:
+            header.readdress(self._guest.mac)
+        sequence, acknowledged, window = connection.numbers()
+        header.prepare((sequence - back) & SEQUENCE_MASK, acknowledged, flags, window)
+        self._link.write_bare(header)
+
+    def _rare(self, connection: Connection, work: int, now: float) -> None:
+        """Do the work that a connection has once, or hardly ever."""
+        sock, header = connection.socket, connection.header
+        assert sock is not None
+        if work & SYNCHRONISE:
+            self._link.write_frame(connection.synchronise(now))
+        if work & PROBE:
+            self._segment(connection, TCP_ACK, back=1)
+        if work & KEEP_ALIVE:
+            sock.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+        if work & REFUSE:
+            header.prepare(connection.refused, 0, TCP_RST, 0)
+            self._link.write_bare(header)
+        if work & RESET:
+            sequence, acknowledged = connection.reset()
+            header.prepare(sequence, acknowledged, TCP_RST | TCP_ACK, 0)
+            self._link.write_bare(header)
+        if work & CLOSE:
+            if work & ACKNOWLEDGE and not work & ABORT:
+                self._segment(connection, TCP_ACK)
+            self._close(connection, work & ABORT != 0)
+
+    def _broken(self, connection: Connection, error: OSError) -> int:
+        """Return the work that follows from a call that the kernel refused."""
+        self._counters.socket_errors += 1
+        return connection.abort()
+
+    def _close(self, connection: Connection, abort: bool) -> None:
+        sock = connection.socket
+        assert sock is not None
+        del self._by_fd[sock.fileno()]
+        if abort:
+            close_with_reset(sock)
+        else:
+            sock.close()
+        connection.socket = None
+        connection.release()
+        self._table.remove(connection)

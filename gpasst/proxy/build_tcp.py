@@ -1,0 +1,98 @@
+"""The builder of TCP: connections, their sockets and deadlines."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from gevent.monkey import get_original
+
+from gpasst.features import Feature
+from gpasst.host.peek import Peeker, StreamPeeker, TapPeeker
+from gpasst.link.stream import Stream
+from gpasst.link.tap import Tap
+from gpasst.path.icmp_to_guest import IcmpToGuest
+from gpasst.path.tcp_accept import TcpListeners
+from gpasst.path.tcp_deadlines import TcpDeadlines
+from gpasst.path.tcp_frames import TcpFrames
+from gpasst.path.tcp_opener import TcpOpener
+from gpasst.path.tcp_sockets import TcpSockets
+from gpasst.proxy.base import Base
+from gpasst.proxy.timers import Timers
+from gpasst.tcp.isn import SECRET_BYTES, keyed_hash
+from gpasst.tcp.segment import TCP_BYTES
+from gpasst.tcp.table import ConnectionTable
+
+MTU_DEFAULT = 65520  # bytes; the largest that a frame's length on a stream leaves room for, in whole words
+IP_BYTES = {4: 20, 6: 40}  # of a header without options
+
+
+@dataclass(frozen=True, slots=True)
+class Tcp:
+    """The parts of TCP.
+
+    :ivar table: the connections.
+    :ivar sockets: does their work.
+    :ivar opener: opens them.
+    :ivar frames: takes the guest's segments.
+    :ivar deadlines: looks at each connection when its time has come.
+    :ivar listeners: accepts the clients of forwarded ports.
+    """
+
+    table: ConnectionTable
+    sockets: TcpSockets
+    opener: TcpOpener
+    frames: TcpFrames
+    deadlines: TcpDeadlines
+    listeners: TcpListeners
+
+    def close(self) -> None:
+        """End every connection; more calls do nothing."""
+        self.listeners.close()
+        self.deadlines.close()
+        self.sockets.close()
+
+
+def build_tcp(base: Base, link: Tap | Stream, icmp: IcmpToGuest, timers: Timers) -> Tcp:
+    """Make the parts of TCP."""
+    watchers, guest, counters, clock = base.watchers, base.guest, base.counters, base.clock.precise
+    table = ConnectionTable()
+    peek_offset = Feature.PEEK in base.features
+    # A program that is monkey-patched has no epoll any more, since it could block the hub; this one never waits.
+    epoll = get_original("select", "epoll")()
+    peeker: Peeker = StreamPeeker() if isinstance(link, Stream) else TapPeeker()
+    sockets = TcpSockets(
+        link,
+        guest,
+        table,
+        epoll,
+        peeker,
+        peek_offset,
+        counters,
+        lambda connection, number: opener.failed(connection, number),
+        lambda: again.ask(),
+        lambda connection, now: deadlines.arm(connection, now),
+        clock,
+    )
+    worker = watchers.worker(sockets.step)
+    again = watchers.repeat(worker)
+    watchers.watch(sockets, epoll.fileno(), worker.wake)
+    deadlines = TcpDeadlines(timers.at, sockets.mark, sockets.ask)
+    mtu = guest.network.mtu or MTU_DEFAULT
+    limits = {family: min(mtu, MTU_DEFAULT) - size - TCP_BYTES for family, size in IP_BYTES.items()}
+    hashed = keyed_hash(os.urandom(SECRET_BYTES))
+    opener = TcpOpener(guest, table, sockets, icmp, base.descriptors, limits, peek_offset, hashed, counters, clock)
+    base.descriptors.add(opener)
+    if isinstance(link, Stream):
+        link.emptied.append(sockets.resume)
+    frames = TcpFrames(table, sockets, opener, link, guest, counters)
+    listeners = TcpListeners(
+        link,
+        opener,
+        base.descriptors,
+        counters,
+        lambda listener, step: watchers.watch_alone(listener, listener.socket.fileno(), step),
+        watchers.unwatch,
+        lambda seconds, callback: timers.at(timers.clock() + seconds, callback),
+    )
+    return Tcp(table, sockets, opener, frames, deadlines, listeners)

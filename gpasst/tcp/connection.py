@@ -1,0 +1,390 @@
+"""One connection: events of the guest, the socket and the clock in; work for the caller out.
+
+Theory of operation: a connection has a state (`gpasst.tcp.states`) and two independent halves: `Sender` for data of the
+socket, `Receiver` for data of the guest. It makes no call and writes no frame. Each event returns *work*, a set of
+flags, and the caller does it.
+
+* Data that a segment brought is `fresh`: the caller offers it to the socket at once, from where it lies.
+* All else may wait until a batch of segments has been read, so that one acknowledgement, one discard and one look at
+  the socket serve the whole batch. Work of several events is the union of their flags.
+
+Checks follow RFC 9293, section 3.10.7, and RFC 5961: a RST counts only with exactly the next sequence number, a RST or
+SYN elsewhere in the window is answered with an acknowledgement, and so is the acknowledgement of what was never sent.
+
+Time is the caller's. `due` says when `expired` has to be called next.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gpasst.flow.sender import StreamSocket
+from gpasst.formats import TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN
+from gpasst.tcp.header import Header
+from gpasst.tcp.receiver import Receiver
+from gpasst.tcp.segment import MSS_MINIMUM, SEQUENCE_MASK, Offer, Segment
+from gpasst.tcp.sender import NO_FIN, Sender
+from gpasst.tcp.states import OPENING, RECEIVING, Event, State, after
+from gpasst.tcp.window import SCALE, WINDOW_FIRST, Budget, ReceiveWindow
+
+# Work.
+DISCARD: Final = 1 << 0
+"""Discard from the socket's queue what the guest acknowledged."""
+REWIND: Final = 1 << 1
+"""Peek at the socket from the first byte of its queue on again."""
+WRITE: Final = 1 << 2
+"""Offer to the socket what is kept, and shut it for writing behind the guest's FIN."""
+SYNCHRONISE: Final = 1 << 3
+"""Send the SYN, or the SYN with an acknowledgement."""
+SEND: Final = 1 << 4
+"""Look for data in the socket, and send it."""
+CONFIRM: Final = 1 << 12
+"""Send the acknowledgement that ends the handshake: some stacks drop data that comes with it."""
+ACKNOWLEDGE: Final = 1 << 5
+"""Send an acknowledgement, unless data has carried it."""
+PROBE: Final = 1 << 6
+"""Send an empty segment with a sequence number that was acknowledged already, which the guest answers."""
+KEEP_ALIVE: Final = 1 << 7
+"""Let the host's kernel send keep-alives on the socket, as the guest does."""
+REFUSE: Final = 1 << 8
+"""Send the RST that answers the segment at hand (`Connection.refused`)."""
+RESET: Final = 1 << 9
+"""Send a RST to the guest."""
+ABORT: Final = 1 << 10
+"""Close the socket with a RST."""
+CLOSE: Final = 1 << 11
+"""Close the socket, and forget the connection."""
+
+# Seconds to wait for the answer to a SYN, first to last: linear, then doubling (net.ipv4.tcp_syn_linear_timeouts).
+SYN_SECONDS = (1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 4.0, 8.0)
+RETRANSMIT_SECONDS = 1.0  # RFC 6298, section 2
+RETRANSMIT_MAXIMUM = 120.0  # seconds (net/ipv4/tcp_timer.c, TCP_RTO_MAX)
+PORT_BYTES = 2
+RETRIES = 7  # without any progress; 247 seconds in all
+PROBE_SECONDS = 30.0  # of silence, after which the guest is asked whether it still has the connection
+PROBE_DOUBLINGS = 6  # of that time, while nothing but answers comes
+SILENCE_SECONDS = 7440.0  # without an answer, after which a connection ends (RFC 5382, REQ-5: two hours and 4 minutes)
+_NOTHING = memoryview(b"")
+_KEEP_ALIVE_BYTES = 1  # of data that a keep-alive may have (RFC 9293, section 3.8.4)
+
+
+class Connection:
+    """One connection between the guest and a remote end.
+
+    :param key: the guest's address, the remote's as the guest sees it, and both ports, raw.
+    :param state: `State.CONNECTING` for one that the guest opened, `State.SYN_SENT` for one of a forward.
+    :param header: the headers of its upward segments.
+    :param start: the initial sequence number towards the guest.
+    :param budget: of the windows of all connections.
+    :param limit: payload bytes of the largest segment that the link carries towards the guest.
+    :param remote: the remote end as the host sees it: address, port, interface index of a link-local address.
+    :param now: monotonic seconds.
+    :ivar socket: the host's socket; None once closed.
+    :ivar established: whether the handshake is over.
+    :ivar work: what is still to be done at the end of a batch.
+    :ivar fresh: data of the segment at hand, for the socket; empty if there is none.
+    :ivar refused: sequence number of the RST for `REFUSE` and `RESET`.
+    :ivar heard: when the guest last sent something; monotonic seconds.
+    :ivar entered: when the table last ordered it by `heard`.
+    :ivar armed: the entry of the wheel that counts for it (`gpasst.tcp.timers`).
+    :ivar port: the host's port.
+    """
+
+    __slots__ = (
+        "_idle_probes",
+        "_limit",
+        "_start",
+        "armed",
+        "entered",
+        "established",
+        "fresh",
+        "header",
+        "heard",
+        "key",
+        "port",
+        "receiver",
+        "refused",
+        "remote",
+        "sender",
+        "socket",
+        "state",
+        "work",
+    )
+
+    def __init__(
+        self,
+        key: bytes,
+        state: State,
+        header: Header,
+        start: int,
+        budget: Budget,
+        limit: int,
+        remote: tuple[bytes, int, int],
+        now: float,
+    ) -> None:
+        self.key = key
+        self.state = state
+        self.header = header
+        self.remote = remote
+        self.port = 0
+        self.socket: StreamSocket | None = None
+        self.established = False
+        self.work = 0
+        self.fresh = _NOTHING
+        self.refused = 0
+        self.heard = now
+        self.entered = now
+        self.armed = 0
+        self.sender = Sender((start + 1) & SEQUENCE_MASK, limit)
+        self.receiver = Receiver(ReceiveWindow(budget))
+        self._start = start
+        self._limit = limit
+        self._idle_probes = 0
+
+    # --- The handshake ----------------------------------------------------------------------------------------------
+
+    def opened(self, sequence: int, offer: Offer, window: int) -> None:
+        """Take the guest's SYN; the caller connects the socket.
+
+        :param sequence: its sequence number.
+        :param offer: its options.
+        :param window: its window field.
+        """
+        self._agree(sequence, offer)
+        self.sender.window = window
+
+    def connected(self) -> int:
+        """Take note that the socket is connected."""
+        if self.state is not State.CONNECTING:
+            return 0
+        self.state = after(self.state, Event.CONNECTED)
+        return SYNCHRONISE
+
+    def greeted(self) -> int:
+        """Take note that a client of a forward was accepted, who sees the guest's answer to the SYN."""
+        return SYNCHRONISE
+
+    @property
+    def ends(self) -> tuple[bytes, bytes, int, int]:
+        """The guest's address, the remote end's as the guest sees it, and the port of each."""
+        half = len(self.key) // 2 - PORT_BYTES
+        ports = self.key[2 * half :]
+        return (
+            self.key[:half],
+            self.key[half : 2 * half],
+            int.from_bytes(ports[:PORT_BYTES], "big"),
+            int.from_bytes(ports[PORT_BYTES:], "big"),
+        )
+
+    def synchronise(self, now: float) -> bytes:
+        """Return the frame of the SYN, or SYN and acknowledgement, which is sent at `now`.
+
+        One that is sent again has the same sequence number.
+        """
+        self.sender.progress = now
+        flags, acknowledged, scale = TCP_SYN, 0, SCALE
+        if self.state is State.SYN_RECEIVED:
+            flags, acknowledged, scale = TCP_SYN | TCP_ACK, self.receiver.acknowledged, self.receiver.window.scale
+        offer = Offer(self._limit, scale or None)
+        return self.header.synchronise(flags, self._start, acknowledged, WINDOW_FIRST, offer)
+
+    def _agree(self, sequence: int, offer: Offer) -> None:
+        """Take the guest's initial sequence number and options."""
+        self.receiver.start((sequence + 1) & SEQUENCE_MASK, 0 if offer.scale is None else SCALE)
+        self.sender.mss = min(offer.mss, self._limit)
+        self.sender.scale = offer.scale or 0
+
+    # --- Segments of the guest --------------------------------------------------------------------------------------
+
+    def segment(self, segment: Segment, offer: Offer, now: float) -> int:
+        """Take any segment of the guest.
+
+        :param offer: its options.
+        """
+        if self.state in OPENING:
+            self.heard = now
+            return self._opening(segment, offer, now)
+        return self.take(segment.sequence, segment.acknowledgement, segment.flags, segment.window, segment.payload, now)
+
+    def _opening(self, segment: Segment, offer: Offer, now: float) -> int:
+        """Take a segment before the handshake is over."""
+        flags, state = segment.flags, self.state
+        expected = (self._start + 1) & SEQUENCE_MASK
+        if state is State.SYN_SENT:
+            if flags & TCP_ACK and segment.acknowledgement != expected:
+                return self._refuse(segment.acknowledgement, flags)
+            if flags & TCP_RST:
+                # It counts only as the answer to the SYN (RFC 9293, section 3.10.7.3).
+                return self.abort(RESET) if flags & TCP_ACK else 0
+            if flags & (TCP_SYN | TCP_ACK) != TCP_SYN | TCP_ACK:
+                return 0
+            self._agree(segment.sequence, offer)
+            self._establish(segment.sequence, expected, segment.window)
+            return CONFIRM | SEND
+        if flags & TCP_RST:
+            return self.abort(RESET) if segment.sequence == self.receiver.next else 0
+        if flags & TCP_SYN:
+            # The SYN+ACK was lost, or the socket is still being connected.
+            again = state is State.SYN_RECEIVED and (segment.sequence + 1) & SEQUENCE_MASK == self.receiver.next
+            return SYNCHRONISE if again else 0
+        if not flags & TCP_ACK or state is State.CONNECTING:
+            return 0
+        if segment.acknowledgement != expected:
+            return self._refuse(segment.acknowledgement, flags)
+        self._establish(segment.sequence, expected, segment.window << self.sender.scale)
+        return SEND | self.take(segment.sequence, segment.acknowledgement, flags, segment.window, segment.payload, now)
+
+    def _establish(self, sequence: int, expected: int, window: int) -> None:
+        self.state = after(self.state, Event.ACKNOWLEDGED)
+        self.established = True
+        self.sender.offered(sequence, expected, window)
+
+    def _refuse(self, acknowledgement: int, flags: int) -> int:
+        """Answer an acknowledgement of nothing that was sent (RFC 9293, section 3.10.7.3)."""
+        if flags & TCP_RST:
+            return 0
+        self.refused = acknowledgement
+        return REFUSE
+
+    def take(
+        self, sequence: int, acknowledgement: int, flags: int, window: int, payload: memoryview, now: float
+    ) -> int:
+        """Take a segment of the guest behind the handshake.
+
+        :param sequence: its sequence number.
+        :param acknowledgement: its acknowledgement number.
+        :param window: its window field.
+        :param payload: its data; valid during the call, and in `fresh` until the caller has offered that.
+        """
+        self.heard = now
+        receiver, sender = self.receiver, self.sender
+        size = len(payload)
+        if sequence != receiver.next or flags & (TCP_SYN | TCP_RST):
+            if not receiver.acceptable(sequence, size + (flags & TCP_FIN)):
+                return self._unacceptable(sequence, flags, size)
+            if flags & TCP_RST:
+                return self.abort(RESET) if sequence == receiver.next else ACKNOWLEDGE
+            if flags & TCP_SYN:
+                return ACKNOWLEDGE
+        if not flags & TCP_ACK:
+            return 0
+        work = 0
+        if acknowledgement != sender.unacknowledged and sender.is_unsent(acknowledgement):
+            return ACKNOWLEDGE
+        bare = not size and not flags & TCP_FIN
+        if sender.acknowledge(sequence, acknowledgement, window, bare, now):
+            work = REWIND | SEND
+        if sender.discard:
+            work |= DISCARD
+        if sender.fin != NO_FIN and sender.fin_acknowledged:
+            work |= self._moved(Event.FIN_ACKNOWLEDGED)
+        if sender.blocked or sender.ended:
+            work |= SEND
+        if not bare:
+            work |= ACKNOWLEDGE
+            if self.state in RECEIVING:
+                self._idle_probes = 0
+                self.fresh = receiver.admit(sequence, payload, flags & TCP_FIN != 0)
+                if receiver.waits:
+                    work |= WRITE
+        return work
+
+    def _unacceptable(self, sequence: int, flags: int, size: int) -> int:
+        """Answer a segment outside of the window (RFC 9293, section 3.10.7.4)."""
+        if flags & TCP_RST:
+            return 0
+        old = (self.receiver.next - sequence) & SEQUENCE_MASK
+        return ACKNOWLEDGE | (KEEP_ALIVE if old == 1 and size <= _KEEP_ALIVE_BYTES else 0)
+
+    # --- The socket -------------------------------------------------------------------------------------------------
+
+    def wrote(self, taken: int) -> int:
+        """Take note that the socket took `taken` bytes of `fresh`."""
+        receiver = self.receiver
+        receiver.wrote(self.fresh, taken)
+        self.fresh = _NOTHING
+        return WRITE if receiver.finishing else 0
+
+    def shut(self) -> int:
+        """Take note that the socket is shut for writing, behind all data of the guest."""
+        self.receiver.finish()
+        return ACKNOWLEDGE | self._moved(Event.GUEST_FIN)
+
+    def finished(self, now: float) -> bool:
+        """Take note that the socket has ended; return whether a FIN is to be sent now.
+
+        :param now: monotonic seconds.
+        """
+        sender = self.sender
+        sender.ended = True
+        if sender.next != sender.unacknowledged or sender.fin_acknowledged:
+            return False
+        sender.sent_fin(now)
+        self.state = after(self.state, Event.FIN)
+        return True
+
+    def numbers(self) -> tuple[int, int, int]:
+        """Return sequence number, acknowledgement number and window field of a segment that follows all others."""
+        receiver = self.receiver
+        acknowledged = receiver.acknowledged
+        return self.sender.next, acknowledged, receiver.window.advertise(acknowledged, receiver.next != acknowledged)
+
+    def reset(self) -> tuple[int, int]:
+        """Return sequence and acknowledgement number of a RST."""
+        return self.refused, self.receiver.acknowledged
+
+    def abort(self, without: int = 0) -> int:
+        """End the connection; return the work but `without`: RESET if the guest, ABORT if the socket has reset it."""
+        # A SYN that is refused got no number of ours (RFC 9293, section 3.10.7.1).
+        self.refused = 0 if self.state is State.CONNECTING else self.sender.highest
+        self.state = after(self.state, Event.ABORT)
+        return (RESET | ABORT | CLOSE) & ~without
+
+    def _moved(self, event: Event) -> int:
+        self.state = after(self.state, event)
+        return CLOSE if self.state is State.CLOSED else 0
+
+    # --- Time -------------------------------------------------------------------------------------------------------
+
+    def due(self) -> float:
+        """Return when `expired` has to be called, in monotonic seconds."""
+        sender, state = self.sender, self.state
+        if state is State.CONNECTING:
+            # The host's kernel gives up by itself.
+            return self.heard + SILENCE_SECONDS
+        if state in OPENING:
+            return sender.progress + SYN_SECONDS[sender.retries]
+        if sender.next != sender.unacknowledged or sender.stalled:
+            return sender.progress + min(RETRANSMIT_SECONDS * (1 << sender.retries), RETRANSMIT_MAXIMUM)
+        return max(self.heard, sender.progress) + PROBE_SECONDS * (1 << min(self._idle_probes, PROBE_DOUBLINGS))
+
+    def expired(self, now: float) -> int:
+        """Take note that `due` has passed at `now`."""
+        sender, state = self.sender, self.state
+        if state is State.CONNECTING:
+            return self.abort()
+        if state in OPENING:
+            sender.retries += 1
+            return SYNCHRONISE if sender.retries < len(SYN_SECONDS) else self.abort()
+        if sender.next != sender.unacknowledged or sender.stalled:
+            if sender.retries == RETRIES:
+                if sender.window or self.heard < sender.progress:
+                    return self.abort()
+                # A guest that answers may keep its window closed for as long as it likes.
+                sender.retries -= 1
+            sender.again(now)
+            return REWIND | SEND
+        if now - self.heard >= SILENCE_SECONDS:
+            return self.abort()
+        sender.progress = now
+        self._idle_probes += 1
+        return PROBE
+
+    def narrow(self, mss: int) -> int:
+        """Take note that segments of more than `mss` bytes do not reach the guest."""
+        return REWIND | SEND if self.sender.narrow(max(mss, MSS_MINIMUM)) and self.state not in OPENING else 0
+
+    def release(self) -> None:
+        """Forget what the connection holds."""
+        self.receiver.release()
+        self.fresh = _NOTHING

@@ -1,0 +1,180 @@
+"""The downward half of a connection: the guest's data, on its way into the host's socket.
+
+Theory of operation:
+
+1. Data in order goes to the socket at once, from where it lies. What the socket does not take is copied and *kept*, and
+   everything after it, too. A window that was advertised is a promise, so nothing within it is dropped; that bounds
+   what is kept.
+2. The guest is acknowledged what the socket took. While anything is kept, the right edge of the window stays.
+3. Segments ahead of a gap are kept as pieces until the gap is filled, within the window and within `PIECES`.
+4. A FIN counts when everything before it is in the socket: only then is the socket shut for writing, and the FIN
+   acknowledged.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+
+from gpasst.tcp.segment import SEQUENCE_HALF, SEQUENCE_MASK
+from gpasst.tcp.window import ReceiveWindow
+
+PIECES = 64  # ahead of a gap, at most
+_NOTHING = memoryview(b"")
+
+
+class Receiver:
+    """The downward half of one connection.
+
+    :param window: the window that the guest is promised.
+    :ivar next: the next sequence number in order; everything before it is in the socket, or kept.
+    :ivar acknowledged: everything before it is in the socket.
+    :ivar window: the window that the guest is promised.
+    :ivar finishing: whether the guest's FIN has come in order, and was not acknowledged yet.
+    """
+
+    __slots__ = ("_ahead", "_kept", "acknowledged", "finishing", "next", "window")
+
+    def __init__(self, window: ReceiveWindow) -> None:
+        self.next = self.acknowledged = 0
+        self.window = window
+        self.finishing = False
+        self._kept: deque[bytes | memoryview] | None = None
+        self._ahead: list[tuple[int, int, bytes, bool]] | None = None  # distance from `next` when it came, as order
+
+    def start(self, sequence: int, scale: int) -> None:
+        """Begin with the first sequence number of the guest's data; `scale` is the shift of the window."""
+        self.next = self.acknowledged = sequence
+        self.window.start(sequence, scale)
+
+    @property
+    def kept(self) -> int:
+        """Bytes that the socket has not taken yet."""
+        return (self.next - self.acknowledged) & SEQUENCE_MASK
+
+    @property
+    def waits(self) -> bool:
+        """Whether the socket has to take something before the guest can be acknowledged all it sent."""
+        return self.next != self.acknowledged or self.finishing
+
+    def acceptable(self, sequence: int, length: int) -> bool:
+        """Return whether a segment has any part in the window (RFC 9293, section 3.10.7.4).
+
+        :param length: sequence numbers that it takes.
+        """
+        ahead = (sequence - self.next) & SEQUENCE_MASK
+        if ahead <= (self.window.edge - self.next) & SEQUENCE_MASK:
+            return True
+        return SEQUENCE_MASK + 1 - ahead < length
+
+    def admit(self, sequence: int, payload: memoryview, fin: bool) -> memoryview:
+        """Take a segment that is acceptable.
+
+        :param payload: its data; valid during the call.
+        :param fin: whether it has a FIN behind that.
+        :return: data that the caller offers to the socket at once, and reports with `wrote`; empty if there is none,
+            or if it has to wait for data that is kept.
+        """
+        if self.finishing:
+            return _NOTHING
+        ahead = (sequence - self.next) & SEQUENCE_MASK
+        if ahead:
+            if ahead < SEQUENCE_HALF:
+                self._keep_ahead(ahead, sequence, payload, fin)
+                return _NOTHING
+            payload = payload[SEQUENCE_MASK + 1 - ahead :]
+        room = (self.window.edge - self.next) & SEQUENCE_MASK
+        if len(payload) > room:
+            payload, fin = payload[:room], False
+        ready = _NOTHING
+        if payload:
+            waits = self.next != self.acknowledged
+            self.next = (self.next + len(payload)) & SEQUENCE_MASK
+            if waits:
+                self._keep(bytes(payload))
+            else:
+                ready = payload
+        self.finishing = fin
+        if self._ahead:
+            # What was offered must be written before what followed it is kept.
+            if ready:
+                self._keep(bytes(ready))
+                ready = _NOTHING
+            self._close_gap()
+        return ready
+
+    def wrote(self, payload: memoryview, taken: int) -> None:
+        """Take note that the socket took `taken` bytes of what `admit` returned; the rest is kept."""
+        self.acknowledged = (self.acknowledged + taken) & SEQUENCE_MASK
+        if taken < len(payload):
+            self._keep(bytes(payload[taken:]))
+
+    def waiting(self, count: int) -> list[bytes | memoryview]:
+        """Return the first pieces that are kept, at most `count`; the caller offers them to the socket."""
+        kept = self._kept
+        return [kept[i] for i in range(min(count, len(kept)))] if kept else []
+
+    def took(self, taken: int) -> None:
+        """Take note that the socket took `taken` bytes of what is kept."""
+        kept = self._kept
+        assert kept is not None
+        self.acknowledged = (self.acknowledged + taken) & SEQUENCE_MASK
+        while taken:
+            first = kept[0]
+            if taken < len(first):
+                kept[0] = memoryview(first)[taken:]
+                break
+            taken -= len(first)
+            kept.popleft()
+        if not kept:
+            self._kept = None
+
+    def finish(self) -> None:
+        """Acknowledge the FIN: everything before it is in the socket, which was shut for writing."""
+        self.finishing = False
+        self.next = self.acknowledged = (self.next + 1) & SEQUENCE_MASK
+
+    def release(self) -> None:
+        """Forget everything: the connection has ended."""
+        self._kept = self._ahead = None
+        self.window.release()
+
+    def _keep(self, data: bytes) -> None:
+        if self._kept is None:
+            self._kept = deque()
+        self._kept.append(data)
+
+    def _keep_ahead(self, ahead: int, sequence: int, payload: memoryview, fin: bool) -> None:
+        """Keep a segment that stands behind a gap."""
+        pieces = self._ahead
+        if pieces is None:
+            pieces = self._ahead = []
+        room = ((self.window.edge - self.next) & SEQUENCE_MASK) - ahead
+        if len(payload) > room:
+            payload, fin = payload[:room], False
+        if not payload and not fin:
+            return
+        held = sum(len(piece[2]) for piece in pieces)
+        if len(pieces) >= PIECES or held + len(payload) > (self.window.edge - self.next) & SEQUENCE_MASK:
+            # The guest sends it again.
+            return
+        insort(pieces, (ahead, sequence, bytes(payload), fin))
+
+    def _close_gap(self) -> None:
+        """Keep what follows in order now, of the pieces that stood behind a gap."""
+        pieces = self._ahead
+        assert pieces is not None
+        left = []
+        for _, sequence, data, fin in pieces:
+            ahead = (sequence - self.next) & SEQUENCE_MASK
+            if ahead and ahead < SEQUENCE_HALF:
+                left.append((ahead, sequence, data, fin))
+                continue
+            old = -ahead & SEQUENCE_MASK
+            if old > len(data) or self.finishing:
+                continue
+            if old < len(data):
+                self._keep(data[old:])
+                self.next = (self.next + len(data) - old) & SEQUENCE_MASK
+            self.finishing = fin
+        self._ahead = left or None
