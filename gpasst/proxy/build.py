@@ -236,6 +236,7 @@ def build_inside(
     advertiser = Advertiser(link, base.guest, router, counters, base.clock.now)
     session = tap_filter = None
     if isinstance(link, Tap):
+
         def ports(limit: int) -> list[int]:
             found = list(udp.nat.active_ports(limit // 2))
             return found + (tcp.table.ports(limit - len(found)) if tcp else [])

@@ -46,7 +46,7 @@ def sent(namespace: Namespace, port: int) -> int:
 
 
 def test_the_kernel_passes_a_sample_and_what_is_spared(namespace: Namespace) -> None:
-    tap = Tap(namespace.tap, Counters(), frozenset())
+    tap = Tap(namespace.tap, Counters(), {})
     tap.set_filter(program({FLOW}, [SPARED], ROUTERS))
     assert sent(namespace, SAMPLED) < FRAMES // 2
     assert sent(namespace, SPARED) == FRAMES
@@ -55,6 +55,6 @@ def test_the_kernel_passes_a_sample_and_what_is_spared(namespace: Namespace) -> 
 
 
 def test_the_kernel_takes_the_longest_program(namespace: Namespace) -> None:
-    tap = Tap(namespace.tap, Counters(), frozenset())
+    tap = Tap(namespace.tap, Counters(), {})
     tap.set_filter(program(range(len(KINDS)), range(PORTS_LIMIT), ROUTERS))
     tap.set_filter(b"")
