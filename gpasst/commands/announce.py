@@ -129,7 +129,7 @@ def _forwards(config: Config) -> Iterator[str]:
     """Yield one line for each side whose ports are forwarded."""
     for side in PORT_OPTIONS.values():
         specifications = dict.fromkeys(rule.text for rule in config.port_rules[side])
-        if specifications and not (side.protocol == "udp" and config.no_udp):
+        if specifications and not getattr(config, f"no_{side.protocol}"):
             where = "the namespace lead to the host" if side.inside else "the host lead to the guest"
             yield f"{side.protocol.upper()} ports of {where}: {shown('; '.join(specifications))}"
 

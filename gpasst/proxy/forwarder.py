@@ -31,7 +31,7 @@ from gpasst.host.socket_pool import SocketPool
 from gpasst.host.sockets import bind_listener, listener_error
 from gpasst.linux import AF_NETLINK, NETLINK_SOCK_DIAG, SOCK_RAW
 from gpasst.portspec import CHOSEN_PORT
-from gpasst.proxy.openers import Opener, Release
+from gpasst.proxy.openers import ListenerOpener, Release
 
 CHOICES = 16  # ports that the kernel chooses for one rule, until one is free in all of its families
 TRIED_AGAIN = 64  # listeners, at each look
@@ -94,7 +94,7 @@ class Forwarder:
         self,
         config: Config,
         rules: PortRules,
-        openers: Iterable[Opener],
+        openers: Iterable[ListenerOpener],
         families: Collection[int],
         pool: SocketPool | None,
         own: OwnSockets,

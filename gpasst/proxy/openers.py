@@ -25,7 +25,7 @@ Release = Callable[[], Iterator[None]]
 Where that is broken off, it can be begun again."""
 
 
-class Opener(Protocol):
+class ListenerOpener(Protocol):
     """Makes the listeners of one protocol."""
 
     @property
@@ -53,7 +53,7 @@ class Opener(Protocol):
         """
 
 
-class UdpOpener:
+class UdpListenerOpener:
     """Makes the listeners of UDP.
 
     :param nat: the NAT that listeners on the host lead to.
@@ -86,7 +86,7 @@ class UdpOpener:
         self.keeps_loopback = keeps_loopback
 
     def socket(self, bind: BindAddress) -> RawSocket:
-        """Return an unbound socket; see `Opener`."""
+        """Return an unbound socket; see `ListenerOpener`."""
         if not bind.inside:
             sock = new_udp_socket(bind.family, self._gro, packet_info=True)
             stand_in(sock, bind.family)
@@ -95,7 +95,7 @@ class UdpOpener:
         return prepare(self._pool.take(bind.family), bind.family, self._gro, packet_info=True)
 
     def opened(self, spec: ListenerSpec, port: int, sock: RawSocket) -> Release:
-        """Begin to watch a listener; see `Opener`."""
+        """Begin to watch a listener; see `ListenerOpener`."""
         bind = spec.bind
         listener = Listener(
             bind.family,
@@ -133,7 +133,7 @@ class TcpListeners(Protocol):
         """Accept no more; connections that were accepted go on. More calls do nothing."""
 
 
-class TcpOpener:
+class TcpListenerOpener:
     """Makes the listeners of TCP.
 
     :param listeners: accepts their clients.
@@ -149,7 +149,7 @@ class TcpOpener:
         self._pool = pool
 
     def socket(self, bind: BindAddress) -> RawSocket:
-        """Return an unbound socket; see `Opener`."""
+        """Return an unbound socket; see `ListenerOpener`."""
         family = family_constant(bind.family)
         if not bind.inside:
             return prepare_tcp_listener(RawSocket(family, SOCK_STREAM, 0), bind.family)
@@ -157,7 +157,7 @@ class TcpOpener:
         return prepare_tcp_listener(self._pool.make(family, SOCK_STREAM, 0), bind.family)
 
     def opened(self, spec: ListenerSpec, port: int, sock: RawSocket) -> Release:
-        """Begin to accept clients; see `Opener`."""
+        """Begin to accept clients; see `ListenerOpener`."""
         bind = spec.bind
         listener = TcpListener(bind.family, port, spec.target, target_bytes(spec.rule), bind.inside, sock)
         self._listeners.watch(listener)

@@ -35,7 +35,7 @@ from gpasst.proxy.build_tcp import build_tcp
 from gpasst.proxy.clock import Clock
 from gpasst.proxy.follower import Follower
 from gpasst.proxy.forwarder import Forwarder
-from gpasst.proxy.openers import Opener, TcpOpener, UdpOpener
+from gpasst.proxy.openers import ListenerOpener, TcpListenerOpener, UdpListenerOpener
 from gpasst.proxy.scan import Scan
 from gpasst.proxy.timers import Timers
 
@@ -113,7 +113,7 @@ class Proxy:
         if self.splice:
             closing(self.splice.close)
         step = self.udp.step
-        udp_opener = UdpOpener(
+        udp_opener = UdpListenerOpener(
             self.udp.nat,
             self.splice,
             base.pool,
@@ -122,9 +122,9 @@ class Proxy:
             Feature.GRO in base.features,
             config.keeps_loopback,
         )
-        openers: list[Opener] = [] if config.no_udp else [udp_opener]
+        openers: list[ListenerOpener] = [] if config.no_udp else [udp_opener]
         if self.tcp:
-            openers.append(TcpOpener(self.tcp.listeners, base.pool))
+            openers.append(TcpListenerOpener(self.tcp.listeners, base.pool))
         self.forwarder = Forwarder(config, base.rules, openers, base.guest.addresses, base.pool, base.own)
         closing(self.forwarder.close)
         self._inside = None

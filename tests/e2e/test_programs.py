@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import gpasst
+from tests.support.families import FAMILY, LOOPBACK
 from tests.support.lab import (
     BEYOND4,
     BEYOND6,
@@ -153,6 +154,25 @@ def test_rdisc6_shows_the_router_advertisement(tun: None, remote: Remote) -> Non
             " Source link-layer address: 9A:55:9A:55:9A:55",
         ):
             assert line in text, text + done.stderr
+
+
+def test_stream_sockets_of_the_namespace(tun: None, family: int) -> None:
+    """They meet each other there, and nobody outside."""
+    with gpasst.Pasta(config_net=True) as net, net.socket(FAMILY[family], socket.SOCK_STREAM) as server:
+        assert server.type == socket.SOCK_STREAM
+        server.bind((LOOPBACK[family], 0))
+        server.listen()
+        server.settimeout(2)
+        port = server.getsockname()[1]
+        with net.socket(FAMILY[family], socket.SOCK_STREAM) as client:
+            client.settimeout(2)
+            client.connect((LOOPBACK[family], port))
+            accepted, _ = server.accept()
+            with accepted:
+                client.sendall(b"question")
+                assert accepted.recv(9) == b"question"
+        with socket.socket(FAMILY[family]) as outside, pytest.raises(ConnectionRefusedError):
+            outside.connect((LOOPBACK[family], port))
 
 
 def test_tcp_is_refused_at_once(tun: None, remote: Remote) -> None:

@@ -28,7 +28,7 @@ from gpasst.path.udp_splice import UdpSplice
 from gpasst.portspec import lay, parse
 from gpasst.proxy import forwarder, openers
 from gpasst.proxy.forwarder import CHOICES, Forwarder, descriptor_room
-from gpasst.proxy.openers import TcpOpener, UdpOpener
+from gpasst.proxy.openers import TcpListenerOpener, UdpListenerOpener
 from gpasst.tcp.listener import TcpListener
 from gpasst.udp.mapping import Listener
 from gpasst.udp.nat import UdpNat
@@ -80,7 +80,7 @@ class Bench:
         table |= {side: lay(parse("--tcp", specifications, "tcp"), ephemeral) for side, specifications in tcp.items()}
         self.pool = SocketPool(self.make)
         self.own = OwnSockets(tracked=True)
-        udp = UdpOpener(
+        udp = UdpListenerOpener(
             cast(UdpNat, self.nat),
             splice,
             self.pool,
@@ -89,7 +89,7 @@ class Bench:
             gro=False,
             keeps_loopback=config.keeps_loopback,
         )
-        both = udp, TcpOpener(self, self.pool)
+        both = udp, TcpListenerOpener(self, self.pool)
         self.forwarder = Forwarder(config, PortRules(table), both, config.families, self.pool, self.own)
 
     def make(self, family: int, kind: int, protocol: int, count: int) -> list[int]:
