@@ -57,7 +57,11 @@ class PortSide(NamedTuple):
     inside: bool
 
 
-PORT_OPTIONS = {"udp_ports": PortSide("udp", inside=False), "udp_ns": PortSide("udp", inside=True)}
+PORT_OPTIONS = {
+    "tcp_ports": PortSide("tcp", inside=False),
+    "udp_ports": PortSide("udp", inside=False),
+    "udp_ns": PortSide("udp", inside=True),
+}
 """The options that take port specifications."""
 
 
@@ -75,8 +79,8 @@ class Config:
     """Everything that shapes one connection between a guest and the host.
 
     Every field is the option of the same name; None is an option that is not given. Fields that take several values
-    accept one string or an iterable of strings. Nothing given means: copy the host's own configuration, track UDP,
-    forward nothing (on the command line: forward what is bound on either side).
+    accept one string or an iterable of strings. Nothing given means: copy the host's own configuration, carry TCP and
+    UDP, forward nothing (on the command line: forward what is bound on either side).
 
     :ivar port_rules: the rules of all port options, parsed; those of ``all`` contain the ephemeral ports.
     :raises ConfigurationError: for a value that makes no sense, or two that contradict each other.
@@ -176,6 +180,7 @@ class Config:
         None, "full domain name that the guest is told by DHCP and DHCPv6", "NAME", group="names", rule=check_host_name
     )
 
+    tcp_ports: Sequence[str] = declare((), "TCP ports of the host that lead to the guest", "SPEC", "-t", "ports")
     udp_ports: Sequence[str] = declare((), "UDP ports of the host that lead to the guest", "SPEC", "-u", "ports")
     udp_ns: Sequence[str] = declare(
         (), "UDP ports of the namespace's loopback that lead to the host's", "SPEC", "-U", "ports", "pasta"
@@ -240,6 +245,11 @@ class Config:
         }
         object.__setattr__(self, "port_rules", rules)
         self._check_namespace_rules()
+        if self.splice_only and self.port_rules[PORT_OPTIONS["tcp_ports"]]:
+            raise ConfigurationError(
+                "--tcp-ports needs the tap, which --splice-only leaves out: TCP is not spliced yet",
+                "give only one of them",
+            )
 
     def _check_field(self, item: Field[Any], option: Option) -> None:
         """Check each value of a field, and accept one string where several are allowed."""

@@ -92,12 +92,11 @@ class Statistics:
     :ivar superframes_up: tap writes that carried more than one datagram.
     :ivar superframes_down: socket sends that carried more than one datagram.
     :ivar superframes_spliced: sends of splice pairs that carried more than one datagram.
-    :ivar segments_up: TCP segments with data that were written to the tap; a superframe counts each of its segments.
-    :ivar segments_down: TCP segments with data from the guest, counted likewise.
+    :ivar segments_up: TCP segments written to the tap, those without data too; a superframe counts each segment.
+    :ivar segments_down: frames with TCP data from the guest; a superframe counts once.
     :ivar tcp_bytes_up: TCP payload bytes written to the tap, repeated ones included.
     :ivar tcp_bytes_down: TCP payload bytes that host sockets took.
     :ivar tcp_superframes_up: tap writes that carried more than one segment.
-    :ivar tcp_superframes_down: superframes of segments from the guest.
     :ivar connections: TCP connections tracked now.
     :ivar frames_up: frames written by the services (ARP, NDP, echo, RST).
     :ivar frames_down: frames read from the tap.
@@ -127,7 +126,6 @@ class Statistics:
     tcp_bytes_up: int
     tcp_bytes_down: int
     tcp_superframes_up: int
-    tcp_superframes_down: int
     connections: int
     frames_up: int
     frames_down: int
@@ -147,7 +145,7 @@ class Statistics:
 class Tally:
     """Traffic in one direction.
 
-    :ivar datagrams: datagrams, or segments with data; a superframe counts each of its segments.
+    :ivar datagrams: datagrams or segments; a superframe counts each of its segments.
     :ivar bytes: their payload.
     :ivar superframes: writes or sends that carried more than one datagram.
     """
@@ -218,7 +216,6 @@ class Counters:
             tcp_bytes_up=self.tcp.up.bytes,
             tcp_bytes_down=self.tcp.down.bytes,
             tcp_superframes_up=self.tcp.up.superframes,
-            tcp_superframes_down=self.tcp.down.superframes,
             connections=connections,
             frames_up=self.frames_up,
             frames_down=self.frames_down,

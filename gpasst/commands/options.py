@@ -30,8 +30,7 @@ DESCRIPTIONS = {
 }
 # Long name, short name, name of the value ("" for a switch), the part that does not exist yet.
 ABSENT_OPTIONS = (
-    ("--tcp-ports", "-t", "SPEC", "TCP forwarding"),
-    ("--tcp-ns", "-T", "SPEC", "TCP forwarding"),
+    ("--tcp-ns", "-T", "SPEC", "splicing of TCP"),
     ("--conf-path", "-c", "PATH", "the control socket"),
     ("--vhost-user", "", "", "vhost-user"),
 )
@@ -61,7 +60,7 @@ PROCESS_OPTIONS = {
     ),
 }
 # Forwarded as bound on the other side unless something else is asked for, as in pasta.
-AUTOMATIC = ("udp_ports", "udp_ns")
+AUTOMATIC = ("tcp_ports", "udp_ports", "udp_ns")
 
 
 class Invocation(NamedTuple):
@@ -276,6 +275,7 @@ def _complete_pasta(fields: dict[str, Any], given: argparse.Namespace, argv: Seq
         )
     if len(command) == 1 and command[0].isdecimal() and "--" not in argv:
         fields["pid"] = int(command.pop())
+    impossible = {"tcp_ports": given.splice_only, "udp_ns": given.no_splice}
     for name in AUTOMATIC:
-        fields[name] = fields[name] or ([NONE] if name == "udp_ns" and given.no_splice else ["auto"])
+        fields[name] = fields[name] or [NONE if impossible.get(name) else "auto"]
     return command

@@ -196,7 +196,9 @@ def _print_statistics(proxy: Pasta | Passt, seconds: int) -> None:
         try:
             write_standard_error(
                 f"up {now.datagrams_up} datagrams {now.bytes_up} bytes, down {now.datagrams_down} datagrams "
-                f"{now.bytes_down} bytes, {now.mappings} mappings, {now.peers} peers, dropped: {drops}"
+                f"{now.bytes_down} bytes, {now.mappings} mappings, {now.peers} peers, "
+                f"TCP up {now.segments_up} segments {now.tcp_bytes_up} bytes, down {now.segments_down} segments "
+                f"{now.tcp_bytes_down} bytes, {now.connections} connections, dropped: {drops}"
             )
         except OSError:
             continue  # nobody reads

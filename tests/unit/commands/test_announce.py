@@ -57,6 +57,7 @@ def test_resolvers_and_search_domains() -> None:
         ({"no_ndp": True}, "NDP:"),
         ({"config_net": True}, "NDP:"),
         ({"no_udp": True, "udp_ports": "5000"}, "UDP ports"),
+        ({"no_tcp": True, "tcp_ports": "5000"}, "TCP ports"),
     ],
 )
 def test_what_is_switched_off_is_not_said(options: dict[str, Any], absent: str) -> None:
@@ -83,8 +84,9 @@ def test_routes_are_few() -> None:
 
 
 def test_forwards_are_shown_as_they_were_asked_for() -> None:
-    config = Config(udp_ports=("5000-5009:6000-6009", "127.0.0.1/53,auto"), udp_ns=("auto",))
-    assert said(config)[-2:] == [
+    config = Config(tcp_ports="8080:80", udp_ports=("5000-5009:6000-6009", "127.0.0.1/53,auto"), udp_ns=("auto",))
+    assert said(config)[-3:] == [
+        "TCP ports of the host lead to the guest: 8080:80",
         "UDP ports of the host lead to the guest: 5000-5009:6000-6009; 127.0.0.1/53,auto",
         "UDP ports of the namespace lead to the host: auto",
     ]

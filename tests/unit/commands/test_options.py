@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from gpasst.commands.options import PROCESS_OPTIONS, Invocation, make_parser, read, read_demo
@@ -13,6 +15,8 @@ VALUED = [
     (mode, long_option(name), option.metavar) for mode in ("pasta", "passt") for name, option in options(mode).items()
 ] + [(mode, long, option.metavar) for mode in ("pasta", "passt") for long, option in PROCESS_OPTIONS.values()]
 VALUED = [item for item in VALUED if item[2]]
+NO_PORTS = "-t", "none", "-u", "none", "-U", "none"
+NONE_FORWARDED: dict[str, Any] = {"tcp_ports": "none", "udp_ports": "none", "udp_ns": "none"}
 ARGPARSE = ("argument", "expected", "invalid", "unrecognized")
 
 
@@ -35,7 +39,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str, mode: str = "pasta")
 def test_nothing_given_means_the_defaults() -> None:
     pasta, passt = invoked(), invoked(mode="passt")
     # On the command line alone, ports follow what is bound on the other side.
-    assert pasta.config == Config(udp_ports=("auto",), udp_ns=("auto",))
+    assert pasta.config == Config(tcp_ports=("auto",), udp_ports=("auto",), udp_ns=("auto",))
     assert passt.config == Config()
     assert pasta.command == passt.command == ()
     assert (pasta.runs_command, passt.runs_command) == (True, False)
@@ -44,7 +48,7 @@ def test_nothing_given_means_the_defaults() -> None:
 
 
 def test_podman_is_understood() -> None:
-    """All that podman 5.4.2 passes to pasta: --pid is for a bridge, -u for a published port."""
+    """All that podman 5.4.2 passes to pasta: --pid is for a bridge, -t and -u for published ports."""
     given = invoked(
         *(
             "--config-net",
@@ -55,10 +59,12 @@ def test_podman_is_understood() -> None:
             "--dns-forward",
             "169.254.1.1",
         ),
-        *("-t", "none", "-T", "none", "-U", "none", "--no-map-gw", "--quiet", "--netns", "/proc/2031/ns/net"),
+        *("-t", "8080-8080:80-80", "-T", "none", "-U", "none", "--no-map-gw", "--quiet"),
+        *("--netns", "/proc/2031/ns/net"),
         *("--map-guest-addr", "169.254.1.2"),
     )
     config, process = given.config, given.process
+    assert config.tcp_ports == ("8080-8080:80-80",)
     assert (config.udp_ports, config.udp_ns) == (("127.0.0.1/5000-5009:7000-7009",), ("none",))
     assert (config.netns, config.config_net, config.no_map_gw) == ("/proc/2031/ns/net", True, True)
     assert (config.dns_forward, config.map_guest_addr) == (("169.254.1.1",), ("169.254.1.2",))
@@ -69,14 +75,16 @@ def test_podman_is_understood() -> None:
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (("-u", "5000"), Config(udp_ports=("5000",), udp_ns=("auto",))),
-        (("-u", "5000", "-u", "6000", "-U", "none"), Config(udp_ports=("5000", "6000"), udp_ns=("none",))),
-        (("--no-splice",), Config(udp_ports=("auto",), udp_ns=("none",), no_splice=True)),
+        (("-u", "5000"), Config(tcp_ports="auto", udp_ports="5000", udp_ns="auto")),
+        (("-t", "5000", "-t", "0:80"), Config(tcp_ports=("5000", "0:80"), udp_ports="auto", udp_ns="auto")),
         (
-            ("-u", "none", "-U", "none", "-4", "-m", "1500"),
-            Config(udp_ports=("none",), udp_ns=("none",), ipv4_only=True, mtu=1500),
+            ("-u", "5000", "-u", "6000", "-U", "none", "-t", "none"),
+            Config(tcp_ports="none", udp_ports=("5000", "6000"), udp_ns="none"),
         ),
-        (("-u", "none", "-U", "none", "12345"), Config(udp_ports=("none",), udp_ns=("none",), pid=12345)),
+        (("--no-splice",), Config(tcp_ports="auto", udp_ports="auto", udp_ns="none", no_splice=True)),
+        (("--splice-only",), Config(tcp_ports="none", udp_ports="auto", udp_ns="auto", splice_only=True)),
+        ((*NO_PORTS, "-4", "-m", "1500"), Config(**NONE_FORWARDED, ipv4_only=True, mtu=1500)),
+        ((*NO_PORTS, "12345"), Config(**NONE_FORWARDED, pid=12345)),
     ],
 )
 def test_options_become_fields(argv: tuple[str, ...], expected: Config) -> None:
@@ -131,14 +139,14 @@ def test_each_option_of_the_other_command_is_refused_by_its_name(mode: str, caps
 
 
 @pytest.mark.parametrize(
-    "argv", [("-t", "80"), ("--tcp-ports", "80"), ("-T", "80"), ("-c", "x"), ("--vhost-user",), ("-t",), ("-t", "")]
+    "argv", [("-T", "80"), ("--tcp-ns", "80"), ("-c", "x"), ("--vhost-user",), ("-T",), ("-T", "")]
 )
 def test_parts_that_do_not_exist_yet_are_refused(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{argv[0]} is not available yet" in refused(capsys, *argv)
 
 
 def test_what_switches_them_off_is_accepted() -> None:
-    assert invoked("-t", "none", "-T", "none", "-c", "none").config == invoked().config
+    assert invoked("-T", "none", "-c", "none").config == invoked().config
 
 
 def test_help_lists_every_option_of_the_command_and_no_other() -> None:
@@ -146,7 +154,7 @@ def test_help_lists_every_option_of_the_command_and_no_other() -> None:
         text = make_parser(mode).format_help()
         for name, option in options().items():
             assert (f"{long_option(name)}" in text.replace(",", " ").split()) == (option.mode in ("", mode)), name
-        assert "--tcp-ports" not in text
+        assert "--tcp-ns" not in text
 
 
 def test_long_options_cannot_be_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:

@@ -448,4 +448,5 @@ def test_specifications_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None
         for inside in (False, True):
             rules.shown(inside)
             rules.automatic(inside)
+    assert parsed.pop(0) == ("--tcp-ports", ())
     assert parsed == [("--udp-ports", ("5000-5010", "all")), ("--udp-ns", ("53", "127.0.0.53/auto"))]
