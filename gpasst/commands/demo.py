@@ -1,6 +1,7 @@
-"""``gpasst demo``: a namespace, a service on either side, and datagrams both ways on every path.
+"""``gpasst demo``: a namespace, services on either side, datagrams both ways on every path, and streams of TCP.
 
-Everything that it prints was measured while it ran; a datagram that was lost or changed makes the exit status 1.
+Everything that it prints was measured while it ran; a datagram that was lost or changed, or a stream that did not
+arrive whole, makes the exit status 1.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from gpasst.api.pasta import Pasta
 from gpasst.errors import PlatformError
@@ -22,6 +24,7 @@ from gpasst.packet.address import ANY, is_link_local
 
 PEER = os.path.join(os.path.dirname(__file__), "demo_peer.py")
 INSIDE_PORT = 7000
+STREAMS_PORT = 7002  # of the namespace
 LOOPBACK_PORT = 7100  # of the namespace; leads to the host's loopback
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 ROW_SECONDS = 10  # for one path; it takes a fraction of one
@@ -29,6 +32,44 @@ ROW_SECONDS = 10  # for one path; it takes a fraction of one
 COLUMNS = (
     f"{'path':<52} {'sent':>7} {'received':>9}  {'payload':<8} {'round trip':>10} {'datagrams/s':>12} {'Mbit/s':>8}"
 )
+
+
+STREAM_COLUMNS = (
+    f"{'path':<30} {'TCP':<8} {'Mbit/s to it':>14} {'Mbit/s from it':>16} {'connections/s':>15} {'round trip':>12}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """What TCP moved on one path; a figure is None where the client did not get that far.
+
+    :ivar path: client and service.
+    :ivar intact: whether all that was sent arrived, unchanged, and nothing else.
+    :ivar megabits_per_second_out: of one stream to the service.
+    :ivar megabits_per_second_in: of one stream from the service.
+    :ivar connections_per_second: connections, with one exchange each, one after the other.
+    :ivar round_trip_us: median of exchanges on one connection, in microseconds.
+    """
+
+    path: str
+    intact: bool
+    megabits_per_second_out: float | None = None
+    megabits_per_second_in: float | None = None
+    connections_per_second: int | None = None
+    round_trip_us: float | None = None
+
+    def __str__(self) -> str:
+        cells = [
+            "-" if value is None else f"{value:,.0f}"
+            for value in (
+                self.megabits_per_second_out,
+                self.megabits_per_second_in,
+                self.connections_per_second,
+                self.round_trip_us,
+            )
+        ]
+        verdict = "intact" if self.intact else "FAILED"
+        return f"{self.path:<30} {verdict:<8} {cells[0]:>14} {cells[1]:>16} {cells[2]:>15} {cells[3]:>9} us"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +107,17 @@ def run(as_json: bool = False) -> int:
     """
     began = time.perf_counter()
     forwarded, remapped, outside = free_ports(3)
+    forwarded_tcp, outside_tcp = free_ports(2, socket.SOCK_STREAM)
     say: Callable[[str], None] = (lambda line: None) if as_json else (lambda line: print(line, flush=True))
     rows: list[Row] = []
     ports = f"{forwarded}:{INSIDE_PORT},{remapped}:{INSIDE_PORT + 1}"
-    with Pasta(config_net=True, udp_ports=ports, udp_ns=f"{LOOPBACK_PORT}:{outside}") as net:
+    streams: list[Streams] = []
+    with Pasta(
+        config_net=True,
+        udp_ports=ports,
+        udp_ns=f"{LOOPBACK_PORT}:{outside}",
+        tcp_ports=f"{forwarded_tcp}:{STREAMS_PORT}",
+    ) as net:
         opened = time.perf_counter() - began
         families = [network.family for network in (net.network.ip4, net.network.ip6) if network]
         say(f"A namespace with the network of this machine, ready in {opened * 1000:.0f} ms.\n")
@@ -83,10 +131,15 @@ def run(as_json: bool = False) -> int:
                 f"{row.datagrams_per_second:>12,} {row.megabits_per_second:>8,.0f}"
             )
         statistics = net.statistics()
-    good = bool(rows) and all(row.good for row in rows)
+        say(f"\n{STREAM_COLUMNS}\n{'-' * len(STREAM_COLUMNS)}")
+        for result in _streams(net, families, forwarded_tcp, outside_tcp):
+            streams.append(result)
+            say(str(result))
+    good = bool(rows) and all(row.good for row in rows) and all(result.intact for result in streams)
     seconds = time.perf_counter() - began
     if as_json:
-        print(json.dumps({"good": good, "seconds": round(seconds, 3), "rows": [asdict(row) for row in rows]}))
+        lists = {"rows": [asdict(row) for row in rows], "streams": [asdict(result) for result in streams]}
+        print(json.dumps({"good": good, "seconds": round(seconds, 3), **lists}))
         return 0 if good else 1
     say(
         f"\nThe proxy moved {statistics.datagrams_up + statistics.datagrams_down:,} datagrams through the tap and "
@@ -128,19 +181,40 @@ def _global(addresses: Iterable[bytes]) -> list[bytes]:
 
 def _row(path: str, address: str, port: int, mode: str, net: Pasta | None) -> Row:
     """Exchange datagrams with a service, from the host or from within `net`."""
-    command = [sys.executable, "-I", "-S", PEER, "exchange", address, str(port), mode]
+    return Row(path, **_client(net, "exchange", address, str(port), mode))
+
+
+def _streams(net: Pasta, families: list[int], forwarded: int, outside: int) -> Iterator[Streams]:
+    """Move streams through the tap, both ways on each path."""
+    gateways = {4: net.gateway4, 6: net.gateway6}
+    own = {network.family: network.host_addresses for network in (net.network.ip4, net.network.ip6) if network}
+    with ExitStack() as stack:
+        for family in families:
+            stack.enter_context(_service(ANY[family], outside, None, "serve-streams"))
+            stack.enter_context(_service(ANY[family], STREAMS_PORT, net, "serve-streams"))
+            yield Streams(f"IPv{family}  namespace -> host", **_client(net, "streams", gateways[family], str(outside)))
+            for address in _global(own[family])[:1]:
+                yield Streams(
+                    f"IPv{family}  host -> namespace", **_client(None, "streams", text(address), str(forwarded))
+                )
+
+
+def _client(net: Pasta | None, *words: str) -> dict[str, Any]:
+    """Run the demo's client on the host or within `net`; return its figures."""
+    command = [sys.executable, "-I", "-S", PEER, *words]
     run_program = subprocess.run if net is None else net.run
     done = run_program(command, capture_output=True, text=True, timeout=ROW_SECONDS, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise PlatformError(f"the demo's client failed: {last}", "please report this with the line above")
-    return Row(path, **json.loads(done.stdout))
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return figures
 
 
 @contextmanager
-def _service(address: str, port: int, net: Pasta | None) -> Iterator[int]:
-    """Run the echo service on the host or within `net`; yield its port."""
-    command = [sys.executable, "-I", "-S", PEER, "serve", address, str(port)]
+def _service(address: str, port: int, net: Pasta | None, mode: str = "serve") -> Iterator[int]:
+    """Run a service on the host or within `net`; yield its port."""
+    command = [sys.executable, "-I", "-S", PEER, mode, address, str(port)]
     start = subprocess.Popen if net is None else net.popen
     service = start(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -156,17 +230,17 @@ def _service(address: str, port: int, net: Pasta | None) -> Iterator[int]:
             service.stdout.close()
 
 
-def free_ports(count: int) -> list[int]:
-    """Return UDP ports that are free in both families, of the kernel's choice."""
+def free_ports(count: int, kind: socket.SocketKind = socket.SOCK_DGRAM) -> list[int]:
+    """Return ports that are free in both families, of the kernel's choice; UDP's unless `kind` says otherwise."""
     held = []
     try:
         for _ in range(count):
             try:
-                sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+                sock = socket.socket(socket.AF_INET6, kind)
                 held.append(sock)
                 sock.bind(("::", 0))
             except OSError:  # a kernel without IPv6
-                sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+                sock = socket.socket(socket.AF_INET, kind)
                 held.append(sock)
                 sock.bind(("0.0.0.0", 0))
         return [int(sock.getsockname()[1]) for sock in held[-count:]]

@@ -301,6 +301,6 @@ def test_statistics_on_demand() -> None:
 def test_the_demo() -> None:
     done = cli("demo")
     assert done.returncode == 0, done.stdout + done.stderr
-    # Nine paths in each family: four ways, one by one and joined, and a port that leads to another.
-    assert done.stdout.count("intact") == 18
+    # Nine paths in each family: four ways, one by one and joined, and a port that leads to another; then TCP both ways.
+    assert done.stdout.count("intact") == 18 + 4
     assert "All arrived, unchanged." in done.stdout
