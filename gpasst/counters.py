@@ -37,7 +37,6 @@ class Drop(Enum):
     TCP_UNACCEPTABLE = "TCP segment with an unacceptable sequence or acknowledgement number"
     TCP_BUDGET = "TCP data beyond what can be kept"
     TCP_CLOSED = "TCP data behind the end of its stream"
-    CONNECTION_REFUSED = "TCP connection that its target refused"
     CONNECTIONS_FULL = "TCP connection beyond what can be kept"
     NOT_UNICAST = "TCP to a multicast or broadcast address"
     ICMP_TYPE = "ICMP type not carried"

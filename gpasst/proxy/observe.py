@@ -27,7 +27,6 @@ QUIET_DROPS = frozenset(
         Drop.SEND_FAILED,
         Drop.TCP,
         Drop.TCP_UNACCEPTABLE,
-        Drop.CONNECTION_REFUSED,
         Drop.NOT_UNICAST,
         Drop.FILTERED,
         Drop.GUEST_ERROR,
