@@ -77,6 +77,9 @@ class StreamSocket(Protocol):
     def getsockopt(self, level: int, optname: int, /) -> int:
         """Return the value of an option."""
 
+    def getsockname(self) -> Any:  # of any family
+        """Return the local address."""
+
 
 class Sender:
     """The arguments of every send to one remote end.

@@ -93,6 +93,14 @@ def accept(listener: HostSocket) -> tuple[RawSocket, bytes, int, int]:
     return RawSocket(fileno=descriptor), inet_pton(family, address[0].partition("%")[0]), address[1], scope
 
 
+def local_port(sock: StreamSocket | None) -> int:
+    """Return the port of a socket; 0 where it has none any more."""
+    try:
+        return int(sock.getsockname()[1]) if sock is not None else 0
+    except OSError:
+        return 0
+
+
 def peek_from_start(sock: StreamSocket) -> None:
     """Let the next peek begin with the first byte of a socket's queue.
 

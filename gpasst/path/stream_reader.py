@@ -29,7 +29,7 @@ from gpasst.link.port import TRANSIENT, LinkGone
 from gpasst.link.stream import FRAME_MAXIMUM, FRAME_MINIMUM, Stream
 from gpasst.linux import MSG_DONTWAIT
 from gpasst.path.backlog import Backlog
-from gpasst.path.budget import RECEIVES_PER_STEP, STEP_SECONDS
+from gpasst.path.budget import BACKLOG_SECONDS, RECEIVES_PER_STEP, STEP_SECONDS
 from gpasst.path.fastpath import FastPath, repeating
 from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.path.tcp_frames import TcpFrames
@@ -134,6 +134,9 @@ class StreamReader:
             self._tcp.run(deadline)
         if self._backlog.frames:
             self._backlog.drain(deadline)
+            if self._tcp_queue:
+                assert self._tcp is not None
+                self._tcp.run(self._clock() + BACKLOG_SECONDS)
         if self._gone and not self._backlog.frames:
             raise LinkGone(self._gone)
         return moved

@@ -152,7 +152,12 @@ class TcpFrames:
             options = bytes(buffer[at + start + _HEADER : at + data])
             segment = Segment(sequence, acknowledgement, flags, window, payload, options)
             work = connection.segment(segment, _offer(segment), self._clock())
-        self._follow(connection, work)
+        if connection.fresh:
+            work |= self._sockets.offer(connection)
+        if work:
+            if not connection.work:
+                self.queue.append(connection)
+            connection.work |= work
         return True
 
     def knows(self, frame: bytes) -> bool:

@@ -109,6 +109,9 @@ class TcpOpener:
             self._sockets.mark(connection, connection.connected())
         elif number != errno.EINPROGRESS:
             self._sockets.mark(connection, self._sockets.unconnected(connection, number))
+        elif target.own:
+            # The host itself has answered by now, in most cases.
+            self._sockets.look()
         self._sockets.ask()
 
     def inbound(
@@ -212,7 +215,6 @@ class TcpOpener:
 
     def _enter(self, connection: Connection, sock: RawSocket) -> None:
         connection.socket = sock
-        connection.port = sock.getsockname()[1]
         self._table.add(connection)
         self._sockets.watch(connection)
 

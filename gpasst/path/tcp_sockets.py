@@ -9,8 +9,7 @@ Theory of operation:
    queue. `run` does the work, connection by connection, until the step's time is over; the rest waits for the next
    step, which `again` asks for. So one acknowledgement, one discard and one look at the socket serve all segments that
    were read together.
-3. A connection that has more to send goes to the end of the queue after `RUNS` superframes.
-4. While the link is full nothing is peeked. Connections wait until it takes more.
+3. A connection that has more to send goes to the end of the queue after a few superframes.
 """
 
 from __future__ import annotations
@@ -23,12 +22,10 @@ from contextlib import suppress
 from typing import Protocol
 
 from gpasst.counters import Counters
-from gpasst.flow.guest import Guest
 from gpasst.flow.sender import StreamSocket
-from gpasst.formats import TCP_ACK, TCP_FIN, TCP_PSH, TCP_RST
-from gpasst.host.peek import RUNS, Peeker, discard
+from gpasst.formats import TCP_ACK
+from gpasst.host.peek import discard
 from gpasst.host.tcp import close_with_reset, peek_from_start
-from gpasst.link.port import Link
 from gpasst.linux import (
     EPOLLERR,
     EPOLLET,
@@ -44,13 +41,16 @@ from gpasst.linux import (
     SOL_SOCKET,
 )
 from gpasst.path.budget import STEP_SECONDS
+from gpasst.path.tcp_writer import TcpWriter
 from gpasst.tcp.connection import (
     ABORT,
     ACKNOWLEDGE,
     CLOSE,
     CONFIRM,
+    DELAY_SECONDS,
     DISCARD,
     KEEP_ALIVE,
+    LATER,
     PROBE,
     REFUSE,
     RESET,
@@ -60,7 +60,6 @@ from gpasst.tcp.connection import (
     WRITE,
     Connection,
 )
-from gpasst.tcp.segment import SEQUENCE_MASK
 from gpasst.tcp.states import State
 from gpasst.tcp.table import ConnectionTable
 
@@ -92,16 +91,14 @@ class Epoll(Protocol):
 class TcpSockets:
     """Does the work of all connections between a guest and the host's sockets.
 
-    :param link: the guest's end.
-    :param guest: the guest.
+    :param writer: writes segments for the guest.
     :param table: the connections.
     :param epoll: an empty epoll set, which becomes this one's to close.
-    :param peeker: peeks at sockets as the link wants it.
-    :param peek_offset: whether sockets know what was peeked before.
     :param counters: where traffic and drops are counted.
     :param failed: called with a connection that could not be made and the errno; returns whether it has answered the
         guest, so that no RST is needed.
     :param again: asks for a call of `step` soon; more calls before it do nothing.
+    :param later: calls a function once at a time of the clock; the function gets the present time.
     :param arm: called with a connection and the time after work that may have brought its deadline forward.
     :param clock: returns monotonic seconds.
     :param stopwatch: returns seconds, for the budget of a step.
@@ -111,35 +108,31 @@ class TcpSockets:
 
     def __init__(
         self,
-        link: Link,
-        guest: Guest,
+        writer: TcpWriter,
         table: ConnectionTable,
         epoll: Epoll,
-        peeker: Peeker,
-        peek_offset: bool,
         counters: Counters,
         failed: Callable[[Connection, int], bool],
         again: Callable[[], None],
+        later: Callable[[float, Callable[[float], None]], object],
         arm: Callable[[Connection, float], None],
         clock: Callable[[], float],
         stopwatch: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._link = link
-        self._guest = guest
+        self._writer = writer
         self._table = table
         self._epoll = epoll
-        self._peeker = peeker
-        self._peek_offset = peek_offset
         self._counters = counters
-        self._down, self._up = counters.tcp.down, counters.tcp.up
+        self._down = counters.tcp.down
         self._failed = failed
         self._again = again
+        self._later = later
         self._arm = arm
         self.clock = clock
         self._stopwatch = stopwatch
         self._by_fd: dict[int, Connection] = {}
         self.queue: deque[Connection] = deque()
-        self._waiting: list[Connection] = []
+        self._delayed: list[Connection] = []
 
     def watch(self, connection: Connection) -> None:
         """Take the events of a connection's socket from now on."""
@@ -151,7 +144,11 @@ class TcpSockets:
     def mark(self, connection: Connection, work: int) -> None:
         """Add work to a connection; `run` does it."""
         if not connection.work:
-            self.queue.append(connection)
+            if work & SYNCHRONISE:
+                # Somebody waits for it, who does not for the end of another connection.
+                self.queue.appendleft(connection)
+            else:
+                self.queue.append(connection)
         connection.work |= work
 
     def ask(self) -> None:
@@ -180,6 +177,13 @@ class TcpSockets:
     def step(self) -> int:
         """Take the events of sockets, and do what follows, for at most `STEP_SECONDS`; return how many events."""
         deadline = self._stopwatch() + STEP_SECONDS
+        moved = self.look()
+        if self.queue:
+            self.run(deadline)
+        return moved
+
+    def look(self) -> int:
+        """Take the events of sockets; return how many."""
         events = self._epoll.poll(0, EVENTS_AT_ONCE)
         for fd, event in events:
             connection = self._by_fd.get(fd)
@@ -187,7 +191,6 @@ class TcpSockets:
                 work = self._event(connection, event)
                 if work:
                     self.mark(connection, work)
-        self.run(deadline)
         return len(events)
 
     def run(self, deadline: float) -> None:
@@ -205,8 +208,7 @@ class TcpSockets:
                     self._again()
                     break
                 now = self.clock()
-        self._link.flush()
-        self._peeker.start()
+        self._writer.flush()
 
     def unconnected(self, connection: Connection, number: int) -> int:
         """Return the work that follows from a connect that failed with the errno `number`."""
@@ -219,7 +221,7 @@ class TcpSockets:
 
     def resume(self) -> None:
         """Go on with connections that waited for the link."""
-        waiting, self._waiting = self._waiting, []
+        waiting, self._writer.waiting = self._writer.waiting, []
         for connection in waiting:
             self.mark(connection, SEND)
         self.ask()
@@ -229,7 +231,7 @@ class TcpSockets:
         for connection in list(self._table):
             self._close(connection, abort=True)
         self.queue.clear()
-        self._waiting.clear()
+        self._writer.waiting.clear()
         self._epoll.close()
 
     def _event(self, connection: Connection, event: int) -> int:
@@ -262,7 +264,7 @@ class TcpSockets:
                     discard(sock, count)
             except OSError as error:
                 work |= self._broken(connection, error)
-        if work & REWIND and self._peek_offset:
+        if work & REWIND and self._writer.peek_offset:
             try:
                 peek_from_start(sock)
             except OSError as error:
@@ -274,12 +276,34 @@ class TcpSockets:
             if connection.socket is None:
                 return
         if work & CONFIRM:
-            self._segment(connection, TCP_ACK)
-        if work & SEND and connection.established and self._send(connection, sock, now):
-            work &= ~ACKNOWLEDGE
-        if work & ACKNOWLEDGE and connection.socket is not None:
-            self._segment(connection, TCP_ACK)
+            self._writer.segment(connection, TCP_ACK)
+        if work & SEND and connection.established:
+            try:
+                sent, more = self._writer.send(connection, sock, now)
+            except OSError as error:
+                self.mark(connection, self._broken(connection, error))
+                return
+            if sent:
+                work &= ~(ACKNOWLEDGE | LATER)
+            if more:
+                self.mark(connection, SEND)
+        if work & ACKNOWLEDGE:
+            self._writer.segment(connection, TCP_ACK)
+        elif work & LATER and not connection.delayed:
+            connection.delayed = True
+            if not self._delayed:
+                self._later(now + DELAY_SECONDS, self._acknowledge)
+            self._delayed.append(connection)
         self._arm(connection, now)
+
+    def _acknowledge(self, now: float) -> None:
+        """Send the acknowledgements that no other segment has carried meanwhile."""
+        delayed, self._delayed = self._delayed, []
+        for connection in delayed:
+            connection.delayed = False
+            if connection.receiver.owes and connection.socket is not None:
+                self._writer.segment(connection, TCP_ACK)
+        self._writer.flush()
 
     def _write(self, connection: Connection, sock: StreamSocket) -> int:
         """Offer to the socket what is kept, and shut it behind a FIN; return the work that follows."""
@@ -307,79 +331,23 @@ class TcpSockets:
             sock.shutdown(SHUT_WR)
         return work | connection.shut()
 
-    def _send(self, connection: Connection, sock: StreamSocket, now: float) -> bool:
-        """Send what the socket has, at most `RUNS` superframes; return whether anything was sent."""
-        sender, header, link, peeker = connection.sender, connection.header, self._link, self._peeker
-        if header.mac is not self._guest.mac:
-            header.readdress(self._guest.mac)
-        sent = False
-        for _ in range(RUNS):
-            room = sender.room()
-            if not room:
-                sender.blocked = True
-                return sent
-            if peeker.full:
-                link.flush()
-                peeker.start()
-            if link.full:
-                self._waiting.append(connection)
-                return sent
-            try:
-                count, payload = peeker.peek(
-                    sock, header.family, sender.mss, room, 0 if self._peek_offset else sender.in_flight
-                )
-            except BlockingIOError:
-                sender.blocked = False
-                return sent
-            except OSError as error:
-                self.mark(connection, self._broken(connection, error))
-                return sent
-            if not count:
-                sender.blocked = False
-                if connection.finished(now):
-                    self._segment(connection, TCP_FIN | TCP_ACK, back=1)
-                    sent = True
-                return sent
-            sequence, acknowledged, window = connection.numbers()
-            header.prepare(sequence, acknowledged, TCP_ACK | TCP_PSH, window)
-            link.write_run(header, count, sender.mss, [payload])
-            sender.sent(count, now)
-            sent = True
-        self.mark(connection, SEND)
-        return sent
-
-    def _segment(self, connection: Connection, flags: int, back: int = 0) -> None:
-        """Send a segment without data.
-
-        :param back: how far its sequence number is before the next one.
-        """
-        header = connection.header
-        if header.mac is not self._guest.mac:
-            header.readdress(self._guest.mac)
-        sequence, acknowledged, window = connection.numbers()
-        header.prepare((sequence - back) & SEQUENCE_MASK, acknowledged, flags, window)
-        self._link.write_bare(header)
-
     def _rare(self, connection: Connection, work: int, now: float) -> None:
         """Do the work that a connection has once, or hardly ever."""
-        sock, header = connection.socket, connection.header
+        sock = connection.socket
         assert sock is not None
         if work & SYNCHRONISE:
-            self._link.write_frame(connection.synchronise(now))
+            self._writer.synchronise(connection, now)
         if work & PROBE:
-            self._segment(connection, TCP_ACK, back=1)
+            self._writer.segment(connection, TCP_ACK, back=1)
         if work & KEEP_ALIVE:
             sock.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
         if work & REFUSE:
-            header.prepare(connection.refused, 0, TCP_RST, 0)
-            self._link.write_bare(header)
+            self._writer.refuse(connection)
         if work & RESET:
-            sequence, acknowledged = connection.reset()
-            header.prepare(sequence, acknowledged, TCP_RST | TCP_ACK, 0)
-            self._link.write_bare(header)
+            self._writer.reset(connection)
         if work & CLOSE:
             if work & ACKNOWLEDGE and not work & ABORT:
-                self._segment(connection, TCP_ACK)
+                self._writer.segment(connection, TCP_ACK)
             self._close(connection, work & ABORT != 0)
 
     def _broken(self, connection: Connection, error: OSError) -> int:

@@ -17,6 +17,7 @@ from gpasst.path.tcp_deadlines import TcpDeadlines
 from gpasst.path.tcp_frames import TcpFrames
 from gpasst.path.tcp_opener import TcpOpener
 from gpasst.path.tcp_sockets import TcpSockets
+from gpasst.path.tcp_writer import TcpWriter
 from gpasst.proxy.base import Base
 from gpasst.proxy.timers import Timers
 from gpasst.tcp.isn import SECRET_BYTES, keyed_hash
@@ -62,15 +63,13 @@ def build_tcp(base: Base, link: Tap | Stream, icmp: IcmpToGuest, timers: Timers)
     epoll = get_original("select", "epoll")()
     peeker: Peeker = StreamPeeker() if isinstance(link, Stream) else TapPeeker()
     sockets = TcpSockets(
-        link,
-        guest,
+        TcpWriter(link, guest, peeker, peek_offset),
         table,
         epoll,
-        peeker,
-        peek_offset,
         counters,
         lambda connection, number: opener.failed(connection, number),
         lambda: again.ask(),
+        timers.at,
         lambda connection, now: deadlines.arm(connection, now),
         clock,
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sized
 from gpasst.counters import IGNORED, Counters, Drop, Statistics
 from gpasst.flow.record import Flow
 from gpasst.host.sockets import text
+from gpasst.host.tcp import local_port
 from gpasst.path.udp_splice import UdpSplice
 from gpasst.tcp.connection import Connection
 from gpasst.udp.nat import UdpNat
@@ -86,7 +87,7 @@ def _connection(connection: Connection, now: float) -> Flow:
         (text(guest), guest_port),
         (text(shown), port),
         (text(address), remote_port),
-        connection.port,
+        local_port(connection.socket),
         int(now - connection.heard),
         state=connection.state.value,
     )

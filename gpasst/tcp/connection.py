@@ -42,6 +42,8 @@ CONFIRM: Final = 1 << 12
 """Send the acknowledgement that ends the handshake: some stacks drop data that comes with it."""
 ACKNOWLEDGE: Final = 1 << 5
 """Send an acknowledgement, unless data has carried it."""
+LATER: Final = 1 << 13
+"""Send an acknowledgement after `DELAY_SECONDS`, unless another segment has carried it."""
 PROBE: Final = 1 << 6
 """Send an empty segment with a sequence number that was acknowledged already, which the guest answers."""
 KEEP_ALIVE: Final = 1 << 7
@@ -55,6 +57,9 @@ ABORT: Final = 1 << 10
 CLOSE: Final = 1 << 11
 """Close the socket, and forget the connection."""
 
+# A short segment is mostly a request, whose answer then carries the acknowledgement. RFC 9293, section 3.8.6.3 allows
+# half a second; the link's round trip is so short that much less will do.
+DELAY_SECONDS = 0.001
 # Seconds to wait for the answer to a SYN, first to last: linear, then doubling (net.ipv4.tcp_syn_linear_timeouts).
 SYN_SECONDS = (1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 4.0, 8.0)
 RETRANSMIT_SECONDS = 1.0  # RFC 6298, section 2
@@ -80,6 +85,7 @@ class Connection:
     :param remote: the remote end as the host sees it: address, port, interface index of a link-local address.
     :param now: monotonic seconds.
     :ivar socket: the host's socket; None once closed.
+    :ivar delayed: whether an acknowledgement is to be sent later.
     :ivar established: whether the handshake is over.
     :ivar work: what is still to be done at the end of a batch.
     :ivar fresh: data of the segment at hand, for the socket; empty if there is none.
@@ -87,7 +93,6 @@ class Connection:
     :ivar heard: when the guest last sent something; monotonic seconds.
     :ivar entered: when the table last ordered it by `heard`.
     :ivar armed: the entry of the wheel that counts for it (`gpasst.tcp.timers`).
-    :ivar port: the host's port.
     """
 
     __slots__ = (
@@ -95,13 +100,13 @@ class Connection:
         "_limit",
         "_start",
         "armed",
+        "delayed",
         "entered",
         "established",
         "fresh",
         "header",
         "heard",
         "key",
-        "port",
         "receiver",
         "refused",
         "remote",
@@ -126,9 +131,8 @@ class Connection:
         self.state = state
         self.header = header
         self.remote = remote
-        self.port = 0
         self.socket: StreamSocket | None = None
-        self.established = False
+        self.established = self.delayed = False
         self.work = 0
         self.fresh = _NOTHING
         self.refused = 0
@@ -281,10 +285,16 @@ class Connection:
         if sender.blocked or sender.ended:
             work |= SEND
         if not bare:
-            work |= ACKNOWLEDGE
-            if self.state in RECEIVING:
-                self._idle_probes = 0
-                self.fresh = receiver.admit(sequence, payload, flags & TCP_FIN != 0)
+            if self.state not in RECEIVING:
+                return work | ACKNOWLEDGE
+            self._idle_probes = 0
+            late = 0 < size < sender.mss and sequence == receiver.next and not receiver.owes
+            self.fresh = receiver.admit(sequence, payload, flags & TCP_FIN != 0)
+            if self.fresh:
+                # The answer may be there as soon as the socket has taken it, and then carries the acknowledgement.
+                work |= SEND | (LATER if late else ACKNOWLEDGE)
+            else:
+                work |= ACKNOWLEDGE
                 if receiver.waits:
                     work |= WRITE
         return work

@@ -26,6 +26,9 @@ from gpasst.formats import (
     TCP4,
     TCP6,
     TCP_CODEC,
+    TCP_OPTION_MSS,
+    TCP_OPTION_NOP,
+    TCP_OPTION_WINDOW_SCALE,
     TCP_SYN_OPTIONS_CODEC,
     VIRTIO_NET_CODEC,
     VIRTIO_NET_HDR_F_NEEDS_CSUM,
@@ -76,9 +79,14 @@ def _template(family: int) -> bytes:
 
 _TEMPLATES = {family: _template(family) for family in (V4, V6)}
 
+_IP4_SUM = checksum.ones_sum(_TEMPLATES[V4][_IP4])  # of a header without addresses and length
+
 _put_length = struct.Struct(">I").pack_into
 _put_word = struct.Struct(">H").pack_into
 _put_numbers = struct.Struct(">IIBBH").pack_into
+_put_options = TCP_SYN_OPTIONS_CODEC.layout.pack
+_MSS_OPTION = TCP_OPTION_MSS, 4
+_SCALE_OPTION = TCP_OPTION_NOP, TCP_OPTION_WINDOW_SCALE, 3
 _put_virtio = VIRTIO_NET_CODEC.layout.pack_into
 _WORD_OFFSET = 5 << 4  # data offset of a header without options, in its place
 
@@ -109,8 +117,10 @@ class Header:
         buffer = self.buffer = bytearray(_TEMPLATES[family])
         buffer[_MACS] = destination_mac + source_mac
         buffer[_ADDRESSES[family]] = remote + guest + ports[2:] + ports[:2]
-        self._pseudo = checksum.pseudo_sum(guest, remote, PROTOCOL_TCP)
-        self._ip_sum = checksum.ones_sum(buffer[_IP4]) if family == V4 else 0
+        # One sum of all addresses; and the header's sum, which has the same ones.
+        addresses = checksum.ones_sum(key[: 2 * half])
+        self._pseudo = addresses + PROTOCOL_TCP
+        self._ip_sum = addresses + _IP4_SUM
         self._total = self._segment = -1
         self._sequence = 0
 
@@ -195,7 +205,7 @@ class Header:
         :param window: not scaled (RFC 7323, section 2.2).
         :param offer: the options.
         """
-        options = TCP_SYN_OPTIONS_CODEC.pack(mss=offer.mss, scale=offer.scale or 0)
+        options = _put_options(*_MSS_OPTION, offer.mss, *_SCALE_OPTION, offer.scale or 0)
         if offer.scale is None:
             options = options[: TCP_SYN_OPTIONS_CODEC.offset("padding")]
         self.prepare(sequence, acknowledgement, flags, window)

@@ -57,6 +57,11 @@ class Receiver:
         """Whether the socket has to take something before the guest can be acknowledged all it sent."""
         return self.next != self.acknowledged or self.finishing
 
+    @property
+    def owes(self) -> bool:
+        """Whether the guest has not been acknowledged all that the socket took."""
+        return self.acknowledged != self.window.acknowledged
+
     def acceptable(self, sequence: int, length: int) -> bool:
         """Return whether a segment has any part in the window (RFC 9293, section 3.10.7.4).
 

@@ -26,6 +26,9 @@ DEFAULT_MSS = 536  # bytes, where a SYN names none (RFC 9293, section 3.7.1)
 MSS_MINIMUM = 88  # bytes; net/ipv4/tcp_ipv4.c takes no less either (TCP_MIN_MSS), or each byte would be a frame
 SCALE_MAXIMUM = 14  # RFC 7323, section 2.3
 
+_pick = TCP_CODEC.picker("sequence", "acknowledgement", "data_offset", "flags", "window").unpack_from
+_OFFSET_MASK = 0xF0  # of the byte that begins with the data offset
+_OFFSET_SHIFT = 2  # from the upper half of a byte to bytes: 4 to the right, times 4
 _MSS_BYTES = 4
 _SCALE_BYTES = 3
 _OPTION_MINIMUM = 2
@@ -74,18 +77,14 @@ def parse(data: memoryview) -> Segment:
 
     :raises PacketError: `Drop.MALFORMED_TCP`, if the header is not whole.
     """
-    header = TCP_CODEC.parse(data, Drop.MALFORMED_TCP)
-    start = DATA_OFFSET_UNIT * header["data_offset"]
-    if not TCP_CODEC.size <= start <= len(data):
+    if len(data) < TCP_BYTES:
         raise PacketError(Drop.MALFORMED_TCP)
-    return Segment(
-        header["sequence"],
-        header["acknowledgement"],
-        header["flags"],
-        header["window"],
-        data[start:],
-        bytes(data[TCP_CODEC.size : start]),
-    )
+    # A dictionary of names would cost more than everything else here.
+    sequence, acknowledgement, offset, flags, window = _pick(data)
+    start = (offset & _OFFSET_MASK) >> _OFFSET_SHIFT
+    if not TCP_BYTES <= start <= len(data):
+        raise PacketError(Drop.MALFORMED_TCP)
+    return Segment(sequence, acknowledgement, flags, window, data[start:], bytes(data[TCP_BYTES:start]))
 
 
 def parse_options(options: bytes) -> Offer:

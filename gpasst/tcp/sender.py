@@ -85,8 +85,8 @@ class Sender:
         flight = (self.next - self.unacknowledged) & SEQUENCE_MASK
         window = self.window
         room = (window if window < FLIGHT_MAXIMUM else FLIGHT_MAXIMUM) - flight
-        # Small segments behind others would keep the window small for ever (RFC 9293, section 3.8.6.2.1).
-        if room <= 0 or (flight and room < self.mss):
+        # A segment that the window cuts short would keep it small for ever (RFC 9293, section 3.8.6.2.1).
+        if room <= 0 or (flight and room < self.mss and room < window >> 1):
             return int(self._probing)
         return room
 

@@ -44,18 +44,20 @@ class ReceiveWindow:
     """The window of one connection.
 
     :param budget: of all connections.
+    :ivar acknowledged: the last number that was acknowledged.
     :ivar edge: the right edge: the first sequence number that was not promised.
     :ivar scale: shift of the field in a header.
     """
 
-    __slots__ = ("_acknowledged", "_budget", "_promise", "_size", "edge", "scale")
+    __slots__ = ("_budget", "_field", "_promise", "_size", "acknowledged", "edge", "scale")
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
-        self._acknowledged = 0
+        self.acknowledged = 0
         self._size = WINDOW_FIRST
         self._promise = WINDOW_FIRST
         budget.promised += WINDOW_FIRST
+        self._field = 0  # the last one, as long as it may be repeated
         self.edge = 0
         self.scale = 0
 
@@ -65,7 +67,7 @@ class ReceiveWindow:
         :param sequence: the first sequence number of the guest's data.
         :param scale: shift of the fields of all later headers.
         """
-        self._acknowledged = sequence
+        self.acknowledged = sequence
         self.edge = (sequence + WINDOW_FIRST) & SEQUENCE_MASK
         self.scale = scale
 
@@ -75,17 +77,19 @@ class ReceiveWindow:
         :param acknowledged: the header's acknowledgement number.
         :param full: whether data is kept, so that no more may be promised.
         """
+        if acknowledged == self.acknowledged and self._field:
+            return self._field
         outstanding = (self.edge - acknowledged) & SEQUENCE_MASK
         target = outstanding
         if not full:
             size = self._size
-            if (acknowledged - self._acknowledged) & SEQUENCE_MASK >= size // _GROWTH_SHARE and size < WINDOW_MAXIMUM:
+            if (acknowledged - self.acknowledged) & SEQUENCE_MASK >= size // _GROWTH_SHARE and size < WINDOW_MAXIMUM:
                 size = self._size = min(2 * size, WINDOW_MAXIMUM)
             budget = self._budget
             if budget.promised - self._promise + size > budget.limit:
                 size = WINDOW_MINIMUM
             target = max(outstanding, size)
-        self._acknowledged = acknowledged
+        self.acknowledged = acknowledged
         scale = self.scale
         # More than the maximum only without scaling, and then it was never promised either.
         field = min((target + (1 << scale) - 1) >> scale, FIELD_MAXIMUM)
@@ -93,6 +97,7 @@ class ReceiveWindow:
         self._budget.promised += promise - self._promise
         self._promise = promise
         self.edge = (acknowledged + promise) & SEQUENCE_MASK
+        self._field = field if not full else 0
         return field
 
     def release(self) -> None:

@@ -13,6 +13,7 @@ from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.path.tcp_frames import TcpFrames
 from gpasst.path.tcp_opener import TcpOpener
 from gpasst.path.tcp_sockets import TcpSockets
+from gpasst.path.tcp_writer import TcpWriter
 from gpasst.tcp.table import ConnectionTable
 
 LIMITS = {4: 1460, 6: 1440}  # bytes of the largest segment
@@ -58,15 +59,13 @@ class TcpBench:
         self.table = ConnectionTable()
         self.asked = 0
         self.sockets = TcpSockets(
-            link,
-            guest,
+            TcpWriter(link, guest, TapPeeker(), True),
             self.table,
             self.ready,
-            TapPeeker(),
-            True,
             counters,
             lambda connection, number: self.opener.failed(connection, number),
             self._ask,
+            lambda when, callback: None,
             lambda connection, now: None,
             clock,
         )
