@@ -56,7 +56,11 @@ class StreamSocket(Protocol):
         """Send; return how many bytes the socket took."""
 
     def sendmsg(
-        self, buffers: Iterable[bytes | memoryview], ancdata: Iterable[ControlMessage] = ..., flags: int = 0, /
+        self,
+        buffers: Iterable[bytes | bytearray | memoryview],
+        ancdata: Iterable[ControlMessage] = ...,
+        flags: int = 0,
+        /,
     ) -> int:
         """Send several pieces; return how many bytes the socket took."""
 

@@ -9,6 +9,7 @@ from typing import Protocol
 from gpasst.path.budget import BACKLOG_SECONDS
 from gpasst.tcp.connection import RETRANSMIT_SECONDS, Connection
 from gpasst.tcp.timers import TICKS, Wheel
+from gpasst.tcp.work import CLOSE
 
 CONNECTIONS_PER_LOOK = 16  # at the clock
 
@@ -77,9 +78,11 @@ class TcpDeadlines:
         while (connection := wheel.take(now)) is not None:
             if connection.socket is None:
                 continue
-            if connection.due() <= now:
-                self._mark(connection, connection.expired(now))
-            wheel.add(connection, connection.due(), now)
+            work = connection.expired(now) if connection.due() <= now else 0
+            if work:
+                self._mark(connection, work)
+            if not work & CLOSE:
+                wheel.add(connection, connection.due(), now)
             done += 1
             if not done % CONNECTIONS_PER_LOOK and self._stopwatch() >= deadline:
                 break

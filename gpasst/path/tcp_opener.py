@@ -211,7 +211,9 @@ class TcpOpener:
         family = family_of(remote[0])
         header = Header(self._guest.mac, self._guest.network.host_mac, key)
         start = initial_sequence(self._hashed(key), now)
-        return Connection(key, state, header, start, self._budget, self._limits[family], remote, now)
+        return Connection(
+            key, state, header, start, self._budget, self._limits[family], remote, now, self._counters.drop
+        )
 
     def _enter(self, connection: Connection, sock: RawSocket) -> None:
         connection.socket = sock

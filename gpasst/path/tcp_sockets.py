@@ -5,7 +5,7 @@ Theory of operation:
 1. All sockets stand in one private epoll set, edge-triggered, and one watcher watches the set. So a connection costs
    neither a watcher nor a greenlet, and data that is only peeked, or waits for a window, wakes nobody
    (the event loop's own watchers are level-triggered).
-2. An event, a segment or a deadline adds *work* to its connection (`gpasst.tcp.connection`), and the connection joins a
+2. An event, a segment or a deadline adds *work* to its connection (`gpasst.tcp.work`), and the connection joins a
    queue. `run` does the work, connection by connection, until the step's time is over; the rest waits for the next
    step, which `again` asks for. So one acknowledgement, one discard and one look at the socket serve all segments that
    were read together.
@@ -42,12 +42,14 @@ from gpasst.linux import (
 )
 from gpasst.path.budget import STEP_SECONDS
 from gpasst.path.tcp_writer import TcpWriter
-from gpasst.tcp.connection import (
+from gpasst.tcp.connection import DELAY_SECONDS, Connection
+from gpasst.tcp.states import State
+from gpasst.tcp.table import ConnectionTable
+from gpasst.tcp.work import (
     ABORT,
     ACKNOWLEDGE,
     CLOSE,
     CONFIRM,
-    DELAY_SECONDS,
     DISCARD,
     KEEP_ALIVE,
     LATER,
@@ -58,10 +60,7 @@ from gpasst.tcp.connection import (
     SEND,
     SYNCHRONISE,
     WRITE,
-    Connection,
 )
-from gpasst.tcp.states import State
-from gpasst.tcp.table import ConnectionTable
 
 EVENTS = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
 EVENTS_AT_ONCE = 64

@@ -2,60 +2,50 @@
 
 Theory of operation: a connection has a state (`gpasst.tcp.states`) and two independent halves: `Sender` for data of the
 socket, `Receiver` for data of the guest. It makes no call and writes no frame. Each event returns *work*, a set of
-flags, and the caller does it.
+flags (`gpasst.tcp.work`), and the caller does it.
 
 * Data that a segment brought is `fresh`: the caller offers it to the socket at once, from where it lies.
 * All else may wait until a batch of segments has been read, so that one acknowledgement, one discard and one look at
   the socket serve the whole batch. Work of several events is the union of their flags.
 
-Checks follow RFC 9293, section 3.10.7, and RFC 5961: a RST counts only with exactly the next sequence number, a RST or
-SYN elsewhere in the window is answered with an acknowledgement, and so is the acknowledgement of what was never sent.
+Checks follow RFC 9293, section 3.10.7, and RFC 5961: a RST counts only where the guest's data ends or the last
+acknowledgement stands, a RST or SYN elsewhere in the window is answered with an acknowledgement, and so is the
+acknowledgement of what was never sent. What breaks the rules is reported as a drop, and so is data ahead of a gap that
+cannot be kept. Repeated data, keep-alives and probes of the window are no drops.
 
 Time is the caller's. `due` says when `expired` has to be called next.
 """
 
 from __future__ import annotations
 
-from typing import Final
+import struct
+from collections.abc import Callable
 
+from gpasst.counters import Drop
 from gpasst.flow.sender import StreamSocket
 from gpasst.formats import TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN
 from gpasst.tcp.header import Header
 from gpasst.tcp.receiver import Receiver
-from gpasst.tcp.segment import MSS_MINIMUM, SEQUENCE_MASK, Offer, Segment
+from gpasst.tcp.segment import MSS_MINIMUM, SEQUENCE_HALF, SEQUENCE_MASK, Offer, Segment
 from gpasst.tcp.sender import NO_FIN, Sender
 from gpasst.tcp.states import OPENING, RECEIVING, Event, State, after
-from gpasst.tcp.window import SCALE, WINDOW_FIRST, Budget, ReceiveWindow
-
-# Work.
-DISCARD: Final = 1 << 0
-"""Discard from the socket's queue what the guest acknowledged."""
-REWIND: Final = 1 << 1
-"""Peek at the socket from the first byte of its queue on again."""
-WRITE: Final = 1 << 2
-"""Offer to the socket what is kept, and shut it for writing behind the guest's FIN."""
-SYNCHRONISE: Final = 1 << 3
-"""Send the SYN, or the SYN with an acknowledgement."""
-SEND: Final = 1 << 4
-"""Look for data in the socket, and send it."""
-CONFIRM: Final = 1 << 12
-"""Send the acknowledgement that ends the handshake: some stacks drop data that comes with it."""
-ACKNOWLEDGE: Final = 1 << 5
-"""Send an acknowledgement, unless data has carried it."""
-LATER: Final = 1 << 13
-"""Send an acknowledgement after `DELAY_SECONDS`, unless another segment has carried it."""
-PROBE: Final = 1 << 6
-"""Send an empty segment with a sequence number that was acknowledged already, which the guest answers."""
-KEEP_ALIVE: Final = 1 << 7
-"""Let the host's kernel send keep-alives on the socket, as the guest does."""
-REFUSE: Final = 1 << 8
-"""Send the RST that answers the segment at hand (`Connection.refused`)."""
-RESET: Final = 1 << 9
-"""Send a RST to the guest."""
-ABORT: Final = 1 << 10
-"""Close the socket with a RST."""
-CLOSE: Final = 1 << 11
-"""Close the socket, and forget the connection."""
+from gpasst.tcp.window import SCALE, Budget, ReceiveWindow
+from gpasst.tcp.work import (
+    ABORT,
+    ACKNOWLEDGE,
+    CLOSE,
+    CONFIRM,
+    DISCARD,
+    KEEP_ALIVE,
+    LATER,
+    PROBE,
+    REFUSE,
+    RESET,
+    REWIND,
+    SEND,
+    SYNCHRONISE,
+    WRITE,
+)
 
 # A short segment is mostly a request, whose answer then carries the acknowledgement. RFC 9293, section 3.8.6.3 allows
 # half a second; the link's round trip is so short that much less will do.
@@ -64,11 +54,11 @@ DELAY_SECONDS = 0.001
 SYN_SECONDS = (1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 4.0, 8.0)
 RETRANSMIT_SECONDS = 1.0  # RFC 6298, section 2
 RETRANSMIT_MAXIMUM = 120.0  # seconds (net/ipv4/tcp_timer.c, TCP_RTO_MAX)
-PORT_BYTES = 2
 RETRIES = 7  # without any progress; 247 seconds in all
 PROBE_SECONDS = 30.0  # of silence, after which the guest is asked whether it still has the connection
 PROBE_DOUBLINGS = 6  # of that time, while nothing but answers comes
 SILENCE_SECONDS = 7440.0  # without an answer, after which a connection ends (RFC 5382, REQ-5: two hours and 4 minutes)
+_PORTS = struct.Struct(">HH")
 _NOTHING = memoryview(b"")
 _KEEP_ALIVE_BYTES = 1  # of data that a keep-alive may have (RFC 9293, section 3.8.4)
 
@@ -84,6 +74,7 @@ class Connection:
     :param limit: payload bytes of the largest segment that the link carries towards the guest.
     :param remote: the remote end as the host sees it: address, port, interface index of a link-local address.
     :param now: monotonic seconds.
+    :param drop: called with the reason of each segment that is dropped.
     :ivar socket: the host's socket; None once closed.
     :ivar delayed: whether an acknowledgement is to be sent later.
     :ivar established: whether the handshake is over.
@@ -96,6 +87,7 @@ class Connection:
     """
 
     __slots__ = (
+        "_drop",
         "_idle_probes",
         "_limit",
         "_start",
@@ -126,6 +118,7 @@ class Connection:
         limit: int,
         remote: tuple[bytes, int, int],
         now: float,
+        drop: Callable[[Drop], None],
     ) -> None:
         self.key = key
         self.state = state
@@ -140,7 +133,8 @@ class Connection:
         self.entered = now
         self.armed = 0
         self.sender = Sender((start + 1) & SEQUENCE_MASK, limit)
-        self.receiver = Receiver(ReceiveWindow(budget))
+        self.receiver = Receiver(ReceiveWindow(budget), drop)
+        self._drop = drop
         self._start = start
         self._limit = limit
         self._idle_probes = 0
@@ -171,14 +165,9 @@ class Connection:
     @property
     def ends(self) -> tuple[bytes, bytes, int, int]:
         """The guest's address, the remote end's as the guest sees it, and the port of each."""
-        half = len(self.key) // 2 - PORT_BYTES
-        ports = self.key[2 * half :]
-        return (
-            self.key[:half],
-            self.key[half : 2 * half],
-            int.from_bytes(ports[:PORT_BYTES], "big"),
-            int.from_bytes(ports[PORT_BYTES:], "big"),
-        )
+        half = (len(self.key) - _PORTS.size) // 2
+        guest_port, port = _PORTS.unpack_from(self.key, 2 * half)
+        return self.key[:half], self.key[half : 2 * half], guest_port, port
 
     def synchronise(self, now: float) -> bytes:
         """Return the frame of the SYN, or SYN and acknowledgement, which is sent at `now`.
@@ -190,7 +179,7 @@ class Connection:
         if self.state is State.SYN_RECEIVED:
             flags, acknowledged, scale = TCP_SYN | TCP_ACK, self.receiver.acknowledged, self.receiver.window.scale
         offer = Offer(self._limit, scale or None)
-        return self.header.synchronise(flags, self._start, acknowledged, WINDOW_FIRST, offer)
+        return self.header.synchronise(flags, self._start, acknowledged, self.receiver.window.promise, offer)
 
     def _agree(self, sequence: int, offer: Offer) -> None:
         """Take the guest's initial sequence number and options."""
@@ -228,10 +217,11 @@ class Connection:
         if flags & TCP_RST:
             return self.abort(RESET) if segment.sequence == self.receiver.next else 0
         if flags & TCP_SYN:
-            # The SYN+ACK was lost, or the socket is still being connected.
-            again = state is State.SYN_RECEIVED and (segment.sequence + 1) & SEQUENCE_MASK == self.receiver.next
-            return SYNCHRONISE if again else 0
+            # The SYN+ACK was lost, or the socket is still being connected. A guest that has begun anew under the same
+            # port resets the connection as soon as it sees the SYN+ACK.
+            return SYNCHRONISE if state is State.SYN_RECEIVED else 0
         if not flags & TCP_ACK or state is State.CONNECTING:
+            self._drop(Drop.TCP_UNACCEPTABLE)
             return 0
         if segment.acknowledgement != expected:
             return self._refuse(segment.acknowledgement, flags)
@@ -247,6 +237,7 @@ class Connection:
         """Answer an acknowledgement of nothing that was sent (RFC 9293, section 3.10.7.3)."""
         if flags & TCP_RST:
             return 0
+        self._drop(Drop.TCP_UNACCEPTABLE)
         self.refused = acknowledgement
         return REFUSE
 
@@ -264,16 +255,18 @@ class Connection:
         receiver, sender = self.receiver, self.sender
         size = len(payload)
         if sequence != receiver.next or flags & (TCP_SYN | TCP_RST):
+            if flags & TCP_RST and receiver.ends_at(sequence):
+                return self.abort(RESET)
             if not receiver.acceptable(sequence, size + (flags & TCP_FIN)):
                 return self._unacceptable(sequence, flags, size)
-            if flags & TCP_RST:
-                return self.abort(RESET) if sequence == receiver.next else ACKNOWLEDGE
-            if flags & TCP_SYN:
+            if flags & (TCP_RST | TCP_SYN):
                 return ACKNOWLEDGE
         if not flags & TCP_ACK:
+            self._drop(Drop.TCP_UNACCEPTABLE)
             return 0
         work = 0
         if acknowledgement != sender.unacknowledged and sender.is_unsent(acknowledgement):
+            self._drop(Drop.TCP_UNACCEPTABLE)
             return ACKNOWLEDGE
         bare = not size and not flags & TCP_FIN
         if sender.acknowledge(sequence, acknowledgement, window, bare, now):
@@ -282,10 +275,12 @@ class Connection:
             work |= DISCARD
         if sender.fin != NO_FIN and sender.fin_acknowledged:
             work |= self._moved(Event.FIN_ACKNOWLEDGED)
-        if sender.blocked or sender.ended:
+        if sender.blocked or (sender.ended and sender.fin == NO_FIN):
             work |= SEND
         if not bare:
             if self.state not in RECEIVING:
+                if size:
+                    self._drop(Drop.TCP_CLOSED)
                 return work | ACKNOWLEDGE
             self._idle_probes = 0
             late = 0 < size < sender.mss and sequence == receiver.next and not receiver.owes
@@ -301,19 +296,21 @@ class Connection:
 
     def _unacceptable(self, sequence: int, flags: int, size: int) -> int:
         """Answer a segment outside of the window (RFC 9293, section 3.10.7.4)."""
+        old = (self.receiver.next - sequence) & SEQUENCE_MASK
+        if old >= SEQUENCE_HALF:
+            self._drop(Drop.TCP_UNACCEPTABLE)
         if flags & TCP_RST:
             return 0
-        old = (self.receiver.next - sequence) & SEQUENCE_MASK
-        return ACKNOWLEDGE | (KEEP_ALIVE if old == 1 and size <= _KEEP_ALIVE_BYTES else 0)
+        alive = old == 1 and size <= _KEEP_ALIVE_BYTES and not flags & (TCP_SYN | TCP_FIN)
+        return ACKNOWLEDGE | (KEEP_ALIVE if alive else 0)
 
     # --- The socket -------------------------------------------------------------------------------------------------
 
     def wrote(self, taken: int) -> int:
         """Take note that the socket took `taken` bytes of `fresh`."""
-        receiver = self.receiver
-        receiver.wrote(self.fresh, taken)
+        self.receiver.wrote(self.fresh, taken)
         self.fresh = _NOTHING
-        return WRITE if receiver.finishing else 0
+        return WRITE if self.receiver.finishing else 0
 
     def shut(self) -> int:
         """Take note that the socket is shut for writing, behind all data of the guest."""
@@ -348,6 +345,7 @@ class Connection:
         # A SYN that is refused got no number of ours (RFC 9293, section 3.10.7.1).
         self.refused = 0 if self.state is State.CONNECTING else self.sender.highest
         self.state = after(self.state, Event.ABORT)
+        self.fresh = _NOTHING
         return (RESET | ABORT | CLOSE) & ~without
 
     def _moved(self, event: Event) -> int:
@@ -375,6 +373,7 @@ class Connection:
             return self.abort()
         if state in OPENING:
             sender.retries += 1
+            sender.progress = now
             return SYNCHRONISE if sender.retries < len(SYN_SECONDS) else self.abort()
         if sender.next != sender.unacknowledged or sender.stalled:
             if sender.retries == RETRIES:

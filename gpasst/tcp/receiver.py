@@ -15,11 +15,14 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
+from collections.abc import Callable
 
+from gpasst.counters import Drop
 from gpasst.tcp.segment import SEQUENCE_HALF, SEQUENCE_MASK
 from gpasst.tcp.window import ReceiveWindow
 
 PIECES = 64  # ahead of a gap, at most
+PIECE_BYTES = 16 << 10  # of kept data, in which smaller segments are joined: each object costs some 50 bytes
 _NOTHING = memoryview(b"")
 
 
@@ -27,30 +30,27 @@ class Receiver:
     """The downward half of one connection.
 
     :param window: the window that the guest is promised.
+    :param drop: called with the reason of each segment that is dropped.
     :ivar next: the next sequence number in order; everything before it is in the socket, or kept.
     :ivar acknowledged: everything before it is in the socket.
     :ivar window: the window that the guest is promised.
     :ivar finishing: whether the guest's FIN has come in order, and was not acknowledged yet.
     """
 
-    __slots__ = ("_ahead", "_kept", "acknowledged", "finishing", "next", "window")
+    __slots__ = ("_ahead", "_drop", "_kept", "acknowledged", "finishing", "next", "window")
 
-    def __init__(self, window: ReceiveWindow) -> None:
+    def __init__(self, window: ReceiveWindow, drop: Callable[[Drop], None]) -> None:
         self.next = self.acknowledged = 0
         self.window = window
         self.finishing = False
-        self._kept: deque[bytes | memoryview] | None = None
+        self._drop = drop
+        self._kept: deque[bytes | bytearray | memoryview] | None = None
         self._ahead: list[tuple[int, int, bytes, bool]] | None = None  # distance from `next` when it came, as order
 
     def start(self, sequence: int, scale: int) -> None:
         """Begin with the first sequence number of the guest's data; `scale` is the shift of the window."""
         self.next = self.acknowledged = sequence
         self.window.start(sequence, scale)
-
-    @property
-    def kept(self) -> int:
-        """Bytes that the socket has not taken yet."""
-        return (self.next - self.acknowledged) & SEQUENCE_MASK
 
     @property
     def waits(self) -> bool:
@@ -72,6 +72,14 @@ class Receiver:
             return True
         return SEQUENCE_MASK + 1 - ahead < length
 
+    def ends_at(self, sequence: int) -> bool:
+        """Return whether a RST with a sequence number ends the connection.
+
+        A guest that has the connection sends it behind all its data, and one that has not takes the number from the
+        last acknowledgement (RFC 9293, sections 3.10.5 and 3.10.7.1). The two differ while data is kept.
+        """
+        return sequence in {self.acknowledged, self.next, (self.next + self.finishing) & SEQUENCE_MASK}
+
     def admit(self, sequence: int, payload: memoryview, fin: bool) -> memoryview:
         """Take a segment that is acceptable.
 
@@ -80,9 +88,11 @@ class Receiver:
         :return: data that the caller offers to the socket at once, and reports with `wrote`; empty if there is none,
             or if it has to wait for data that is kept.
         """
-        if self.finishing:
-            return _NOTHING
         ahead = (sequence - self.next) & SEQUENCE_MASK
+        if self.finishing:
+            if len(payload) > -ahead & SEQUENCE_MASK or 0 < ahead < SEQUENCE_HALF:
+                self._drop(Drop.TCP_CLOSED)
+            return _NOTHING
         if ahead:
             if ahead < SEQUENCE_HALF:
                 self._keep_ahead(ahead, sequence, payload, fin)
@@ -90,20 +100,20 @@ class Receiver:
             payload = payload[SEQUENCE_MASK + 1 - ahead :]
         room = (self.window.edge - self.next) & SEQUENCE_MASK
         if len(payload) > room:
-            payload, fin = payload[:room], False
+            payload, fin = self._cut(payload, room), False
         ready = _NOTHING
         if payload:
             waits = self.next != self.acknowledged
             self.next = (self.next + len(payload)) & SEQUENCE_MASK
             if waits:
-                self._keep(bytes(payload))
+                self._keep(payload)
             else:
                 ready = payload
         self.finishing = fin
         if self._ahead:
             # What was offered must be written before what followed it is kept.
             if ready:
-                self._keep(bytes(ready))
+                self._keep(ready)
                 ready = _NOTHING
             self._close_gap()
         return ready
@@ -112,9 +122,9 @@ class Receiver:
         """Take note that the socket took `taken` bytes of what `admit` returned; the rest is kept."""
         self.acknowledged = (self.acknowledged + taken) & SEQUENCE_MASK
         if taken < len(payload):
-            self._keep(bytes(payload[taken:]))
+            self._keep(payload[taken:])
 
-    def waiting(self, count: int) -> list[bytes | memoryview]:
+    def waiting(self, count: int) -> list[bytes | bytearray | memoryview]:
         """Return the first pieces that are kept, at most `count`; the caller offers them to the socket."""
         kept = self._kept
         return [kept[i] for i in range(min(count, len(kept)))] if kept else []
@@ -137,31 +147,54 @@ class Receiver:
     def finish(self) -> None:
         """Acknowledge the FIN: everything before it is in the socket, which was shut for writing."""
         self.finishing = False
-        self.next = self.acknowledged = (self.next + 1) & SEQUENCE_MASK
+        end = (self.next + 1) & SEQUENCE_MASK
+        if self.window.edge == self.next:
+            # A FIN needs no room (RFC 9293, section 3.10.7.4, seventh step).
+            self.window.edge = end
+        self.next = self.acknowledged = end
 
     def release(self) -> None:
         """Forget everything: the connection has ended."""
         self._kept = self._ahead = None
         self.window.release()
 
-    def _keep(self, data: bytes) -> None:
-        if self._kept is None:
-            self._kept = deque()
-        self._kept.append(data)
+    def _cut(self, payload: memoryview, room: int) -> memoryview:
+        """Return what of a segment's data is within the window."""
+        # One byte behind the window is a probe (RFC 9293, section 3.8.6.1).
+        if len(payload) - room > 1:
+            self._drop(Drop.TCP_UNACCEPTABLE)
+        return payload[:room]
+
+    def _keep(self, data: bytes | memoryview) -> None:
+        """Keep a copy of data, joined with what was kept last if both are small."""
+        kept = self._kept
+        if kept is None:
+            kept = self._kept = deque()
+        last = kept[-1] if kept else None
+        if isinstance(last, bytearray) and len(last) + len(data) <= PIECE_BYTES:
+            last += data
+        else:
+            kept.append(bytearray(data))
 
     def _keep_ahead(self, ahead: int, sequence: int, payload: memoryview, fin: bool) -> None:
         """Keep a segment that stands behind a gap."""
         pieces = self._ahead
         if pieces is None:
             pieces = self._ahead = []
-        room = ((self.window.edge - self.next) & SEQUENCE_MASK) - ahead
-        if len(payload) > room:
-            payload, fin = payload[:room], False
+        window = (self.window.edge - self.next) & SEQUENCE_MASK
+        if len(payload) > window - ahead:
+            payload, fin = self._cut(payload, window - ahead), False
         if not payload and not fin:
             return
-        held = sum(len(piece[2]) for piece in pieces)
-        if len(pieces) >= PIECES or held + len(payload) > (self.window.edge - self.next) & SEQUENCE_MASK:
+        held = 0
+        for _, start, data, end in pieces:
+            if start == sequence and len(data) >= len(payload) and end >= fin:
+                # It was sent twice.
+                return
+            held += len(data)
+        if len(pieces) >= PIECES or held + len(payload) > window:
             # The guest sends it again.
+            self._drop(Drop.TCP_BUDGET)
             return
         insort(pieces, (ahead, sequence, bytes(payload), fin))
 

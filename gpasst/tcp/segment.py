@@ -1,4 +1,4 @@
-"""TCP segments of the guest: header and the options of a SYN; and arithmetic of sequence numbers.
+"""TCP segments of the guest: header and the options of a SYN.
 
 Sequence numbers are 32 bits and wrap around (RFC 9293, section 3.4), so only distances between them can be compared:
 a number is ahead of another one if it is less than half the space in front of it.
@@ -64,12 +64,6 @@ class Offer:
 
     mss: int = DEFAULT_MSS
     scale: int | None = None
-
-
-def distance(newer: int, older: int) -> int:
-    """Return how far a sequence number is ahead of another one; negative if it is behind."""
-    ahead = (newer - older) & SEQUENCE_MASK
-    return ahead if ahead < SEQUENCE_HALF else ahead - SEQUENCE_MASK - 1
 
 
 def parse(data: memoryview) -> Segment:

@@ -143,8 +143,10 @@ class Sender:
             self.retries = self._duplicates = 0
         elif bare and window == self.window and self.next != acknowledgement:
             self._duplicates += 1
-            # What is behind the recovery point was sent again already.
-            if self._duplicates == DUPLICATES and (acknowledgement - self._recover) & SEQUENCE_MASK < SEQUENCE_HALF:
+            # What stands before the recovery point was sent again already. A point outside of the flight is old.
+            again = (self._recover - acknowledgement) & SEQUENCE_MASK
+            recovering = 0 < again <= (self._highest - acknowledgement) & SEQUENCE_MASK
+            if self._duplicates == DUPLICATES and not recovering:
                 self.rewind()
                 return True
             return False

@@ -66,8 +66,6 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 
 OPENING = frozenset((State.CONNECTING, State.SYN_RECEIVED, State.SYN_SENT))
 """States before the handshake is over."""
-SENDING = frozenset((State.ESTABLISHED, State.CLOSE_WAIT))
-"""States in which data of the socket is still to come."""
 RECEIVING = frozenset((State.ESTABLISHED, State.FIN_WAIT_1, State.FIN_WAIT_2))
 """States in which data of the guest may come."""
 

@@ -9,8 +9,8 @@ socket is kept (`gpasst.tcp.receiver`), so promises are memory that may have to 
 3. A connection begins with a small window, which doubles while the guest fills it, up to `WINDOW_MAXIMUM`. That is
    enough, since the link's round trip takes microseconds; a larger one would only queue frames before those of other
    flows.
-4. The promises of all connections have one budget. What is beyond it is not promised, but for `WINDOW_MINIMUM`, so
-   that every connection goes on.
+4. The promises of all connections have one budget, that of a SYN included. What is beyond it is not promised, but for
+   `WINDOW_MINIMUM`, so that every connection goes on.
 """
 
 from __future__ import annotations
@@ -45,18 +45,19 @@ class ReceiveWindow:
 
     :param budget: of all connections.
     :ivar acknowledged: the last number that was acknowledged.
+    :ivar promise: bytes that the guest may send behind it.
     :ivar edge: the right edge: the first sequence number that was not promised.
     :ivar scale: shift of the field in a header.
     """
 
-    __slots__ = ("_budget", "_field", "_promise", "_size", "acknowledged", "edge", "scale")
+    __slots__ = ("_budget", "_field", "_size", "acknowledged", "edge", "promise", "scale")
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
         self.acknowledged = 0
         self._size = WINDOW_FIRST
-        self._promise = WINDOW_FIRST
-        budget.promised += WINDOW_FIRST
+        self.promise = WINDOW_FIRST if budget.promised + WINDOW_FIRST <= budget.limit else WINDOW_MINIMUM
+        budget.promised += self.promise
         self._field = 0  # the last one, as long as it may be repeated
         self.edge = 0
         self.scale = 0
@@ -68,7 +69,7 @@ class ReceiveWindow:
         :param scale: shift of the fields of all later headers.
         """
         self.acknowledged = sequence
-        self.edge = (sequence + WINDOW_FIRST) & SEQUENCE_MASK
+        self.edge = (sequence + self.promise) & SEQUENCE_MASK
         self.scale = scale
 
     def advertise(self, acknowledged: int, full: bool) -> int:
@@ -86,21 +87,22 @@ class ReceiveWindow:
             if (acknowledged - self.acknowledged) & SEQUENCE_MASK >= size // _GROWTH_SHARE and size < WINDOW_MAXIMUM:
                 size = self._size = min(2 * size, WINDOW_MAXIMUM)
             budget = self._budget
-            if budget.promised - self._promise + size > budget.limit:
-                size = WINDOW_MINIMUM
+            spare = budget.limit - budget.promised + self.promise
+            if size > spare:
+                size = max(spare, WINDOW_MINIMUM)
             target = max(outstanding, size)
         self.acknowledged = acknowledged
         scale = self.scale
         # More than the maximum only without scaling, and then it was never promised either.
         field = min((target + (1 << scale) - 1) >> scale, FIELD_MAXIMUM)
         promise = field << scale
-        self._budget.promised += promise - self._promise
-        self._promise = promise
+        self._budget.promised += promise - self.promise
+        self.promise = promise
         self.edge = (acknowledged + promise) & SEQUENCE_MASK
         self._field = field if not full else 0
         return field
 
     def release(self) -> None:
         """Give the promise back to the budget: the connection has ended."""
-        self._budget.promised -= self._promise
-        self._promise = 0
+        self._budget.promised -= self.promise
+        self.promise = 0

@@ -34,7 +34,7 @@ def test_a_peer_is_shown_from_both_sides_with_its_age() -> None:
 def held(guest: str, port: int, shown: str, remote: tuple[str, int], state: State, heard: float) -> Connection:
     key = ip(guest) + ip(shown) + port.to_bytes(2, "big") + (80).to_bytes(2, "big")
     header = Header(GUEST_MAC, HOST_MAC, key)
-    return Connection(key, state, header, 0, Budget(), 1460, (ip(remote[0]), remote[1], 0), heard)
+    return Connection(key, state, header, 0, Budget(), 1460, (ip(remote[0]), remote[1], 0), heard, Counters().drop)
 
 
 def test_a_connection_is_shown_with_its_state() -> None:
