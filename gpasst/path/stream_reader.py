@@ -195,10 +195,14 @@ class StreamReader:
         """Carry the frame of `size` bytes at `at`, and those behind it that repeat it; return how many it was."""
         found = self._fastpath.lookup(self._buffer, at - STREAM_LEAD_BYTES, size + STREAM_LEAD_BYTES)
         if found is None:
-            if self._tcp is not None and self._tcp.frame(
-                self._buffer, self._view, at - STREAM_LEAD_BYTES, size + STREAM_LEAD_BYTES
-            ):
-                return 1
+            if self._tcp is not None:
+                # Where frames are recorded, each is taken by itself.
+                last = 0 if self._stream.capture is not None else end
+                taken = self._tcp.frame(
+                    self._buffer, self._view, at - STREAM_LEAD_BYTES, size + STREAM_LEAD_BYTES, last
+                )
+                if taken:
+                    return taken
             self._backlog.add(self._view[at + STREAM_LENGTH_BYTES : at + size], 0)
             return 1
         peer, headers, length = found

@@ -11,6 +11,8 @@ options or extension headers: `outbound` opens a connection, or refuses the segm
 
 from __future__ import annotations
 
+import struct
+
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PacketError
 from gpasst.flow.guest import Guest
@@ -21,22 +23,25 @@ from gpasst.formats import (
     IPV4_VERSION_IHL,
     IPV6_VERSION,
     PROTOCOL_TCP,
+    STREAM_LEAD_BYTES,
     TCP4,
     TCP6,
     TCP_ACK,
     TCP_CODEC,
+    TCP_PSH,
     TCP_RST,
     TCP_SYN,
     VIRTIO_NET_CODEC,
 )
 from gpasst.link.port import Link
+from gpasst.linux import UIO_MAXIOV
 from gpasst.packet.address import is_loopback
 from gpasst.packet.parse import Packet
 from gpasst.path.tcp_opener import TcpOpener
 from gpasst.path.tcp_sockets import TcpSockets
 from gpasst.tcp.connection import Connection
 from gpasst.tcp.reset import reset
-from gpasst.tcp.segment import Offer, Segment, parse, parse_options
+from gpasst.tcp.segment import SEQUENCE_MASK, Offer, Segment, parse, parse_options
 from gpasst.tcp.table import ConnectionTable
 
 PORTS_BYTES = 4  # source and destination port
@@ -80,6 +85,19 @@ _PROTOCOL4, _PROTOCOL6 = TCP4.offset("ip.protocol") - _VIRTIO, TCP6.offset("ip.n
 _FLOW4, _FLOW6 = (slice(start - _VIRTIO, end - _VIRTIO) for start, end in (_KEY4, _KEY6))
 _NO_OFFER = Offer()
 
+# All headers of a frame on a stream, from its length on, but identification and checksums, which differ within a flow.
+_REPEATING = {
+    4: struct.Struct(
+        f">{TCP4.offset('ip.identification') - STREAM_LEAD_BYTES}s2x"
+        f"{TCP4.offset('ip.checksum') - TCP4.offset('ip.flags')}s2x"
+        f"{TCP4.offset('tcp.sequence') - TCP4.offset('ip.source')}sI5sBH"
+    ).unpack_from,
+    6: struct.Struct(f">{TCP6.offset('tcp.sequence') - STREAM_LEAD_BYTES}sI5sBH").unpack_from,
+}
+_HEADERS = {4: TCP4.size, 6: TCP6.size}
+_GO_ON = TCP_ACK | TCP_PSH
+_FOLLOWING = UIO_MAXIOV - 1  # frames that one call takes behind the first
+
 
 class TcpFrames:
     """Hands the guest's segments to their connections.
@@ -113,38 +131,41 @@ class TcpFrames:
         self.run = sockets.run
         self.queue = sockets.queue
 
-    def frame(self, buffer: bytearray, view: memoryview, at: int, size: int) -> bool:
-        """Take a frame; return whether it is a segment of a known connection.
+    def frame(self, buffer: bytearray, view: memoryview, at: int, size: int, end_of_all: int = 0) -> int:
+        """Take a frame, and those behind it that go on with its data.
 
         :param buffer: where the frame lies.
         :param view: the same.
         :param at: where its virtio-net header begins, or would.
         :param size: bytes from there to the end of the frame.
+        :param end_of_all: where the frames end that stand one behind the other, each behind its length; 0 where a
+            frame stands alone.
+        :return: how many frames it was; 0 if it is no segment of a known connection.
         """
         if size < _TCP4 + _HEADER:
-            return False
+            return 0
         ethertype, version, total, fragment, protocol, sequence, acknowledgement, offset, flags, window = _pick4(
             buffer, at
         )
         if ethertype == ETHERTYPE_IPV4:
             if protocol != PROTOCOL_TCP or version != IPV4_VERSION_IHL or fragment & IPV4_FRAGMENT_MASK:
-                return False
+                return 0
             connection = self._by_key.get(bytes(buffer[at + _KEY4[0] : at + _KEY4[1]]))
             start, end = _TCP4, _IP4 + total
         elif ethertype == ETHERTYPE_IPV6 and size >= _TCP6 + _HEADER:
             word, total, protocol, sequence, acknowledgement, offset, flags, window = _pick6(buffer, at)
             if protocol != PROTOCOL_TCP or word >> _VERSION_SHIFT != IPV6_VERSION:
-                return False
+                return 0
             connection = self._by_key.get(bytes(buffer[at + _KEY6[0] : at + _KEY6[1]]))
             start, end = _TCP6, _TCP6 + total
         else:
-            return False
+            return 0
         if connection is None:
-            return False
+            return 0
         data = start + ((offset & _OFFSET_MASK) >> _OFFSET_SHIFT)
         if data < start + _HEADER or not data <= end <= size:
             self._counters.drop(Drop.MALFORMED_TCP)
-            return True
+            return 1
         payload = view[at + data : at + end]
         if connection.established:
             work = connection.take(sequence, acknowledgement, flags, window, payload, self._clock())
@@ -152,13 +173,47 @@ class TcpFrames:
             options = bytes(buffer[at + start + _HEADER : at + data])
             segment = Segment(sequence, acknowledgement, flags, window, payload, options)
             work = connection.segment(segment, _offer(segment), self._clock())
+        more: list[memoryview] = []
         if connection.fresh:
-            work |= self._sockets.offer(connection)
+            if end_of_all and data == start + _HEADER and end == size and not flags & ~_GO_ON:
+                more = self._following(connection, buffer, view, at, size, end_of_all)
+            work |= self._sockets.offer(connection, more)
         if work:
             if not connection.work:
                 self.queue.append(connection)
             connection.work |= work
-        return True
+        return 1 + len(more)
+
+    def _following(
+        self, connection: Connection, buffer: bytearray, view: memoryview, at: int, size: int, end_of_all: int
+    ) -> list[memoryview]:
+        """Return the data of the frames that go on with that of a frame on a stream, of the same size and headers.
+
+        :param size: bytes of the frame, with the virtio-net header that a stream lacks.
+        """
+        family = connection.header.family
+        pick, headers = _REPEATING[family], _HEADERS[family]
+        step, length = size - STREAM_LEAD_BYTES, size - headers
+        first = at + STREAM_LEAD_BYTES
+        *before, sequence, behind, _, window = pick(buffer, first)
+        most = (connection.receiver.window.edge - connection.receiver.next & SEQUENCE_MASK) // length
+        found: list[memoryview] = []
+        for following in range(first + step, end_of_all - step + 1, step):
+            *head, number, acknowledgement, flags, field = pick(buffer, following)
+            sequence = sequence + length & SEQUENCE_MASK
+            if (
+                head != before
+                or number != sequence
+                or acknowledgement != behind
+                or field != window
+                or flags & ~_GO_ON
+                or not flags & TCP_ACK
+                or len(found) == min(most, _FOLLOWING)
+            ):
+                break
+            data = following + headers - STREAM_LEAD_BYTES
+            found.append(view[data : data + length])
+        return found if found and connection.receiver.extend(length * len(found)) else []
 
     def knows(self, frame: bytes) -> bool:
         """Return whether a frame, from its destination MAC address on, is a segment of a known connection.

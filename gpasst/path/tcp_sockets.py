@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -155,23 +155,26 @@ class TcpSockets:
         if self.queue:
             self._again()
 
-    def offer(self, connection: Connection) -> int:
-        """Offer to the socket what a segment has brought; return the work that follows."""
+    def offer(self, connection: Connection, more: Sequence[memoryview] = ()) -> int:
+        """Offer to the socket what a segment has brought; return the work that follows.
+
+        :param more: data of the segments behind it, with which the receiver was extended.
+        """
         fresh, sock = connection.fresh, connection.socket
         if sock is None:
             return 0
         try:
-            taken = sock.send(fresh, _SEND_FLAGS)
+            taken = sock.sendmsg((fresh, *more), (), _SEND_FLAGS) if more else sock.send(fresh, _SEND_FLAGS)
         except BlockingIOError:
             taken = 0
         except OSError as error:
             if error.errno != errno.EPIPE:
                 return self._broken(connection, error)
             # The remote end reads no more; its RST follows, if it sends one.
-            taken = len(fresh)
+            taken = len(fresh) + sum(map(len, more))
         self._down.bytes += taken
-        self._down.datagrams += 1
-        return connection.wrote(taken)
+        self._down.datagrams += 1 + len(more)
+        return connection.wrote(taken, more)
 
     def step(self) -> int:
         """Take the events of sockets, and do what follows, for at most `STEP_SECONDS`; return how many events."""

@@ -19,7 +19,7 @@ Time is the caller's. `due` says when `expired` has to be called next.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from gpasst.counters import Drop
 from gpasst.flow.sender import StreamSocket
@@ -306,9 +306,9 @@ class Connection:
 
     # --- The socket -------------------------------------------------------------------------------------------------
 
-    def wrote(self, taken: int) -> int:
-        """Take note that the socket took `taken` bytes of `fresh`."""
-        self.receiver.wrote(self.fresh, taken)
+    def wrote(self, taken: int, more: Sequence[memoryview] = ()) -> int:
+        """Take note that the socket took `taken` bytes of `fresh`, and of `more` with which `receiver` was extended."""
+        self.receiver.wrote(self.fresh, taken, more)
         self.fresh = _NOTHING
         return WRITE if self.receiver.finishing else 0
 

@@ -88,6 +88,7 @@ _put_options = TCP_SYN_OPTIONS_CODEC.layout.pack
 _MSS_OPTION = TCP_OPTION_MSS, 4
 _SCALE_OPTION = TCP_OPTION_NOP, TCP_OPTION_WINDOW_SCALE, 3
 _put_virtio = VIRTIO_NET_CODEC.layout.pack_into
+_WORD_BITS = 16
 _WORD_OFFSET = 5 << 4  # data offset of a header without options, in its place
 
 
@@ -106,7 +107,7 @@ class Header:
     protocol = "tcp"
     repeats = False
 
-    __slots__ = ("_ip_sum", "_pseudo", "_segment", "_sequence", "_total", "buffer", "family", "mac")
+    __slots__ = ("_base", "_ip_sum", "_pseudo", "_segment", "_sequence", "_total", "buffer", "family", "mac")
 
     def __init__(self, destination_mac: bytes, source_mac: bytes, key: bytes) -> None:
         half = len(key) // 2 - 2
@@ -123,6 +124,7 @@ class Header:
         self._ip_sum = addresses + _IP4_SUM
         self._total = self._segment = -1
         self._sequence = 0
+        self._base = -1  # sum of the TCP header but sequence number and checksum, and of the pseudo header
 
     @property
     def size(self) -> int:
@@ -141,6 +143,7 @@ class Header:
         :param window: as in the header: scaled.
         """
         self._sequence = sequence
+        self._base = -1
         _put_numbers(self.buffer, _TCP[self.family] + _SEQUENCE, sequence, acknowledgement, _WORD_OFFSET, flags, window)
 
     def fill(self, total: int, segment: int) -> bytearray:
@@ -170,17 +173,25 @@ class Header:
         :param payload: the segment.
         :param offset: bytes of the run before it.
         """
-        buffer, start = self.buffer, _TCP[self.family]
-        length = len(payload) + TCP_BYTES
-        self._total = self._segment = -1
-        buffer[:_VIRTIO] = bytes(_VIRTIO)
-        self._lengths(length)
-        _put_length(buffer, start + _SEQUENCE, (self._sequence + offset) & SEQUENCE_MASK)
-        _put_word(buffer, start + _CHECKSUM, 0)
-        # The header has an even number of bytes, so the sums of both parts add up.
-        part = checksum.ones_sum(buffer[start:], self._pseudo + length)
+        self._segment = -1
+        self.buffer[:_VIRTIO] = bytes(_VIRTIO)
+        self._complete(payload, offset)
+        return self.buffer
+
+    def _complete(self, payload: bytes | bytearray | memoryview, offset: int) -> None:
+        """Write the fields in which the segments of a run differ."""
+        buffer, start, size = self.buffer, _TCP[self.family], len(payload)
+        if self._base < 0 or size != self._total:
+            self._total = size
+            self._lengths(size + TCP_BYTES)
+            _put_length(buffer, start + _SEQUENCE, 0)
+            _put_word(buffer, start + _CHECKSUM, 0)
+            # The header has an even number of bytes, so the sums of both parts add up.
+            self._base = checksum.ones_sum(buffer[start:], self._pseudo + size + TCP_BYTES)
+        sequence = (self._sequence + offset) & SEQUENCE_MASK
+        _put_length(buffer, start + _SEQUENCE, sequence)
+        part = self._base + (sequence >> _WORD_BITS) + (sequence & checksum.ONES)
         _put_word(buffer, start + _CHECKSUM, checksum.internet(payload, part))
-        return buffer
 
     def framed(self, length: int, payload: bytes | memoryview | None = None, offset: int = 0) -> tuple[bytes, bytes]:
         """Return the bytes before and behind one segment on a link that is a stream: there is no offload.
@@ -191,7 +202,10 @@ class Header:
         :return: the frame's length in 4 bytes and all headers; padding up to the minimum size of a frame.
         """
         assert payload is not None
-        buffer = self.fill_complete(payload, offset)
+        # A superframe has no length of one segment.
+        self._segment = -1
+        buffer = self.buffer
+        self._complete(payload, offset)
         frame = SIZES[self.family] + length
         padded = max(frame, FRAME_MINIMUM_BYTES)
         # The last bytes of the virtio-net header, which a stream does not have, make room for the length.

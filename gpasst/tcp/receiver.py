@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from gpasst.counters import Drop
 from gpasst.tcp.segment import SEQUENCE_HALF, SEQUENCE_MASK
@@ -118,11 +118,25 @@ class Receiver:
             self._close_gap()
         return ready
 
-    def wrote(self, payload: memoryview, taken: int) -> None:
-        """Take note that the socket took `taken` bytes of what `admit` returned; the rest is kept."""
+    def extend(self, count: int) -> bool:
+        """Take `count` more bytes that follow what `admit` returned; return whether the window has room for them."""
+        if self._ahead or self.finishing or count > (self.window.edge - self.next) & SEQUENCE_MASK:
+            return False
+        self.next = (self.next + count) & SEQUENCE_MASK
+        return True
+
+    def wrote(self, payload: memoryview, taken: int, more: Sequence[memoryview] = ()) -> None:
+        """Take note that the socket took `taken` bytes of what `admit` returned; the rest is kept.
+
+        :param more: what followed that, if the receiver was extended.
+        """
         self.acknowledged = (self.acknowledged + taken) & SEQUENCE_MASK
-        if taken < len(payload):
-            self._keep(payload[taken:])
+        if self.next == self.acknowledged:
+            return
+        for piece in (payload, *more):
+            if taken < len(piece):
+                self._keep(piece[taken:])
+            taken = max(0, taken - len(piece))
 
     def waiting(self, count: int) -> list[bytes | bytearray | memoryview]:
         """Return the first pieces that are kept, at most `count`; the caller offers them to the socket."""
