@@ -56,6 +56,24 @@ def scan(guest: gpasst.Pasta | gpasst.Passt, later: int = 0) -> None:
     call(guest, lambda: proxy.scan(proxy.clock.now() + later))
 
 
+@contextmanager
+def journey(guest: gpasst.Pasta | gpasst.Passt) -> Iterator[Callable[[float], None]]:
+    """Yields what moves a proxy's clock on by seconds, and does what is due then; the clock runs all the while."""
+    proxy = proxy_of(guest)
+    original, ahead = proxy.clock.source, 0.0
+    proxy.clock.source = lambda: original() + ahead
+
+    def advance(seconds: float) -> None:
+        nonlocal ahead
+        ahead += seconds
+        call(guest, proxy._timers.run)  # noqa: SLF001
+
+    try:
+        yield advance
+    finally:
+        proxy.clock.source = original
+
+
 def proxy_of(guest: gpasst.Pasta | gpasst.Passt) -> Proxy:
     """Return what moves a guest's traffic: nothing public sets its clock, or shows the ends of what it opened."""
     proxy = guest._proxy  # noqa: SLF001

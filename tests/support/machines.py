@@ -19,7 +19,7 @@ from gpasst.formats import TCP_ACK, TCP_SYN
 from gpasst.helper.client import Helper, Namespace, OpenRequest, Route
 from tests.support import pump
 from tests.support.families import FAMILY
-from tests.support.lab import HOST4, HOST6, REMOTE4, REMOTE6
+from tests.support.lab import FAR, HOST4, HOST6, REMOTE4, REMOTE6
 from tests.support.namespaces import inside
 
 PATIENCE = 10.0  # seconds until a call of a stream's socket counts as stuck
@@ -91,6 +91,10 @@ class Stream:
         self._control.sendall(bytes((direction, FLAGS, flags, count)))
         assert self._control.recv(1) == b"!"
 
+    def unplug(self) -> None:
+        """Disconnect the guest, for good."""
+        self._control.close()
+
     def lost(self) -> None:
         """Wait until another one got lost."""
         assert self._control.recv(1) == b"x"
@@ -130,8 +134,8 @@ def stream(**options: Any) -> Iterator[Stream]:
             program = stack.enter_context(subprocess.Popen(command, pass_fds=descriptors))
         stack.callback(program.kill)
         machine = Stream(net, namespace, control)
-        for family, gateway in ((4, REMOTE4), (6, REMOTE6)):
+        for family in net.config.families:
             # From here on the proxy knows the guest's addresses.
             with machine.socket(family) as sock:
-                assert sock.connect_ex((gateway, 9)), "nobody serves that"
+                assert sock.connect_ex((FAR[family], 9)), "nobody serves that"
         yield machine
