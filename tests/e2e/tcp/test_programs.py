@@ -144,6 +144,8 @@ def test_a_terminals_exchange_through_socat(net: gpasst.Pasta, family: int) -> N
         running(server, family, port),
         net.popen(client, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as program,
     ):
+        assert program.stdin is not None
+        assert program.stdout is not None
         for number in range(200):
             program.stdin.write(f"line {number}\n")
             assert program.stdout.readline() == f"line {number}\n"
