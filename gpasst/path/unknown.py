@@ -48,7 +48,7 @@ KINDS = (
 )  # their names
 # By kind.
 RATES = (
-    Rate(4096, 4000),  # UDP and TCP: each may set up state
+    Rate(8192, 10000),  # UDP and TCP: each may set up state; one connection after the other reaches half of it
     Rate(4096, 4000),  # echo requests and other ICMP
     # ARP and solicitations for the gateway, without which a guest cannot send anything: apart from the others, whose
     # flood would end all flows. Any answer serves the guest as well as that to its own request.
