@@ -155,11 +155,13 @@ class Sender:
             return False
         self._update = sequence
         if window != self.window:
-            self.window = window
-            if not window and self.next != self.unacknowledged:
+            opens, self.window = not self.window, window
+            if self.next != self.unacknowledged and (opens or not window):
+                # What is in flight when the window opens is a probe, and the guest has not taken it.
                 self.rewind()
-                self.blocked = True
-                self.progress = now
+                if not window:
+                    self.blocked = True
+                    self.progress = now
                 return True
         return False
 

@@ -56,9 +56,11 @@ def scan(guest: gpasst.Pasta | gpasst.Passt, later: int = 0) -> None:
     call(guest, lambda: proxy.scan(proxy.clock.now() + later))
 
 
-@contextmanager
-def journey(guest: gpasst.Pasta | gpasst.Passt) -> Iterator[Callable[[float], None]]:
-    """Yields what moves a proxy's clock on by seconds, and does what is due then; the clock runs all the while."""
+def journey(guest: gpasst.Pasta | gpasst.Passt) -> Callable[[float], None]:
+    """Return what moves a proxy's clock on by seconds, and does what is due then.
+
+    The clock runs all the while, and never goes back.
+    """
     proxy = proxy_of(guest)
     original, ahead = proxy.clock.source, 0.0
     proxy.clock.source = lambda: original() + ahead
@@ -68,10 +70,7 @@ def journey(guest: gpasst.Pasta | gpasst.Passt) -> Iterator[Callable[[float], No
         ahead += seconds
         call(guest, proxy._timers.run)  # noqa: SLF001
 
-    try:
-        yield advance
-    finally:
-        proxy.clock.source = original
+    return advance
 
 
 def proxy_of(guest: gpasst.Pasta | gpasst.Passt) -> Proxy:

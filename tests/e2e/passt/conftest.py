@@ -28,7 +28,7 @@ def folder() -> Iterator[Path]:
 def link(folder: Path, remote: Remote) -> Iterator[gpasst.Passt]:
     """What most tests share; each connects a guest of its own."""
     del remote
-    with gpasst.Passt(socket=str(folder / "link"), udp_ports=FORWARDS) as opened:
+    with gpasst.Passt(socket=str(folder / "link"), udp_ports=FORWARDS, tcp_ports=FORWARDS) as opened:
         yield opened
 
 

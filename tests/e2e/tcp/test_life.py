@@ -68,7 +68,8 @@ def idle(machine: Machine) -> int:
 def test_a_connection_lives_through_hours_of_silence(fresh: Machine, remote: Remote, family: int, way: str) -> None:
     # Real time hardly passes, and Linux answers what is beyond its window only twice a second.
     fresh.run(["sh", "-c", "echo 0 >/proc/sys/net/ipv4/tcp_invalid_ratelimit"])
-    with connected(fresh, remote, family, way) as (guest, far), journey(fresh.net) as advance:
+    with connected(fresh, remote, family, way) as (guest, far):
+        advance = journey(fresh.net)
         assert carried(guest, far, b"before")
         for _ in range(int(3 * HOUR / PROBES)):
             advance(PROBES)
@@ -78,7 +79,8 @@ def test_a_connection_lives_through_hours_of_silence(fresh: Machine, remote: Rem
 
 
 def test_a_guest_that_is_gone_is_forgotten_after_two_hours(fresh: Machine, remote: Remote, family: int) -> None:
-    with connected(fresh, remote, family) as (guest, far), journey(fresh.net) as advance:
+    with connected(fresh, remote, family) as (guest, far):
+        advance = journey(fresh.net)
         assert carried(guest, far, b"before")
         fresh.run([need("ip"), "link", "set", fresh.interface, "down"])
         for _ in range(int(2 * HOUR / PROBES)):

@@ -191,6 +191,17 @@ def test_a_closed_window_is_probed_with_one_byte() -> None:
     assert sender.retries == 0
 
 
+def test_the_byte_of_a_probe_is_sent_again_when_the_window_opens() -> None:
+    """The guest took none of it, and one segment behind it would bring no second duplicate acknowledgement."""
+    sender = opened(window=0)
+    sender.blocked = True
+    sender.again(11.0)
+    sender.sent(1, 11.0)
+    assert not acknowledge(sender, 0, field=0, now=11.1)
+    assert acknowledge(sender, 0, now=11.2)
+    assert at(sender) == (0, 0)
+
+
 def test_progress_ends_the_retries() -> None:
     sender = flying(2000)
     for count in range(1, 4):
