@@ -240,6 +240,9 @@ class TcpSockets:
         """Return the work that follows from an event of a connection's socket."""
         sock = connection.socket
         assert sock is not None
+        if event & EPOLLRDHUP:
+            # It may come with the connection, and is reported once.
+            connection.sender.ended = True
         if connection.state is State.CONNECTING:
             if event & (EPOLLERR | EPOLLHUP):
                 return self.unconnected(connection, sock.getsockopt(SOL_SOCKET, SO_ERROR))
@@ -249,8 +252,6 @@ class TcpSockets:
         work = 0
         if event & EPOLLOUT and connection.receiver.waits:
             work = WRITE
-        if event & EPOLLRDHUP:
-            connection.sender.ended = True
         if event & (EPOLLIN | EPOLLRDHUP) and connection.established and not connection.sender.blocked:
             work |= SEND
         return work
