@@ -93,3 +93,51 @@ def test_a_receive_without_a_buffer_discards(ends: tuple[socket.socket, socket.s
     assert one.recv_into(buffer, 60, socket.MSG_TRUNC) == 60
     assert buffer == bytes(60), "nothing was written"
     assert one.recv(99) == DATA[60:]
+
+
+def test_a_discard_without_a_buffer_moves_the_offset_back(ends: tuple[socket.socket, socket.socket]) -> None:
+    one, other = ends
+    other.sendall(DATA)
+    arrived(one, 100)
+    assert one.recv(60, socket.MSG_PEEK) == DATA[:60]
+    assert one.recv_into(bytearray(40), 40, socket.MSG_TRUNC) == 40
+    assert one.getsockopt(socket.SOL_SOCKET, SO_PEEK_OFF) == 20
+    assert one.recv(99, socket.MSG_PEEK) == DATA[60:]
+
+
+def test_the_end_shows_behind_data_that_was_peeked(ends: tuple[socket.socket, socket.socket]) -> None:
+    """Before any of that data is received; and what is in the queue can still be peeked at again."""
+    one, other = ends
+    other.sendall(DATA)
+    arrived(one, 100)
+    assert one.recv(100, socket.MSG_PEEK) == DATA
+    other.shutdown(socket.SHUT_WR)
+    # Blocks until the end is there.
+    assert one.recv(1, socket.MSG_PEEK) == b""
+    one.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0)
+    assert one.recv(999, socket.MSG_PEEK) == DATA
+    assert one.recv_into(bytearray(100), 100, socket.MSG_TRUNC) == 100
+    assert one.recv(1, socket.MSG_PEEK) == b""
+
+
+def test_without_the_option_a_peek_shows_no_end_behind_data(ends: tuple[socket.socket, socket.socket]) -> None:
+    """It begins with the data again and again, so the end shows when all of it was received."""
+    one, other = ends
+    one.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, -1)
+    other.sendall(DATA)
+    other.shutdown(socket.SHUT_WR)
+    assert one.recv(100, socket.MSG_PEEK | socket.MSG_WAITALL) == DATA
+    assert one.recv(999, socket.MSG_PEEK) == DATA
+
+
+def test_urgent_data_in_line_is_peeked_like_any_other(ends: tuple[socket.socket, socket.socket]) -> None:
+    """SO_OOBINLINE; without it a peek would stop before the urgent byte, and leave it out."""
+    one, other = ends
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+    other.sendall(DATA[:50])
+    other.send(b"!", socket.MSG_OOB)
+    other.sendall(DATA[50:])
+    peeked = b""
+    while len(peeked) < 101:
+        peeked += one.recv(999, socket.MSG_PEEK)
+    assert peeked == DATA[:50] + b"!" + DATA[50:]
