@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -25,12 +27,15 @@ from tests.support.lab import (
     host_socket,
 )
 from tests.support.programs import dnsmasq, service
+from tests.support.streams import accepted, listening, noise, received
 
+FILE_BYTES = 50_000_000
+FILE_SECONDS = 60.0  # for the emulated processor
 PORT = 5000  # of the host, leads to the guest's
 GATEWAY = {4: REMOTE4, 6: REMOTE6}
 # The guest's MTU is 65520, so that it sends the largest in two fragments.
 SIZES = (0, 1, 1472, 1473, 8000, 65507)
-OPTIONS = ("-u", str(PORT), "-D", REMOTE4, "-D", REMOTE6, "-S", "example.test")
+OPTIONS = ("-u", str(PORT), "-t", str(PORT), "-D", REMOTE4, "-D", REMOTE6, "-S", "example.test")
 LEASE = "udhcpc -f -q -n -i eth0 -s /bin/lease -O search -O mtu"
 # Router advertisements come by themselves; the address is usable when nobody else turned out to have it.
 AUTOCONFIGURED = (
@@ -241,6 +246,67 @@ def test_a_port_closed_in_the_guest(guest: vm.Guest, family: int, origin: tuple[
 def test_a_step_of_traceroute(guest: vm.Guest, family: int) -> None:
     """The remote machine, a router here, says that the guest's TTL of one is used up."""
     assert guest.run(f"udptool ttl {BEYOND[family]} 33434 1").output == f"exceeded {GATEWAY[family]}\n"
+
+
+def url(family: int, address: str, port: int) -> str:
+    return f"http://{address if family == 4 else f'[{address}]'}:{port}/"
+
+
+def served(server: socket.socket, data: bytes) -> None:
+    """Answer one request of HTTP."""
+    with accepted(server) as client:
+        while b"\r\n\r\n" not in client.recv(4096):
+            pass
+        client.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
+
+
+@pytest.mark.parametrize("where", ["remote", "host"])
+def test_a_file_over_http_and_back(guest: vm.Guest, remote: Remote, family: int, where: str) -> None:
+    """By busybox wget, then by nc, hashed at either end."""
+    data = noise(FILE_BYTES)
+    if where == "remote":
+        sock, bind, address = remote.socket(FAMILY[family], socket.SOCK_STREAM), FAR[family], FAR[family]
+    else:
+        sock, bind, address = socket.socket(FAMILY[family]), LOOPBACK[family], GATEWAY[family]
+    with listening(sock, bind) as (server, bound_to), ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(served, server, data)
+        fetch = f"wget -q -O /tmp/file {url(family, address, bound_to[1])} && sha256sum /tmp/file"
+        status, output = guest.run(fetch, FILE_SECONDS)
+        assert (status, output.split()[0]) == (0, hashlib.sha256(data).hexdigest()), output
+        serving.result()
+        guest.start(f"nc {address} {bound_to[1]} </tmp/file")
+        with accepted(server) as client:
+            assert received(client, FILE_BYTES) == data
+        assert guest.finish(FILE_SECONDS).status == 0
+    guest.run("rm /tmp/file")
+
+
+@pytest.mark.parametrize("where", ["remote", "host"])
+def test_a_file_to_a_forwarded_port(guest: vm.Guest, remote: Remote, family: int, where: str) -> None:
+    data = noise(FILE_BYTES, 1)
+    listens = f"netstat -ltn | grep -q ':{PORT} '"
+    guest.run(f"nc -l -p {PORT} | sha256sum >/tmp/sum & until {listens}; do usleep 10000; done")
+    if where == "remote":
+        client, address = remote.socket(FAMILY[family], socket.SOCK_STREAM), HOST[family]
+    else:
+        client, address = socket.socket(FAMILY[family], socket.SOCK_STREAM), LOOPBACK[family]
+    with client:
+        client.settimeout(FILE_SECONDS)
+        client.connect((address, PORT))
+        client.sendall(data)
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""
+    status, output = guest.run("until [ -s /tmp/sum ]; do usleep 10000; done; cat /tmp/sum", FILE_SECONDS)
+    assert (status, output.split()[0]) == (0, hashlib.sha256(data).hexdigest()), output
+    guest.run("rm /tmp/sum")
+
+
+def test_a_closed_port_refuses_tcp_at_once(guest: vm.Guest, remote: Remote, family: int) -> None:
+    with listening(remote.socket(FAMILY[family], socket.SOCK_STREAM), FAR[family]) as (_, address):
+        port = address[1]
+    status, output = guest.run(f"wget -q -O - {url(family, FAR[family], port)}")
+    assert status == 1
+    assert "Connection refused" in output
 
 
 def test_one_guest_at_a_time(link: Link, guest: vm.Guest) -> None:
