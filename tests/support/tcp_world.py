@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from gpasst.counters import Counters
 from gpasst.flow.guest import Guest as Told
 from gpasst.flow.sender import ControlMessage
-from gpasst.formats import TCP_CODEC, VIRTIO_NET_CODEC
+from gpasst.formats import PROTOCOL_TCP, STREAM_LEAD_BYTES, STREAM_LENGTH_BYTES, TCP_CODEC, VIRTIO_NET_CODEC
 from gpasst.host.peek import TapPeeker
 from gpasst.link.capture import Capture
 from gpasst.link.port import RunHeader
@@ -25,13 +25,16 @@ from gpasst.linux import (
     SO_LINGER,
     SO_PEEK_OFF,
 )
+from gpasst.packet.build import wrap
 from gpasst.packet.parse import Packet, parse_ip
 from gpasst.packet.segmentation import split
 from gpasst.path.tcp_deadlines import TcpDeadlines
+from gpasst.path.tcp_frames import TcpFrames
+from gpasst.path.tcp_opener import TcpOpener
 from gpasst.path.tcp_sockets import TcpSockets
 from gpasst.path.tcp_writer import TcpWriter
 from gpasst.tcp.reset import reset
-from gpasst.tcp.segment import parse, parse_options
+from gpasst.tcp.segment import Segment, parse, parse_options
 from gpasst.tcp.states import State
 from gpasst.tcp.table import ConnectionTable
 from tests.support.addresses import GUEST4, GUEST_MAC, HOST_MAC, SERVER4, ip
@@ -209,6 +212,7 @@ class World:
     :param peek_offset: whether the socket knows what was peeked before.
     :param limit: bytes that the proxy may promise.
     :param fills: after how many runs the link is full for a while, time and again; 0 for never.
+    :param stream: whether segments that follow each other are taken together.
     """
 
     capture: Capture | None = None
@@ -225,17 +229,19 @@ class World:
         peek_offset: bool = True,
         limit: int = 1 << 20,
         fills: int = 0,
+        stream: bool = False,
     ) -> None:
         self.clock = Clock()
         self.guest = GuestTcp(guest, self.clock, self._from_guest)
         self.epoll = Ready()
+        told = Told(guest_network(), GUEST_MAC)
         self.counters = Counters()
         self.table = ConnectionTable()
         self.deadlines = TcpDeadlines(
             self.clock.at, lambda item, work: self.sockets.mark(item, work), lambda: self.sockets.ask(), lambda: 0.0
         )
         self.sockets = TcpSockets(
-            TcpWriter(self, Told(guest_network(), GUEST_MAC), TapPeeker(), peek_offset),
+            TcpWriter(self, told, TapPeeker(), peek_offset),
             self.table,
             self.epoll,
             self.counters,
@@ -246,6 +252,10 @@ class World:
             lambda: self.clock.now,
             lambda: 0.0,
         )
+        # Nothing comes to the opener.
+        self.frames = TcpFrames(self.table, self.sockets, cast(TcpOpener, None), self, told, self.counters)
+        self._stream = stream
+        self._batch: list[bytes] = []
         self.connection = Watched(State.SYN_SENT if inbound else State.CONNECTING, limit=limit)
         self.host = HostSocket(remote, self.clock, self._event, peek_offset)
         self._inbound = inbound
@@ -297,39 +307,41 @@ class World:
             self.clock.after(LINK_SECONDS + fate.seconds, lambda: self._arrived(data))
 
     def _arrived(self, data: bytes) -> None:
-        """Take a segment of the guest, as `gpasst.path.tcp_frames` does."""
-        segment = parse(memoryview(data))
-        connection = self.connection
-        self._heard(segment.flags, segment.acknowledgement, segment.window, segment.options)
-        if not self._inbound and connection.socket is None and not self.host.closed:
+        self._batch.append(data)
+        if len(self._batch) == 1:
+            self.clock.after(0.0, self._take)
+
+    def _take(self) -> None:
+        """Take the segments that arrived together, as the readers of a tap and of a stream do."""
+        batch, self._batch = self._batch, []
+        frames = [wrap(HOST_MAC, GUEST_MAC, ip(GUEST4), ip(SERVER4), PROTOCOL_TCP, data) for data in batch]
+        buffer = bytearray(STREAM_LEAD_BYTES)
+        for frame in frames:
+            buffer += len(frame).to_bytes(STREAM_LENGTH_BYTES, "big") + frame
+        view = memoryview(buffer)
+        at = 0
+        while batch:
+            size = VIRTIO_NET_CODEC.size + len(frames[0])
+            segment = parse(memoryview(batch[0]))
+            self._heard(segment.flags, segment.acknowledgement, segment.window, segment.options)
+            taken = self.frames.frame(buffer, view, at, size, len(buffer) if self._stream else 0)
+            if not taken:
+                self._unknown(batch[0], segment)
+            at += max(taken, 1) * (STREAM_LENGTH_BYTES + len(frames[0]))
+            del batch[: max(taken, 1)], frames[: max(taken, 1)]
+        self._again()
+
+    def _unknown(self, data: bytes, segment: Segment) -> None:
+        """Take a segment of no connection."""
+        if not self._inbound and not self.host.closed:
             if segment.flags & SYN:
-                connection.opened(segment.sequence, parse_options(segment.options), segment.window)
+                self.connection.opened(segment.sequence, parse_options(segment.options), segment.window)
                 self._enter()
                 self.clock.after(0.003, lambda: self.host.turn(EPOLLOUT))
             return
-        if connection.socket is None:
-            packet = Packet(4, ip(GUEST4), ip(SERVER4), 6, memoryview(data), 64)
-            frame = reset(packet, GUEST_MAC, HOST_MAC)
-            if frame is not None:
-                self._to_guest(frame)
-            return
-        offer = parse_options(segment.options)
-        if connection.established:
-            work = connection.take(
-                segment.sequence,
-                segment.acknowledgement,
-                segment.flags,
-                segment.window,
-                segment.payload,
-                self.clock.now,
-            )
-        else:
-            work = connection.segment(segment, offer, self.clock.now)
-        if connection.fresh:
-            work |= self.sockets.offer(connection)
-        if work:
-            self.sockets.mark(connection, work)
-        self._again()
+        frame = reset(Packet(4, ip(GUEST4), ip(SERVER4), PROTOCOL_TCP, memoryview(data), 64), GUEST_MAC, HOST_MAC)
+        if frame is not None:
+            self._to_guest(frame)
 
     def _heard(self, flags: int, acknowledgement: int, window: int, options: bytes) -> None:
         """Take note of the window that the guest promises."""

@@ -68,10 +68,19 @@ def carried(guest: Guest, remote: Remote, **options: Any) -> World:
 
 @pytest.mark.parametrize("inbound", [False, True])
 @pytest.mark.parametrize("peek_offset", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("guest_waits", "remote_waits"), [(False, False), (True, False), (False, True)])
-def test_both_streams_are_carried(inbound: bool, peek_offset: bool, guest_waits: bool, remote_waits: bool) -> None:
+def test_both_streams_are_carried(
+    inbound: bool, stream: bool, peek_offset: bool, guest_waits: bool, remote_waits: bool
+) -> None:
     guest = Guest(data=STREAM[:50_000], waits=guest_waits)
-    world = carried(guest, Remote(STREAM[50_000:100_000], waits=remote_waits), inbound=inbound, peek_offset=peek_offset)
+    world = carried(
+        guest,
+        Remote(STREAM[50_000:100_000], waits=remote_waits),
+        inbound=inbound,
+        peek_offset=peek_offset,
+        stream=stream,
+    )
     assert not world.guest.was_reset
 
 
@@ -108,6 +117,7 @@ def test_a_guest_that_reads_nothing_keeps_its_connection() -> None:
     peek_offset=st.booleans(),
     limit=st.sampled_from([0, 1 << 20]),
     fills=st.sampled_from([0, 0, 1, 5]),
+    stream=st.booleans(),
 )
 def test_bytes_arrive_whole_and_in_order_whatever_the_link_does(
     guest: Guest,
@@ -118,5 +128,16 @@ def test_bytes_arrive_whole_and_in_order_whatever_the_link_does(
     peek_offset: bool,
     limit: int,
     fills: int,
+    stream: bool,
 ) -> None:
-    carried(guest, remote, down=down, up=up, inbound=inbound, peek_offset=peek_offset, limit=limit, fills=fills)
+    carried(
+        guest,
+        remote,
+        down=down,
+        up=up,
+        inbound=inbound,
+        peek_offset=peek_offset,
+        limit=limit,
+        fills=fills,
+        stream=stream,
+    )

@@ -283,6 +283,30 @@ def test_what_has_a_part_in_the_window(start: int, length: int, acceptable: bool
     assert socket.receiver.acceptable((FIRST + start) & MASK, length) is acceptable
 
 
+@pytest.mark.parametrize("taken", [0, 50, 100, 130, 200, 250, 300])
+def test_segments_that_follow_are_offered_together(taken: int) -> None:
+    receiver = Socket().receiver
+    fresh = receiver.admit(FIRST, memoryview(STREAM)[:100], False)
+    assert receiver.extend(200)
+    receiver.wrote(fresh, taken, [memoryview(STREAM)[100:200], memoryview(STREAM)[200:300]])
+    assert (receiver.acknowledged, receiver.next) == ((FIRST + taken) & MASK, (FIRST + 300) & MASK)
+    assert b"".join(receiver.waiting(5)) == STREAM[taken:300]
+
+
+def test_what_follows_is_taken_by_itself_at_an_edge() -> None:
+    socket = Socket()
+    socket.segment(500, 600)
+    socket.receiver.admit(FIRST, memoryview(STREAM)[:100], False)
+    assert not socket.receiver.extend(100), "a piece ahead may overlap"
+    socket = Socket()
+    socket.receiver.admit(FIRST, memoryview(STREAM)[:100], False)
+    assert not socket.receiver.extend(WINDOW - 99), "beyond the window"
+    assert socket.receiver.extend(WINDOW - 100)
+    socket = Socket()
+    socket.receiver.admit(FIRST, memoryview(STREAM)[:100], True)
+    assert not socket.receiver.extend(1), "behind the end"
+
+
 def test_a_released_receiver_holds_nothing() -> None:
     budget = Budget()
     receiver = Receiver(ReceiveWindow(budget), lambda reason: None)
