@@ -258,16 +258,16 @@ class Connection:
             if flags & TCP_RST and receiver.ends_at(sequence):
                 return self.abort(RESET)
             if not receiver.acceptable(sequence, size + (flags & TCP_FIN)):
-                return self._unacceptable(sequence, flags, size)
+                return self._unacceptable(sequence, flags, size, now)
             if flags & (TCP_RST | TCP_SYN):
-                return ACKNOWLEDGE
+                return ACKNOWLEDGE if receiver.answers(size, now) else 0
         if not flags & TCP_ACK:
             self._drop(Drop.TCP_UNACCEPTABLE)
             return 0
         work = 0
         if acknowledgement != sender.unacknowledged and sender.is_unsent(acknowledgement):
             self._drop(Drop.TCP_UNACCEPTABLE)
-            return ACKNOWLEDGE
+            return ACKNOWLEDGE if receiver.answers(size, now) else 0
         bare = not size and not flags & TCP_FIN
         if sender.acknowledge(sequence, acknowledgement, window, bare, now):
             work = REWIND | SEND
@@ -294,12 +294,12 @@ class Connection:
                     work |= WRITE
         return work
 
-    def _unacceptable(self, sequence: int, flags: int, size: int) -> int:
+    def _unacceptable(self, sequence: int, flags: int, size: int, now: float) -> int:
         """Answer a segment outside of the window (RFC 9293, section 3.10.7.4)."""
         old = (self.receiver.next - sequence) & SEQUENCE_MASK
         if old >= SEQUENCE_HALF:
             self._drop(Drop.TCP_UNACCEPTABLE)
-        if flags & TCP_RST:
+        if flags & TCP_RST or not self.receiver.answers(size, now):
             return 0
         alive = old == 1 and size <= _KEEP_ALIVE_BYTES and not flags & (TCP_SYN | TCP_FIN)
         return ACKNOWLEDGE | (KEEP_ALIVE if alive else 0)

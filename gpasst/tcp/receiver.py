@@ -22,6 +22,7 @@ from gpasst.tcp.segment import SEQUENCE_HALF, SEQUENCE_MASK
 from gpasst.tcp.window import ReceiveWindow
 
 PIECES = 64  # ahead of a gap, at most
+ANSWERS = 8  # a second, to segments without data that cannot be taken
 PIECE_BYTES = 16 << 10  # of kept data, in which smaller segments are joined: each object costs some 50 bytes
 _NOTHING = memoryview(b"")
 
@@ -37,13 +38,14 @@ class Receiver:
     :ivar finishing: whether the guest's FIN has come in order, and was not acknowledged yet.
     """
 
-    __slots__ = ("_ahead", "_drop", "_kept", "acknowledged", "finishing", "next", "window")
+    __slots__ = ("_ahead", "_answered", "_counted", "_drop", "_kept", "acknowledged", "finishing", "next", "window")
 
     def __init__(self, window: ReceiveWindow, drop: Callable[[Drop], None]) -> None:
         self.next = self.acknowledged = 0
         self.window = window
         self.finishing = False
         self._drop = drop
+        self._counted, self._answered = 0.0, 0
         self._kept: deque[bytes | bytearray | memoryview] | None = None
         self._ahead: list[tuple[int, int, bytes, bool]] | None = None  # distance from `next` when it came, as order
 
@@ -79,6 +81,22 @@ class Receiver:
         last acknowledgement (RFC 9293, sections 3.10.5 and 3.10.7.1). The two differ while data is kept.
         """
         return sequence in {self.acknowledged, self.next, (self.next + self.finishing) & SEQUENCE_MASK}
+
+    def answers(self, size: int, now: float) -> bool:
+        """Return whether a segment that cannot be taken is answered; without data only `ANSWERS` in a second are.
+
+        The answer may be one that the guest cannot take either, as after it was restored from a snapshot, and its
+        answer then comes back (RFC 5961, section 7).
+
+        :param size: bytes of its data.
+        :param now: monotonic seconds.
+        """
+        if size:
+            return True
+        if now >= self._counted + 1:
+            self._counted, self._answered = now, 0
+        self._answered += 1
+        return self._answered <= ANSWERS
 
     def admit(self, sequence: int, payload: memoryview, fin: bool) -> memoryview:
         """Take a segment that is acceptable.

@@ -827,6 +827,23 @@ def test_an_end_gives_the_promise_back(start: Callable[[], Watched]) -> None:
     assert made.budget.promised == 0
 
 
+@pytest.mark.parametrize(
+    "event",
+    [
+        segment(sequence=FIRST - 1000, now=5.0),
+        segment(acknowledgement=ALL + 1, now=5.0),
+        segment(SYN, FIRST, now=5.0),
+        segment(RST, FIRST + 1, now=5.0),
+    ],
+    ids=["an old number", "an acknowledgement of what was never sent", "a SYN", "a RST in the window"],
+)
+def test_ends_that_disagree_do_not_answer_each_other_without_end(event: Event) -> None:
+    made = flying()
+    assert [event(made) for _ in range(20)] == [ACKNOWLEDGE] * 8 + [NOTHING] * 12
+    assert segment(sequence=FIRST - 1000, data=b"data", now=5.5)(made) == ACKNOWLEDGE
+    assert segment(sequence=FIRST - 1000, now=6.0)(made) == ACKNOWLEDGE
+
+
 def test_a_connection_has_the_names_of_its_ends() -> None:
     assert b"".join(established().ends[:2]) == KEY[4][:8]
     assert established().ends[2:] == (40000, 80)
