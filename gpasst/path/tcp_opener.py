@@ -80,7 +80,7 @@ class TcpOpener:
         self._limits = limits
         self._peek_offset = peek_offset
         self._hashed = hashed
-        self._counters = counters
+        self._drop = counters.drop  # one object for all connections
         self._clock = clock
         self._budget = Budget()
 
@@ -180,7 +180,7 @@ class TcpOpener:
         connection = self._table.longest_idle()
         if connection is None:
             return False
-        self._counters.drop(Drop.CONNECTIONS_FULL)
+        self._drop(Drop.CONNECTIONS_FULL)
         self._sockets.end(connection)
         return True
 
@@ -211,9 +211,7 @@ class TcpOpener:
         family = family_of(remote[0])
         header = Header(self._guest.mac, self._guest.network.host_mac, key)
         start = initial_sequence(self._hashed(key), now)
-        return Connection(
-            key, state, header, start, self._budget, self._limits[family], remote, now, self._counters.drop
-        )
+        return Connection(key, state, header, start, self._budget, self._limits[family], remote, now, self._drop)
 
     def _enter(self, connection: Connection, sock: RawSocket) -> None:
         connection.socket = sock

@@ -85,6 +85,7 @@ class HostSocket:
 
     :ivar taken: what the guest has sent.
     :ivar shut: whether the proxy has shut it for writing.
+    :ivar failure: the errno with which it refuses data; 0 for none.
     """
 
     def __init__(self, remote: Remote, clock: Clock, event: Callable[[int], None], peek_offset: bool) -> None:
@@ -92,6 +93,7 @@ class HostSocket:
         self.clock = clock
         self.event = event
         self.taken = bytearray()
+        self.failure = 0
         self.shut = self.closed = self.was_reset = self.ended = False
         self._queue = bytearray()
         self._written = self._read = 0
@@ -148,6 +150,8 @@ class HostSocket:
         /,
     ) -> int:
         assert not self.shut
+        if self.failure:
+            raise OSError(self.failure, "failed")
         data = b"".join(buffers)
         assert data
         taken = min(len(data), self._room)
@@ -218,6 +222,8 @@ class World:
     capture: Capture | None = None
     ready = True
     full = False
+    connects = EPOLLOUT
+    """Events of the socket when its connect has ended."""
 
     def __init__(
         self,
@@ -257,7 +263,7 @@ class World:
         self._stream = stream
         self._batch: list[bytes] = []
         self.connection = Watched(State.SYN_SENT if inbound else State.CONNECTING, limit=limit)
-        self.host = HostSocket(remote, self.clock, self._event, peek_offset)
+        self.host = HostSocket(remote, self.clock, self.event, peek_offset)
         self._inbound = inbound
         self._down, self._up = iter(down), iter(up)
         self._fills, self._runs = fills, 0
@@ -297,7 +303,8 @@ class World:
         self._asked = False
         self.sockets.step()
 
-    def _event(self, event: int) -> None:
+    def event(self, event: int) -> None:
+        """Let the socket have events."""
         self.epoll.events.append((self.host.fileno(), event))
         self._again()
 
@@ -337,7 +344,7 @@ class World:
             if segment.flags & SYN:
                 self.connection.opened(segment.sequence, parse_options(segment.options), segment.window)
                 self._enter()
-                self.clock.after(0.003, lambda: self.host.turn(EPOLLOUT))
+                self.clock.after(0.003, lambda: self.host.turn(self.connects))
             return
         frame = reset(Packet(4, ip(GUEST4), ip(SERVER4), PROTOCOL_TCP, memoryview(data), 64), GUEST_MAC, HOST_MAC)
         if frame is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import random
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpasst.counters import Drop
+from gpasst.linux import EPOLLERR, EPOLLHUP, EPOLLIN
 from tests.support.tcp_guest import Guest
 from tests.support.tcp_world import ORDINARY, Fate, Remote, World
 
@@ -105,6 +107,48 @@ def test_a_guest_that_reads_nothing_keeps_its_connection() -> None:
     assert world.clock.run(lambda: world.clock.now > 10_000, STEPS)
     assert len(world.table) == 1
     assert world.guest.arrived == STREAM[:1500]
+
+
+def test_a_connect_that_is_refused_is_refused_to_the_guest() -> None:
+    world = World(Guest(), Remote())
+    world.connects = EPOLLERR | EPOLLHUP
+    world.start()
+    assert world.clock.run(lambda: world.over, STEPS)
+    assert world.guest.was_reset
+    assert world.clock.now < 0.01
+    assert world.connection.budget.promised == 0
+
+
+@pytest.mark.parametrize("inbound", [False, True])
+def test_an_error_of_the_socket_resets_both_sides(inbound: bool) -> None:
+    world = World(Guest(waits=True), Remote(waits=True), inbound=inbound)
+    world.start()
+    world.clock.run(lambda: world.clock.now > 0.05, STEPS)
+    world.event(EPOLLIN | EPOLLERR | EPOLLHUP)
+    assert world.clock.run(lambda: world.over, STEPS)
+    assert world.guest.was_reset
+    assert world.host.was_reset
+    assert world.connection.budget.promised == 0
+
+
+def test_data_that_the_socket_refuses_resets_both_sides() -> None:
+    world = World(Guest(data=STREAM[:5000]), Remote(waits=True))
+    world.host.failure = errno.ECONNRESET
+    world.start()
+    assert world.clock.run(lambda: world.over, STEPS)
+    assert world.guest.was_reset
+    assert world.host.was_reset
+    assert world.counters.socket_errors == 1
+
+
+def test_data_that_nobody_reads_any_more_counts_as_taken() -> None:
+    world = World(Guest(data=STREAM[:50_000]), Remote(STREAM[:50_000]))
+    world.host.failure = errno.EPIPE
+    world.start()
+    assert world.clock.run(lambda: world.over, STEPS)
+    assert not world.guest.was_reset
+    assert world.guest.arrived == STREAM[:50_000]
+    assert not world.host.taken
 
 
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
