@@ -66,11 +66,11 @@ class Tap:
 class Stream:
     """A machine whose link is a stream."""
 
-    def __init__(self, net: gpasst.Passt, namespace: Namespace, control: socket.socket) -> None:
+    def __init__(self, net: gpasst.Passt, namespace: Namespace) -> None:
         self.net = net
         self.interface = INTERFACE
         self._namespace = namespace
-        self._control = control
+        self.plug()
 
     def socket(self, family: int, kind: int = socket.SOCK_STREAM) -> socket.socket:
         (descriptor,) = self._namespace.sockets(FAMILY[family], kind)
@@ -91,9 +91,21 @@ class Stream:
         self._control.sendall(bytes((direction, FLAGS, flags, count)))
         assert self._control.recv(1) == b"!"
 
+    def plug(self) -> None:
+        """Connect the guest."""
+        link, (control, inner) = socket.socket(socket.AF_UNIX), socket.socketpair()
+        control.settimeout(PATIENCE)
+        self._control = control
+        with link, inner:
+            link.connect(self.net.path)
+            descriptors = self._namespace.tap, link.fileno(), inner.fileno()
+            command = [sys.executable, "-I", "-S", pump.__file__, *map(str, descriptors)]
+            self._program = subprocess.Popen(command, pass_fds=descriptors)
+
     def unplug(self) -> None:
-        """Disconnect the guest, for good."""
+        """Disconnect the guest; more calls do nothing."""
         self._control.close()
+        self._program.wait(PATIENCE)
 
     def lost(self) -> None:
         """Wait until another one got lost."""
@@ -125,15 +137,8 @@ def stream(**options: Any) -> Iterator[Stream]:
             routes=(Route(None, 0, REMOTE4), Route(None, 0, REMOTE6, family=6)),
         )
         namespace = stack.enter_context(helper.open(request))
-        link, (control, inner) = socket.socket(socket.AF_UNIX), socket.socketpair()
-        with link, inner:
-            link.connect(net.path)
-            stack.enter_context(control).settimeout(PATIENCE)
-            descriptors = namespace.tap, link.fileno(), inner.fileno()
-            command = [sys.executable, "-I", "-S", pump.__file__, *map(str, descriptors)]
-            program = stack.enter_context(subprocess.Popen(command, pass_fds=descriptors))
-        stack.callback(program.kill)
-        machine = Stream(net, namespace, control)
+        machine = Stream(net, namespace)
+        stack.callback(machine.unplug)
         for family in net.config.families:
             # From here on the proxy knows the guest's addresses.
             with machine.socket(family) as sock:

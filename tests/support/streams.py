@@ -126,6 +126,11 @@ def carried_all(transfers: list[tuple[socket.socket, socket.socket, bytes]], pie
         return all(data == found.result() for (_, _, data), found in zip(transfers, got, strict=True))
 
 
+def retransmissions(sock: socket.socket) -> int:
+    """Return how many segments the kernel of a socket has sent again (tcpi_total_retrans of linux/tcp.h)."""
+    return int(struct.unpack_from("@I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 100)[0])
+
+
 def sent_until_stopped(sender: socket.socket, data: bytes) -> int:
     """Send until nothing moves any more, since nobody reads; return how many bytes the socket took."""
     sender.setblocking(False)

@@ -24,6 +24,7 @@ from tests.support.guests import journey, proxy_of
 from tests.support.lab import FAR, HOST6, REMOTE, Remote
 from tests.support.machines import PATIENCE, Machine
 from tests.support.need import need
+from tests.support.passt import stream_of
 from tests.support.ready import sleeper, until
 from tests.support.streams import (
     FORWARD,
@@ -127,6 +128,19 @@ def test_the_link_goes_down_and_up_during_a_transfer(fresh: Machine, remote: Rem
             fresh.run([ip, "address", "replace", f"{HOST6}/64", "dev", card, "nodad"])
         assert received(reader, len(data) - MEBI) == data[MEBI:]
         sending.result()
+
+
+def test_a_guest_that_connects_again_goes_on_with_its_connections(remote: Remote, family: int) -> None:
+    """As a machine does whose stream was cut."""
+    with machines.stream() as guest, connected(guest, remote, family) as (near, far):
+        assert carried(near, far, b"before")
+        guest.unplug()
+        until(lambda: not stream_of(guest.net).ready, "the end of the guest's connection")
+        far.sendall(noise(5000))
+        near.sendall(noise(5000))
+        guest.plug()
+        assert received(near, 5000) == noise(5000)
+        assert received(far, 5000) == noise(5000)
 
 
 def test_the_end_of_the_proxy_resets_what_is_on_the_way(remote: Remote, family: int) -> None:

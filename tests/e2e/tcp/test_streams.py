@@ -10,12 +10,14 @@ from contextlib import ExitStack
 
 import pytest
 
+from gpasst.tcp.sender import FLIGHT_MAXIMUM
 from tests.support.lab import Remote
 from tests.support.machines import Machine
 from tests.support.streams import (
     IN,
     MEBI,
     OUT,
+    PIECE,
     WAYS,
     accepted,
     carried,
@@ -25,6 +27,7 @@ from tests.support.streams import (
     noise,
     received,
     reset,
+    retransmissions,
     sent_until_stopped,
     served,
 )
@@ -34,6 +37,8 @@ both_ways = pytest.mark.parametrize("way", WAYS)
 
 BULK = 6 * MEBI + 12345
 ANSWER = 8 * MEBI
+MUCH = 64 * MEBI
+FEW = 5  # things sent again because a side that waits for the processor answers late
 SMALL_WINDOW = 4096  # bytes of a receive buffer, which the kernel doubles
 STREAMS = 64
 
@@ -48,6 +53,21 @@ def test_random_data_in_either_direction_alone(machine: Machine, remote: Remote,
     with connected(machine, remote, family) as (guest, far):
         assert carried(guest, far, noise(BULK))
         assert carried(far, guest, noise(BULK, 1))
+
+
+@pytest.mark.parametrize("machine", ["tap-1500", "tap-65520", "stream-65520"], indirect=True)
+@pytest.mark.parametrize("reading", ["fast", "slow"])
+def test_much_data_is_sent_once(machine: Machine, remote: Remote, family: int, reading: str) -> None:
+    """What fits into a window is never dropped, however slow the reader, so nothing has to be sent again."""
+    size, piece = (MUCH, PIECE) if reading == "fast" else (BULK, 2000)
+    with connected(machine, remote, family, window=0 if reading == "fast" else 1 << 15) as (guest, far):
+        before = machine.net.statistics()
+        assert carried(guest, far, noise(size), piece)
+        assert retransmissions(guest) <= FEW
+        assert carried(far, guest, noise(size, 1), piece)
+        after = machine.net.statistics()
+        assert after.tcp_bytes_down - before.tcp_bytes_down == size
+        assert after.tcp_bytes_up - before.tcp_bytes_up <= size + FEW * FLIGHT_MAXIMUM
 
 
 def test_a_reader_with_a_small_window(machine: Machine, remote: Remote, family: int) -> None:
