@@ -17,6 +17,7 @@ FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
 MASK = 0xFFFFFFFF
 HALF = 1 << 31
 STARVED = 8
+DELAY = 0.04  # seconds before an acknowledgement is sent by itself
 FIRST_TIMEOUT, LAST_TIMEOUT = 0.3, 8.0  # seconds
 
 
@@ -79,6 +80,7 @@ class Guest:
     :ivar start: its initial sequence number.
     :ivar waits: whether it ends only after the other side.
     :ivar probes_with_data: whether it probes a closed window with a byte.
+    :ivar delays: whether it acknowledges every second segment only, or after a while (RFC 9293, section 3.8.6.3).
     :ivar starves: after how many segments with data it is out of memory, up to `STARVED` times; 0 for never. It drops
         the next one, and closes its window for a while, as Linux does since 6.6.
     """
@@ -92,6 +94,7 @@ class Guest:
     waits: bool = False
     probes_with_data: bool = False
     starves: int = 0
+    delays: bool = False
 
 
 @dataclass
@@ -122,6 +125,7 @@ class GuestTcp:
         self._duplicates = 0
         self._timer: Event | None = None
         self._reading: Event | None = None
+        self._owed: Event | None = None
         self._came = 0
         self._starving = False
 
@@ -168,8 +172,12 @@ class GuestTcp:
             return
         self._acknowledged(fields, bool(payload) or bool(flags & FIN))
         if payload or flags & FIN:
+            in_order = sequence == self._wanted and not self._ahead
             self._data(sequence, payload, bool(flags & FIN))
-            self._acknowledge()
+            if self.guest.delays and in_order and self._owed is None:
+                self._owed = self.clock.after(DELAY, self._acknowledge)
+            else:
+                self._acknowledge()
         elif (sequence - self._wanted) & MASK >= HALF:
             self._acknowledge()
         self._go_on()
@@ -299,6 +307,9 @@ class GuestTcp:
         self._emit(sequence, ACK | (FIN if fin else 0), payload)
 
     def _acknowledge(self) -> None:
+        if self._owed is not None:
+            self._owed.cancel()
+            self._owed = None
         self._emit(self._most, ACK if self._synchronised else SYN | ACK)
 
     def _expired(self) -> None:

@@ -37,6 +37,7 @@ GUESTS = st.builds(
     waits=st.booleans(),
     probes_with_data=st.booleans(),
     starves=st.sampled_from([0, 0, 2, 7]),
+    delays=st.booleans(),
 )
 REMOTES = st.builds(
     Remote,
