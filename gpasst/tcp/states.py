@@ -18,6 +18,9 @@ from enum import Enum
 class State(Enum):
     """State of a connection. The value is the name that users see."""
 
+    # The table is looked up with each transition, and each member exists once; Enum hashes the name in Python.
+    __hash__ = object.__hash__
+
     CONNECTING = "CONNECTING"
     """The guest's SYN came; the host's socket is being connected."""
     SYN_RECEIVED = "SYN-RECEIVED"
@@ -40,6 +43,8 @@ class State(Enum):
 
 class Event(Enum):
     """What moves a connection from one state to another."""
+
+    __hash__ = object.__hash__
 
     CONNECTED = "the host's socket is connected"
     ACKNOWLEDGED = "the guest acknowledged the SYN"
