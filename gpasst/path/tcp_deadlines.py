@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from gpasst.path.budget import BACKLOG_SECONDS
-from gpasst.tcp.connection import RETRANSMIT_SECONDS, Connection
-from gpasst.tcp.timers import TICKS, Wheel
+from gpasst.tcp.connection import Connection
+from gpasst.tcp.timers import RETRANSMIT_SECONDS, TICKS, Wheel
 from gpasst.tcp.work import CLOSE
 
 CONNECTIONS_PER_LOOK = 16  # at the clock

@@ -191,7 +191,7 @@ class TcpFrames:
 
         :param size: bytes of the frame, with the virtio-net header that a stream lacks.
         """
-        family = connection.header.family
+        family = connection.family
         pick, headers = _REPEATING[family], _HEADERS[family]
         step, length = size - STREAM_LEAD_BYTES, size - headers
         first = at + STREAM_LEAD_BYTES

@@ -31,7 +31,6 @@ from gpasst.packet.refusal import refusal
 from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.path.tcp_sockets import TcpSockets
 from gpasst.tcp.connection import Connection
-from gpasst.tcp.header import Header
 from gpasst.tcp.isn import Hash, initial_sequence
 from gpasst.tcp.segment import SEQUENCE_MASK, Segment, parse_options
 from gpasst.tcp.states import State
@@ -151,7 +150,7 @@ class TcpOpener:
 
         A guest that sends its SYN again is answered again.
         """
-        family = connection.header.family
+        family = connection.family
         problem = refusal(number).problem(family)
         if problem is None:
             return False
@@ -209,9 +208,8 @@ class TcpOpener:
 
     def _connection(self, key: bytes, state: State, remote: tuple[bytes, int, int], now: float) -> Connection:
         family = family_of(remote[0])
-        header = Header(self._guest.mac, self._guest.network.host_mac, key)
         start = initial_sequence(self._hashed(key), now)
-        return Connection(key, state, header, start, self._budget, self._limits[family], remote, now, self._drop)
+        return Connection(key, state, None, start, self._budget, self._limits[family], remote, now, self._drop)
 
     def _enter(self, connection: Connection, sock: RawSocket) -> None:
         connection.socket = sock

@@ -42,9 +42,10 @@ from gpasst.linux import (
 )
 from gpasst.path.budget import STEP_SECONDS
 from gpasst.path.tcp_writer import TcpWriter
-from gpasst.tcp.connection import DELAY_SECONDS, Connection
+from gpasst.tcp.connection import Connection
 from gpasst.tcp.states import State
 from gpasst.tcp.table import ConnectionTable
+from gpasst.tcp.timers import DELAY_SECONDS
 from gpasst.tcp.work import (
     ABORT,
     ACKNOWLEDGE,
@@ -129,7 +130,7 @@ class TcpSockets:
         self._arm = arm
         self.clock = clock
         self._stopwatch = stopwatch
-        self._by_fd: dict[int, Connection] = {}
+        self._by_fd: list[Connection | None] = []  # a dictionary would take ten times the memory
         self.queue: deque[Connection] = deque()
         self._delayed: list[Connection] = []
 
@@ -137,6 +138,8 @@ class TcpSockets:
         """Take the events of a connection's socket from now on."""
         assert connection.socket is not None
         fd = connection.socket.fileno()
+        if fd >= len(self._by_fd):
+            self._by_fd += [None] * (fd + 1 - len(self._by_fd))
         self._by_fd[fd] = connection
         self._epoll.register(fd, EVENTS)
 
@@ -188,7 +191,7 @@ class TcpSockets:
         """Take the events of sockets; return how many."""
         events = self._epoll.poll(0, EVENTS_AT_ONCE)
         for fd, event in events:
-            connection = self._by_fd.get(fd)
+            connection = self._by_fd[fd]
             if connection is not None:
                 work = self._event(connection, event)
                 if work:
@@ -361,7 +364,7 @@ class TcpSockets:
     def _close(self, connection: Connection, abort: bool) -> None:
         sock = connection.socket
         assert sock is not None
-        del self._by_fd[sock.fileno()]
+        self._by_fd[sock.fileno()] = None
         if abort:
             close_with_reset(sock)
         else:

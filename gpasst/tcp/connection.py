@@ -18,17 +18,19 @@ Time is the caller's. `due` says when `expired` has to be called next.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Sequence
 
 from gpasst.counters import Drop
 from gpasst.flow.sender import StreamSocket
 from gpasst.formats import TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN
+from gpasst.packet.address import family_of
 from gpasst.tcp.header import Header
+from gpasst.tcp.key import shown, split
 from gpasst.tcp.receiver import Receiver
 from gpasst.tcp.segment import MSS_MINIMUM, SEQUENCE_HALF, SEQUENCE_MASK, Offer, Segment
 from gpasst.tcp.sender import NO_FIN, Sender
 from gpasst.tcp.states import OPENING, RECEIVING, Event, State, after
+from gpasst.tcp.timers import RETRIES, SILENCE_SECONDS, SYN_SECONDS, probe_seconds, retransmit_seconds
 from gpasst.tcp.window import SCALE, Budget, ReceiveWindow
 from gpasst.tcp.work import (
     ABORT,
@@ -47,18 +49,6 @@ from gpasst.tcp.work import (
     WRITE,
 )
 
-# A short segment is mostly a request, whose answer then carries the acknowledgement. RFC 9293, section 3.8.6.3 allows
-# half a second; the link's round trip is so short that much less will do.
-DELAY_SECONDS = 0.001
-# Seconds to wait for the answer to a SYN, first to last: linear, then doubling (net.ipv4.tcp_syn_linear_timeouts).
-SYN_SECONDS = (1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 4.0, 8.0)
-RETRANSMIT_SECONDS = 1.0  # RFC 6298, section 2
-RETRANSMIT_MAXIMUM = 120.0  # seconds (net/ipv4/tcp_timer.c, TCP_RTO_MAX)
-RETRIES = 7  # without any progress; 247 seconds in all
-PROBE_SECONDS = 30.0  # of silence, after which the guest is asked whether it still has the connection
-PROBE_DOUBLINGS = 6  # of that time, while nothing but answers comes
-SILENCE_SECONDS = 7440.0  # without an answer, after which a connection ends (RFC 5382, REQ-5: two hours and 4 minutes)
-_PORTS = struct.Struct(">HH")
 _NOTHING = memoryview(b"")
 _KEEP_ALIVE_BYTES = 1  # of data that a keep-alive may have (RFC 9293, section 3.8.4)
 
@@ -68,7 +58,7 @@ class Connection:
 
     :param key: the guest's address, the remote's as the guest sees it, and both ports, raw.
     :param state: `State.CONNECTING` for one that the guest opened, `State.SYN_SENT` for one of a forward.
-    :param header: the headers of its upward segments.
+    :param header: the headers of its upward segments; None while there are none, since they can be made anew.
     :param start: the initial sequence number towards the guest.
     :param budget: of the windows of all connections.
     :param limit: payload bytes of the largest segment that the link carries towards the guest.
@@ -90,7 +80,7 @@ class Connection:
         "_drop",
         "_idle_probes",
         "_limit",
-        "_start",
+        "_remote",
         "armed",
         "delayed",
         "entered",
@@ -101,7 +91,6 @@ class Connection:
         "key",
         "receiver",
         "refused",
-        "remote",
         "sender",
         "socket",
         "state",
@@ -112,7 +101,7 @@ class Connection:
         self,
         key: bytes,
         state: State,
-        header: Header,
+        header: Header | None,
         start: int,
         budget: Budget,
         limit: int,
@@ -123,7 +112,8 @@ class Connection:
         self.key = key
         self.state = state
         self.header = header
-        self.remote = remote
+        # Most remote ends are what the guest sees, and the key has that.
+        self._remote = None if remote == shown(key) else remote
         self.socket: StreamSocket | None = None
         self.established = self.delayed = False
         self.work = 0
@@ -135,7 +125,6 @@ class Connection:
         self.sender = Sender((start + 1) & SEQUENCE_MASK, limit)
         self.receiver = Receiver(ReceiveWindow(budget), drop)
         self._drop = drop
-        self._start = start
         self._limit = limit
         self._idle_probes = 0
 
@@ -165,9 +154,17 @@ class Connection:
     @property
     def ends(self) -> tuple[bytes, bytes, int, int]:
         """The guest's address, the remote end's as the guest sees it, and the port of each."""
-        half = (len(self.key) - _PORTS.size) // 2
-        guest_port, port = _PORTS.unpack_from(self.key, 2 * half)
-        return self.key[:half], self.key[half : 2 * half], guest_port, port
+        return split(self.key)
+
+    @property
+    def family(self) -> int:
+        """4 or 6."""
+        return family_of(self.ends[0])
+
+    @property
+    def remote(self) -> tuple[bytes, int, int]:
+        """The remote end as the host sees it: address, port, interface index of a link-local address."""
+        return self._remote or shown(self.key)
 
     def synchronise(self, now: float) -> bytes:
         """Return the frame of the SYN, or SYN and acknowledgement, which is sent at `now`.
@@ -179,12 +176,14 @@ class Connection:
         if self.state is State.SYN_RECEIVED:
             flags, acknowledged, scale = TCP_SYN | TCP_ACK, self.receiver.acknowledged, self.receiver.window.scale
         offer = Offer(self._limit, scale or None)
-        return self.header.synchronise(flags, self._start, acknowledged, self.receiver.window.promise, offer)
+        assert self.header is not None
+        start = (self.sender.unacknowledged - 1) & SEQUENCE_MASK
+        return self.header.synchronise(flags, start, acknowledged, self.receiver.window.promise, offer)
 
     def _agree(self, sequence: int, offer: Offer) -> None:
         """Take the guest's initial sequence number and options."""
         self.receiver.start((sequence + 1) & SEQUENCE_MASK, 0 if offer.scale is None else SCALE)
-        self.sender.mss = min(offer.mss, self._limit)
+        self.sender.mss = min(self._limit, offer.mss)
         self.sender.scale = offer.scale or 0
 
     # --- Segments of the guest --------------------------------------------------------------------------------------
@@ -202,7 +201,7 @@ class Connection:
     def _opening(self, segment: Segment, offer: Offer, now: float) -> int:
         """Take a segment before the handshake is over."""
         flags, state = segment.flags, self.state
-        expected = (self._start + 1) & SEQUENCE_MASK
+        expected = self.sender.unacknowledged
         if state is State.SYN_SENT:
             if flags & TCP_ACK and segment.acknowledgement != expected:
                 return self._refuse(segment.acknowledgement, flags)
@@ -363,8 +362,8 @@ class Connection:
         if state in OPENING:
             return sender.progress + SYN_SECONDS[sender.retries]
         if sender.next != sender.unacknowledged or sender.stalled:
-            return sender.progress + min(RETRANSMIT_SECONDS * (1 << sender.retries), RETRANSMIT_MAXIMUM)
-        return max(self.heard, sender.progress) + PROBE_SECONDS * (1 << min(self._idle_probes, PROBE_DOUBLINGS))
+            return sender.progress + retransmit_seconds(sender.retries)
+        return max(self.heard, sender.progress) + probe_seconds(self._idle_probes)
 
     def expired(self, now: float) -> int:
         """Take note that `due` has passed at `now`."""

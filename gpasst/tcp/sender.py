@@ -136,7 +136,10 @@ class Sender:
             if advance > (self._highest - self.unacknowledged) & SEQUENCE_MASK:
                 return False
             self.unacknowledged = acknowledgement
-            if (self.next - acknowledgement) & SEQUENCE_MASK >= SEQUENCE_HALF:
+            if acknowledgement == self._highest:
+                # One number for all, so that an idle connection takes less memory.
+                self.next = self._highest = self._recover = acknowledgement
+            elif (self.next - acknowledgement) & SEQUENCE_MASK >= SEQUENCE_HALF:
                 self.next = acknowledgement
             self.discard += advance - (self.fin != NO_FIN and (self.fin + 1) & SEQUENCE_MASK == acknowledgement)
             self.progress = now

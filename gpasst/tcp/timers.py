@@ -13,8 +13,29 @@ from __future__ import annotations
 import heapq
 from typing import Generic, Protocol, TypeVar
 
+# A short segment is mostly a request, whose answer then carries the acknowledgement. RFC 9293, section 3.8.6.3 allows
+# half a second; the link's round trip is so short that much less will do.
+DELAY_SECONDS = 0.001
+# Seconds to wait for the answer to a SYN, first to last: linear, then doubling (net.ipv4.tcp_syn_linear_timeouts).
+SYN_SECONDS = (1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 4.0, 8.0)
+RETRANSMIT_SECONDS = 1.0  # RFC 6298, section 2
+RETRANSMIT_MAXIMUM = 120.0  # seconds (net/ipv4/tcp_timer.c, TCP_RTO_MAX)
+RETRIES = 7  # without any progress; 247 seconds in all
+PROBE_SECONDS = 30.0  # of silence, after which the guest is asked whether it still has the connection
+PROBE_DOUBLINGS = 6  # of that time, while nothing but answers comes
+SILENCE_SECONDS = 7440.0  # without an answer, after which a connection ends (RFC 5382, REQ-5: two hours and 4 minutes)
 TICKS = 64  # a second
 _FAR = 8 * TICKS  # ticks, from which on whole seconds are exact enough
+
+
+def retransmit_seconds(retries: int) -> float:
+    """Return how long a flight is waited for that was sent again so many times."""
+    return min(RETRANSMIT_SECONDS * (1 << retries), RETRANSMIT_MAXIMUM)
+
+
+def probe_seconds(probes: int) -> float:
+    """Return how much silence follows so many probes that brought nothing but answers."""
+    return PROBE_SECONDS * (1 << min(probes, PROBE_DOUBLINGS))
 
 
 class Armed(Protocol):
