@@ -162,8 +162,11 @@ def test_the_end_of_the_proxy_resets_what_is_on_the_way(remote: Remote, family: 
 
 
 @contextmanager
-def limited(limit: int) -> Iterator[tuple[Machine, subprocess.Popen[str]]]:
-    """A guest whose proxy is a process of its own, with so many descriptors; yields it and that process."""
+def limited(limit: int) -> Iterator[tuple[Machine, subprocess.Popen[str], subprocess.Popen[str]]]:
+    """A guest whose proxy is a process of its own, with so many descriptors.
+
+    Yields the guest, that process, and the one whose namespace it joined.
+    """
     with gpasst.Pasta() as net, sleeper(net) as inside:
         limiting = ["sh", "-c", f'ulimit -n {limit}; exec "$0" "$@"']
         command = [
@@ -184,7 +187,7 @@ def limited(limit: int) -> Iterator[tuple[Machine, subprocess.Popen[str]]]:
                 machine = machines.Tap(net)
                 with machine.socket(4) as sock:
                     until(lambda: sock.connect_ex((FAR[4], 9)) == 111, "a way out")
-                yield machine, program
+                yield machine, program, inside
             finally:
                 program.terminate()
                 program.wait(PATIENCE)
@@ -198,7 +201,7 @@ def processor_seconds(program: subprocess.Popen[str]) -> float:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_at_the_limit_of_descriptors_the_oldest_connection_gives_way(remote: Remote, way: str) -> None:
-    with limited(LIMIT) as (machine, program), ExitStack() as stack:
+    with limited(LIMIT) as (machine, program, _), ExitStack() as stack:
         server, client, address = stack.enter_context(served(machine, remote, 4, way))
         pairs = []
         for number in range(MANY):
@@ -228,15 +231,17 @@ def test_at_the_limit_of_descriptors_the_oldest_connection_gives_way(remote: Rem
         assert len(log.splitlines()) <= 3, log
 
 
-def test_a_proxy_that_is_ended_during_a_transfer_ends_at_once(remote: Remote) -> None:
+@pytest.mark.parametrize("ending", ["proxy", "guest"])
+def test_a_proxy_that_ends_during_a_transfer_resets_it(remote: Remote, ending: str) -> None:
+    """Whether it was told to, or the process is gone whose namespace it joined."""
     with (
-        limited(LIMIT) as (machine, program),
+        limited(LIMIT) as (machine, program, inside),
         connected(machine, remote, 4, IN) as (guest, far),
         ThreadPoolExecutor(1) as pool,
     ):
         sending = pool.submit(far.sendall, noise(64 * MEBI))
         received(guest, MEBI)
-        program.terminate()
+        (program if ending == "proxy" else inside).terminate()
         program.wait(PATIENCE)
         with pytest.raises(ConnectionResetError):
             sending.result()

@@ -37,6 +37,42 @@ def net(tun: None, remote: Remote) -> Iterator[gpasst.Pasta]:
         yield opened
 
 
+GEVENT_PROGRAM = """
+from gevent import monkey
+monkey.patch_all()
+import gevent, socket, gpasst
+
+def serve(server):
+    client, _ = server.accept()
+    with client:
+        while data := client.recv(1 << 16):
+            client.sendall(data)
+
+with gpasst.Pasta(config_net=True) as net:
+    from gpasst import runtime
+    assert runtime._background is None, "a gevent program needs no thread"
+    for family, loopback, gateway in (
+        (socket.AF_INET, "127.0.0.1", net.gateway4),
+        (socket.AF_INET6, "::1", net.gateway6),
+    ):
+        server = socket.create_server((loopback, 0), family=family)
+        serving = gevent.spawn(serve, server)
+        guest = net.socket(family, socket.SOCK_STREAM)
+        assert type(guest) is socket.socket is __import__("gevent").socket.socket
+        guest.settimeout(5)
+        guest.connect((gateway, server.getsockname()[1]))
+        data = bytes(range(256)) * 4096
+        sending = gevent.spawn(guest.sendall, data)
+        received = b""
+        while len(received) < len(data):
+            received += guest.recv(1 << 16)
+        assert received == data
+        sending.get()
+        guest.close(), serving.get(), server.close()
+print("good")
+"""
+
+
 def url(scheme: str, family: int, address: str, port: int, name: str) -> str:
     return f"{scheme}://{address if family == 4 else f'[{address}]'}:{port}/{name}"
 
@@ -190,3 +226,10 @@ def test_names_over_tcp(family: int, resolver: str) -> None:
         command = [need("dig"), "+tcp", "+tries=1", "+time=2", "+short", f"@{address}", "t.example"]
         assert str(net.run(command, capture_output=True, text=True).stdout).strip() == "198.51.100.7"
         assert net.statistics().segments_down > 0
+
+
+def test_a_gevent_program_on_the_proxys_own_hub() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", GEVENT_PROGRAM], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.stdout, done.stderr) == ("good\n", "")
