@@ -15,6 +15,7 @@ from tests.support.families import FAMILY
 from tests.support.guests import journey
 from tests.support.lab import FAR, HOST, PATIENCE, Remote
 from tests.support.passt import EPHEMERAL, PORT, drops
+from tests.support.ready import until
 from tests.support.scripted import Guest
 from tests.support.scripted_tcp import DATA, END, MASK, REFUSAL, WINDOW, Talker, parse_tcp, read_tcp, tcp_frame
 from tests.support.streams import accepted, is_reset, listening, noise, received, reset
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("remote")
 MSS_1460 = bytes.fromhex("020405b4")
 SCALED = MSS_1460 + bytes.fromhex("01030307")
 SCALE = 8  # of gpasst's windows
+NOBODY = "192.0.2.77"  # an address of the host's network that no machine has
 SEEN = 0.05  # seconds in which anything that is to come has come
 
 
@@ -297,3 +299,59 @@ def test_a_client_of_a_forward(guest: Guest, remote: Remote, family: int) -> Non
             pass
         talker.expected = (talker.expected + 1) & MASK
         talker.say(TCP_ACK)
+
+
+def test_a_guest_that_forgot_its_connection_opens_another(guest: Guest, remote: Remote, family: int) -> None:
+    """As after a reboot, from the same port to the same target (RFC 9293, section 3.5.1)."""
+    with listening(remote.socket(FAMILY[family], socket.SOCK_STREAM), FAR[family]) as (server, address):
+        first = Talker(guest, family, EPHEMERAL, address, SCALED)
+        first.open()
+        with accepted(server) as far:
+            first.tell(b"before")
+            assert received(far, 6) == b"before"
+            first.acknowledged()
+            again = Talker(guest, family, EPHEMERAL, address, SCALED)
+            again.sequence = 0x12345678
+            again.say(TCP_SYN, options=SCALED)
+            challenge = again.hear()
+            assert (challenge.flags, challenge.acknowledgement) == (TCP_ACK, first.sequence)
+            # A kernel knows nothing of what is acknowledged there.
+            guest.send(tcp_frame(again.ends, again.ports, (challenge.acknowledgement, 0), TCP_RST))
+            assert is_reset(far)
+        again.open()
+        with accepted(server) as far:
+            again.tell(b"after")
+            assert received(far, 5) == b"after"
+            reset(far)
+            while not again.hear().flags & TCP_RST:
+                pass
+
+
+def test_a_guest_that_gives_up_while_its_target_is_sought(guest: Guest, link: gpasst.Passt) -> None:
+    def opening() -> list[str]:
+        return [flow.state for flow in link.flows() if flow.shown == (NOBODY, 80)]
+
+    talker = Talker(guest, 4, EPHEMERAL, (NOBODY, 80), SCALED)
+    talker.say(TCP_SYN, options=SCALED)
+    until(lambda: opening() == ["CONNECTING"], "the guest's SYN")
+    # Again, as a kernel does after a second; one connection is made.
+    talker.say(TCP_SYN, options=SCALED)
+    talker.say(TCP_RST, ahead=1)
+    until(lambda: opening() == [], "the guest's RST")
+
+
+def test_both_ends_end_at_once(guest: Guest, link: gpasst.Passt, remote: Remote, family: int) -> None:
+    """Each FIN crosses the other one (RFC 9293, section 3.6, figure 13)."""
+    with listening(remote.socket(FAMILY[family], socket.SOCK_STREAM), FAR[family]) as (server, address):
+        talker = Talker(guest, family, EPHEMERAL, address, SCALED)
+        talker.open()
+        with accepted(server) as far:
+            far.shutdown(socket.SHUT_WR)
+            while not (theirs := talker.hear()).flags & TCP_FIN:
+                pass
+            assert theirs.sequence == talker.expected
+            talker.tell(b"", END)
+            assert received(far) == b""
+            talker.expected = (talker.expected + 1) & MASK
+            talker.say(TCP_ACK)
+            until(lambda: address not in [flow.shown for flow in link.flows()], "the end of both")
