@@ -137,4 +137,9 @@ def discard(sock: StreamSocket, count: int) -> None:
 
     :raises OSError: if the connection has failed.
     """
-    sock.recv_into(_scratch, count, MSG_TRUNC | MSG_DONTWAIT)
+    while count > 0:
+        # A receive stops before urgent data, in line or not (net/ipv4/tcp.c, tcp_recvmsg_locked).
+        taken = sock.recv_into(_scratch, count, MSG_TRUNC | MSG_DONTWAIT)
+        if not taken:
+            break
+        count -= taken
