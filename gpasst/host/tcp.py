@@ -1,4 +1,4 @@
-"""The host's TCP sockets: opening, connecting and closing them."""
+"""The host's TCP sockets: opening and closing them, and the set that watches them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import struct
 from _socket import inet_pton
 from _socket import socket as RawSocket  # a class
 from contextlib import suppress
+from typing import Protocol
 
 from gpasst.errors import PlatformError
 from gpasst.features import Feature
@@ -27,6 +28,22 @@ from gpasst.linux import (
 
 _ADDRESS4_FIELDS = 2  # address and port
 _RESET_ON_CLOSE = struct.pack("@ii", 1, 0)  # struct linger: on, for no time
+
+
+class Epoll(Protocol):
+    """An epoll set, as `select.epoll` is one."""
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+
+    def register(self, fd: int, eventmask: int, /) -> None:
+        """Watch a descriptor."""
+
+    def poll(self, timeout: float, maxevents: int, /) -> list[tuple[int, int]]:
+        """Return what is ready."""
+
+    def close(self) -> None:
+        """Close the set."""
 
 
 def lacking() -> frozenset[Feature]:

@@ -218,12 +218,12 @@ class TcpFrames:
     def knows(self, frame: bytes) -> bool:
         """Return whether a frame, from its destination MAC address on, is a segment of a known connection.
 
-        :param frame: whole, without IP options, fragments or extension headers.
+        :param frame: without IP options, fragments or extension headers; one that is cut short is none.
         """
         kind = frame[_TYPE]
         if kind == _IPV4:
-            return frame[_PROTOCOL4] == PROTOCOL_TCP and frame[_FLOW4] in self._by_key
-        return kind == _IPV6 and frame[_PROTOCOL6] == PROTOCOL_TCP and frame[_FLOW6] in self._by_key
+            return frame[_FLOW4] in self._by_key and frame[_PROTOCOL4] == PROTOCOL_TCP
+        return kind == _IPV6 and frame[_FLOW6] in self._by_key and frame[_PROTOCOL6] == PROTOCOL_TCP
 
     def outbound(self, packet: Packet) -> None:
         """Take a packet that may be of no connection.

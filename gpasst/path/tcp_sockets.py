@@ -17,15 +17,14 @@ from __future__ import annotations
 import errno
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Protocol
 
 from gpasst.counters import Counters
 from gpasst.flow.sender import StreamSocket
 from gpasst.formats import TCP_ACK
 from gpasst.host.peek import discard
-from gpasst.host.tcp import close_with_reset, peek_from_start
+from gpasst.host.tcp import Epoll, close_with_reset, peek_from_start
 from gpasst.linux import (
     EPOLLERR,
     EPOLLET,
@@ -70,22 +69,6 @@ CONNECTIONS_PER_LOOK = 4  # at the clock
 
 _SEND_FLAGS = MSG_DONTWAIT | MSG_NOSIGNAL
 _RARE = SYNCHRONISE | PROBE | KEEP_ALIVE | REFUSE | RESET | ABORT | CLOSE
-
-
-class Epoll(Protocol):
-    """An epoll set, as `select.epoll` is one."""
-
-    def fileno(self) -> int:
-        """Return the descriptor."""
-
-    def register(self, fd: int, eventmask: int, /) -> None:
-        """Watch a descriptor."""
-
-    def poll(self, timeout: float, maxevents: int, /) -> list[tuple[int, int]]:
-        """Return what is ready."""
-
-    def close(self) -> None:
-        """Close the set."""
 
 
 class TcpSockets:
@@ -135,13 +118,16 @@ class TcpSockets:
         self._delayed: list[Connection] = []
 
     def watch(self, connection: Connection) -> None:
-        """Take the events of a connection's socket from now on."""
+        """Take the events of a connection's socket from now on.
+
+        :raises OSError: if the kernel watches no more.
+        """
         assert connection.socket is not None
         fd = connection.socket.fileno()
+        self._epoll.register(fd, EVENTS)
         if fd >= len(self._by_fd):
             self._by_fd += [None] * (fd + 1 - len(self._by_fd))
         self._by_fd[fd] = connection
-        self._epoll.register(fd, EVENTS)
 
     def mark(self, connection: Connection, work: int) -> None:
         """Add work to a connection; `run` does it."""
@@ -190,30 +176,34 @@ class TcpSockets:
     def look(self) -> int:
         """Take the events of sockets; return how many."""
         events = self._epoll.poll(0, EVENTS_AT_ONCE)
-        for fd, event in events:
-            connection = self._by_fd[fd]
-            if connection is not None:
-                work = self._event(connection, event)
-                if work:
-                    self.mark(connection, work)
+        self._take(iter(events))
         return len(events)
 
     def run(self, deadline: float) -> None:
-        """Do the work of connections until `deadline`, in seconds of the stopwatch; ask for a step for the rest."""
+        """Do the work of connections until `deadline`, in seconds of the stopwatch; ask for a step for the rest.
+
+        A connection that meets an internal error is closed, since it might meet that with every event.
+        """
         queue, now = self.queue, self.clock()
         done = 0
-        while queue:
-            connection = queue.popleft()
-            work, connection.work = connection.work, 0
-            if connection.socket is not None:
-                self._do(connection, work, now)
-            done += 1
-            if not done % CONNECTIONS_PER_LOOK and queue:
-                if self._stopwatch() >= deadline:
-                    self._again()
-                    break
-                now = self.clock()
-        self._writer.flush()
+        try:
+            while queue:
+                connection = queue.popleft()
+                work, connection.work = connection.work, 0
+                if connection.socket is not None:
+                    self._do(connection, work, now)
+                done += 1
+                if not done % CONNECTIONS_PER_LOOK and queue:
+                    if self._stopwatch() >= deadline:
+                        self._again()
+                        break
+                    now = self.clock()
+        except Exception:
+            self.drop(connection)
+            self.ask()
+            raise
+        finally:
+            self._writer.flush()
 
     def unconnected(self, connection: Connection, number: int) -> int:
         """Return the work that follows from a connect that failed with the errno `number`."""
@@ -223,10 +213,17 @@ class TcpSockets:
         """Reset a connection on both sides, at once."""
         if connection.socket is not None:
             self._rare(connection, connection.abort(), self.clock())
+            self._writer.flush()
+
+    def drop(self, connection: Connection) -> None:
+        """Reset a connection towards the remote end alone, at once."""
+        if connection.socket is not None:
+            connection.abort()
+            self._close(connection, abort=True)
 
     def resume(self) -> None:
         """Go on with connections that waited for the link."""
-        waiting, self._writer.waiting = self._writer.waiting, []
+        waiting, self._writer.waiting = self._writer.waiting, {}
         for connection in waiting:
             self.mark(connection, SEND)
         self.ask()
@@ -234,10 +231,28 @@ class TcpSockets:
     def close(self) -> None:
         """Close every socket with a RST, and the epoll set; more calls do nothing."""
         for connection in list(self._table):
-            self._close(connection, abort=True)
+            self.drop(connection)
         self.queue.clear()
         self._writer.waiting.clear()
         self._epoll.close()
+
+    def _take(self, events: Iterator[tuple[int, int]]) -> None:
+        """Take events; a connection that meets an internal error is closed."""
+        connection = None
+        try:
+            for fd, event in events:
+                connection = self._by_fd[fd]
+                if connection is not None:
+                    work = self._event(connection, event)
+                    if work:
+                        self.mark(connection, work)
+        except Exception:
+            if connection is not None:
+                self.drop(connection)
+            # What the set has reported once it does not report again.
+            self._take(events)
+            self.ask()
+            raise
 
     def _event(self, connection: Connection, event: int) -> int:
         """Return the work that follows from an event of a connection's socket."""

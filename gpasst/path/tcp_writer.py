@@ -39,7 +39,7 @@ class TcpWriter:
         self._guest = guest
         self._peeker = peeker
         self.peek_offset = peek_offset
-        self.waiting: list[Connection] = []
+        self.waiting: dict[Connection, None] = {}  # in order, each once
         self._recent: deque[Connection] = deque()
 
     def send(self, connection: Connection, sock: StreamSocket, now: float) -> tuple[bool, bool]:
@@ -59,7 +59,7 @@ class TcpWriter:
                 link.flush()
                 peeker.start()
             if link.full:
-                self.waiting.append(connection)
+                self.waiting[connection] = None
                 return sent, False
             try:
                 count, payload = peeker.peek(

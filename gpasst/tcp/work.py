@@ -19,7 +19,7 @@ CONFIRM: Final = 1 << 12
 ACKNOWLEDGE: Final = 1 << 5
 """Send an acknowledgement, unless data has carried it."""
 LATER: Final = 1 << 13
-"""Send an acknowledgement after `gpasst.tcp.connection.DELAY_SECONDS`, unless another segment has carried it."""
+"""Send an acknowledgement after `gpasst.tcp.timers.DELAY_SECONDS`, unless another segment has carried it."""
 PROBE: Final = 1 << 6
 """Send an empty segment with a sequence number that was acknowledged already, which the guest answers."""
 KEEP_ALIVE: Final = 1 << 7
