@@ -260,6 +260,7 @@ def build_inside(
             base.descriptors.let_go,
             ended,
             config.one_off or not isinstance(end, GuestListener),
+            tcp.departure if tcp else None,
         )
         worker = watchers.worker(session.step)
         session_step = watchers.repeat(worker)

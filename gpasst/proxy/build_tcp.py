@@ -14,6 +14,7 @@ from gpasst.link.tap import Tap
 from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.path.tcp_accept import TcpListeners
 from gpasst.path.tcp_deadlines import TcpDeadlines
+from gpasst.path.tcp_departure import TcpDeparture
 from gpasst.path.tcp_frames import TcpFrames
 from gpasst.path.tcp_opener import TcpOpener
 from gpasst.path.tcp_sockets import TcpSockets
@@ -38,6 +39,7 @@ class Tcp:
     :ivar frames: takes the guest's segments.
     :ivar deadlines: looks at each connection when its time has come.
     :ivar listeners: accepts the clients of forwarded ports.
+    :ivar departure: resets the connections of a guest that has gone.
     """
 
     table: ConnectionTable
@@ -46,6 +48,7 @@ class Tcp:
     frames: TcpFrames
     deadlines: TcpDeadlines
     listeners: TcpListeners
+    departure: TcpDeparture
 
     def close(self) -> None:
         """End every connection; more calls do nothing."""
@@ -94,4 +97,6 @@ def build_tcp(base: Base, link: Tap | Stream, icmp: IcmpToGuest, timers: Timers)
         watchers.unwatch,
         lambda seconds, callback: timers.at(timers.clock() + seconds, callback),
     )
-    return Tcp(table, sockets, opener, frames, deadlines, listeners)
+    departure = TcpDeparture(table, sockets.drop, lambda: departing.ask())
+    departing = watchers.repeat(watchers.worker(departure.step, conversational=False))
+    return Tcp(table, sockets, opener, frames, deadlines, listeners, departure)

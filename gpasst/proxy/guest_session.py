@@ -5,6 +5,9 @@ detected by reading, so everything a guest sent is forwarded before it is droppe
 that, it stays pending, and the loop calls for both in turns, since both sockets stay readable. With `once` the listener
 closes behind the first guest, and the session ends.
 
+A process that connects again is the same guest, whose stream was cut (qemu: ``reconnect-ms``), and goes on with its TCP
+connections. Those of another process's guest are reset before the new one is let in.
+
 A connection that cannot be accepted for lack of descriptors or memory stays pending. The listening socket is then not
 watched until the next scan, since it would be readable all the time.
 """
@@ -21,6 +24,7 @@ from gpasst.link.port import TRANSIENT, LinkGone
 from gpasst.link.stream import Stream
 from gpasst.linux import MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK
 from gpasst.path.stream_reader import StreamReader
+from gpasst.path.tcp_departure import TcpDeparture
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +42,7 @@ class GuestSession:
     :param let_go: closes an idle socket; returns whether a descriptor is free then.
     :param ended: called when the last guest has gone.
     :param once: whether the first guest is the last one.
+    :param departure: resets the connections of a guest that has gone; None where there are none.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class GuestSession:
         let_go: Callable[[], bool],
         ended: Callable[[], None],
         once: bool,
+        departure: TcpDeparture | None = None,
     ) -> None:
         self._source = source
         self._stream = stream
@@ -63,6 +69,9 @@ class GuestSession:
         self._ended = ended
         self._once = once
         self._let_go = let_go
+        self._departure = departure
+        self._process = 0  # of the last guest
+        self._next: RawSocket | None = None  # of a guest that is let in when the connections of another one are reset
         self._paused = self._warned = False
 
     def open(self) -> None:
@@ -106,6 +115,9 @@ class GuestSession:
     def close(self) -> None:
         """Let go of the guest, and listen no longer."""
         self.disconnect()
+        if self._next is not None:
+            self._next.close()
+            self._next = None
         self._paused = False
         if isinstance(self._source, GuestListener):
             self._unwatch(self._source.socket)
@@ -113,7 +125,7 @@ class GuestSession:
 
     def _accept(self) -> None:
         assert isinstance(self._source, GuestListener)
-        present = self._stream.socket
+        present = self._stream.socket or self._next
         if present is not None and _gone(present) and _readable(present):
             return
         try:
@@ -140,7 +152,21 @@ class GuestSession:
         self._paused = True
 
     def _connect(self, sock: RawSocket) -> None:
-        log.info("a guest has connected: process %d", peer_process(sock))
+        process = peer_process(sock)
+        log.info("a guest has connected: process %d", process)
+        # A process outside of this one's namespace of process IDs has the number 0, as any other there.
+        same, self._process = bool(process) and process == self._process, process
+        self._next = sock
+        if same or self._departure is None:
+            self._let_in()
+        else:
+            self._departure.begin(self._let_in)
+
+    def _let_in(self) -> None:
+        """Serve the guest that has connected, unless the session is over."""
+        sock, self._next = self._next, None
+        if sock is None:
+            return
         self._reader.connect()
         self._stream.connect(sock)
         self._watch(sock, self._wake)

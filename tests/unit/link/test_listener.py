@@ -8,10 +8,10 @@ import socket
 import stat
 import tempfile
 from _socket import socket as RawSocket  # a class
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -21,6 +21,8 @@ from gpasst.link import listener as listener_module
 from gpasst.link.listener import PATH_BYTES, GuestListener, peer_process, prepare_guest
 from gpasst.link.port import LinkGone
 from gpasst.link.stream import Stream
+from gpasst.path.tcp_departure import TcpDeparture
+from gpasst.proxy import guest_session
 from gpasst.proxy.guest_session import GuestSession
 
 
@@ -248,7 +250,9 @@ def test_what_is_no_connected_stream_socket_is_refused(folder: Path, kind: str) 
 class House:
     """Guests with everything around them in sight; watchers are called by hand."""
 
-    def __init__(self, source: GuestListener | RawSocket, once: bool = False) -> None:
+    def __init__(
+        self, source: GuestListener | RawSocket, once: bool = False, departure: TcpDeparture | None = None
+    ) -> None:
         self.calls: dict[Any, Any] = {}
         self.greeted = self.ended = 0
         self.idle: list[int] = []
@@ -266,6 +270,7 @@ class House:
             self.let_go,
             self.end,
             once,
+            departure,
         )
         self.guests.open()
 
@@ -304,6 +309,88 @@ class House:
 
     def readable(self, sock: Any) -> None:
         self.calls[sock]()
+
+
+class Departure:
+    """The end of a guest's connections, which lasts until a test calls `then`."""
+
+    def __init__(self) -> None:
+        self.then: Callable[[], None] | None = None
+
+    def begin(self, then: Callable[[], None]) -> None:
+        self.then = then
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The processes of the guests that connect next, the last one for all others."""
+    found = [1]
+    monkeypatch.setattr(guest_session, "peer_process", lambda sock: found.pop(0) if found[1:] else found[0])
+    return found
+
+
+def test_another_guest_is_let_in_when_the_connections_of_the_one_before_have_ended(
+    folder: Path, processes: list[int]
+) -> None:
+    listener, departure = GuestListener(str(folder / "vm")), Departure()
+    house = House(listener, departure=cast(TcpDeparture, departure))
+    for process in (1, 2):
+        processes[:] = [process]
+        with connected(listener.path) as guest:
+            house.readable(listener.socket)
+            assert house.stream.socket is None, "it waits"
+            with connected(listener.path) as second:
+                house.readable(listener.socket)
+                assert second.recv(99) == b"", "refused at once"
+            assert departure.then
+            departure.then()
+            assert house.stream.socket is not None
+            assert guest.recv(99) == (60).to_bytes(4, "big") + bytes(60)
+            departure.then = None
+        house.readable(house.stream.socket)
+    house.guests.close()
+
+
+def test_a_guest_that_connects_again_is_let_in_at_once(folder: Path, processes: list[int]) -> None:
+    listener, departure = GuestListener(str(folder / "vm")), Departure()
+    house = House(listener, departure=cast(TcpDeparture, departure))
+    for turn in range(3):
+        with connected(listener.path):
+            house.readable(listener.socket)
+            if not turn:
+                assert departure.then
+                departure.then()
+                departure.then = None
+            assert house.stream.socket is not None
+            assert departure.then is None
+        house.readable(house.stream.socket)
+    house.guests.close()
+
+
+def test_guests_without_a_number_are_different_ones(folder: Path, processes: list[int]) -> None:
+    listener, departure = GuestListener(str(folder / "vm")), Departure()
+    house = House(listener, departure=cast(TcpDeparture, departure))
+    processes[:] = [0]
+    for _ in range(2):
+        with connected(listener.path):
+            house.readable(listener.socket)
+            assert departure.then
+            departure.then()
+            departure.then = None
+        house.readable(house.stream.socket)
+    house.guests.close()
+
+
+def test_a_guest_that_waits_when_the_session_ends_is_let_go(folder: Path, processes: list[int]) -> None:
+    listener, departure = GuestListener(str(folder / "vm")), Departure()
+    house = House(listener, departure=cast(TcpDeparture, departure))
+    with connected(listener.path) as guest:
+        house.readable(listener.socket)
+        house.guests.close()
+        assert guest.recv(99) == b""
+        assert departure.then
+        departure.then()
+        assert (house.stream.socket, house.calls) == (None, {})
 
 
 def test_guests_come_one_at_a_time_and_one_after_the_other(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
