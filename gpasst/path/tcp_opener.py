@@ -199,10 +199,14 @@ class TcpOpener:
                 if not exhausted(error) or not self._descriptors.let_go():
                     raise
                 sock = open_outbound(addresses.network)
-            prepare(sock, self._peek_offset)
+            try:
+                prepare(sock, self._peek_offset)
+                settled = self._descriptors.settle(sock)
+            except OSError:
+                sock.close()
+                raise
         except OSError as error:
             raise PacketError(Drop.NO_SOCKET, f"no host socket: {error.strerror}") from error
-        settled = self._descriptors.settle(sock)
         assert isinstance(settled, RawSocket)
         return settled
 
@@ -212,9 +216,20 @@ class TcpOpener:
         return Connection(key, state, None, start, self._budget, self._limits[family], remote, now, self._drop)
 
     def _enter(self, connection: Connection, sock: RawSocket) -> None:
+        """Enter a new connection, whose socket is closed if an error is raised.
+
+        :raises PacketError: if the kernel watches no more sockets.
+        """
         connection.socket = sock
+        try:
+            self._sockets.watch(connection)
+        except OSError as error:
+            # As epoll_ctl(2) says: no memory, or as many watches as the user may have.
+            connection.socket = None
+            connection.release()
+            close_with_reset(sock)
+            raise PacketError(Drop.NO_SOCKET, f"no watch: {error.strerror}") from error
         self._table.add(connection)
-        self._sockets.watch(connection)
 
     def _free_key(self, guest: bytes, shown: bytes, guest_port: int, port: int) -> bytes:
         """Return the key of a connection to the guest, with another port of the client if its own is taken.
