@@ -8,6 +8,7 @@ the proxy, so the error quotes it as its sender sent it, with the sender's view 
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 
 from gpasst.counters import Drop
@@ -33,6 +34,7 @@ from gpasst.formats import (
     IPV6_CODEC,
     PROTOCOL_ICMP,
     PROTOCOL_ICMPV6,
+    PROTOCOL_TCP,
     PROTOCOL_UDP,
     UDP_CODEC,
 )
@@ -55,7 +57,10 @@ _QUOTED = ICMP_ERROR_CODEC.size  # offset of the quoted packet; the same for ICM
 _POINTER_SHIFT = 8  # a parameter problem's pointer is the first byte of the 16 bits before the MTU (RFC 792)
 _POINTER_MASK = 0xFF
 _MTU_MAXIMUM = 0xFFFF  # 16 bits (RFC 1191, section 4)
+_TRANSPORT_BYTES = 8  # of the quoted packet, that an error has at least (RFC 792)
 _IHL_UNIT = 4  # bytes (RFC 791, section 3.1)
+
+_ports_and_sequence = struct.Struct(">HHI").unpack_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +79,16 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """An error that quotes a UDP datagram.
+    """An error that quotes a UDP datagram or a TCP segment.
 
     :ivar problem: the error.
-    :ivar source: source address of the datagram, 4 or 16 bytes.
+    :ivar source: source address of the datagram or segment, 4 or 16 bytes.
     :ivar destination: its destination address.
     :ivar source_port: its source port.
     :ivar destination_port: its destination port.
-    :ivar payload: the start of its payload, as far as it is quoted.
+    :ivar payload: the start of a datagram's payload, as far as it is quoted; nothing of a segment.
+    :ivar protocol: IP protocol number.
+    :ivar sequence: a segment's sequence number.
     """
 
     problem: Problem
@@ -90,6 +97,8 @@ class Reported:
     source_port: int
     destination_port: int
     payload: bytes
+    protocol: int = PROTOCOL_UDP
+    sequence: int = 0
 
 
 CLOSED_PORT = {
@@ -229,7 +238,7 @@ def parse(packet: Packet) -> Reported | None:
     """Parse an ICMP or ICMPv6 error of the guest.
 
     :param packet: a packet whose payload begins with one of `TYPES`.
-    :return: the error, None if it quotes no UDP datagram or a fragment without ports.
+    :return: the error, None if it quotes another protocol or a fragment without ports.
     :raises PacketError: `Drop.MALFORMED_ICMP`, if the error or the quoted header is malformed.
     """
     payload = bytes(packet.payload)
@@ -251,19 +260,21 @@ def parse(packet: Packet) -> Reported | None:
         if header["fragment_offset"]:
             return None
     # Frames to the guest have no extension headers, so the quoted packet has none.
-    if protocol != PROTOCOL_UDP:
+    if protocol not in (PROTOCOL_UDP, PROTOCOL_TCP):
         return None
-    # An error quotes at least 8 bytes of payload (RFC 792), which are a UDP header.
-    if len(quoted) < start + UDP_CODEC.size:
+    if len(quoted) < start + _TRANSPORT_BYTES:
         raise PacketError(Drop.MALFORMED_ICMP)
-    udp = UDP_CODEC.unpack_from(quoted, start)
+    source_port, destination_port, sequence = _ports_and_sequence(quoted, start)
+    segment = protocol == PROTOCOL_TCP
     return Reported(
         problem,
         header["source"],
         header["destination"],
-        udp["source"],
-        udp["destination"],
-        quoted[start + UDP_CODEC.size :],
+        source_port,
+        destination_port,
+        b"" if segment else quoted[start + UDP_CODEC.size :],
+        protocol,
+        sequence if segment else 0,
     )
 
 

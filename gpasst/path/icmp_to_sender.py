@@ -4,23 +4,28 @@ Theory of operation: a guest answers a datagram to a closed port with an error. 
 through a raw socket, quoting the datagram as it sent it: to the host's address and port, where the guest saw its own.
 Opening that socket takes CAP_NET_RAW; without it the error is counted.
 
+An error about a TCP segment is not passed on: it is a hint at most (RFC 5927, section 5), and the guest's answer to the
+next segment shows what became of the connection.
+
 "Fragmentation needed" and "packet too big" are not passed on: a kernel that receives one lowers the path MTU of all its
 traffic to that address (RFC 1191, section 3; RFC 8201, section 4), so a guest could slow down other programs' traffic
-(RFC 5927, section 7). No datagram needs one: the link to the guest carries every size.
+(RFC 5927, section 7). No datagram needs one: the link to the guest carries every size. Behind the guest there may be a
+smaller one, so a TCP connection has smaller segments from then on.
 """
 
 from __future__ import annotations
 
 from _socket import inet_pton
 from _socket import socket as RawSocket  # a class
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PacketError
+from gpasst.formats import PROTOCOL_TCP, PROTOCOL_UDP
 from gpasst.host.raw import RawSockets
 from gpasst.host.sockets import family_constant, socket_address
 from gpasst.linux import SOCK_DGRAM
-from gpasst.packet.icmp_error import lowers_path_mtu, message, parse, quoted_udp
+from gpasst.packet.icmp_error import Reported, lowers_path_mtu, message, parse, quoted_udp
 from gpasst.packet.parse import Packet
 from gpasst.udp.mapping import Peer, Table, down_key
 
@@ -31,21 +36,36 @@ class IcmpToSender:
     :param raw: sends them.
     :param tables: the guest's peers by family.
     :param counters: where errors are counted.
+    :param too_big: takes the reports of TCP segments that did not fit into a link of the guest.
     """
 
-    def __init__(self, raw: RawSockets, tables: Mapping[int, Table], counters: Counters) -> None:
+    def __init__(
+        self,
+        raw: RawSockets,
+        tables: Mapping[int, Table],
+        counters: Counters,
+        too_big: Callable[[Reported], None] | None = None,
+    ) -> None:
         self._raw = raw
         self._tables = tables
         self._counters = counters
+        self._too_big = too_big
 
     def take(self, packet: Packet) -> None:
         """Pass an error on.
 
         :param packet: an ICMP or ICMPv6 packet of one of `gpasst.services.icmp_errors.TYPES`.
-        :raises PacketError: if it is malformed, is not about a datagram of a peer, or cannot be sent.
+        :raises PacketError: if it is malformed, is about neither a datagram of a peer nor a segment, or cannot be
+            sent.
         """
         reported = parse(packet)
-        if reported is None or lowers_path_mtu(packet.family, reported.problem):
+        if reported is None:
+            raise PacketError(Drop.GUEST_ERROR)
+        narrows = lowers_path_mtu(packet.family, reported.problem)
+        if narrows and reported.protocol == PROTOCOL_TCP and self._too_big is not None:
+            self._too_big(reported)
+            return
+        if narrows or reported.protocol != PROTOCOL_UDP:
             raise PacketError(Drop.GUEST_ERROR)
         key = down_key(reported.destination, reported.source, reported.destination_port, reported.source_port)
         peer = self._tables[packet.family].down.get(key)

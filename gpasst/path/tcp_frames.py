@@ -19,8 +19,10 @@ from gpasst.flow.guest import Guest
 from gpasst.formats import (
     ETHERTYPE_IPV4,
     ETHERTYPE_IPV6,
+    IPV4_CODEC,
     IPV4_FRAGMENT_MASK,
     IPV4_VERSION_IHL,
+    IPV6_CODEC,
     IPV6_VERSION,
     PROTOCOL_TCP,
     STREAM_LEAD_BYTES,
@@ -35,7 +37,8 @@ from gpasst.formats import (
 )
 from gpasst.link.port import Link
 from gpasst.linux import UIO_MAXIOV
-from gpasst.packet.address import is_loopback
+from gpasst.packet.address import family_of, is_loopback
+from gpasst.packet.icmp_error import Reported
 from gpasst.packet.parse import Packet
 from gpasst.path.tcp_opener import TcpOpener
 from gpasst.path.tcp_sockets import TcpSockets
@@ -45,6 +48,8 @@ from gpasst.tcp.segment import SEQUENCE_MASK, Offer, Segment, parse, parse_optio
 from gpasst.tcp.table import ConnectionTable
 
 PORTS_BYTES = 4  # source and destination port
+MTU_LEAST = {4: 68, 6: 1280}  # bytes (RFC 791, section 3.2; RFC 8201, section 4)
+HEADERS = {4: IPV4_CODEC.size + TCP_CODEC.size, 6: IPV6_CODEC.size + TCP_CODEC.size}  # bytes of a packet
 
 _pick4 = TCP4.picker(
     "ethernet.ethertype",
@@ -243,6 +248,22 @@ class TcpFrames:
             )
         elif not segment.flags & TCP_RST:
             self._refuse(packet)
+
+    def too_big(self, reported: Reported) -> None:
+        """Let a connection send smaller segments, since one did not fit into a link of the guest.
+
+        What the error quotes must be in flight, so that nobody can slow down a connection who does not see it
+        (RFC 5927, section 4.1). Nothing but that connection has smaller segments then.
+
+        :raises PacketError: `Drop.GUEST_ERROR`, if it is about no segment in flight, or its MTU is below the least.
+        """
+        ports = reported.destination_port.to_bytes(2, "big") + reported.source_port.to_bytes(2, "big")
+        connection = self._by_key.get(reported.destination + reported.source + ports)
+        family, mtu = family_of(reported.source), reported.problem.parameter
+        if connection is None or mtu < MTU_LEAST[family] or not connection.sender.flies(reported.sequence):
+            raise PacketError(Drop.GUEST_ERROR)
+        self._follow(connection, connection.narrow(mtu - HEADERS[family]))
+        self._sockets.ask()
 
     def _refuse(self, packet: Packet) -> None:
         """Answer a segment of no connection with a RST.

@@ -276,8 +276,9 @@ def _handlers(
     segments: Handler = tcp.frames.outbound if tcp else disabled
     by_type: dict[int, dict[int, Handler]] = {4: {}, 6: dict.fromkeys(ndp.TYPES, services.ndp)}
     by_type[6].update(dict.fromkeys(chatter.MLD_TYPES, chatter.membership))
-    if not config.no_icmp and not config.no_udp:
-        to_sender = IcmpToSender(base.raw, udp.nat.tables, base.counters)
+    if not config.no_icmp and (tcp or not config.no_udp):
+        too_big = tcp.frames.too_big if tcp else None
+        to_sender = IcmpToSender(base.raw, udp.nat.tables, base.counters, too_big)
         for family, types in icmp_error.TYPES.items():
             by_type[family].update(dict.fromkeys(types, to_sender.take))
     return {

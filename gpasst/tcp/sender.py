@@ -173,6 +173,11 @@ class Sender:
         advance = (acknowledgement - self.unacknowledged) & SEQUENCE_MASK
         return (self._highest - self.unacknowledged) & SEQUENCE_MASK < advance < SEQUENCE_HALF
 
+    def flies(self, sequence: int) -> bool:
+        """Return whether a sequence number was sent and not acknowledged."""
+        flight = (self._highest - self.unacknowledged) & SEQUENCE_MASK
+        return (sequence - self.unacknowledged) & SEQUENCE_MASK < flight
+
     @property
     def fin_acknowledged(self) -> bool:
         """Whether the guest has acknowledged the FIN."""

@@ -124,6 +124,20 @@ def test_what_scapy_builds_is_read(family: int) -> None:
     assert read == Reported(problem, PEER[family], GUEST[family], 53, 7, b"")
 
 
+@FAMILIES
+def test_of_a_segment_ports_and_sequence_number_are_read(family: int) -> None:
+    """An error need not quote more of it."""
+    segment = struct.pack(">HHI", 80, 40000, 0xFFFFFFF0)
+    problem = icmp_error.too_big(family, 1400)
+    inner = icmp_error.quoted_packet(PEER[family], GUEST[family], 6, segment)
+    expected = Reported(problem, PEER[family], GUEST[family], 80, 40000, b"", 6, 0xFFFFFFF0)
+    whole = icmp_error.message(family, problem, inner)
+    assert icmp_error.parse(packet_of(family, whole)) == expected
+    assert icmp_error.parse(packet_of(family, whole + bytes(12) + b"data")) == expected
+    with pytest.raises(PacketError, match=Drop.MALFORMED_ICMP.value):
+        icmp_error.parse(packet_of(family, whole[:-1]))
+
+
 def packet_of(family: int, payload: bytes) -> Packet:
     protocol = 1 if family == 4 else 58
     return Packet(family, GUEST[family], PEER[family], protocol, memoryview(payload), 64)
@@ -143,7 +157,7 @@ def test_cut_errors_are_malformed_at_every_byte(family: int) -> None:
 def test_errors_about_other_packets_are_nobodys(family: int) -> None:
     whole = bytearray(icmp_error.message(family, Problem(3, 0), quoted(family)))
     protocol = 8 + (9 if family == 4 else 6)
-    whole[protocol] = 6
+    whole[protocol] = 132  # SCTP
     assert icmp_error.parse(packet_of(family, bytes(whole))) is None
 
 

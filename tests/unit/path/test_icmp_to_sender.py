@@ -9,7 +9,7 @@ import pytest
 from gpasst.counters import Counters, Drop
 from gpasst.host.raw import RawSockets
 from gpasst.packet import icmp_error
-from gpasst.packet.icmp_error import CLOSED_PORT, Problem
+from gpasst.packet.icmp_error import CLOSED_PORT, Problem, Reported
 from gpasst.packet.parse import Packet
 from gpasst.path.icmp_to_sender import IcmpToSender
 from gpasst.udp.mapping import Peer
@@ -93,6 +93,33 @@ def test_an_error_that_lowers_the_path_mtu_is_dropped(family: int) -> None:
     case = Case(family)
     with refused(Drop.GUEST_ERROR):
         case.icmp.take(case.error(icmp_error.too_big(family, 1280)))
+    assert (case.raw.sent, case.counters.errors_down) == ([], 0)
+
+
+@FAMILIES
+@pytest.mark.parametrize("carried", [True, False])
+def test_of_errors_about_segments_only_a_narrower_link_counts(family: int, carried: bool) -> None:
+    """And it is not passed on."""
+    case = Case(family)
+    reports: list[Reported] = []
+    icmp = IcmpToSender(
+        cast(RawSockets, case.raw), case.host.path.tables, case.counters, reports.append if carried else None
+    )
+    guest = case.peer.mapping.guest
+    inner = icmp_error.quoted_packet(ip(SERVER[family]), guest, 6, bytes(20))
+
+    def error(problem: Problem) -> Packet:
+        built = icmp_error.message(family, problem, inner)
+        return Packet(family, guest, ip(SERVER[family]), ICMP[family], memoryview(built), 64)
+
+    with refused(Drop.GUEST_ERROR):
+        icmp.take(error(CLOSED_PORT[family]))
+    if carried:
+        icmp.take(error(icmp_error.too_big(family, 1400)))
+    else:
+        with refused(Drop.GUEST_ERROR):
+            icmp.take(error(icmp_error.too_big(family, 1400)))
+    assert [report.problem.parameter for report in reports] == [1400] * carried
     assert (case.raw.sent, case.counters.errors_down) == ([], 0)
 
 

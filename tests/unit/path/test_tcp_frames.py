@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from select import EPOLLOUT
+from select import EPOLLIN, EPOLLOUT
 
 import pytest
 
 from gpasst.counters import Drop
 from gpasst.formats import TCP_ACK, TCP_FIN, TCP_PSH, TCP_RST, TCP_SYN
 from gpasst.linux import UIO_MAXIOV
+from gpasst.packet.icmp_error import Reported, too_big
 from gpasst.packet.parse import Packet, parse_ip
-from tests.support.addresses import GUEST_MAC, HOST_MAC
+from gpasst.tcp.segment import MSS_MINIMUM
+from tests.support.addresses import GUEST_MAC, HOST_MAC, ip
 from tests.support.families import FAMILIES, LOOPBACK
 from tests.support.replies import refused
 from tests.support.scripted_tcp import tcp_frame
 from tests.support.streams import noise
-from tests.support.tcp import OURS, TARGET, THEIRS, VIRTIO, Broken, House, Joined, breaks, house
+from tests.support.tcp import LIMITS, OURS, TARGET, THEIRS, VIRTIO, Broken, House, Joined, breaks, house
 
 LENGTH = 4  # bytes before a frame on a stream
 LEAD = len(VIRTIO) - LENGTH
@@ -205,6 +207,81 @@ def test_only_segments_of_connections_are_known(family: int) -> None:
             assert not made.frames.knows(joined.frame()[:size]), "cut short"
         made.sockets.end(joined.connection)
         assert not made.frames.knows(joined.frame())
+
+
+# --- A narrower link of the guest -------------------------------------------------------------------------------------
+
+
+def report(joined: Joined, mtu: int, ahead: int = 0, port: int = 0) -> Reported:
+    """Return the guest's error about a segment that was sent to it."""
+    family = joined.family
+    return Reported(
+        too_big(family, mtu),
+        ip(THEIRS[family]),
+        ip(OURS[family]),
+        port or joined.port,
+        TARGET,
+        b"",
+        6,
+        (joined.expected + ahead) % (1 << 32),
+    )
+
+
+@FAMILIES
+def test_a_segment_that_did_not_fit_is_sent_again_in_smaller_ones(family: int) -> None:
+    data, size = noise(3000), 1300 - IP[family] - 20
+    with house() as made:
+        joined, other = made.join(family), made.join(family)
+        joined.remote.sendall(data)
+        made.event((joined, EPOLLIN))
+        made.frames.too_big(report(joined, 1300, ahead=1400))
+        assert made.tcp.asked
+        segments = made.run()
+        assert [len(segment.payload) for segment in segments] == [size, size, 3000 - 2 * size]
+        assert joined.hear(segments) == data
+        assert (joined.connection.sender.mss, other.connection.sender.mss) == (size, LIMITS[family])
+        assert made.counters.drops == {}
+
+
+@FAMILIES
+@pytest.mark.parametrize(
+    ("mtu", "ahead", "port"),
+    [(1300, -1, 0), (1300, 3000, 0), (1300, 1 << 31, 0), (1300, 0, 9), (0, 0, 0), (67, 0, 0)],
+    ids=["acknowledged", "not-sent", "far", "other-port", "no-mtu", "impossible"],
+)
+def test_what_nobody_can_know_changes_nothing(family: int, mtu: int, ahead: int, port: int) -> None:
+    with house() as made:
+        joined = made.join(family)
+        joined.remote.sendall(noise(3000))
+        made.event((joined, EPOLLIN))
+        with refused(Drop.GUEST_ERROR):
+            made.frames.too_big(report(joined, mtu, ahead, port))
+        assert made.run() == []
+        assert joined.connection.sender.mss == LIMITS[family]
+
+
+def test_no_link_of_ipv6_is_narrower_than_1280_bytes() -> None:
+    with house() as made:
+        joined = made.join(6)
+        joined.remote.sendall(noise(3000))
+        made.event((joined, EPOLLIN))
+        with refused(Drop.GUEST_ERROR):
+            made.frames.too_big(report(joined, 1279))
+        made.frames.too_big(report(joined, 1280))
+        assert joined.connection.sender.mss == 1220
+
+
+def test_segments_do_not_become_tiny() -> None:
+    with house() as made:
+        joined = made.join()
+        joined.remote.sendall(noise(3000))
+        made.event((joined, EPOLLIN))
+        made.frames.too_big(report(joined, 68))
+        assert joined.connection.sender.mss == MSS_MINIMUM
+        made.run()
+        made.frames.too_big(report(joined, 1000))
+        assert joined.connection.sender.mss == MSS_MINIMUM, "an error never says that they may be larger"
+        assert made.run() == []
 
 
 # --- Runs on a stream -------------------------------------------------------------------------------------------------
