@@ -356,7 +356,8 @@ class TcpSockets:
         """Do the work that a connection has once, or hardly ever."""
         sock = connection.socket
         assert sock is not None
-        if work & SYNCHRONISE:
+        if work & SYNCHRONISE and not connection.established:
+            # A guest may repeat its SYN, and answer ours, in one batch.
             self._writer.synchronise(connection, now)
         if work & PROBE:
             self._writer.segment(connection, TCP_ACK, back=1)
