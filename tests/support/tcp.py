@@ -129,6 +129,7 @@ class TcpBench:
     :param limit: of the table.
     :ivar asked: how often a step was asked for.
     :ivar later: (time, function) to be called.
+    :ivar armed: connections whose deadline may have come forward.
     """
 
     def __init__(
@@ -146,6 +147,7 @@ class TcpBench:
         self.table = ConnectionTable(limit)
         self.asked = 0
         self.later: list[tuple[float, Callable[[float], None]]] = []
+        self.armed: list[Connection] = []
         self.descriptors = Descriptors()
         self.writer = TcpWriter(link, guest, peeker or TapPeeker(), peek_offset)
         self.sockets = TcpSockets(
@@ -156,7 +158,7 @@ class TcpBench:
             lambda connection, number: self.opener.failed(connection, number),
             self._ask,
             lambda when, callback: self.later.append((when, callback)),
-            lambda connection, now: None,
+            lambda connection, now: self.armed.append(connection),
             clock,
             stopwatch,
         )

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import cast
 
 from gpasst.flow.sender import StreamSocket
-from gpasst.path.tcp_deadlines import TcpDeadlines
+from gpasst.path.budget import BACKLOG_SECONDS
+from gpasst.path.tcp_deadlines import CONNECTIONS_PER_LOOK, TcpDeadlines
 from gpasst.tcp.connection import Connection
 from gpasst.tcp.segment import Offer
 from gpasst.tcp.work import CLOSE, SYNCHRONISE
@@ -86,6 +87,22 @@ def test_a_connection_without_socket_is_passed_over() -> None:
     proxy.pass_one()
     assert proxy.marked == []
     assert proxy.pending == []
+
+
+def test_many_deadlines_of_one_time_take_turns_with_other_work() -> None:
+    proxy, watch = Proxy(), iter(range(1000))
+    proxy.deadlines = TcpDeadlines(proxy.at, proxy.mark, lambda: None, lambda: BACKLOG_SECONDS * next(watch))
+    for _ in range(3 * CONNECTIONS_PER_LOOK):
+        connection = Watched()
+        connection.socket = cast(StreamSocket, object())  # nobody calls it
+        connection.opened(IRS, Offer(), 1000)
+        connection.connected()
+        proxy.deadlines.arm(connection, 0.0)
+    for turn in (1, 2, 3):
+        proxy.pass_one()
+        assert len(proxy.marked) == turn * CONNECTIONS_PER_LOOK
+        assert sum(not one.cancelled for one in proxy.pending) == 1
+    assert {now for now, _ in proxy.marked} == {1.0}
 
 
 def test_nothing_is_looked_at_behind_the_close() -> None:

@@ -202,7 +202,7 @@ def test_many_refused_connections_leave_nothing_behind() -> None:
             made.ready.events.append((only(made).socket.fileno(), EPOLLOUT | EPOLLERR | EPOLLHUP))
             made.sockets.step()
         assert len(made.link.take()) == 1000
-        assert (len(made.tcp.table), promised(made), made.tcp.later) == (0, 0, [])
+        assert (len(made.tcp.table), promised(made), made.tcp.later, made.tcp.armed) == (0, 0, [], [])
         assert not made.sockets.queue
 
 

@@ -334,6 +334,25 @@ def test_all_sockets_are_closed_in_the_end() -> None:
         made.close()
 
 
+def test_the_end_may_come_in_the_middle_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where somebody reacts to a line of the log."""
+    with house() as made:
+        joined = [made.join() for _ in range(3)]
+        numbers = Connection.numbers
+
+        def closes(connection: Connection) -> tuple[int, int, int]:
+            made.sockets.close()
+            return numbers(connection)
+
+        monkeypatch.setattr(Connection, "numbers", closes)
+        for one in joined:
+            one.tell(noise(LARGE))
+        assert len(made.run()) == 1
+        assert [one.connection.socket for one in joined] == [None] * 3
+        assert not made.sockets.queue
+        assert made.run() == []
+
+
 # --- What goes wrong --------------------------------------------------------------------------------------------------
 
 
