@@ -93,7 +93,8 @@ def test_a_guest_without_options(guest: Guest, remote: Remote, family: int) -> N
 def test_a_window_of_about_one_segment(guest: Guest, remote: Remote, family: int, window: int) -> None:
     with served(guest, remote, family, MSS_1460) as (talker, far):
         talker.window = window
-        talker.say(TCP_ACK)
+        talker.tell(b"?")
+        assert received(far, 1) == b"?", "what came with the window, which is known by now"
         far.sendall(noise(20_000))
         data = b""
         while len(data) < 20_000:
