@@ -80,6 +80,9 @@ class Stream:
     def connect(self, sock: RawSocket) -> None:
         """Begin to write to a guest."""
         self.socket = sock
+        # Whoever waited for the guest before has not heard that what it was to read was dropped.
+        for emptied in self.emptied:
+            emptied()
 
     def disconnect(self) -> None:
         """Forget the guest, and what waits for it."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import socket
+from _socket import socket as RawSocket  # a class
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -68,7 +69,7 @@ class Streamed:
         self.theirs = theirs
         self.counters, self.room, self.emptied = Counters(), Room(), 0
         self.link = Stream(self.counters, self.room.begin, self.room.stop)
-        self.link.connect(ours)
+        self.link.connect(cast(RawSocket, ours))
         self.link.emptied.append(self._emptied)
         self._left = b""
 
@@ -229,10 +230,14 @@ def test_a_stream_is_full_until_the_guest_has_read() -> None:
         assert [segment.sequence for segment in segments + stream.read()] == list(range(written))
 
 
-def test_a_stream_whose_guest_goes_is_full_no_more() -> None:
+def test_who_waited_for_a_guest_that_has_gone_goes_on_with_the_next_one() -> None:
     with streamed(1) as stream:
         while not stream.link.full:
             stream.link.write_bare(head(4))
             stream.link.flush()
+        ours = stream.link.socket
+        assert ours
         stream.link.disconnect()
         assert (stream.link.full, stream.link.ready, stream.emptied) == (False, False, 0)
+        stream.link.connect(ours)
+        assert (stream.link.full, stream.link.ready, stream.emptied) == (False, True, 1)
