@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -43,6 +44,8 @@ from tests.support.streams import (
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 
+# A guest that connects, and stays until its input ends.
+STRANGER = "import socket, sys; sock = socket.socket(socket.AF_UNIX); sock.connect(sys.argv[1]); sys.stdin.read()"
 HOUR = 3600.0
 PROBES = 1800.0  # seconds: not less than the longest time between two questions whether the guest is still there
 LIMIT = 256  # descriptors
@@ -141,6 +144,17 @@ def test_a_guest_that_connects_again_goes_on_with_its_connections(remote: Remote
         guest.plug()
         assert received(near, 5000) == noise(5000)
         assert received(far, 5000) == noise(5000)
+
+
+def test_the_guest_of_another_process_has_none_of_its_connections(remote: Remote, family: int) -> None:
+    with machines.stream() as guest, connected(guest, remote, family) as (near, far):
+        assert carried(near, far, b"before")
+        guest.unplug()
+        until(lambda: not stream_of(guest.net).ready, "the end of the guest's connection")
+        with subprocess.Popen([sys.executable, "-c", STRANGER, guest.net.path], stdin=subprocess.PIPE):
+            assert is_reset(far)
+            until(lambda: stream_of(guest.net).ready, "the other guest's connection")
+            assert guest.net.flows() == ()
 
 
 def test_the_end_of_the_proxy_resets_what_is_on_the_way(remote: Remote, family: int) -> None:
