@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from gpasst.counters import Counters, Drop
 from gpasst.features import ALL, Feature
-from gpasst.formats import PROTOCOL_TCP, UDP4, UDP6, VIRTIO_NET_CODEC, VIRTIO_NET_HDR_GSO_UDP_L4
+from gpasst.formats import UDP4, VIRTIO_NET_CODEC, VIRTIO_NET_HDR_GSO_UDP_L4
 from gpasst.host.receive import RUN_BYTES
 from gpasst.host.send import SEGMENTS_PER_SEND, send_one, sender_to
 from gpasst.link.port import TRANSIENT, LinkGone
@@ -36,7 +36,6 @@ SINGLE_CHECK = 8  # of so many steps, one checks whether that still holds
 _VIRTIO = VIRTIO_NET_CODEC.size
 _GSO_TYPE = UDP4.offset("virtio.gso_type")
 _GSO_SIZE = UDP4.offset("virtio.gso_size")
-_PROTOCOL4, _PROTOCOL6 = UDP4.offset("ip.protocol"), UDP6.offset("ip.next_header")
 _HEADERS_MAXIMUM = 256  # bytes before a superframe's payload, options and extension headers included
 _DONE = (0, 0)
 _DRAINED = -1
@@ -159,16 +158,10 @@ class TapReader:
             and how many frames were joined.
         """
         buffer = self._buffer
-        # Another frame may have the same byte in one of these places, so this only says where to look first.
-        if (
-            (buffer[_PROTOCOL4] == PROTOCOL_TCP or buffer[_PROTOCOL6] == PROTOCOL_TCP)
-            and self._tcp is not None
-            and self._tcp.frame(buffer, self._view, 0, size)
-        ):
-            return _DONE
         found = self._fastpath.lookup(buffer, 0, size)
         if found is None:
-            self._keep(size)
+            if self._tcp is None or not self._tcp.frame(buffer, self._view, 0, size):
+                self._keep(size)
             return _DONE
         peer, start, length = found
         payload = self._view[start : start + length]

@@ -286,7 +286,7 @@ class Connection:
             self.fresh = receiver.admit(sequence, payload, flags & TCP_FIN != 0)
             if self.fresh:
                 # The answer may be there as soon as the socket has taken it, and then carries the acknowledgement.
-                work |= SEND | (LATER if late else ACKNOWLEDGE)
+                work |= (LATER if late else ACKNOWLEDGE) | (SEND if sender.fin == NO_FIN else 0)
             else:
                 work |= ACKNOWLEDGE
                 if receiver.waits:
