@@ -9,9 +9,10 @@ flags (`gpasst.tcp.work`), and the caller does it.
   the socket serve the whole batch. Work of several events is the union of their flags.
 
 Checks follow RFC 9293, section 3.10.7, and RFC 5961: a RST counts only where the guest's data ends or the last
-acknowledgement stands, a RST or SYN elsewhere in the window is answered with an acknowledgement, and so is the
-acknowledgement of what was never sent. What breaks the rules is reported as a drop, and so is data ahead of a gap that
-cannot be kept. Repeated data, keep-alives and probes of the window are no drops.
+acknowledgement stands, a RST or SYN elsewhere in the window is answered with an acknowledgement, and so is an
+acknowledgement of what was never sent, or of what was acknowledged long ago. What breaks the rules is reported as a
+drop, and so is data ahead of a gap that cannot be kept. Repeated data, keep-alives and probes of the window are no
+drops.
 
 Time is the caller's. `due` says when `expired` has to be called next.
 """
@@ -264,7 +265,7 @@ class Connection:
             self._drop(Drop.TCP_UNACCEPTABLE)
             return 0
         work = 0
-        if acknowledgement != sender.unacknowledged and sender.is_unsent(acknowledgement):
+        if acknowledgement != sender.unacknowledged and sender.is_foreign(acknowledgement):
             self._drop(Drop.TCP_UNACCEPTABLE)
             return ACKNOWLEDGE if receiver.answers(size, now) else 0
         bare = not size and not flags & TCP_FIN

@@ -168,10 +168,14 @@ class Sender:
                 return True
         return False
 
-    def is_unsent(self, acknowledgement: int) -> bool:
-        """Return whether a segment acknowledges what was never sent."""
+    def is_foreign(self, acknowledgement: int) -> bool:
+        """Return whether a segment acknowledges what was never sent, or is further behind than any flight.
+
+        Such a number is guessed, and the segment's data with it (RFC 5961, section 5).
+        """
         advance = (acknowledgement - self.unacknowledged) & SEQUENCE_MASK
-        return (self._highest - self.unacknowledged) & SEQUENCE_MASK < advance < SEQUENCE_HALF
+        flight = (self._highest - self.unacknowledged) & SEQUENCE_MASK
+        return flight < advance < SEQUENCE_MASK + 1 - FLIGHT_MAXIMUM
 
     def flies(self, sequence: int) -> bool:
         """Return whether a sequence number was sent and not acknowledged."""

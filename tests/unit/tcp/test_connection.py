@@ -15,6 +15,7 @@ import pytest
 from gpasst.counters import Drop
 from gpasst.formats import TCP_CODEC
 from gpasst.tcp.segment import Offer
+from gpasst.tcp.sender import FLIGHT_MAXIMUM
 from gpasst.tcp.states import OPENING, State
 from gpasst.tcp.work import (
     ABORT,
@@ -397,6 +398,23 @@ DATA = [
         State.ESTABLISHED,
         {"fresh": b"", "sender.discard": 0, "sender.unacknowledged": OUR_FIRST},
         (Drop.TCP_UNACCEPTABLE,),
+    ),
+    Row(
+        "data that acknowledges less than the guest ever had to",
+        flying,
+        segment(acknowledgement=OUR_FIRST - FLIGHT_MAXIMUM - 1, data=b"hello"),
+        ACKNOWLEDGE,
+        State.ESTABLISHED,
+        {"fresh": b"", "receiver.next": FIRST, "sender.unacknowledged": OUR_FIRST},
+        (Drop.TCP_UNACCEPTABLE,),
+    ),
+    Row(
+        "data that was sent before the last acknowledgement",
+        flying,
+        segment(acknowledgement=OUR_FIRST - FLIGHT_MAXIMUM, data=b"hello"),
+        SEND | LATER,
+        State.ESTABLISHED,
+        {"fresh": b"hello", "sender.unacknowledged": OUR_FIRST},
     ),
     Row(
         "data without acknowledgement",

@@ -91,9 +91,20 @@ def test_an_old_acknowledgement_changes_nothing() -> None:
     assert (sender.window, sender.discard) == (12800, 2000)
 
 
-@pytest.mark.parametrize(("count", "unsent"), [(3000, False), (3001, True), (1 << 30, True), (0, False), (-1, False)])
-def test_an_acknowledgement_of_what_was_never_sent(count: int, unsent: bool) -> None:
-    assert flying(3000).is_unsent((START + count) & MASK) is unsent
+@pytest.mark.parametrize(
+    ("count", "foreign"),
+    [
+        (3000, False),
+        (3001, True),
+        (1 << 30, True),
+        (0, False),
+        (-1, False),
+        (-FLIGHT_MAXIMUM, False),
+        (-FLIGHT_MAXIMUM - 1, True),
+    ],
+)
+def test_an_acknowledgement_that_the_guest_cannot_have_sent(count: int, foreign: bool) -> None:
+    assert flying(3000).is_foreign((START + count) & MASK) is foreign
 
 
 def test_the_second_duplicate_sends_the_flight_again_once() -> None:
@@ -149,8 +160,8 @@ def test_what_was_sent_before_a_rewind_may_still_be_acknowledged() -> None:
     assert acknowledge(sender, 4000) is False
     assert at(sender) == (4000, 4000)
     assert sender.discard == 4000
-    assert not sender.is_unsent((START + 5000) & MASK)
-    assert sender.is_unsent((START + 5001) & MASK)
+    assert not sender.is_foreign((START + 5000) & MASK)
+    assert sender.is_foreign((START + 5001) & MASK)
 
 
 def test_a_window_of_an_older_segment_does_not_count() -> None:
