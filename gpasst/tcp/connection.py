@@ -10,9 +10,8 @@ flags (`gpasst.tcp.work`), and the caller does it.
 
 Checks follow RFC 9293, section 3.10.7, and RFC 5961: a RST counts only where the guest's data ends or the last
 acknowledgement stands, a RST or SYN elsewhere in the window is answered with an acknowledgement, and so is an
-acknowledgement of what was never sent, or of what was acknowledged long ago. What breaks the rules is reported as a
-drop, and so is data ahead of a gap that cannot be kept. Repeated data, keep-alives and probes of the window are no
-drops.
+acknowledgement of what was never sent, or long ago acknowledged. What breaks the rules is reported as a drop, and so is
+data ahead of a gap that cannot be kept. Repeated data, keep-alives and probes of the window are no drops.
 
 Time is the caller's. `due` says when `expired` has to be called next.
 """
@@ -283,7 +282,9 @@ class Connection:
                     self._drop(Drop.TCP_CLOSED)
                 return work | ACKNOWLEDGE
             self._idle_probes = 0
-            late = 0 < size < sender.mss and sequence == receiver.next and not receiver.owes
+            # A guest with a small window sends half of it in a segment, and waits for the acknowledgement.
+            short = min(sender.mss, receiver.window.promise >> 2)
+            late = 0 < size < short and sequence == receiver.next and not receiver.owes
             self.fresh = receiver.admit(sequence, payload, flags & TCP_FIN != 0)
             if self.fresh:
                 # The answer may be there as soon as the socket has taken it, and then carries the acknowledgement.

@@ -17,6 +17,7 @@ from gpasst.formats import TCP_CODEC
 from gpasst.tcp.segment import Offer
 from gpasst.tcp.sender import FLIGHT_MAXIMUM
 from gpasst.tcp.states import OPENING, State
+from gpasst.tcp.window import WINDOW_MINIMUM
 from gpasst.tcp.work import (
     ABORT,
     ACKNOWLEDGE,
@@ -873,3 +874,9 @@ def test_what_a_socket_takes_at_once_is_not_kept() -> None:
     assert wrote(5)(made) == NOTHING
     assert bytes(made.fresh) == b""
     assert made.numbers()[1] == FIRST + 5
+
+
+def test_half_of_a_small_window_is_acknowledged_at_once() -> None:
+    connection = established()
+    connection.receiver.window.promise = WINDOW_MINIMUM
+    assert segment(data=bytes(WINDOW_MINIMUM // 2))(connection) == SEND | ACKNOWLEDGE
