@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from typing import Any
 
 from gpasst.counters import Counters
 from gpasst.flow.sender import StreamSocket
@@ -235,6 +236,8 @@ class TcpSockets:
         self.queue.clear()
         self._writer.waiting.clear()
         self._epoll.close()
+        # Their owners refer back to this one, and all would have to wait for the garbage collector.
+        self._failed = self._again = self._later = self._arm = _nothing
 
     def _take(self, events: Iterator[tuple[int, int]]) -> None:
         """Take events; a connection that meets an internal error is closed."""
@@ -388,3 +391,8 @@ class TcpSockets:
         connection.socket = None
         connection.release()
         self._table.remove(connection)
+
+
+def _nothing(*_: object) -> Any:  # as each of them returns
+    """Do nothing: a callback of closed sockets."""
+    return False

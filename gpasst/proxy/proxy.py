@@ -185,5 +185,7 @@ class Proxy:
     def _finish(self) -> None:
         if self.link:
             self.link.capture = None
+        if isinstance(self.link, Stream):
+            self.link.emptied.clear()
         self._drop_log.write(None)
         self.finished.set()
