@@ -15,14 +15,17 @@ import os
 import resource
 import sys
 from _socket import socket as RawSocket  # a class
+from collections.abc import Callable
 from typing import Protocol, TypeVar
 
+from gpasst.errors import PacketError
 from gpasst.flow.sender import HostSocket
 
 RESERVE = 512  # descriptors above the line: for the tap, the helper, listeners and the pool
 RESERVE_SHARE = 4  # of a small limit, the part that is reserved at most
 
 Socket = TypeVar("Socket", bound=HostSocket)
+Made = TypeVar("Made")
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +67,18 @@ class Descriptors:
     def add(self, holder: Holder) -> None:
         """Let a holder give way from now on."""
         self._holders.append(holder)
+
+    def make(self, opened: Callable[[], Made]) -> Made:
+        """Return what `opened` returns, which opens a descriptor; where none is left, an idle socket goes first.
+
+        :raises OSError: as `opened` does, and so any `PacketError` that an `OSError` caused.
+        """
+        try:
+            return opened()
+        except (OSError, PacketError) as error:
+            if not (exhausted(error) or exhausted(error.__cause__)) or not self.let_go():
+                raise
+        return opened()
 
     def settle(self, sock: Socket) -> Socket | RawSocket:
         """Make room for a new socket of a holder; return the socket that takes its place, closed if it is another."""

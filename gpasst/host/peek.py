@@ -93,17 +93,14 @@ class StreamPeeker:
         """Peek at what a socket has; see `Peeker.peek`."""
         buffer = self._buffers[self._used]
         slots = self._slots(family, mss)[self._used]
-        gap = STREAM_LENGTH_BYTES + SIZES[family]
         whole, rest = divmod(room, mss)
         if whole < len(slots):
             slots = [*slots[:whole], slots[whole][:rest]] if rest else slots[:whole]
         count = received(sock, [_scratch[:skip], *slots] if skip else slots, skip)
-        last = count % mss or mss
-        frames = -(-count // mss)
-        step = gap + max(mss, FRAME_MINIMUM_BYTES - SIZES[family])
         if count:
             self._used += 1
-        return count, buffer[: (frames - 1) * step + gap + max(last, FRAME_MINIMUM_BYTES - SIZES[family])]
+        before = (-(-count // mss) - 1) * _frame_bytes(family, mss)
+        return count, buffer[: before + _frame_bytes(family, count % mss or mss)]
 
     def _slots(self, family: int, mss: int) -> list[list[memoryview]]:
         """Return the places of segments in each buffer."""
@@ -112,12 +109,17 @@ class StreamPeeker:
             if len(self._layouts) == LAYOUTS:
                 self._layouts.clear()
             gap = STREAM_LENGTH_BYTES + SIZES[family]
-            step = gap + max(mss, FRAME_MINIMUM_BYTES - SIZES[family])
+            step = _frame_bytes(family, mss)
             count = RUN_BYTES // mss
             layout = self._layouts[family, mss] = [
                 [buffer[i * step + gap : i * step + gap + mss] for i in range(count)] for buffer in self._buffers
             ]
         return layout
+
+
+def _frame_bytes(family: int, payload: int) -> int:
+    """Return the bytes of a segment's frame on a stream, its length included."""
+    return STREAM_LENGTH_BYTES + max(SIZES[family] + payload, FRAME_MINIMUM_BYTES)
 
 
 def received(sock: StreamSocket, buffers: list[memoryview], skip: int) -> int:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PacketError
 from gpasst.flow.guest import Guest
-from gpasst.host.descriptors import Descriptors, exhausted
+from gpasst.host.descriptors import Descriptors
 from gpasst.host.error_queue import read_errors
 from gpasst.host.send import answering, send_one
 from gpasst.host.sockets import ping_socket
@@ -199,12 +199,7 @@ class PingSockets:
         if len(self._flows) >= FLOWS_LIMIT:
             self.let_go()
         try:
-            try:
-                sock = ping_socket(family, key[2])
-            except OSError as error:
-                if not exhausted(error) or not self._descriptors.let_go():
-                    raise
-                sock = ping_socket(family, key[2])
+            sock = self._descriptors.make(lambda: ping_socket(family, key[2]))
         except OSError as error:
             if not self._warned:
                 self._warned = True

@@ -13,7 +13,6 @@ import errno
 import logging
 from _socket import socket as RawSocket  # a class
 from collections.abc import Callable
-from typing import Protocol
 
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PacketError
@@ -21,6 +20,7 @@ from gpasst.host.descriptors import Descriptors, exhausted
 from gpasst.host.tcp import accept, close_with_reset
 from gpasst.link.port import Link
 from gpasst.packet.address import UNSPECIFIED, is_multicast
+from gpasst.path.tcp_deadlines import Deadline
 from gpasst.path.tcp_opener import TcpOpener
 from gpasst.tcp.listener import TcpListener
 
@@ -30,13 +30,6 @@ PAUSE_SECONDS = 0.1
 _GONE = frozenset((errno.ECONNABORTED, errno.EINTR, errno.EPERM, errno.EPROTO))
 
 log = logging.getLogger(__name__)
-
-
-class Deadline(Protocol):
-    """An entry of the proxy's timers."""
-
-    def cancel(self) -> None:
-        """Call no more."""
 
 
 class TcpListeners:

@@ -12,10 +12,12 @@ options or extension headers: `outbound` opens a connection, or refuses the segm
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PacketError
 from gpasst.flow.guest import Guest
+from gpasst.flow.key import PORTS_BYTES, down_key
 from gpasst.formats import (
     ETHERTYPE_IPV4,
     ETHERTYPE_IPV6,
@@ -44,10 +46,9 @@ from gpasst.path.tcp_opener import TcpOpener
 from gpasst.path.tcp_sockets import TcpSockets
 from gpasst.tcp.connection import Connection
 from gpasst.tcp.reset import reset
-from gpasst.tcp.segment import SEQUENCE_MASK, Offer, Segment, parse, parse_options
+from gpasst.tcp.segment import OFFSET_MASK, OFFSET_SHIFT, SEQUENCE_MASK, Offer, Segment, parse, parse_options
 from gpasst.tcp.table import ConnectionTable
 
-PORTS_BYTES = 4  # source and destination port
 MTU_LEAST = {4: 68, 6: 1280}  # bytes (RFC 791, section 3.2; RFC 8201, section 4)
 HEADERS = {4: IPV4_CODEC.size + TCP_CODEC.size, 6: IPV6_CODEC.size + TCP_CODEC.size}  # bytes of a packet
 
@@ -78,8 +79,6 @@ _KEY6 = TCP6.offset("ip.source"), TCP6.offset("tcp.sequence")
 _IP4, _IP6 = TCP4.offset("ip.version"), TCP6.offset("ip.version")
 _TCP4, _TCP6 = TCP4.offset("tcp.source"), TCP6.offset("tcp.source")
 _HEADER = TCP_CODEC.size
-_OFFSET_MASK = 0xF0
-_OFFSET_SHIFT = 2  # from the upper half of a byte to bytes: 4 to the right, times 4
 _VERSION_SHIFT = 28  # of the version in the first word of an IPv6 header
 
 # The same places in a frame without virtio-net header.
@@ -167,7 +166,7 @@ class TcpFrames:
             return 0
         if connection is None:
             return 0
-        data = start + ((offset & _OFFSET_MASK) >> _OFFSET_SHIFT)
+        data = start + ((offset & OFFSET_MASK) >> OFFSET_SHIFT)
         if data < start + _HEADER or not data <= end <= size:
             self._counters.drop(Drop.MALFORMED_TCP)
             return 1
@@ -179,14 +178,9 @@ class TcpFrames:
             segment = Segment(sequence, acknowledgement, flags, window, payload, options)
             work = connection.segment(segment, _offer(segment), self._clock())
         more: list[memoryview] = []
-        if connection.fresh:
-            if end_of_all and data == start + _HEADER and end == size and not flags & ~_GO_ON:
-                more = self._following(connection, buffer, view, at, size, end_of_all)
-            work |= self._sockets.offer(connection, more)
-        if work:
-            if not connection.work:
-                self.queue.append(connection)
-            connection.work |= work
+        if end_of_all and connection.fresh and data == start + _HEADER and end == size and not flags & ~_GO_ON:
+            more = self._following(connection, buffer, view, at, size, end_of_all)
+        self._follow(connection, work, more)
         return 1 + len(more)
 
     def _following(
@@ -242,10 +236,7 @@ class TcpFrames:
             self._follow(connection, connection.segment(segment, _offer(segment), self._clock()))
             self._sockets.ask()
         elif segment.flags & (TCP_SYN | TCP_ACK | TCP_RST) == TCP_SYN:
-            ports = packet.payload[:PORTS_BYTES]
-            self._opener.outbound(
-                packet, segment, key, (int.from_bytes(ports[:2], "big"), int.from_bytes(ports[2:], "big"))
-            )
+            self._opener.outbound(packet, segment, key)
         elif not segment.flags & TCP_RST:
             self._refuse(packet)
 
@@ -257,8 +248,8 @@ class TcpFrames:
 
         :raises PacketError: `Drop.GUEST_ERROR`, if it is about no segment in flight, or its MTU is below the least.
         """
-        ports = reported.destination_port.to_bytes(2, "big") + reported.source_port.to_bytes(2, "big")
-        connection = self._by_key.get(reported.destination + reported.source + ports)
+        key = down_key(reported.destination, reported.source, reported.destination_port, reported.source_port)
+        connection = self._by_key.get(key)
         family, mtu = family_of(reported.source), reported.problem.parameter
         if connection is None or mtu < MTU_LEAST[family] or not connection.sender.flies(reported.sequence):
             raise PacketError(Drop.GUEST_ERROR)
@@ -277,10 +268,10 @@ class TcpFrames:
             self._link.write_frame(frame)
         raise PacketError(Drop.TCP)
 
-    def _follow(self, connection: Connection, work: int) -> None:
-        """Offer to the socket what a segment has brought, and add the work that follows."""
+    def _follow(self, connection: Connection, work: int, more: Sequence[memoryview] = ()) -> None:
+        """Offer to the socket what a segment has brought, and `more` behind it; add the work that follows."""
         if connection.fresh:
-            work |= self._sockets.offer(connection)
+            work |= self._sockets.offer(connection, more)
         if work:
             self._sockets.mark(connection, work)
 

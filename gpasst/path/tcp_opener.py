@@ -19,9 +19,10 @@ from collections.abc import Callable
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PacketError
 from gpasst.flow.guest import Guest
+from gpasst.flow.key import down_key, split
 from gpasst.flow.translation import Addresses
 from gpasst.formats import PROTOCOL_TCP, TCP_CODEC, TCP_SYN
-from gpasst.host.descriptors import Descriptors, exhausted
+from gpasst.host.descriptors import Descriptors
 from gpasst.host.sockets import socket_address
 from gpasst.host.tcp import close_with_reset, open_outbound, prepare
 from gpasst.packet.address import family_of
@@ -83,23 +84,23 @@ class TcpOpener:
         self._clock = clock
         self._budget = Budget()
 
-    def outbound(self, packet: Packet, segment: Segment, key: bytes, ports: tuple[int, int]) -> None:
+    def outbound(self, packet: Packet, segment: Segment, key: bytes) -> None:
         """Open a connection for a SYN of the guest.
 
         :param packet: the packet that has it.
         :param segment: the SYN.
         :param key: the connection's key.
-        :param ports: source and destination port.
         :raises PacketError: if the connection must not be, or no socket can be had.
         """
         addresses = self._guest.addresses[packet.family]
-        target = addresses.outbound(packet.source, ports[0], packet.destination, ports[1], multicast=False)
+        _, _, guest_port, port = split(key)
+        target = addresses.outbound(packet.source, guest_port, packet.destination, port, multicast=False)
         if packet.destination in self._guest.network.broadcasts:
             raise PacketError(Drop.NOT_UNICAST)
         now = self._clock()
         self._make_room()
         sock = self._socket(addresses)
-        remote = target.address, ports[1], target.scope
+        remote = target.address, port, target.scope
         connection = self._connection(key, State.CONNECTING, remote, now)
         connection.opened(segment.sequence, parse_options(segment.options), segment.window)
         number = sock.connect_ex(socket_address(*remote))
@@ -193,12 +194,7 @@ class TcpOpener:
         :raises PacketError: if none can be had.
         """
         try:
-            try:
-                sock = open_outbound(addresses.network)
-            except OSError as error:
-                if not exhausted(error) or not self._descriptors.let_go():
-                    raise
-                sock = open_outbound(addresses.network)
+            sock = self._descriptors.make(lambda: open_outbound(addresses.network))
             try:
                 prepare(sock, self._peek_offset)
                 settled = self._descriptors.settle(sock)
@@ -236,10 +232,9 @@ class TcpOpener:
 
         :raises PacketError: `Drop.PORTS_EXHAUSTED`, if none is free.
         """
-        target = guest_port.to_bytes(2, "big")
         for distance in range(PORTS_TRIED):
             candidate = (port - 1 + distance) % PORT_MAXIMUM + 1
-            key = guest + shown + target + candidate.to_bytes(2, "big")
+            key = down_key(guest, shown, guest_port, candidate)
             if key not in self._table.by_key:
                 return key
         raise PacketError(Drop.PORTS_EXHAUSTED)

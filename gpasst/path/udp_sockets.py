@@ -22,7 +22,8 @@ from gpasst.counters import Counters, Drop
 from gpasst.errors import PacketError
 from gpasst.features import Feature
 from gpasst.flow.guest import Guest
-from gpasst.host.descriptors import Descriptors, exhausted
+from gpasst.flow.key import PORTS_BYTES
+from gpasst.host.descriptors import Descriptors
 from gpasst.host.receive import Receiver, Run, split_key
 from gpasst.host.send import SEGMENTS_PER_SEND, send_run, sender_to
 from gpasst.host.sockets import open_own
@@ -36,7 +37,6 @@ from gpasst.udp.mapping import Listener, Peer, UdpSocket
 from gpasst.udp.nat import UdpNat
 from gpasst.udp.pairs import NO_PAIRS, Pair
 
-PORTS_BYTES = 4  # source and destination port
 # Handles a datagram to a service's port: the packet, and the payload of its datagram.
 ServiceHandler = Callable[[Packet, memoryview], None]
 
@@ -73,12 +73,7 @@ class MappingSockets:
         :raises PacketError: if no socket can be had.
         """
         network = self._guest.addresses[family].network
-        try:
-            udp_socket = open_own(network, port, self._gro)
-        except PacketError as error:
-            if not exhausted(error.__cause__) or not self._descriptors.let_go():
-                raise
-            udp_socket = open_own(network, port, self._gro)
+        udp_socket = self._descriptors.make(lambda: open_own(network, port, self._gro))
         assert udp_socket.socket is not None
         udp_socket.socket = self._descriptors.settle(udp_socket.socket)
         if port and udp_socket.port != port:

@@ -108,6 +108,8 @@ class Proxy:
         self.tcp = build_tcp(base, link, icmp, timers) if link and not config.no_tcp else None
         if self.tcp:
             closing(self.tcp.close)
+            # The loop must not look at the set any more when that is closed.
+            closing(base.watchers.unwatch, self.tcp.sockets)
         self.udp, self.splice = build_udp(base, link, icmp, handlers)
         closing(self.udp.nat.close)
         if self.splice:

@@ -21,11 +21,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from gpasst.counters import Drop
+from gpasst.flow import key as flow_key
 from gpasst.flow.sender import StreamSocket
 from gpasst.formats import TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN
-from gpasst.packet.address import family_of
 from gpasst.tcp.header import Header
-from gpasst.tcp.key import shown, split
 from gpasst.tcp.receiver import Receiver
 from gpasst.tcp.segment import MSS_MINIMUM, SEQUENCE_HALF, SEQUENCE_MASK, Offer, Segment
 from gpasst.tcp.sender import NO_FIN, Sender
@@ -113,7 +112,7 @@ class Connection:
         self.state = state
         self.header = header
         # Most remote ends are what the guest sees, and the key has that.
-        self._remote = None if remote == shown(key) else remote
+        self._remote = None if remote == flow_key.shown(key) else remote
         self.socket: StreamSocket | None = None
         self.established = self.delayed = False
         self.work = 0
@@ -154,17 +153,17 @@ class Connection:
     @property
     def ends(self) -> tuple[bytes, bytes, int, int]:
         """The guest's address, the remote end's as the guest sees it, and the port of each."""
-        return split(self.key)
+        return flow_key.split(self.key)
 
     @property
     def family(self) -> int:
         """4 or 6."""
-        return family_of(self.ends[0])
+        return flow_key.family(self.key)
 
     @property
     def remote(self) -> tuple[bytes, int, int]:
         """The remote end as the host sees it: address, port, interface index of a link-local address."""
-        return self._remote or shown(self.key)
+        return self._remote or flow_key.shown(self.key)
 
     def synchronise(self, now: float) -> bytes:
         """Return the frame of the SYN, or SYN and acknowledgement, which is sent at `now`.

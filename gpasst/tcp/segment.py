@@ -27,8 +27,8 @@ MSS_MINIMUM = 88  # bytes; net/ipv4/tcp_ipv4.c takes no less either (TCP_MIN_MSS
 SCALE_MAXIMUM = 14  # RFC 7323, section 2.3
 
 _pick = TCP_CODEC.picker("sequence", "acknowledgement", "data_offset", "flags", "window").unpack_from
-_OFFSET_MASK = 0xF0  # of the byte that begins with the data offset
-_OFFSET_SHIFT = 2  # from the upper half of a byte to bytes: 4 to the right, times 4
+OFFSET_MASK = 0xF0  # of the byte that begins with the data offset
+OFFSET_SHIFT = 2  # from the upper half of a byte to bytes: 4 to the right, times 4
 _MSS_BYTES = 4
 _SCALE_BYTES = 3
 _OPTION_MINIMUM = 2
@@ -75,7 +75,7 @@ def parse(data: memoryview) -> Segment:
         raise PacketError(Drop.MALFORMED_TCP)
     # A dictionary of names would cost more than everything else here.
     sequence, acknowledgement, offset, flags, window = _pick(data)
-    start = (offset & _OFFSET_MASK) >> _OFFSET_SHIFT
+    start = (offset & OFFSET_MASK) >> OFFSET_SHIFT
     if not TCP_BYTES <= start <= len(data):
         raise PacketError(Drop.MALFORMED_TCP)
     return Segment(sequence, acknowledgement, flags, window, data[start:], bytes(data[TCP_BYTES:start]))

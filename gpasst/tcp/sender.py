@@ -37,7 +37,8 @@ class Sender:
     :ivar mss: payload bytes of the largest segment.
     :ivar discard: bytes that were acknowledged, and are still to be discarded from the socket's queue.
     :ivar blocked: whether data may wait in the socket for room in the window.
-    :ivar ended: whether the socket has no more data than what is in flight.
+    :ivar ended: whether the socket's data has an end, so that a FIN follows it.
+    :ivar highest: the sequence number behind everything that was ever sent.
     :ivar fin: sequence number of the FIN once it was sent, else `NO_FIN`.
     :ivar progress: when the flight began, or was last acknowledged in part; monotonic seconds.
     :ivar retries: how often the flight was sent again without any progress.
@@ -45,7 +46,6 @@ class Sender:
 
     __slots__ = (
         "_duplicates",
-        "_highest",
         "_probing",
         "_recover",
         "_update",
@@ -53,6 +53,7 @@ class Sender:
         "discard",
         "ended",
         "fin",
+        "highest",
         "mss",
         "next",
         "progress",
@@ -63,7 +64,7 @@ class Sender:
     )
 
     def __init__(self, start: int, mss: int) -> None:
-        self.unacknowledged = self.next = self._highest = self._recover = start
+        self.unacknowledged = self.next = self.highest = self._recover = start
         self.window = self.scale = 0
         self.mss = mss
         self.discard = 0
@@ -95,19 +96,14 @@ class Sender:
         """Whether data may wait for a window that is closed."""
         return self.blocked and not self.window
 
-    @property
-    def highest(self) -> int:
-        """The sequence number behind everything that was ever sent."""
-        return self._highest
-
     def sent(self, count: int, now: float) -> None:
         """Take note that `count` bytes were sent at `now`."""
         if self.next == self.unacknowledged:
             self.progress = now
         self._probing = False
         self.next = (self.next + count) & SEQUENCE_MASK
-        if (self.next - self._highest) & SEQUENCE_MASK < SEQUENCE_HALF:
-            self._highest = self.next
+        if (self.next - self.highest) & SEQUENCE_MASK < SEQUENCE_HALF:
+            self.highest = self.next
 
     def sent_fin(self, now: float) -> None:
         """Take note that a FIN was sent behind all data."""
@@ -116,7 +112,7 @@ class Sender:
 
     def offered(self, sequence: int, acknowledgement: int, window: int) -> None:
         """Take the numbers of the segment that ends the handshake; the window is in bytes."""
-        self.unacknowledged = self.next = self._highest = self._recover = acknowledgement
+        self.unacknowledged = self.next = self.highest = self._recover = acknowledgement
         self.window = window
         self._update = sequence
         self.retries = 0
@@ -133,12 +129,12 @@ class Sender:
         advance = (acknowledgement - self.unacknowledged) & SEQUENCE_MASK
         window = field << self.scale
         if advance:
-            if advance > (self._highest - self.unacknowledged) & SEQUENCE_MASK:
+            if advance > (self.highest - self.unacknowledged) & SEQUENCE_MASK:
                 return False
             self.unacknowledged = acknowledgement
-            if acknowledgement == self._highest:
+            if acknowledgement == self.highest:
                 # One number for all, so that an idle connection takes less memory.
-                self.next = self._highest = self._recover = acknowledgement
+                self.next = self.highest = self._recover = acknowledgement
             elif (self.next - acknowledgement) & SEQUENCE_MASK >= SEQUENCE_HALF:
                 self.next = acknowledgement
             self.discard += advance - (self.fin != NO_FIN and (self.fin + 1) & SEQUENCE_MASK == acknowledgement)
@@ -148,7 +144,7 @@ class Sender:
             self._duplicates += 1
             # What stands before the recovery point was sent again already. A point outside of the flight is old.
             again = (self._recover - acknowledgement) & SEQUENCE_MASK
-            recovering = 0 < again <= (self._highest - acknowledgement) & SEQUENCE_MASK
+            recovering = 0 < again <= (self.highest - acknowledgement) & SEQUENCE_MASK
             if self._duplicates == DUPLICATES and not recovering:
                 self.rewind()
                 return True
@@ -174,12 +170,12 @@ class Sender:
         Such a number is guessed, and the segment's data with it (RFC 5961, section 5).
         """
         advance = (acknowledgement - self.unacknowledged) & SEQUENCE_MASK
-        flight = (self._highest - self.unacknowledged) & SEQUENCE_MASK
+        flight = (self.highest - self.unacknowledged) & SEQUENCE_MASK
         return flight < advance < SEQUENCE_MASK + 1 - FLIGHT_MAXIMUM
 
     def flies(self, sequence: int) -> bool:
         """Return whether a sequence number was sent and not acknowledged."""
-        flight = (self._highest - self.unacknowledged) & SEQUENCE_MASK
+        flight = (self.highest - self.unacknowledged) & SEQUENCE_MASK
         return (sequence - self.unacknowledged) & SEQUENCE_MASK < flight
 
     @property
@@ -205,5 +201,5 @@ class Sender:
     def rewind(self) -> None:
         """Send from the oldest unacknowledged byte on again; the caller peeks from there."""
         self.next = self.unacknowledged
-        self._recover = self._highest
+        self._recover = self.highest
         self._duplicates = 0

@@ -24,6 +24,7 @@ from itertools import islice
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.flow.activity import Ages, Tracked
+from gpasst.flow.key import down_key
 from gpasst.flow.sender import HostSocket, Sender
 from gpasst.udp.header import DEFAULT_TOS_TTL, Header
 
@@ -177,11 +178,6 @@ class Expired:
 
     mappings: int
     sockets: list[UdpSocket]
-
-
-def down_key(guest: bytes, shown: bytes, guest_port: int, shown_port: int) -> bytes:
-    """Return the key of a downward datagram: addresses and ports exactly as they stand in its headers."""
-    return guest + shown + guest_port.to_bytes(2, "big") + shown_port.to_bytes(2, "big")
 
 
 class _PeerAges(Ages[Peer]):

@@ -28,10 +28,11 @@ from typing import Protocol
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.flow.guest import Guest
+from gpasst.flow.key import down_key
 from gpasst.flow.translation import Target
 from gpasst.packet.address import UNSPECIFIED
 from gpasst.udp.header import Header
-from gpasst.udp.mapping import Listener, Mapping, Peer, Table, UdpSocket, down_key
+from gpasst.udp.mapping import Listener, Mapping, Peer, Table, UdpSocket
 
 PEERS_LOOKED_AT = 1024  # in half a millisecond
 

@@ -7,8 +7,9 @@ from typing import Any
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.flow.guest import Guest
+from gpasst.flow.key import down_key
 from gpasst.host.receive import sender_key
-from gpasst.udp.mapping import Listener, Peer, UdpSocket, down_key
+from gpasst.udp.mapping import Listener, Peer, UdpSocket
 from gpasst.udp.nat import UdpNat
 from tests.support.addresses import GUEST4, GUEST_LINK_LOCAL, GUEST_MAC, ip
 from tests.support.networks import family_network, guest_network

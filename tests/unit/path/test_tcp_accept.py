@@ -32,7 +32,7 @@ class Pause:
     """An entry of the timers."""
 
     def __init__(self, seconds: float, callback: Callable[[float], None]) -> None:
-        self.seconds = seconds
+        self.when = self.seconds = seconds
         self.callback: Callable[[float], None] | None = callback
 
     def cancel(self) -> None:

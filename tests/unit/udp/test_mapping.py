@@ -9,9 +9,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
+from gpasst.flow.key import down_key
 from gpasst.host.receive import sender_key
 from gpasst.udp.header import Header
-from gpasst.udp.mapping import PEERS_EVICTED, PORTS_TRIED, Expired, Listener, Mapping, Peer, Table, UdpSocket, down_key
+from gpasst.udp.mapping import PEERS_EVICTED, PORTS_TRIED, Expired, Listener, Mapping, Peer, Table, UdpSocket
 
 GUEST, REMOTE = bytes((192, 0, 2, 2)), bytes((198, 51, 100, 9))
 TIMEOUT = 180

@@ -8,11 +8,12 @@ import pytest
 
 from gpasst.counters import Drop
 from gpasst.flow.guest import Guest
+from gpasst.flow.key import down_key
 from gpasst.flow.sender import Sender
 from gpasst.formats import STREAM_LENGTH, VIRTIO_NET
 from gpasst.host.receive import sender_key
 from gpasst.packet.address import BROADCAST_MAC
-from gpasst.udp.mapping import Listener, Peer, down_key
+from gpasst.udp.mapping import Listener, Peer
 from gpasst.udp.nat import UdpNat
 from tests.support.addresses import (
     FORWARDER4,
