@@ -17,7 +17,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ LOOPBACK, PORT_SPLICED = "127.0.0.1", 7101
 CONTENDERS = ("gpasst", "pasta", "veth", "plain")  # plain: gpasst moving one datagram at a time
 PASTA, PASST = os.environ.get("PASTA") or "pasta", os.environ.get("PASST") or "passt"
 START_SECONDS = 10  # at most
+LISTEN_SECONDS = 5  # at most
 RECEIVE_BUFFER = "4096 131072 6291456"  # bytes; net.ipv4.tcp_rmem of an ordinary machine
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -105,22 +107,26 @@ class Contender:
     :param name: one of `CONTENDERS`.
     :param guest: whether it serves a program on a UNIX socket.
     :param tcp_mtu: 0: it forwards UDP, and its MTU is its own choice; else it forwards TCP, with that MTU in bytes.
+    :param spliced: whether it forwards TCP between the two loopbacks, both ways, on ports that the kernel chose.
     :raises Failed: if it does not start.
     """
 
-    def __init__(self, lab: Lab, name: str, guest: bool = False, tcp_mtu: int = 0) -> None:
+    def __init__(self, lab: Lab, name: str, guest: bool = False, tcp_mtu: int = 0, spliced: bool = False) -> None:
         self.name = name
         self.netns = lab.names[name]
         self.program: subprocess.Popen[bytes] | None = None
         self.extra: list[int] = []
         self.path = f"/tmp/gpasst-bench-{os.getpid()}-{name}.socket"
-        self.tcp = tcp_mtu > 0
+        self.tcp = tcp_mtu > 0 or spliced
+        ports = free_ports(2 * TCP_PORTS) if spliced else range(PORT_IN, PORT_IN + TCP_PORTS)
+        self._inward, self._outward = list(ports[:TCP_PORTS]), list(ports[TCP_PORTS:])
         if name == "veth":
             lab.set_veth_mtu(tcp_mtu or 65520)
             return
         ours = [sys.executable, "-m", "gpasst"]
         if self.tcp:
-            forwards = ["-t", f"{PORT_IN}-{PORT_IN + TCP_PORTS - 1}", "-u", "none", "-m", str(tcp_mtu)]
+            forwards = ["-t", comma_list(self._inward), "-u", "none"]
+            forwards += ["-m", str(tcp_mtu)] if tcp_mtu else []
         else:
             forwards = ["-t", "none", "-u", str(PORT_IN)]
         try:
@@ -129,7 +135,7 @@ class Contender:
                 self._start(*command, "-q", "-f", "-s", self.path, *forwards)
                 self._await(lambda: self.path in Path("/proc/net/unix").read_text(encoding="utf-8"))
                 return
-            forwards += ["-T", "none", "-U", "none" if self.tcp else str(PORT_SPLICED)]
+            forwards += ["-T", comma_list(self._outward) or "none", "-U", "none" if self.tcp else str(PORT_SPLICED)]
             command = [PASTA, "--runas", "0"] if name == "pasta" else [*ours, "pasta", "--runas", "root"]
             command += ["--no-offload"] if name == "plain" else []
             before = set(os.listdir("/proc"))
@@ -159,14 +165,15 @@ class Contender:
 
     def _configured(self) -> bool:
         """Whether the namespace is configured and a listener open, the last things that happen at the start."""
-        kind, port = ("tcp", PORT_IN) if self.tcp else ("udp", PORT_SPLICED)
-        show = ("sh", "-c", f"ip -4 address; cat /proc/net/{kind}")
+        show = ("sh", "-c", "ip -4 address; cat /proc/net/udp")
         text = subprocess.run(
             ["ip", "netns", "exec", self.netns, *show], capture_output=True, text=True, check=True
         ).stdout
         if self.tcp:
-            text += listeners()
-        return HOST in text and f":{port:04X} " in text
+            open_now = listening() >= set(self._inward) and listening(self.netns) >= set(self._outward)
+        else:
+            open_now = f":{PORT_SPLICED:04X} " in text
+        return HOST in text and open_now
 
     def targets(self, outward: bool, spliced: bool = False, guest: bool = False) -> tuple[str, str, int]:
         """Return the address at which the receiver binds, that to which the sender sends, and the first port."""
@@ -177,6 +184,14 @@ class Contender:
         if spliced:
             return "0.0.0.0", LOOPBACK, PORT_SPLICED if outward else PORT_IN
         return "0.0.0.0", GATEWAY if outward else HOST, PORT_OUT if outward else PORT_IN
+
+    def loopback(self, outward: bool) -> tuple[str, list[int]]:
+        """Return the address that a client addresses, and the ports of a spliced forward, the same on both sides.
+
+        A plain veth pair has no loopback in common, so its own address takes the place of it.
+        """
+        address = LOOPBACK if self.name != "veth" else VETH_HOST if outward else VETH_GUEST
+        return address, self._outward if outward else self._inward
 
     def processes(self) -> list[int]:
         """Return the processes of the proxy, its helper included."""
@@ -197,8 +212,30 @@ class Contender:
                     total += int(line.split()[1])
         return total
 
+    def private_kb(self) -> int:
+        """Return the memory that would be free without the proxy, in kB."""
+        total = 0
+        for pid in self.processes():
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
+                if line.startswith(("Private_Clean:", "Private_Dirty:")):
+                    total += int(line.split()[1])
+        return total
+
     def descriptors(self) -> int:
         return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self.processes())
+
+    def pipes(self) -> int:
+        """Return the number of descriptors that are an end of a pipe."""
+        total = 0
+        for pid in self.processes():
+            for entry in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(FileNotFoundError):  # closed meanwhile
+                    total += os.readlink(entry).startswith("pipe:")
+        return total
+
+    def holds(self) -> dict[str, int]:
+        """Return what the proxy holds now: descriptors, ends of pipes, kB of private memory."""
+        return {"descriptors": self.descriptors(), "pipes": self.pipes(), "private_kb": self.private_kb()}
 
     def close(self) -> None:
         if self.program is not None:
@@ -206,12 +243,43 @@ class Contender:
             self.program.wait(10)
 
 
-def listeners(netns: str = "") -> str:
-    """Return the table of TCP sockets, of either family, in a namespace or here."""
+def comma_list(ports: Iterable[int]) -> str:
+    return ",".join(map(str, ports))
+
+
+def free_ports(count: int) -> list[int]:
+    """Return distinct TCP ports that the kernel chose, free on this side."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for sock in sockets:
+            sock.bind(("", 0))
+        return [sock.getsockname()[1] for sock in sockets]
+
+
+def listening(netns: str = "") -> set[int]:
+    """Return the TCP ports of either family that a program listens on, in a namespace or here."""
     within = ["ip", "netns", "exec", netns] if netns else []
-    return subprocess.run(
+    text = subprocess.run(
         [*within, "cat", "/proc/net/tcp", "/proc/net/tcp6"], stdout=subprocess.PIPE, text=True, check=False
     ).stdout
+    rows = (line.split() for line in text.splitlines())
+    return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A"}  # TCP_LISTEN
+
+
+def await_listener(port: int, netns: str) -> None:
+    deadline = time.monotonic() + LISTEN_SECONDS
+    while port not in listening(netns):
+        if time.monotonic() > deadline:
+            raise Failed(f"nothing listens on port {port}")
+        time.sleep(0.02)
+
+
+def compiled(folder: Path, *names: str) -> dict[str, Path]:
+    """Compile programs of this folder into another one; return where each is."""
+    paths = {name: folder / name for name in names}
+    for name, path in paths.items():
+        run("gcc", "-O2", "-pthread", "-o", str(path), str(HERE / f"{name}.c"))
+    return paths
 
 
 def start(*command: object, netns: str = "") -> subprocess.Popen[str]:
@@ -237,6 +305,21 @@ def finish(program: subprocess.Popen[str]) -> dict[str, Any]:
     lines = output.strip().splitlines()
     figures: dict[str, Any] = json.loads(lines[-1]) if lines else {}
     return figures
+
+
+@contextmanager
+def ended(program: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """End a program with the block, if it has not ended by itself."""
+    try:
+        yield program
+    finally:
+        if program.poll() is None:
+            program.kill()
+        program.communicate()
+
+
+def say(progress: str) -> None:
+    print(progress, end="\r\x1b[K", file=sys.stderr)
 
 
 def line(program: subprocess.Popen[str], expected: str) -> None:

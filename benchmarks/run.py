@@ -12,7 +12,8 @@ proxy's own processes (/proc/PID/task/*/schedstat, nanoseconds), the helper incl
 
     python benchmarks/run.py [--rounds N] [--seconds S] [--only TEXT] [--output FOLDER] [--list]
 
-The rows of TCP are in `tcp.py`; `--only tcp` runs all of them. The whole run takes about 16 minutes.
+The rows of TCP are in `tcp.py`; `--only tcp` runs all of them, and `--only "tcp, spliced"` those between the
+two loopbacks. The whole run takes about 20 minutes.
 
 Needs root, and Debian's packages passt, iproute2, procps, iperf3, gcc and libc6-dev. `PASTA` and `PASST` in the
 environment name other binaries of the peers. Nothing leaves the namespaces; the load is bounded in time.
@@ -237,7 +238,7 @@ def chart(rows: list[dict[str, Any]]) -> str:
     import math
 
     shown = [row for row in rows if row.get("delivered_ratio")]
-    left, width, step, top = 400, 520, 30, 60
+    left, width, step, top = 460, 520, 30, 60
     height = top + step * len(shown) + 40
 
     def x(value: float) -> float:

@@ -2,7 +2,8 @@
 
 Theory of operation: bulk over a tap is moved by iperf3, one stream, with the congestion control of the whole lab. The
 client of "host to namespace" is on the host and addresses the host's own, not loopback, so that the stream crosses the
-tap. Everything else is moved by programs of our own (`tcp_load.c`), and the guest of the stream is `tcp_guest.c`; both
+tap. Rows that are "spliced" have both ends on loopback, and the client is on the side that is named first. Everything
+else is moved by programs of our own (`tcp_load.c`), and the guest of the stream is `tcp_guest.c`; both
 are compiled at the start. A load that a contender does not carry counts as failed and leaves the others alone.
 
 Processor time is that of the proxy and its helper, user and system together, from the scheduler's account. The kernel
@@ -17,16 +18,29 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab import GATEWAY, HERE, Contender, Failed, Lab, finish, line, listeners, start
-from tcp_rows import CONTENDERS, IDLE, LOADS, MTUS, PAUSES, SIZE, Figures, TcpLoad, table
+from lab import (
+    GATEWAY,
+    TCP_PORTS,
+    Contender,
+    Failed,
+    Lab,
+    await_listener,
+    comma_list,
+    compiled,
+    ended,
+    finish,
+    line,
+    say,
+    start,
+)
+from tcp_rows import CONTENDERS, IDLE, LOADS, PAUSES, Figures, TcpLoad, table
 
-PROGRAMS = ("tcp_load", "tcp_guest")
 IDLE_CONNECTIONS = 10000
 IDLE_SECONDS = 10.0
 SPARE_DESCRIPTORS = 1000
@@ -60,29 +74,28 @@ class Bench:
         self._loads = [load for load in LOADS if wanted(load.label)]
         self._idle = wanted(IDLE)
         self._pauses = [label for label in PAUSES if wanted(label)]
-        self._paths = {name: folder / name for name in PROGRAMS}
-        for name, path in self._paths.items():
-            subprocess.run(["gcc", "-O2", "-o", path, HERE / f"{name}.c"], check=True)
+        self._paths = compiled(folder, "tcp_load", "tcp_guest")
 
     def run(self) -> dict[str, Any]:
         """Run the loads; return rows, figures of idle connections and of pauses."""
         results = {load.label: {name: Figures() for name in self._names if load.suits(name)} for load in self._loads}
         for turn in range(self._plan.rounds):
             for name in self._names:
-                for guest, mtu in ((guest, mtu) for guest in (False, True) for mtu in MTUS):
-                    mine = [one for one in self._loads if (one.guest, one.mtu) == (guest, mtu) and one.suits(name)]
-                    self._round(name, guest, mtu, mine, results, f"round {turn + 1} of {self._plan.rounds}")
+                apart: dict[tuple[bool, int, bool], list[TcpLoad]] = {}  # by what the contender is opened with
+                for load in self._loads:
+                    if load.suits(name):
+                        apart.setdefault((load.guest, load.mtu, load.spliced), []).append(load)
+                for mine in apart.values():
+                    self._round(name, mine, results, f"round {turn + 1} of {self._plan.rounds}")
         idle = {name: self._hold(name) for name in self._names if name != "veth"} if self._idle else {}
         pauses = {label: {name: self._watch(name, label) for name in self._names} for label in self._pauses}
         return {"rows": table(self._loads, results), "idle": idle, "pauses": pauses}
 
-    def _round(
-        self, name: str, guest: bool, mtu: int, loads: list[TcpLoad], results: dict[str, dict[str, Figures]], turn: str
-    ) -> None:
-        if not loads:
-            return
+    def _round(self, name: str, loads: list[TcpLoad], results: dict[str, dict[str, Figures]], turn: str) -> None:
+        """Run loads that one and the same contender carries."""
+        alike = loads[0]
         try:
-            contender = Contender(self._lab, name, guest, tcp_mtu=mtu)
+            contender = Contender(self._lab, name, alike.guest, tcp_mtu=alike.mtu, spliced=alike.spliced)
         except Failed as problem:
             print(problem, file=sys.stderr)
             for load in loads:
@@ -117,7 +130,10 @@ class Bench:
                 figures.processor.append((contender.processor_seconds() - before) / trips * 1e6)
             figures.failed += done["lost"]
             return
-        gbit, seconds = self._guest(contender, load) if load.guest else self._iperf(contender, load.outward)
+        if load.spliced:
+            gbit, seconds = self._streams(contender, load)
+        else:
+            gbit, seconds = self._guest(contender, load) if load.guest else self._iperf(contender, load.outward)
         figures.delivered.append(gbit / seconds)
         figures.processor.append((contender.processor_seconds() - before) / gbit * 1e3)
 
@@ -141,6 +157,22 @@ class Bench:
             raise Failed(f"iperf3 moved nothing: {report.get('error', 'no message')}")
         return received["bytes"] * 8e-9, received["seconds"]
 
+    def _streams(self, contender: Contender, load: TcpLoad) -> tuple[float, float]:
+        """Run spliced streams; return the Gbit that arrived, and seconds."""
+        address, ports = contender.loopback(load.outward)
+        client_at, server_at = (contender.netns, "") if load.outward else ("", contender.netns)
+        ends: tuple[object, object] = (f"{address}:{ports[0]}", ports[0])
+        sender, receiver = ends if load.client_sends else reversed(ends)
+        flood, sink = ("flood", sender, self._plan.bulk_seconds, load.at_once), ("sink", receiver, load.at_once)
+        client_does, server_does = (flood, sink) if load.client_sends else (sink, flood)
+        with ended(self._load(*server_does, netns=server_at)) as server:
+            line(server, "ready")
+            with ended(self._load(*client_does, netns=client_at)) as client:
+                moved = {**finish(client), **finish(server)}
+        if moved["received"] != moved["sent"] or not moved["whole"]:
+            raise Failed(f"{moved['received']} bytes arrived of {moved['sent']}")
+        return moved["received"] * 8e-9, moved["seconds"]
+
     def _guest(self, contender: Contender, load: TcpLoad) -> tuple[float, float]:
         """Run the guest on the stream; return the Gbit that arrived, and seconds."""
         _, address, port = contender.targets(load.outward, guest=True)
@@ -155,7 +187,7 @@ class Bench:
             receiver = start(*guest, "receive", port)
             with ended(receiver):
                 line(receiver, "ready")
-                finish(self._load("flood", address, port, self._plan.seconds))
+                finish(self._load("flood", f"{address}:{port}", self._plan.seconds))
                 received = finish(receiver)
         if not received["received"]:
             raise Failed("nothing arrived")
@@ -164,20 +196,23 @@ class Bench:
     def _exchange(self, contender: Contender, load: TcpLoad) -> dict[str, Any]:
         """Exchange for some seconds; return what the client printed."""
         _, address, port = contender.targets(load.outward)
+        ports: Sequence[int] = range(port, port + TCP_PORTS)
+        if load.spliced:
+            address, ports = contender.loopback(load.outward)
         client_at, server_at = (contender.netns, "") if load.outward else ("", contender.netns)
         with ExitStack() as stack:
-            server = self._load("serve", port + 1, netns=server_at)
-            stack.enter_context(ended(server))
+            asked = ports if load.kind == "connect" else ports[1:2]
+            server = stack.enter_context(ended(self._load("serve", *asked, netns=server_at)))
             line(server, "ready")
             if load.kind == "beside":
-                sink = self._load("sink", port + 2, netns=server_at)
-                stack.enter_context(ended(sink))
+                sink = stack.enter_context(ended(self._load("sink", ports[2], netns=server_at)))
                 line(sink, "ready")
-                stream = self._load("flood", address, port + 2, self._plan.seconds + 1.0, netns=client_at)
-                stack.enter_context(ended(stream))
+                flood = ("flood", f"{address}:{ports[2]}", self._plan.seconds + 1.0)
+                stream = stack.enter_context(ended(self._load(*flood, netns=client_at)))
                 time.sleep(0.5)  # until the stream is at full speed
-            mode = "connect" if load.kind == "connect" else "ask"
-            done = finish(self._load(mode, address, port + 1, SIZE, self._plan.seconds, netns=client_at))
+            asks = (f"{address}:{comma_list(asked)}", load.size, self._plan.seconds)
+            words = ("connect", *asks, load.at_once) if load.kind == "connect" else ("ask", *asks)
+            done = finish(self._load(*words, netns=client_at))
             if load.kind == "beside":
                 finish(stream)
                 moved = finish(sink)
@@ -205,7 +240,7 @@ class Bench:
             with ended(server):
                 line(server, "ready")
                 began = time.monotonic()
-                client = self._load("hold", GATEWAY, port, count, netns=contender.netns)
+                client = self._load("hold", f"{GATEWAY}:{port}", count, netns=contender.netns)
                 with ended(client):
                     line(client, "ready")
                     opened = time.monotonic() - began
@@ -243,7 +278,7 @@ class Bench:
                 with ended(sink):
                     line(sink, "ready")
                     try:
-                        finish(self._load("flood", address, port, self._plan.bulk_seconds, netns=client_at))
+                        finish(self._load("flood", f"{address}:{port}", self._plan.bulk_seconds, netns=client_at))
                         done = finish(sink)
                     except Failed as problem:
                         print(f"{name}, {label}: {problem}", file=sys.stderr)
@@ -263,29 +298,6 @@ class Bench:
             "over_50_ms": sum(pause > PAUSE_MS for pause in longest),
             "gbit_per_second": round(statistics.median(rates), 3),
         }
-
-
-def say(progress: str) -> None:
-    print(progress, end="\r\x1b[K", file=sys.stderr)
-
-
-@contextmanager
-def ended(program: subprocess.Popen[str]) -> Iterator[None]:
-    """End a program with the block, if it has not ended by itself."""
-    try:
-        yield
-    finally:
-        if program.poll() is None:
-            program.kill()
-        program.communicate()
-
-
-def await_listener(port: int, netns: str) -> None:
-    deadline = time.monotonic() + 5
-    while f":{port:04X} 0" not in listeners(netns):
-        if time.monotonic() > deadline:
-            raise Failed(f"nothing listens on port {port}")
-        time.sleep(0.02)
 
 
 def idle_ms(contender: Contender) -> float:

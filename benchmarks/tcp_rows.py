@@ -18,24 +18,40 @@ class TcpLoad:
     """One kind of TCP traffic in one direction.
 
     :ivar kind: bulk, connect, ask, or beside: ask beside a bulk stream.
+    :ivar mtu: in bytes; 0: the contender's own choice.
+    :ivar spliced: whether it passes from one loopback to the other.
+    :ivar at_once: streams or connections.
+    :ivar client_sends: which end of a spliced stream sends; the client is always on the side that the load comes from.
     """
 
     kind: str
     outward: bool
     mtu: int = 65520
     guest: bool = False
+    spliced: bool = False
+    at_once: int = 1
+    client_sends: bool = True
+
+    @property
+    def size(self) -> int:
+        """The bytes of an exchange."""
+        return 1 if self.spliced and self.kind == "connect" else SIZE
 
     @property
     def label(self) -> str:
         inside = "guest" if self.guest else "namespace"
         way = f"{inside} to host" if self.outward else f"host to {inside}"
+        streams = "1 stream" if self.at_once == 1 else f"{self.at_once} streams"
         what = {
-            "bulk": f"MTU {self.mtu}",
-            "connect": f"connect, exchange {SIZE} B, close",
-            "ask": f"exchange {SIZE} B",
-            "beside": f"exchange {SIZE} B beside a stream",
+            "bulk": f"{streams}, client {'sends' if self.client_sends else 'receives'}"
+            if self.spliced
+            else f"MTU {self.mtu}",
+            "connect": f"connect, exchange {self.size} B, close",
+            "ask": f"exchange {self.size} B",
+            "beside": f"exchange {self.size} B beside a stream",
         }[self.kind]
-        return f"tcp, {way}, {what}"
+        several = f", {self.at_once} at once" if self.kind == "connect" and self.at_once > 1 else ""
+        return f"tcp, {'spliced, ' if self.spliced else ''}{way}, {what}{several}"
 
     @property
     def units(self) -> tuple[str, str]:
@@ -46,10 +62,25 @@ class TcpLoad:
         return contender in CONTENDERS and not (self.guest and contender == "veth")
 
 
+SPLICED = (
+    *(
+        TcpLoad("bulk", outward, 0, spliced=True, at_once=streams, client_sends=sends)
+        for outward in (False, True)
+        for streams in (1, 8)
+        for sends in (True, False)
+    ),
+    *(
+        TcpLoad("connect", outward, 0, spliced=True, at_once=at_once)
+        for outward in (False, True)
+        for at_once in (1, 16)
+    ),
+    *(TcpLoad("ask", outward, 0, spliced=True) for outward in (False, True)),
+)
 LOADS = (
     *(TcpLoad("bulk", outward, mtu) for outward in (True, False) for mtu in MTUS),
     *(TcpLoad(kind, outward) for kind in ("connect", "ask", "beside") for outward in (True, False)),
     *(TcpLoad("bulk", outward, mtu, guest=True) for outward in (True, False) for mtu in MTUS),
+    *SPLICED,
 )
 IDLE, PAUSES = "tcp, idle connections", ("tcp, pauses, namespace to host", "tcp, pauses, host to namespace")
 
@@ -93,7 +124,7 @@ def table(loads: list[TcpLoad], results: dict[str, dict[str, Figures]]) -> list[
 def print_table(report: dict[str, Any]) -> str:
     """Return the tables of the TCP rows."""
     head = (
-        f"{'load':<60}{'delivered/s':>12}{'pasta':>10}{'veth':>10}{'ratio':>7}{'of veth':>8}{'processor/unit':>16}"
+        f"{'load':<74}{'delivered/s':>12}{'pasta':>10}{'veth':>10}{'ratio':>7}{'of veth':>8}{'processor/unit':>16}"
         f"{'pasta':>10}{'ratio':>7}{'p50 us':>8}{'pasta':>8}{'p99 us':>9}{'pasta':>9}{'stream':>8}{'pasta':>7}"
         f"{'failed':>8}{'pasta':>6}"
     )
@@ -103,7 +134,7 @@ def print_table(report: dict[str, Any]) -> str:
         unit, processor = row["units"]
         digits = 2 if unit == "Gbit" else 0
         lines.append(
-            f"{row['load']:<60}"
+            f"{row['load']:<74}"
             + cell(ours.get("delivered"), 12, digits)
             + cell(theirs.get("delivered"), 10, digits)
             + cell(row.get("veth", {}).get("delivered"), 10, digits)
