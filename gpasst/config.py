@@ -60,6 +60,7 @@ class PortSide(NamedTuple):
 PORT_OPTIONS = {
     "tcp_ports": PortSide("tcp", inside=False),
     "udp_ports": PortSide("udp", inside=False),
+    "tcp_ns": PortSide("tcp", inside=True),
     "udp_ns": PortSide("udp", inside=True),
 }
 """The options that take port specifications."""
@@ -182,6 +183,9 @@ class Config:
 
     tcp_ports: Sequence[str] = declare((), "TCP ports of the host that lead to the guest", "SPEC", "-t", "ports")
     udp_ports: Sequence[str] = declare((), "UDP ports of the host that lead to the guest", "SPEC", "-u", "ports")
+    tcp_ns: Sequence[str] = declare(
+        (), "TCP ports of the namespace's loopback that lead to the host's", "SPEC", "-T", "ports", "pasta"
+    )
     udp_ns: Sequence[str] = declare(
         (), "UDP ports of the namespace's loopback that lead to the host's", "SPEC", "-U", "ports", "pasta"
     )
@@ -245,11 +249,6 @@ class Config:
         }
         object.__setattr__(self, "port_rules", rules)
         self._check_namespace_rules()
-        if self.splice_only and self.port_rules[PORT_OPTIONS["tcp_ports"]]:
-            raise ConfigurationError(
-                "--tcp-ports needs the tap, which --splice-only leaves out: TCP is not spliced yet",
-                "give only one of them",
-            )
 
     def _check_field(self, item: Field[Any], option: Option) -> None:
         """Check each value of a field, and accept one string where several are allowed."""

@@ -95,12 +95,14 @@ class Statistics:
     :ivar segments_down: frames with TCP data from the guest; a superframe counts once.
     :ivar tcp_bytes_up: TCP payload bytes written to the tap, repeated ones included.
     :ivar tcp_bytes_down: TCP payload bytes that host sockets took.
+    :ivar tcp_bytes_spliced: TCP payload bytes passed on by splice pairs, in either direction.
     :ivar tcp_superframes_up: tap writes that carried more than one segment.
-    :ivar connections: TCP connections tracked now.
+    :ivar connections: TCP connections that cross the link, tracked now.
     :ivar frames_up: frames written by the services (ARP, NDP, echo, RST).
     :ivar frames_down: frames read from the tap.
     :ivar socket_errors: errors read from sockets' queues, for example refused peers.
-    :ivar refusals: errors of splice pairs that were reported to the sender as ICMP would.
+    :ivar refusals: errors of splice pairs that were reported to the sender as ICMP would, and their connections that
+        the other side has refused.
     :ivar errors_up: ICMP errors reported to the guest, because its datagrams or echo requests met them.
     :ivar errors_down: ICMP errors of the guest that were passed on to the senders of its datagrams.
     :ivar mappings: guest endpoints tracked now.
@@ -124,6 +126,7 @@ class Statistics:
     segments_down: int
     tcp_bytes_up: int
     tcp_bytes_down: int
+    tcp_bytes_spliced: int
     tcp_superframes_up: int
     connections: int
     frames_up: int
@@ -214,6 +217,7 @@ class Counters:
             segments_down=self.tcp.down.datagrams,
             tcp_bytes_up=self.tcp.up.bytes,
             tcp_bytes_down=self.tcp.down.bytes,
+            tcp_bytes_spliced=self.tcp.spliced.bytes,
             tcp_superframes_up=self.tcp.up.superframes,
             connections=connections,
             frames_up=self.frames_up,

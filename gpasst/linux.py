@@ -19,6 +19,7 @@ AF_NETLINK: Final = 16
 SOCK_STREAM: Final = 1
 SOCK_DGRAM: Final = 2
 SOCK_RAW: Final = 3
+SOCK_NONBLOCK: Final = 0o4000  # asm-generic/fcntl.h; Linux 2.6.27
 
 # Levels of socket options and control messages (linux/in.h, linux/in6.h, linux/socket.h).
 SOL_SOCKET: Final = 1
@@ -152,11 +153,19 @@ SHUT_WR: Final = 1
 
 # epoll (linux/eventpoll.h).
 EPOLLIN: Final = 0x001
+EPOLLPRI: Final = 0x002
 EPOLLOUT: Final = 0x004
 EPOLLERR: Final = 0x008
 EPOLLHUP: Final = 0x010
 EPOLLRDHUP: Final = 0x2000  # Linux 2.6.17
 EPOLLET: Final = 1 << 31
+
+# Pipes (linux/splice.h, asm-generic/fcntl.h, linux/fcntl.h).
+SPLICE_F_MOVE: Final = 0x1
+SPLICE_F_NONBLOCK: Final = 0x2
+F_SETPIPE_SZ: Final = 1031  # Linux 2.6.35
+O_NONBLOCK: Final = 0o4000
+O_CLOEXEC: Final = 0o2000000
 
 # Timers (linux/time.h, include/linux/timerfd.h; Linux 2.6.25).
 CLOCK_MONOTONIC: Final = 1

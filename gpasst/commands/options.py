@@ -30,7 +30,6 @@ DESCRIPTIONS = {
 }
 # Long name, short name, name of the value ("" for a switch), the part that does not exist yet.
 ABSENT_OPTIONS = (
-    ("--tcp-ns", "-T", "SPEC", "splicing of TCP"),
     ("--conf-path", "-c", "PATH", "the control socket"),
     ("--vhost-user", "", "", "vhost-user"),
 )
@@ -60,7 +59,7 @@ PROCESS_OPTIONS = {
     ),
 }
 # Forwarded as bound on the other side unless something else is asked for, as in pasta.
-AUTOMATIC = ("tcp_ports", "udp_ports", "udp_ns")
+AUTOMATIC = ("tcp_ports", "udp_ports", "tcp_ns", "udp_ns")
 
 
 class Invocation(NamedTuple):
@@ -275,7 +274,7 @@ def _complete_pasta(fields: dict[str, Any], given: argparse.Namespace, argv: Seq
         )
     if len(command) == 1 and command[0].isdecimal() and "--" not in argv:
         fields["pid"] = int(command.pop())
-    impossible = {"tcp_ports": given.splice_only, "udp_ns": given.no_splice}
+    impossible = {"tcp_ns": given.no_splice, "udp_ns": given.no_splice}
     for name in AUTOMATIC:
         fields[name] = fields[name] or [NONE if impossible.get(name) else "auto"]
     return command

@@ -198,7 +198,8 @@ def _print_statistics(proxy: Pasta | Passt, seconds: int) -> None:
                 f"up {now.datagrams_up} datagrams {now.bytes_up} bytes, down {now.datagrams_down} datagrams "
                 f"{now.bytes_down} bytes, {now.mappings} mappings, {now.peers} peers, "
                 f"TCP up {now.segments_up} segments {now.tcp_bytes_up} bytes, down {now.segments_down} segments "
-                f"{now.tcp_bytes_down} bytes, {now.connections} connections, dropped: {drops}"
+                f"{now.tcp_bytes_down} bytes, {now.connections} connections, spliced {now.datagrams_spliced} datagrams "
+                f"{now.bytes_spliced} bytes, TCP {now.tcp_bytes_spliced} bytes, {now.pairs} pairs, dropped: {drops}"
             )
         except OSError:
             continue  # nobody reads

@@ -1,7 +1,7 @@
-"""Sockets of the namespace: UDP sockets kept ready by family, and others made one at a time.
+"""Sockets of the namespace: those of splice pairs and forwards kept ready by kind, and others made one at a time.
 
 Theory of operation: a socket of the namespace comes from the helper process, for a message there and back. One message
-brings up to 64 of them (6 to 9 us a socket, where one alone takes 17 to 26 us), so UDP sockets come in batches: as many
+brings up to 64 of them (6 to 9 us a socket, where one alone takes 17 to 26 us), so sockets come in batches: as many
 as `expect` has announced or `keep` demands, else one. `refill`, called once a second, restores what `keep` demands, so
 that a new splice pair waits for no message.
 
@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import logging
 from _socket import socket as RawSocket  # a class
+from collections import Counter, defaultdict
 from collections.abc import Callable
+from typing import NamedTuple
 
 from gpasst.errors import GpasstError
 from gpasst.helper.kept import SOCKETS_PER_MESSAGE, LateError
 from gpasst.host.sockets import family_constant
-from gpasst.linux import SOCK_DGRAM
+from gpasst.linux import SOCK_DGRAM, SOCK_NONBLOCK, SOCK_STREAM
 
 PAUSE_SECONDS = 0.05  # for one answer; on a busy machine it takes some milliseconds
 
@@ -26,6 +28,27 @@ PAUSE_SECONDS = 0.05  # for one answer; on a busy machine it takes some millisec
 MakeSockets = Callable[[int, int, int, int], list[int]]
 
 log = logging.getLogger(__name__)
+
+
+class Kind(NamedTuple):
+    """What a socket is made as.
+
+    :ivar family: 4 or 6.
+    :ivar type: the kernel's number of the type (SOCK_*), with its flags.
+    """
+
+    family: int
+    type: int
+
+
+def datagrams(family: int) -> Kind:
+    """Return the kind of UDP sockets of `family`, 4 or 6."""
+    return Kind(family, SOCK_DGRAM)
+
+
+def streams(family: int) -> Kind:
+    """Return the kind of TCP sockets of `family`, 4 or 6, which never wait."""
+    return Kind(family, SOCK_STREAM | SOCK_NONBLOCK)
 
 
 class SocketPool:
@@ -36,22 +59,22 @@ class SocketPool:
 
     def __init__(self, make: MakeSockets) -> None:
         self._make = make
-        self._ready: dict[int, list[RawSocket]] = {4: [], 6: []}
-        self._expected = {4: 0, 6: 0}
-        self._kept = {4: 0, 6: 0}
+        self._ready: defaultdict[Kind, list[RawSocket]] = defaultdict(list)
+        self._expected: Counter[Kind] = Counter()
+        self._kept: Counter[Kind] = Counter()
         self._late = self._warned = False
 
-    def expect(self, family: int, count: int) -> None:
-        """Announce that `count` UDP sockets of `family`, 4 or 6, will be taken one after the other."""
-        self._expected[family] = count
+    def expect(self, kind: Kind, count: int) -> None:
+        """Announce that `count` sockets of a kind will be taken one after the other."""
+        self._expected[kind] = count
 
-    def keep(self, family: int, count: int) -> None:
-        """Keep `count` UDP sockets of `family`, 4 or 6, ready from now on.
+    def keep(self, kind: Kind, count: int) -> None:
+        """Keep `count` sockets of a kind ready from now on.
 
         :raises GpasstError: if the namespace makes no more sockets.
         """
-        self._kept[family] = count
-        self._fetch(family, count)
+        self._kept[kind] = count
+        self._fetch(kind, count)
 
     def refill(self) -> None:
         """Restore the sockets that are kept ready; what is in the way is logged once.
@@ -59,8 +82,8 @@ class SocketPool:
         That an answer is late is so only if it was late at the last call: a busy machine may delay one.
         """
         try:
-            for family, count in self._kept.items():
-                self._fetch(family, count)
+            for kind, count in self._kept.items():
+                self._fetch(kind, count)
         except GpasstError as error:
             before, self._late = self._late, isinstance(error, LateError)
             if not self._warned and (before or not self._late):
@@ -71,16 +94,17 @@ class SocketPool:
                 log.warning("there are sockets of the namespace again")
             self._late = self._warned = False
 
-    def take(self, family: int) -> RawSocket:
-        """Return a UDP socket of `family`, 4 or 6, without any option set; the caller owns it.
+    def take(self, kind: Kind) -> RawSocket:
+        """Return a socket of a kind without any option set; the caller owns it.
 
         :raises OSError: if this process may open no more descriptors.
         :raises GpasstError: if the namespace makes no more sockets.
         """
-        if not self._ready[family]:
-            self._fetch(family, min(max(self._expected[family], self._kept[family], 1), SOCKETS_PER_MESSAGE))
-        self._expected[family] -= 1
-        return self._ready[family].pop()
+        ready = self._ready[kind]
+        if not ready:
+            self._fetch(kind, min(max(self._expected[kind], self._kept[kind], 1), SOCKETS_PER_MESSAGE))
+        self._expected[kind] -= 1
+        return ready.pop()
 
     def make(self, family: int, kind: int, protocol: int) -> RawSocket:
         """Make one socket of any kind; the caller owns it.
@@ -92,12 +116,14 @@ class SocketPool:
         (descriptor,) = self._make(family, kind, protocol, 1)
         return RawSocket(fileno=descriptor)
 
-    def _fetch(self, family: int, count: int) -> None:
+    def _fetch(self, kind: Kind, count: int) -> None:
         """Have at least `count` sockets ready."""
-        ready = self._ready[family]
+        ready = self._ready[kind]
         if len(ready) < count:
-            made = self._make(family_constant(family), SOCK_DGRAM, 0, count - len(ready))
-            ready += [RawSocket(fileno=descriptor) for descriptor in made]
+            family = family_constant(kind.family)
+            made = self._make(family, kind.type, 0, count - len(ready))
+            # A class that is told what they are does not ask the kernel.
+            ready += [RawSocket(family, kind.type, 0, descriptor) for descriptor in made]
 
     def close(self) -> None:
         """Close the sockets that nobody took; more calls do nothing."""

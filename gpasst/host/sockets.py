@@ -201,26 +201,6 @@ def open_own(network: FamilyNetwork, port: int, gro: bool) -> UdpSocket:
         raise PacketError(Drop.NO_SOCKET, f"no host socket: {error.strerror}") from error
 
 
-def prepare_tcp_listener(sock: RawSocket, family: int) -> RawSocket:
-    """Set the options of a TCP listener on a new socket and return it: non-blocking, one family only.
-
-    With SO_REUSEADDR its port can be had again while connections of an earlier listener are in TIME-WAIT.
-
-    :param sock: the socket; closed on failure.
-    :param family: 4 or 6.
-    :raises OSError: if the kernel refuses an option.
-    """
-    try:
-        sock.setblocking(False)
-        sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-        if family == V6:
-            sock.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, 1)
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
 def bind_listener(sock: RawSocket, at: BindAddress, freebind: bool, shared: bool = False) -> int:
     """Bind a listener's socket, let one of TCP listen, and return its port; the socket is closed on failure.
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import struct
-from _socket import inet_pton
+from _socket import inet_aton, inet_pton
 from _socket import socket as RawSocket  # a class
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 from gpasst.errors import PlatformError
 from gpasst.features import Feature
@@ -16,15 +16,19 @@ from gpasst.host.sockets import family_constant, text
 from gpasst.linux import (
     AF_INET,
     AF_INET6,
+    IPPROTO_IPV6,
     IPPROTO_TCP,
+    IPV6_V6ONLY,
     SO_BINDTODEVICE,
     SO_LINGER,
     SO_OOBINLINE,
     SO_PEEK_OFF,
+    SO_REUSEADDR,
     SOCK_STREAM,
     SOL_SOCKET,
     TCP_NODELAY,
 )
+from gpasst.packet.address import V6
 
 _ADDRESS4_FIELDS = 2  # address and port
 _RESET_ON_CLOSE = struct.pack("@ii", 1, 0)  # struct linger: on, for no time
@@ -97,6 +101,37 @@ def prepare(sock: RawSocket, peek_offset: bool) -> None:
         sock.setsockopt(SOL_SOCKET, SO_PEEK_OFF, 0)
 
 
+def prepare_spliced(sock: RawSocket) -> None:
+    """Set the options of a splice pair's own socket.
+
+    :raises OSError: if the kernel refuses one.
+    """
+    sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+    sock.setsockopt(SOL_SOCKET, SO_OOBINLINE, 1)
+
+
+def prepare_listener(sock: RawSocket, family: int) -> RawSocket:
+    """Set the options of a listener on a new socket and return it: non-blocking, one family only.
+
+    The kernel passes those of splice pairs on to each socket that it accepts. With SO_REUSEADDR its port can be had
+    again while connections of an earlier listener are in TIME-WAIT.
+
+    :param sock: the socket; closed on failure.
+    :param family: 4 or 6.
+    :raises OSError: if the kernel refuses an option.
+    """
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+        prepare_spliced(sock)
+        if family == V6:
+            sock.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, 1)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
 def accept(listener: HostSocket) -> tuple[RawSocket, bytes, int, int]:
     """Accept a client; return its socket, address, port, and the interface index of a link-local address or 0.
 
@@ -104,10 +139,18 @@ def accept(listener: HostSocket) -> tuple[RawSocket, bytes, int, int]:
     :raises OSError: if the kernel refuses.
     """
     # The C class has no public accept: socket.accept itself calls this method.
-    descriptor, address = listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001
-    family = AF_INET if len(address) == _ADDRESS4_FIELDS else AF_INET6
-    scope = 0 if family == AF_INET else address[3]
-    return RawSocket(fileno=descriptor), inet_pton(family, address[0].partition("%")[0]), address[1], scope
+    descriptor, name = listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001
+    address, port = end_of(name)
+    family, scope = (AF_INET, 0) if len(name) == _ADDRESS4_FIELDS else (AF_INET6, name[3])
+    # A class that is told what it is does not ask the kernel.
+    return RawSocket(family, SOCK_STREAM, 0, descriptor), address, port, scope
+
+
+def end_of(name: Any) -> tuple[bytes, int]:
+    """Return address and port of a name of a socket, as the kernel states it."""
+    if len(name) == _ADDRESS4_FIELDS:
+        return inet_aton(name[0]), name[1]
+    return inet_pton(AF_INET6, name[0].partition("%")[0]), name[1]
 
 
 def local_port(sock: StreamSocket | None) -> int:

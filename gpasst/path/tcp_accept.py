@@ -1,10 +1,11 @@
-"""The listeners of forwarded TCP ports: their clients become connections to the guest.
+"""The listeners of forwarded TCP ports: their clients become splice pairs, or connections to the guest.
 
 Theory of operation: each listener has a watcher and a greenlet of its own. An event accepts at most `CLIENTS_AT_ONCE`
 clients, and the level-triggered watcher calls again for the rest. A listener whose client cannot be accepted for lack
 of descriptors or memory stays readable, so it is not watched for `PAUSE_SECONDS` then.
 
-A client without a guest, or with an address that the guest cannot be shown, gets a RST.
+A client on a loopback address, connected to one, gets a splice pair where there are any; every other one crosses the
+link. A client without a guest, or with an address that the guest cannot be shown, gets a RST.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from collections.abc import Callable
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PacketError
 from gpasst.host.descriptors import Descriptors, exhausted
-from gpasst.host.tcp import accept, close_with_reset
+from gpasst.host.tcp import accept, close_with_reset, end_of
 from gpasst.link.port import Link
-from gpasst.packet.address import UNSPECIFIED, is_multicast
+from gpasst.packet.address import UNSPECIFIED, is_loopback, is_multicast
 from gpasst.path.tcp_deadlines import Deadline
 from gpasst.path.tcp_opener import TcpOpener
+from gpasst.path.tcp_splice import TcpSplice
 from gpasst.tcp.listener import TcpListener
+from gpasst.tcp.pairs import End
 
 CLIENTS_AT_ONCE = 16
 PAUSE_SECONDS = 0.1
@@ -35,8 +38,9 @@ log = logging.getLogger(__name__)
 class TcpListeners:
     """Accepts the clients of listeners.
 
-    :param link: the guest's end.
-    :param opener: opens connections to the guest.
+    :param link: the guest's end, None without one.
+    :param opener: opens connections to the guest, None without a link.
+    :param splice: sets up splice pairs, None where loopback traffic crosses the link.
     :param descriptors: closes idle sockets near the limit of open files.
     :param counters: where drops are counted.
     :param watch: begins to call a function with a listener when it is readable.
@@ -46,8 +50,9 @@ class TcpListeners:
 
     def __init__(
         self,
-        link: Link,
-        opener: TcpOpener,
+        link: Link | None,
+        opener: TcpOpener | None,
+        splice: TcpSplice | None,
         descriptors: Descriptors,
         counters: Counters,
         watch: Callable[[TcpListener, Callable[[TcpListener], int]], None],
@@ -56,6 +61,7 @@ class TcpListeners:
     ) -> None:
         self._link = link
         self._opener = opener
+        self._splice = splice
         self._descriptors = descriptors
         self._counters = counters
         self._watch = watch
@@ -101,25 +107,28 @@ class TcpListeners:
         return CLIENTS_AT_ONCE
 
     def _open(self, listener: TcpListener, sock: RawSocket, address: bytes, port: int, scope: int) -> None:
-        """Open a connection for a client.
+        """Open a connection, or set up a splice pair, for a client.
 
-        :raises PacketError: if it must not be; its socket is closed then.
+        :raises PacketError: if neither must be; its socket is closed then.
         """
+        sock = self._descriptors.settle(sock)
+        if self._splice and (listener.inside or is_loopback(address)):
+            addressed = End(*end_of(sock.getsockname()))
+            if listener.inside or is_loopback(addressed.address):
+                self._splice.open(listener, sock, End(address, port), addressed)
+                return
         reason = None
-        if not self._link.ready:
+        if self._opener is None:
+            reason = Drop.NO_TAP
+        elif self._link and not self._link.ready:
             reason = Drop.NO_GUEST
         elif not port or address == UNSPECIFIED[listener.family] or is_multicast(address):
             reason = Drop.NOT_UNICAST
+        else:
+            self._opener.inbound(sock, listener.family, address, port, scope, listener.target, listener.target_address)
         if reason is not None:
             close_with_reset(sock)
             raise PacketError(reason)
-        sock = self._settled(sock)
-        self._opener.inbound(sock, listener.family, address, port, scope, listener.target, listener.target_address)
-
-    def _settled(self, sock: RawSocket) -> RawSocket:
-        settled = self._descriptors.settle(sock)
-        assert isinstance(settled, RawSocket)
-        return settled
 
     def _pause(self, listener: TcpListener, error: OSError) -> None:
         """Look at a listener no more for a while."""

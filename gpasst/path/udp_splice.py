@@ -26,7 +26,7 @@ from gpasst.host.descriptors import Descriptors, exhausted
 from gpasst.host.raw import RawSockets
 from gpasst.host.receive import Receiver
 from gpasst.host.send import SEGMENTS_PER_SEND, answering, send_run
-from gpasst.host.socket_pool import SocketPool
+from gpasst.host.socket_pool import SocketPool, datagrams
 from gpasst.host.sockets import family_constant, new_udp_socket, prepare, socket_address, text
 from gpasst.packet.address import ANY
 from gpasst.packet.icmp_error import port_unreachable
@@ -89,7 +89,7 @@ class UdpSplice:
         :raises GpasstError: if the namespace makes no sockets.
         """
         if not inside:
-            self._pool.keep(family, min(POOL, self._descriptors.line // POOL_SHARE + 1))
+            self._pool.keep(datagrams(family), min(POOL, self._descriptors.line // POOL_SHARE + 1))
         self._raw.open(inside, family)
 
     def open(self, listener: Listener, key: bytes, source: bytes, port: int, scope: int, addressed: bytes) -> Pair:
@@ -231,7 +231,7 @@ class UdpSplice:
 
     def _socket(self, inside: bool, family: int) -> RawSocket:
         if inside:
-            return prepare(self._pool.take(family), family, self._gro, packet_info=False)
+            return prepare(self._pool.take(datagrams(family)), family, self._gro, packet_info=False)
         return new_udp_socket(family, self._gro, packet_info=False)
 
     def _drain(self, sock: RawSocket) -> None:

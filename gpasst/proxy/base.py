@@ -10,6 +10,7 @@ from gpasst.counters import Counters
 from gpasst.features import Feature
 from gpasst.flow.guest import Guest
 from gpasst.flow.listeners import PortRules, lay_rules
+from gpasst.flow.loopback import LoopbackTargets
 from gpasst.flow.network import GuestNetwork, pack
 from gpasst.helper.client import Namespace
 from gpasst.host.descriptors import Descriptors
@@ -34,6 +35,7 @@ class Base:
 
     :ivar config: the options.
     :ivar namespace: the guest's namespace, None for a virtual machine.
+    :ivar targets: where loopback traffic leads, None where that crosses the link.
     :ivar rules: the forward rules.
     :ivar guest: the guest.
     :ivar counters: all counters.
@@ -48,6 +50,7 @@ class Base:
 
     config: Config
     namespace: Namespace | None
+    targets: LoopbackTargets | None
     rules: PortRules
     guest: Guest
     counters: Counters
@@ -81,11 +84,16 @@ def build_base(
     link_local = pack(namespace.link_local) if namespace and namespace.link_local else None
     rules = lay_rules(config, ephemeral, namespace.ephemeral if namespace else None)
     pool = SocketPool(namespace.sockets) if namespace else None
+    guest = Guest(network, namespace.mac if namespace else None, link_local)
+    targets = None
+    if namespace and not config.no_splice:
+        targets = LoopbackTargets(guest.addresses, config.keeps_loopback, namespace.index)
     return Base(
         config,
         namespace,
+        targets,
         rules,
-        Guest(network, namespace.mac if namespace else None, link_local),
+        guest,
         counters,
         features,
         Watchers(hub, counters, config.busy_poll / MICROSECONDS if polls else 0.0),

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from gpasst.features import Feature
+from gpasst.flow.loopback import LoopbackTargets
 from gpasst.formats import PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP
 from gpasst.helper.client import Namespace
 from gpasst.host.receive import SLOTS, Receiver, sender_key
@@ -122,8 +123,8 @@ def build_udp(
     kind = FramedReceiver if isinstance(link, Stream) else ContiguousReceiver
     receivers: dict[int, Receiver] = {family: kind(family, slots) for family in base.guest.addresses}
     splice = None
-    if base.namespace and base.pool and not config.no_udp and not config.no_splice:
-        splice = _build_splice(base, base.namespace, base.pool, receivers)
+    if base.targets and base.pool and not config.no_udp:
+        splice = _build_splice(base, base.targets, base.pool, receivers)
 
     def watch(udp_socket: UdpSocket) -> None:
         assert udp_socket.socket is not None
@@ -160,12 +161,10 @@ def watch_listener(watchers: Watchers, listener: Listener, step: Callable[[UdpSo
     watchers.watch_alone(listener, listener.socket.fileno(), step)
 
 
-def _build_splice(base: Base, namespace: Namespace, pool: SocketPool, receivers: dict[int, Receiver]) -> UdpSplice:
-    config, watchers = base.config, base.watchers
+def _build_splice(base: Base, targets: LoopbackTargets, pool: SocketPool, receivers: dict[int, Receiver]) -> UdpSplice:
+    watchers = base.watchers
     pairs = Pairs(
-        base.guest.addresses,
-        config.keeps_loopback,
-        namespace.index,
+        targets,
         base.rules.shown(inside=True),
         base.rules.shown(inside=False),
         base.clock.now(),

@@ -1,4 +1,4 @@
-"""The builder of TCP: connections, their sockets and deadlines."""
+"""The builders of TCP: connections that cross the link with their sockets and deadlines, splice pairs, listeners."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from gevent.monkey import get_original
 
 from gpasst.features import Feature
 from gpasst.host.peek import Peeker, StreamPeeker, TapPeeker
+from gpasst.host.tcp import Epoll
 from gpasst.link.stream import Stream
 from gpasst.link.tap import Tap
 from gpasst.path.icmp_to_guest import IcmpToGuest
@@ -18,6 +19,7 @@ from gpasst.path.tcp_departure import TcpDeparture
 from gpasst.path.tcp_frames import TcpFrames
 from gpasst.path.tcp_opener import TcpOpener
 from gpasst.path.tcp_sockets import TcpSockets
+from gpasst.path.tcp_splice import TcpSplice
 from gpasst.path.tcp_writer import TcpWriter
 from gpasst.proxy.base import Base
 from gpasst.proxy.timers import Timers
@@ -31,14 +33,13 @@ IP_BYTES = {4: 20, 6: 40}  # of a header without options
 
 @dataclass(frozen=True, slots=True)
 class Tcp:
-    """The parts of TCP.
+    """The parts of TCP that lead to the link.
 
     :ivar table: the connections.
     :ivar sockets: does their work.
     :ivar opener: opens them.
     :ivar frames: takes the guest's segments.
     :ivar deadlines: looks at each connection when its time has come.
-    :ivar listeners: accepts the clients of forwarded ports.
     :ivar departure: resets the connections of a guest that has gone.
     """
 
@@ -47,23 +48,20 @@ class Tcp:
     opener: TcpOpener
     frames: TcpFrames
     deadlines: TcpDeadlines
-    listeners: TcpListeners
     departure: TcpDeparture
 
     def close(self) -> None:
         """End every connection; more calls do nothing."""
-        self.listeners.close()
         self.deadlines.close()
         self.sockets.close()
 
 
 def build_tcp(base: Base, link: Tap | Stream, icmp: IcmpToGuest, timers: Timers) -> Tcp:
-    """Make the parts of TCP."""
+    """Make the parts of TCP that lead to the link."""
     watchers, guest, counters, clock = base.watchers, base.guest, base.counters, base.clock.precise
     table = ConnectionTable()
     peek_offset = Feature.PEEK in base.features
-    # A program that is monkey-patched has no epoll any more, since it could block the hub; this one never waits.
-    epoll = get_original("select", "epoll")()
+    epoll = _epoll()
     peeker: Peeker = StreamPeeker() if isinstance(link, Stream) else TapPeeker()
     sockets = TcpSockets(
         TcpWriter(link, guest, peeker, peek_offset),
@@ -88,15 +86,52 @@ def build_tcp(base: Base, link: Tap | Stream, icmp: IcmpToGuest, timers: Timers)
     if isinstance(link, Stream):
         link.emptied.append(sockets.resume)
     frames = TcpFrames(table, sockets, opener, link, guest, counters)
-    listeners = TcpListeners(
-        link,
-        opener,
+    departure = TcpDeparture(table, sockets.drop, lambda: departing.ask())
+    departing = watchers.repeat(watchers.worker(departure.step, conversational=False))
+    return Tcp(table, sockets, opener, frames, deadlines, departure)
+
+
+def build_tcp_splice(base: Base) -> TcpSplice | None:
+    """Make the splice pairs, None where loopback traffic crosses the link."""
+    if not base.targets or not base.pool or base.config.no_tcp:
+        return None
+    watchers = base.watchers
+    epoll = _epoll()
+    splice = TcpSplice(
+        base.targets,
+        base.pool,
+        epoll,
         base.descriptors,
-        counters,
+        base.counters,
+        watchers,
+        lambda: again.ask(),
+        watchers.conversed,
+        base.clock.precise,
+    )
+    again = watchers.repeat(splice)
+    watchers.watch(splice, epoll.fileno(), splice.wake)
+    base.descriptors.add(splice)
+    return splice
+
+
+def build_tcp_listeners(
+    base: Base, link: Tap | Stream | None, tcp: Tcp | None, splice: TcpSplice | None, timers: Timers
+) -> TcpListeners:
+    """Make what accepts the clients of forwarded ports."""
+    watchers = base.watchers
+    return TcpListeners(
+        link,
+        tcp.opener if tcp else None,
+        splice,
+        base.descriptors,
+        base.counters,
         lambda listener, step: watchers.watch_alone(listener, listener.socket.fileno(), step),
         watchers.unwatch,
         lambda seconds, callback: timers.at(timers.clock() + seconds, callback),
     )
-    departure = TcpDeparture(table, sockets.drop, lambda: departing.ask())
-    departing = watchers.repeat(watchers.worker(departure.step, conversational=False))
-    return Tcp(table, sockets, opener, frames, deadlines, listeners, departure)
+
+
+def _epoll() -> Epoll:
+    # A program that is monkey-patched has no epoll any more, since it could block the hub; this one never waits.
+    epoll: Epoll = get_original("select", "epoll")()
+    return epoll

@@ -329,8 +329,10 @@ class Forwarder:
     def _expect(self, specs: Iterable[ListenerSpec]) -> None:
         """Announce to the pool which sockets these listeners will take."""
         if self._pool is not None:
-            for family, count in Counter(spec.bind.family for spec in specs if spec.bind.inside).items():
-                self._pool.expect(family, count)
+            inside = (spec for spec in specs if spec.bind.inside)
+            kinds = Counter(self._openers[spec.rule.protocol].kind(spec.bind.family) for spec in inside)
+            for kind, count in kinds.items():
+                self._pool.expect(kind, count)
 
     def _scanner(self, side: PortSide) -> SockDiag:
         """Return what lists the sockets of one protocol on one side."""

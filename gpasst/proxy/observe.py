@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Collection, Iterable, Iterator, Sized
+from typing import NamedTuple
 
 from gpasst.counters import IGNORED, Counters, Drop, Statistics
 from gpasst.flow.record import Flow
 from gpasst.host.sockets import text
 from gpasst.host.tcp import local_port
-from gpasst.path.udp_splice import UdpSplice
 from gpasst.tcp.connection import Connection
+from gpasst.tcp.pairs import StreamPair
 from gpasst.udp.nat import UdpNat
-from gpasst.udp.pairs import Pair
+from gpasst.udp.pairs import Pairs
 
 DROP_LOG_SECONDS = 10  # at most one log line a reason in this time
 # Every guest sends some of these by itself, so they are no cause for alarm.
@@ -37,18 +38,36 @@ QUIET_DROPS = frozenset(
 log = logging.getLogger(__name__)
 
 
-def statistics(counters: Counters, nat: UdpNat, splice: UdpSplice | None, connections: Sized) -> Statistics:
+class Splices(NamedTuple):
+    """The splice pairs of both protocols.
+
+    :ivar udp: those of UDP, None where there are none.
+    :ivar tcp: those of TCP.
+    """
+
+    udp: Pairs | None
+    tcp: Collection[StreamPair]
+
+
+def statistics(counters: Counters, nat: UdpNat, splices: Splices, connections: Sized) -> Statistics:
     """Freeze the counters, with the number of mappings, peers, pairs and TCP connections at present."""
     tables = nat.tables.values()
-    pairs = len(splice.pairs) if splice else 0
     return counters.snapshot(
-        sum(len(table.mappings) for table in tables), sum(map(len, tables)), pairs, len(connections)
+        sum(len(table.mappings) for table in tables),
+        sum(map(len, tables)),
+        len(splices.udp or ()) + len(splices.tcp),
+        len(connections),
     )
 
 
-def flows(nat: UdpNat, splice: UdpSplice | None, connections: Iterable[Connection], now: float) -> tuple[Flow, ...]:
+def flows(nat: UdpNat, splices: Splices, connections: Iterable[Connection], now: float) -> tuple[Flow, ...]:
     """List every tracked peer, splice pair and TCP connection; `now` in monotonic seconds."""
-    return (*_peers(nat), *_pairs(splice), *(_connection(connection, now) for connection in connections))
+    return (
+        *_peers(nat),
+        *_pairs(splices.udp),
+        *(_stream_pair(pair, now) for pair in splices.tcp),
+        *(_connection(connection, now) for connection in connections),
+    )
 
 
 def _peers(nat: UdpNat) -> Iterator[Flow]:
@@ -64,19 +83,51 @@ def _peers(nat: UdpNat) -> Iterator[Flow]:
             )
 
 
-def _pairs(splice: UdpSplice | None) -> Iterator[Flow]:
-    for pair in splice.pairs if splice else ():
-        assert splice is not None
-        yield _pair(pair, splice.pairs.ages.idle_seconds(pair))
+def _pairs(pairs: Pairs | None) -> Iterator[Flow]:
+    for pair in pairs or ():
+        assert pairs is not None
+        addressed = pair.addressed[: len(pair.source[0])]
+        yield _spliced(
+            "udp",
+            pair.listener.inside,
+            pair.source[:2],
+            (addressed, pair.listener.port),
+            pair.local,
+            (pair.route.address, pair.route.port),
+            pairs.ages.idle_seconds(pair),
+        )
 
 
-def _pair(pair: Pair, idle: int) -> Flow:
-    source = text(pair.source[0]), pair.source[1]
-    addressed = text(pair.addressed[: len(pair.source[0])]), pair.listener.port
-    target, local = (text(pair.route.address), pair.route.port), (text(pair.local[0]), pair.local[1])
-    if pair.listener.inside:
-        return Flow("udp", source, addressed, target, local[1], idle, spliced=True)
-    return Flow("udp", target, local, source, addressed[1], idle, spliced=True)
+def _stream_pair(pair: StreamPair, now: float) -> Flow:
+    addressed = pair.addressed, pair.listener.port
+    idle = int(now - pair.heard)
+    return _spliced(
+        "tcp", pair.listener.inside, pair.source, addressed, pair.local, pair.remote, idle, pair.state.value
+    )
+
+
+def _spliced(
+    protocol: str,
+    inside: bool,
+    source: tuple[bytes, int],
+    addressed: tuple[bytes, int],
+    local: tuple[bytes, int],
+    remote: tuple[bytes, int],
+    idle: int,
+    state: str = "",
+) -> Flow:
+    """Return the record of a splice pair.
+
+    :param inside: whether it was set up from within the namespace.
+    :param source: the end of whoever set it up.
+    :param addressed: what that has sent to.
+    :param local: the end of the pair's own socket.
+    :param remote: where that leads.
+    """
+    first, second, own, last = ((text(address), port) for address, port in (source, addressed, local, remote))
+    if inside:
+        return Flow(protocol, first, second, last, own[1], idle, spliced=True, state=state)
+    return Flow(protocol, last, own, first, second[1], idle, spliced=True, state=state)
 
 
 def _connection(connection: Connection, now: float) -> Flow:

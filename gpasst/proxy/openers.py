@@ -12,9 +12,11 @@ from functools import partial
 from typing import Protocol
 
 from gpasst.flow.listeners import BindAddress, ListenerSpec, target_bytes
-from gpasst.host.socket_pool import SocketPool
-from gpasst.host.sockets import family_constant, new_udp_socket, prepare, prepare_tcp_listener, stand_in
+from gpasst.host.socket_pool import Kind, SocketPool, datagrams, streams
+from gpasst.host.sockets import family_constant, new_udp_socket, prepare, stand_in
+from gpasst.host.tcp import prepare_listener
 from gpasst.linux import SOCK_STREAM
+from gpasst.path.tcp_splice import TcpSplice
 from gpasst.path.udp_splice import UdpSplice
 from gpasst.tcp.listener import TcpListener
 from gpasst.udp.mapping import Listener
@@ -35,6 +37,10 @@ class ListenerOpener(Protocol):
     @property
     def keeps_loopback(self) -> bool:
         """Whether the host's loopback leads to the namespace's, so that services there can be followed."""
+
+    @property
+    def kind(self) -> Callable[[int], Kind]:
+        """Return the kind of its sockets, for a family of 4 or 6."""
 
     def socket(self, bind: BindAddress) -> RawSocket:
         """Return an unbound, prepared socket of the side and family of a listener.
@@ -66,6 +72,7 @@ class UdpListenerOpener:
     """
 
     protocol = "udp"
+    kind = staticmethod(datagrams)
 
     def __init__(
         self,
@@ -92,7 +99,7 @@ class UdpListenerOpener:
             stand_in(sock, bind.family)
             return sock
         assert self._pool is not None
-        return prepare(self._pool.take(bind.family), bind.family, self._gro, packet_info=True)
+        return prepare(self._pool.take(datagrams(bind.family)), bind.family, self._gro, packet_info=True)
 
     def opened(self, spec: ListenerSpec, port: int, sock: RawSocket) -> Release:
         """Begin to watch a listener; see `ListenerOpener`."""
@@ -137,28 +144,34 @@ class TcpListenerOpener:
     """Makes the listeners of TCP.
 
     :param listeners: accepts their clients.
+    :param splice: what moves loopback traffic, None where that crosses the link.
     :param pool: the sockets of the namespace, None where there is none: then no rule may listen there.
+    :param keeps_loopback: whether the host's loopback leads to the namespace's.
     """
 
     protocol = "tcp"
-    # Clients cross the tap, and a service on the namespace's loopback cannot be reached that way.
-    keeps_loopback = False
+    kind = staticmethod(streams)
 
-    def __init__(self, listeners: TcpListeners, pool: SocketPool | None) -> None:
+    def __init__(
+        self, listeners: TcpListeners, splice: TcpSplice | None, pool: SocketPool | None, keeps_loopback: bool
+    ) -> None:
         self._listeners = listeners
+        self._splice = splice
         self._pool = pool
+        self.keeps_loopback = keeps_loopback and splice is not None
 
     def socket(self, bind: BindAddress) -> RawSocket:
         """Return an unbound socket; see `ListenerOpener`."""
-        family = family_constant(bind.family)
         if not bind.inside:
-            return prepare_tcp_listener(RawSocket(family, SOCK_STREAM, 0), bind.family)
+            return prepare_listener(RawSocket(family_constant(bind.family), SOCK_STREAM, 0), bind.family)
         assert self._pool is not None
-        return prepare_tcp_listener(self._pool.make(family, SOCK_STREAM, 0), bind.family)
+        return prepare_listener(self._pool.take(streams(bind.family)), bind.family)
 
     def opened(self, spec: ListenerSpec, port: int, sock: RawSocket) -> Release:
         """Begin to accept clients; see `ListenerOpener`."""
         bind = spec.bind
+        if self._splice is not None and (bind.inside or bind.loopback):
+            self._splice.listen(bind.inside, bind.family)
         listener = TcpListener(bind.family, port, spec.target, target_bytes(spec.rule), bind.inside, sock)
         self._listeners.watch(listener)
         return partial(self._release, listener)

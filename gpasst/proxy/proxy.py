@@ -31,7 +31,7 @@ from gpasst.portspec import EPHEMERAL
 from gpasst.proxy import observe
 from gpasst.proxy.base import build_base
 from gpasst.proxy.build import End, build_inside, build_link, build_services, build_udp, watch_listener
-from gpasst.proxy.build_tcp import build_tcp
+from gpasst.proxy.build_tcp import build_tcp, build_tcp_listeners, build_tcp_splice
 from gpasst.proxy.clock import Clock
 from gpasst.proxy.follower import Follower
 from gpasst.proxy.forwarder import Forwarder
@@ -55,7 +55,8 @@ class Proxy:
     :ivar finished: set when the guest is gone for good.
     :ivar link: the guest's end, None with ``--splice-only``.
     :ivar udp: the sockets of UDP.
-    :ivar tcp: the connections of TCP, None where they are not carried.
+    :ivar tcp: the connections of TCP that cross the link, None where they are not carried.
+    :ivar tcp_splice: the splice pairs of TCP, None where loopback traffic crosses the link.
     :ivar splice: the splice pairs of UDP, None where loopback traffic crosses the tap.
     :ivar forwarder: the listeners of forwarded ports.
     :raises GpasstError: if a forward or the capture file cannot be opened; nothing stays open then.
@@ -110,6 +111,12 @@ class Proxy:
             closing(self.tcp.close)
             # The loop must not look at the set any more when that is closed.
             closing(base.watchers.unwatch, self.tcp.sockets)
+        self.tcp_splice = build_tcp_splice(base)
+        if self.tcp_splice:
+            closing(self.tcp_splice.close)
+            closing(base.watchers.unwatch, self.tcp_splice)
+        listeners = build_tcp_listeners(base, link, self.tcp, self.tcp_splice, timers)
+        closing(listeners.close)
         self.udp, self.splice = build_udp(base, link, icmp, handlers)
         closing(self.udp.nat.close)
         if self.splice:
@@ -125,8 +132,8 @@ class Proxy:
             config.keeps_loopback,
         )
         openers: list[ListenerOpener] = [] if config.no_udp else [udp_opener]
-        if self.tcp:
-            openers.append(TcpListenerOpener(self.tcp.listeners, base.pool))
+        if not config.no_tcp:
+            openers.append(TcpListenerOpener(listeners, self.tcp_splice, base.pool, config.keeps_loopback))
         self.forwarder = Forwarder(config, base.rules, openers, base.guest.addresses, base.pool, base.own)
         closing(self.forwarder.close)
         self._inside = None
@@ -170,11 +177,16 @@ class Proxy:
 
     def statistics(self) -> Statistics:
         """Freeze the counters."""
-        return observe.statistics(self.counters, self.udp.nat, self.splice, self.tcp.table if self.tcp else ())
+        return observe.statistics(self.counters, self.udp.nat, self._pairs(), self.tcp.table if self.tcp else ())
 
     def flows(self) -> tuple[Flow, ...]:
         """List every tracked peer, splice pair and TCP connection."""
-        return observe.flows(self.udp.nat, self.splice, self.tcp.table if self.tcp else (), self.clock.precise())
+        return observe.flows(self.udp.nat, self._pairs(), self.tcp.table if self.tcp else (), self.clock.precise())
+
+    def _pairs(self) -> observe.Splices:
+        return observe.Splices(
+            self.splice.pairs if self.splice else None, self.tcp_splice.pairs if self.tcp_splice else ()
+        )
 
     def scan(self, now: int) -> None:
         """End what is idle at `now`, in monotonic seconds, and log drops."""

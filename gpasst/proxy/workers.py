@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from greenlet import getcurrent, greenlet
 
@@ -27,6 +27,13 @@ from gpasst.proxy.failures import Failures
 READ, WRITE = 1, 2  # event masks of the loop (libev: EV_READ, EV_WRITE)
 
 log = logging.getLogger(__name__)
+
+
+class Wakeable(Protocol):
+    """What may be woken."""
+
+    def wake(self) -> None:
+        """Take one step; called in the hub."""
 
 
 class Worker:
@@ -95,13 +102,15 @@ class Watchers:
     :param counters: where failures are counted.
     :param busy_poll: seconds to look for the next frame of a conversation before the hub sleeps, 0 for none.
     :ivar failures: takes the errors of steps.
+    :ivar conversed: takes note of whom one frame, datagram or piece came from, since an answer may come soon; None
+        where nothing looks for that.
     """
 
     def __init__(self, hub: Any, counters: Counters, busy_poll: float = 0.0) -> None:
         self._hub = hub
         self.failures = Failures(log, counters)
         self._poller = Poller(hub, busy_poll) if busy_poll else None
-        self._after = self._poller.single if self._poller else None
+        self.conversed = self._poller.single if self._poller else None
         self._watchers: dict[object, Any] = {}
         self._workers: dict[object, Worker] = {}
         self._shared: list[Worker] = []
@@ -113,7 +122,7 @@ class Watchers:
         :param step: as for `Worker`.
         :param conversational: whether a step that moved one frame may be followed by an answer soon.
         """
-        worker = Worker(self._hub, step, self.failures, self._after if conversational else None)
+        worker = Worker(self._hub, step, self.failures, self.conversed if conversational else None)
         self._shared.append(worker)
         return worker
 
@@ -126,9 +135,17 @@ class Watchers:
         watcher.start(callback, *args)
         self._watchers[owner] = watcher
 
+    def work_alone(self, owner: object, step: Callable[..., int | None]) -> None:
+        """Make a worker for an owner, which calls `step` with that whenever it is woken, and no watcher."""
+        self._workers[owner] = Worker(self._hub, step, self.failures)
+
+    def wake(self, owner: object) -> None:
+        """Let the worker of an owner take one step; called in the hub."""
+        self._workers[owner].wake(owner)
+
     def watch_alone(self, owner: object, fd: int, step: Callable[..., int | None]) -> None:
         """Call `step` with `owner` in a worker of its own whenever a descriptor is readable."""
-        worker = self._workers[owner] = Worker(self._hub, step, self.failures, self._after)
+        worker = self._workers[owner] = Worker(self._hub, step, self.failures, self.conversed)
         self.watch(owner, fd, worker.wake, owner)
 
     def unwatch(self, owner: object) -> None:
@@ -141,7 +158,7 @@ class Watchers:
         if worker is not None:
             worker.close()
 
-    def repeat(self, worker: Worker) -> Repeat:
+    def repeat(self, worker: Wakeable) -> Repeat:
         """Make what lets a worker's step ask for the next one (see `Repeat`)."""
         repeat = Repeat(self._hub, worker)
         self._repeats.append(repeat)
@@ -149,7 +166,7 @@ class Watchers:
 
     def close(self) -> None:
         """End everything."""
-        for owner in list(self._watchers):
+        for owner in [*self._watchers, *self._workers]:
             self.unwatch(owner)
         for repeat in self._repeats:
             repeat.close()
@@ -162,13 +179,13 @@ class Watchers:
 
 
 class Repeat:
-    """Wakes a worker again in the loop's next turn, once the loop has looked at all descriptors.
+    """Wakes a worker, or what wakes several, again in the loop's next turn, once that has looked at all descriptors.
 
     :param hub: the hub.
-    :param worker: the worker.
+    :param worker: what to wake.
     """
 
-    def __init__(self, hub: Any, worker: Worker) -> None:
+    def __init__(self, hub: Any, worker: Wakeable) -> None:
         # A callback of the loop (`run_callback`) would keep it from polling for up to 5 ms.
         self._timer = hub.loop.timer(0)
         self._worker = worker
@@ -205,16 +222,16 @@ class Poller:
         self._seconds = seconds
         self._until = 0.0
         self._active = False
-        self._last: Worker | None = None
+        self._last: object = None
         # While an idle watcher is active the loop does not wait; it runs when there is nothing else to do.
         self._watcher = hub.loop.idle()
 
-    def single(self, worker: Worker) -> None:
-        """Take note that a worker moved one frame or datagram."""
-        if worker is self._last:
+    def single(self, source: object) -> None:
+        """Take note that one frame, datagram or piece came from a source."""
+        if source is self._last:
             # Traffic in one direction awaits no answer; the longer it gathers, the less each datagram costs.
             return
-        self._last = worker
+        self._last = source
         self._until = time.perf_counter() + self._seconds
         if not self._active:
             self._active = True

@@ -6,5 +6,6 @@
 * `segment`, `header`: segments of the guest, and the headers of those for it; `isn`: initial sequence numbers.
 * `table`, `timers`: all connections of a guest, and their deadlines.
 * `reset`: the answer to a segment of no connection.
+* `pairs`: splice pairs, which move loopback connections past the link.
 * `listener`: the listening socket of a forwarded port.
 """

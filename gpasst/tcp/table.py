@@ -1,8 +1,7 @@
 """The connections of one guest, by key, and which of them gives way.
 
-Theory of operation: the table is in order of entry. Whoever looks for the longest idle connection begins at the front;
-one that was active since it was entered there goes to the end, as with the second chance of page replacement. So
-nothing moves while segments are carried. At most `LOOKS` connections are looked at, whatever the guest does.
+Theory of operation: the table is in order of entry, and `gpasst.flow.second_chance` finds the connection that gives
+way, so nothing moves while segments are carried.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import islice
 
+from gpasst.flow.second_chance import LOOKS, longest_idle
 from gpasst.tcp.connection import Connection
 
 CONNECTIONS = 131072  # at most, for both families together
-LOOKS = 64
 
 
 class ConnectionTable:
@@ -55,10 +54,4 @@ class ConnectionTable:
 
     def longest_idle(self) -> Connection | None:
         """Return the connection that was idle longest, None if there is none."""
-        for _ in range(min(LOOKS, len(self.by_key))):
-            connection = next(iter(self.by_key.values()))
-            if connection.heard == connection.entered:
-                return connection
-            connection.entered = connection.heard
-            self.by_key.move_to_end(connection.key)
-        return next(iter(self.by_key.values()), None)
+        return longest_idle(self.by_key)

@@ -5,9 +5,8 @@ Theory of operation:
 1. A *listener* with `splices` set takes datagrams to a loopback address of its side. The first one of a sender (address
    and port) to an addressed address and port sets up a *pair*: a connected socket on the other side that stands for the
    sender.
-2. `route` chooses where the pair leads and how its socket is bound. From the namespace both loopback addresses are
-   kept, so that a resolver on 127.0.0.53 is reached. From the host the guest's own address is the target, so that
-   services meant for the namespace alone are not exposed; with `keep_loopback` loopback addresses are kept here too.
+2. `route` chooses where the pair leads (`gpasst.flow.loopback`) and how its socket is bound. The sender's address is
+   kept between loopback addresses.
 3. The sender's port is kept where it is free. A port that is the target of a forward in the other direction is known on
    the other side under the forward's number, and is shown there so; for this choice only, and only where a single
    forward leads to it.
@@ -25,9 +24,9 @@ from dataclasses import dataclass
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.flow.activity import Ages, Tracked
+from gpasst.flow.loopback import LoopbackTargets
 from gpasst.flow.sender import HostSocket, Sender
-from gpasst.flow.translation import Addresses
-from gpasst.packet.address import is_link_local, is_loopback
+from gpasst.packet.address import is_loopback
 from gpasst.udp.mapping import Listener, UdpSocket
 
 PAIRS_LIMIT = 8192  # each holds a socket, and 20000 open files are a common hard limit
@@ -112,9 +111,7 @@ NO_PAIRS: Mapping[bytes, Pair] = {}
 class Pairs:
     """All splice pairs of one namespace, and the rules that set them up.
 
-    :param addresses: what is known of the guest's addresses, by family.
-    :param keep_loopback: whether loopback addresses are kept from the host as well.
-    :param scope: interface index of the tap in the namespace.
+    :param targets: where loopback traffic leads.
     :param shown_inside: port under which the namespace knows a port of the host (targets of ``-U``).
     :param shown_outside: port under which the host knows a port of the namespace (targets of ``-u``).
     :param now: monotonic seconds.
@@ -123,9 +120,7 @@ class Pairs:
 
     def __init__(
         self,
-        addresses: Mapping[int, Addresses],
-        keep_loopback: bool,
-        scope: int,
+        targets: LoopbackTargets,
         shown_inside: Mapping[int, int],
         shown_outside: Mapping[int, int],
         now: int = 0,
@@ -133,9 +128,7 @@ class Pairs:
     ) -> None:
         self.limit = limit
         self.ages: Ages[Pair] = Ages(now)
-        self._addresses = addresses
-        self._keep_loopback = keep_loopback
-        self._scope = scope
+        self._targets = targets
         self._shown_inside = shown_inside
         self._shown_outside = shown_outside
         # Ends of pairs' own sockets by side: what they send is no new sender's.
@@ -167,7 +160,7 @@ class Pairs:
             raise PacketError(Drop.SPLICE_ADDRESS)
         if (listener.inside, source, port) in self._own:
             raise PacketError(Drop.HAIRPIN)
-        target, scope = self._target(listener, addressed)
+        target, scope = self._targets.of(listener.inside, listener.family, listener.target_address, addressed)
         shown = (self._shown_outside if listener.inside else self._shown_inside).get(port, port)
         bind = source if is_loopback(target) and is_loopback(source) else UNBOUND
         # A socket bound to its own target would hear itself.
@@ -205,15 +198,3 @@ class Pairs:
             for pair in ended:
                 self.remove(pair)
             yield ended
-
-    def _target(self, listener: Listener, addressed: bytes) -> tuple[bytes, int]:
-        """Return target address and scope."""
-        if listener.target_address:
-            return listener.target_address, 0
-        if listener.inside or self._keep_loopback:
-            return addressed, 0
-        addresses = self._addresses[listener.family]
-        target = addresses.seen or addresses.link_local
-        if target is None:
-            raise PacketError(Drop.NO_GUEST_ADDRESS)
-        return target, self._scope if is_link_local(target) else 0

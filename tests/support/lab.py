@@ -215,8 +215,8 @@ def bound(sock: socket.socket, address: str, port: int = 0) -> Iterator[socket.s
         yield sock
 
 
-def host_socket(family: int) -> socket.socket:
+def host_socket(family: int, kind: int = socket.SOCK_DGRAM) -> socket.socket:
     """Make a socket on the host."""
-    sock = socket.socket(family, socket.SOCK_DGRAM)
+    sock = socket.socket(family, kind)
     sock.settimeout(PATIENCE)
     return sock

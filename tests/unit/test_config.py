@@ -90,7 +90,6 @@ def configured(**fields: Any) -> Config:
         ({"ipv4_only": True, "ipv6_only": True}, "--ipv4-only", "--ipv6-only exclude each other"),
         ({"userns": "/proc/1/ns/user", "netns_only": True}, "--userns", "--netns-only exclude each other"),
         ({"splice_only": True, "pcap": "file"}, "--pcap", "--splice-only makes no tap"),
-        ({"splice_only": True, "tcp_ports": "5000"}, "--tcp-ports", "which --splice-only leaves out"),
         ({"tcp_ports": "5000,5000"}, "--tcp-ports", "port 5000 is given twice"),
         ({"pid": 1, "netns": "name"}, "PID", "--netns exclude each other"),
     ],

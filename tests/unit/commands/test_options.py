@@ -15,8 +15,8 @@ VALUED = [
     (mode, long_option(name), option.metavar) for mode in ("pasta", "passt") for name, option in options(mode).items()
 ] + [(mode, long, option.metavar) for mode in ("pasta", "passt") for long, option in PROCESS_OPTIONS.values()]
 VALUED = [item for item in VALUED if item[2]]
-NO_PORTS = "-t", "none", "-u", "none", "-U", "none"
-NONE_FORWARDED: dict[str, Any] = {"tcp_ports": "none", "udp_ports": "none", "udp_ns": "none"}
+NO_PORTS = "-t", "none", "-u", "none", "-T", "none", "-U", "none"
+NONE_FORWARDED: dict[str, Any] = {"tcp_ports": "none", "udp_ports": "none", "tcp_ns": "none", "udp_ns": "none"}
 ARGPARSE = ("argument", "expected", "invalid", "unrecognized")
 
 
@@ -39,7 +39,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str, mode: str = "pasta")
 def test_nothing_given_means_the_defaults() -> None:
     pasta, passt = invoked(), invoked(mode="passt")
     # On the command line alone, ports follow what is bound on the other side.
-    assert pasta.config == Config(tcp_ports=("auto",), udp_ports=("auto",), udp_ns=("auto",))
+    assert pasta.config == Config(tcp_ports=("auto",), udp_ports=("auto",), tcp_ns=("auto",), udp_ns=("auto",))
     assert passt.config == Config()
     assert pasta.command == passt.command == ()
     assert (pasta.runs_command, passt.runs_command) == (True, False)
@@ -75,14 +75,20 @@ def test_podman_is_understood() -> None:
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (("-u", "5000"), Config(tcp_ports="auto", udp_ports="5000", udp_ns="auto")),
-        (("-t", "5000", "-t", "0:80"), Config(tcp_ports=("5000", "0:80"), udp_ports="auto", udp_ns="auto")),
+        (("-u", "5000"), Config(tcp_ports="auto", udp_ports="5000", tcp_ns="auto", udp_ns="auto")),
         (
-            ("-u", "5000", "-u", "6000", "-U", "none", "-t", "none"),
+            ("-t", "5000", "-t", "0:80"),
+            Config(tcp_ports=("5000", "0:80"), udp_ports="auto", tcp_ns="auto", udp_ns="auto"),
+        ),
+        (
+            ("-u", "5000", "-u", "6000", "-T", "none", "-U", "none", "-t", "none"),
             Config(tcp_ports="none", udp_ports=("5000", "6000"), udp_ns="none"),
         ),
-        (("--no-splice",), Config(tcp_ports="auto", udp_ports="auto", udp_ns="none", no_splice=True)),
-        (("--splice-only",), Config(tcp_ports="none", udp_ports="auto", udp_ns="auto", splice_only=True)),
+        (("--no-splice",), Config(tcp_ports="auto", udp_ports="auto", tcp_ns="none", udp_ns="none", no_splice=True)),
+        (
+            ("--splice-only",),
+            Config(tcp_ports="auto", udp_ports="auto", tcp_ns="auto", udp_ns="auto", splice_only=True),
+        ),
         ((*NO_PORTS, "-4", "-m", "1500"), Config(**NONE_FORWARDED, ipv4_only=True, mtu=1500)),
         ((*NO_PORTS, "12345"), Config(**NONE_FORWARDED, pid=12345)),
     ],
@@ -138,15 +144,13 @@ def test_each_option_of_the_other_command_is_refused_by_its_name(mode: str, caps
             assert refused(capsys, spelled, mode=mode) == line
 
 
-@pytest.mark.parametrize(
-    "argv", [("-T", "80"), ("--tcp-ns", "80"), ("-c", "x"), ("--vhost-user",), ("-T",), ("-T", "")]
-)
+@pytest.mark.parametrize("argv", [("-c", "x"), ("--conf-path", "x"), ("--vhost-user",), ("-c",), ("-c", "")])
 def test_parts_that_do_not_exist_yet_are_refused(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{argv[0]} is not available yet" in refused(capsys, *argv)
 
 
 def test_what_switches_them_off_is_accepted() -> None:
-    assert invoked("-T", "none", "-c", "none").config == invoked().config
+    assert invoked("-c", "none").config == invoked().config
 
 
 def test_help_lists_every_option_of_the_command_and_no_other() -> None:
@@ -154,7 +158,7 @@ def test_help_lists_every_option_of_the_command_and_no_other() -> None:
         text = make_parser(mode).format_help()
         for name, option in options().items():
             assert (f"{long_option(name)}" in text.replace(",", " ").split()) == (option.mode in ("", mode)), name
-        assert "--tcp-ns" not in text
+        assert "--conf-path" not in text
 
 
 def test_long_options_cannot_be_abbreviated(capsys: pytest.CaptureFixture[str]) -> None:

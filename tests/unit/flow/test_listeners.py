@@ -449,4 +449,8 @@ def test_specifications_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None
             rules.shown(inside)
             rules.automatic(inside)
     assert parsed.pop(0) == ("--tcp-ports", ())
-    assert parsed == [("--udp-ports", ("5000-5010", "all")), ("--udp-ns", ("53", "127.0.0.53/auto"))]
+    assert parsed == [
+        ("--udp-ports", ("5000-5010", "all")),
+        ("--tcp-ns", ()),
+        ("--udp-ns", ("53", "127.0.0.53/auto")),
+    ]

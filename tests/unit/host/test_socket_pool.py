@@ -9,7 +9,7 @@ import pytest
 
 from gpasst.errors import PlatformError
 from gpasst.helper.kept import LateError
-from gpasst.host.socket_pool import SocketPool
+from gpasst.host.socket_pool import SocketPool, datagrams
 
 
 class Namespace:
@@ -43,8 +43,8 @@ def is_open(descriptor: int) -> bool:
 def test_what_is_expected_comes_in_as_few_messages_as_possible() -> None:
     namespace = Namespace()
     pool = SocketPool(namespace.sockets)
-    pool.expect(4, 100)
-    taken = [pool.take(4) for _ in range(100)]
+    pool.expect(datagrams(4), 100)
+    taken = [pool.take(datagrams(4)) for _ in range(100)]
     assert namespace.asked == [(socket.AF_INET, socket.SOCK_DGRAM, 0, count) for count in (64, 36)]
     assert {sock.family for sock in taken} == {socket.AF_INET}
     assert len({sock.fileno() for sock in taken}) == 100
@@ -56,17 +56,17 @@ def test_what_is_expected_comes_in_as_few_messages_as_possible() -> None:
 def test_without_an_announcement_they_come_one_by_one() -> None:
     namespace = Namespace()
     pool = SocketPool(namespace.sockets)
-    pool.expect(4, 3)
+    pool.expect(datagrams(4), 3)
     for _ in range(2):
-        pool.take(6).close()
+        pool.take(datagrams(6)).close()
     assert [count for *_, count in namespace.asked] == [1, 1]
 
 
 def test_closing_closes_what_nobody_took() -> None:
     namespace = Namespace()
     pool = SocketPool(namespace.sockets)
-    pool.expect(6, 3)
-    taken = pool.take(6)
+    pool.expect(datagrams(6), 3)
+    taken = pool.take(datagrams(6))
     pool.close()
     pool.close()
     assert [is_open(descriptor) for descriptor in namespace.made].count(True) == 1
@@ -86,14 +86,14 @@ def test_other_kinds_are_made_when_asked_for() -> None:
 def test_what_is_ready_is_handed_out_whatever_is_in_the_way_of_more(failure: PlatformError) -> None:
     namespace = Namespace()
     pool = SocketPool(namespace.sockets)
-    pool.keep(4, 8)
+    pool.keep(datagrams(4), 8)
     namespace.failure = failure
     for _ in range(8):
-        pool.take(4).close()
+        pool.take(datagrams(4)).close()
     with pytest.raises(type(failure)):
-        pool.take(4)
+        pool.take(datagrams(4))
     namespace.failure = None
-    pool.take(4).close()
+    pool.take(datagrams(4)).close()
     pool.close()
 
 
@@ -105,9 +105,9 @@ def test_what_is_in_the_way_is_logged_once(
 ) -> None:
     namespace = Namespace()
     pool = SocketPool(namespace.sockets)
-    pool.keep(4, 8)
+    pool.keep(datagrams(4), 8)
     for turn in (1, 2):
-        pool.take(4).close()
+        pool.take(datagrams(4)).close()
         namespace.failure = failure
         for call in range(4):
             pool.refill()
@@ -122,9 +122,9 @@ def test_what_is_in_the_way_is_logged_once(
 def test_one_answer_that_is_late_is_not_worth_a_line(caplog: pytest.LogCaptureFixture) -> None:
     namespace = Namespace()
     pool = SocketPool(namespace.sockets)
-    pool.keep(4, 8)
+    pool.keep(datagrams(4), 8)
     for _ in range(3):
-        pool.take(4).close()
+        pool.take(datagrams(4)).close()
         namespace.failure = LateError()
         pool.refill()
         namespace.failure = None

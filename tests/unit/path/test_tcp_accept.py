@@ -64,6 +64,7 @@ class Bench:
         self.listeners = TcpListeners(
             cast(Link, self),
             cast(TcpOpener, self),
+            None,
             cast(Descriptors, self),
             self.counters,
             self._watch,

@@ -13,6 +13,7 @@ import pytest
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PlatformError
 from gpasst.features import ALL, Feature
+from gpasst.flow.loopback import LoopbackTargets
 from gpasst.host.descriptors import Descriptors
 from gpasst.host.raw import RawSockets
 from gpasst.host.receive import sender_key, split_key
@@ -61,7 +62,7 @@ class Case:
         self.steps: dict[Pair, Callable[[Pair], int]] = {}
         addresses = {4: rules(4, address=None), 6: rules(6, address=None)}
         self.splice = UdpSplice(
-            Pairs(addresses, True, 0, {}, {}, 1000),
+            Pairs(LoopbackTargets(addresses, True, 0), {}, {}, 1000),
             self.pool,
             self.steps.__setitem__,
             self.unwatch,

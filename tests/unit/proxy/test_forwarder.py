@@ -89,7 +89,7 @@ class Bench:
             gro=False,
             keeps_loopback=config.keeps_loopback,
         )
-        both = udp, TcpListenerOpener(self, self.pool)
+        both = udp, TcpListenerOpener(self, None, self.pool, config.keeps_loopback)
         self.forwarder = Forwarder(config, PortRules(table), both, config.families, self.pool, self.own)
 
     def make(self, family: int, kind: int, protocol: int, count: int) -> list[int]:

@@ -8,7 +8,7 @@ import pytest
 
 from gpasst.counters import Counters, Drop
 from gpasst.flow.record import Flow
-from gpasst.proxy.observe import DROP_LOG_SECONDS, DropLog, flows, statistics
+from gpasst.proxy.observe import DROP_LOG_SECONDS, DropLog, Splices, flows, statistics
 from gpasst.tcp.connection import Connection
 from gpasst.tcp.header import Header
 from gpasst.tcp.states import State
@@ -18,17 +18,18 @@ from tests.support.addresses import GUEST4, GUEST6, GUEST_MAC, HOST_MAC, ip
 from tests.support.nat import Host
 
 SERVER = "198.51.100.9"
+NO_PAIRS = Splices(None, ())
 
 
 def test_a_peer_is_shown_from_both_sides_with_its_age() -> None:
     host = Host()
     peer = host.down(33000, SERVER, 53)
-    assert flows(host.path, None, (), 0.0) == (
+    assert flows(host.path, NO_PAIRS, (), 0.0) == (
         Flow("udp", (GUEST4, 33000), (SERVER, 53), (SERVER, 53), peer.udp_socket.port, 0, spliced=False),
     )
     for _ in host.path.scan(1007, 180):
         pass
-    assert flows(host.path, None, (), 0.0)[0].idle == 7
+    assert flows(host.path, NO_PAIRS, (), 0.0)[0].idle == 7
 
 
 def held(guest: str, port: int, shown: str, remote: tuple[str, int], state: State, heard: float) -> Connection:
@@ -43,7 +44,7 @@ def test_a_connection_is_shown_with_its_state() -> None:
     table.add(first)
     table.add(held(GUEST4, 40001, SERVER, (SERVER, 80), State.SYN_RECEIVED, 1000.0))
     host, counters = Host(), Counters()
-    assert flows(host.path, None, table, 1000.0) == (
+    assert flows(host.path, NO_PAIRS, table, 1000.0) == (
         Flow(
             "tcp",
             (GUEST6, 40000),
@@ -58,7 +59,7 @@ def test_a_connection_is_shown_with_its_state() -> None:
     )
     counters.traffic["tcp"].up.datagrams = 5
     counters.tcp.down.bytes = 7
-    found = statistics(counters, host.path, None, table)
+    found = statistics(counters, host.path, NO_PAIRS, table)
     assert (found.connections, found.segments_up, found.tcp_bytes_down) == (2, 5, 7)
     assert (found.datagrams_up, found.bytes_down, found.peers) == (0, 0, 0)
 
@@ -69,7 +70,7 @@ def test_statistics_count_mappings_and_peers() -> None:
     host.down(33000, SERVER, 54)
     host.down(33001, SERVER, 53)
     counters.udp.down.datagrams = 3
-    found = statistics(counters, host.path, None, ())
+    found = statistics(counters, host.path, NO_PAIRS, ())
     assert (found.mappings, found.peers, found.pairs, found.datagrams_down) == (2, 3, 0, 3)
 
 

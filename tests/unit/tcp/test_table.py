@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from gpasst.flow.second_chance import LOOKS
 from gpasst.tcp.connection import Connection
 from gpasst.tcp.header import Header
 from gpasst.tcp.states import State
-from gpasst.tcp.table import LOOKS, ConnectionTable
+from gpasst.tcp.table import ConnectionTable
 from gpasst.tcp.window import Budget
 from tests.support.addresses import GUEST4, GUEST_MAC, HOST_MAC, SERVER4, ip
 

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.flow.activity import Ages
+from gpasst.flow.loopback import LoopbackTargets
 from gpasst.flow.sender import Sender
 from gpasst.host.receive import sender_key
 from gpasst.portspec import parse, reverse
@@ -41,7 +42,7 @@ def splice_rules(
 ) -> Pairs:
     """Give rules for a guest with these addresses."""
     addresses = {4: rules(4, address=guest4), 6: rules(6, link_local=link_local, address=guest6)}
-    return Pairs(addresses, keep, SCOPE, shown_inside or {}, shown_outside or {}, START, limit)
+    return Pairs(LoopbackTargets(addresses, keep, SCOPE), shown_inside or {}, shown_outside or {}, START, limit)
 
 
 def listener(inside: bool, port: int = 8053, target: int = 53, family: int = 4, address: str = "") -> Listener:
@@ -107,7 +108,7 @@ def test_without_an_address_of_the_guest_there_is_nowhere_to_lead(known: dict[st
 
 def test_what_the_guest_turns_out_to_use_is_the_target() -> None:
     addresses = {4: rules(4), 6: rules(6)}
-    pairs = Pairs(addresses, False, SCOPE, {}, {})
+    pairs = Pairs(LoopbackTargets(addresses, False, SCOPE), {}, {})
     addresses[4].learn(ip(OTHER4))
     assert route(pairs, listener(inside=False), "127.0.0.1", "127.0.0.1").address == ip(OTHER4)
 

@@ -1,0 +1,74 @@
+"""Pipes, through which bytes move from socket to socket without being copied into the process (splice(2)).
+
+Theory of operation: a way borrows a pipe when it has bytes for it, and gives it back empty, so a pair that is idle has
+none, and a few pipes serve any number of pairs. The pages of full pipes are counted against the user's limit (64 MiB
+without privileges, pipe(7)), so there are `PIPES` at most, and the ways that get none copy. `IDLE` are kept for the
+next; a pipe that has bytes of a broken pair in it is closed.
+"""
+
+from __future__ import annotations
+
+import os
+from fcntl import fcntl
+
+from gpasst.linux import F_SETPIPE_SZ, O_CLOEXEC, O_NONBLOCK
+from gpasst.tcp.pairs import Pipe
+
+PIPE_BYTES = 1 << 19  # the fastest of 64 KiB to 8 MiB in measurements; larger ones leave the processor's cache
+PIPES = 64
+IDLE = 16
+
+
+class Pipes:
+    """The pipes of one proxy.
+
+    :param limit: descriptors from this number on are not for pipes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._idle: list[Pipe] = []
+        self._lent = 0
+
+    def borrow(self) -> Pipe | None:
+        """Return an empty pipe, None if none can be had."""
+        pipe = self._idle.pop() if self._idle else self._make()
+        if pipe is not None:
+            self._lent += 1
+        return pipe
+
+    def give_back(self, pipe: Pipe, empty: bool) -> None:
+        """Take a pipe back."""
+        self._lent -= 1
+        if empty and len(self._idle) < IDLE:
+            self._idle.append(pipe)
+        else:
+            _close(pipe)
+
+    def close(self) -> None:
+        """Close the pipes that are not lent; more calls do nothing."""
+        for pipe in self._idle:
+            _close(pipe)
+        self._idle.clear()
+
+    def _make(self) -> Pipe | None:
+        if self._lent >= PIPES:
+            return None
+        try:
+            reader, writer = os.pipe2(O_NONBLOCK | O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            if writer < self._limit:
+                # The kernel may grant more; less than that, beyond the user's limit, would be slower than copying.
+                return Pipe(reader, writer, fcntl(writer, F_SETPIPE_SZ, PIPE_BYTES))
+        except OSError:
+            pass
+        os.close(reader)
+        os.close(writer)
+        return None
+
+
+def _close(pipe: Pipe) -> None:
+    os.close(pipe.reader)
+    os.close(pipe.writer)

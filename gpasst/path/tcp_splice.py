@@ -1,0 +1,327 @@
+"""The sockets of TCP's splice pairs, and the bytes that move between them.
+
+Theory of operation: `gpasst.tcp.pairs` has the rules. All sockets of pairs stand in one private epoll set,
+edge-triggered, and one watcher watches the set: a way whose target takes no more wakes nobody until it does. An event
+queues its pair, and `wake` wakes the greenlet of each pair in the queue, until its time is over; `again` asks for the
+rest.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from _socket import socket as RawSocket  # a class
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
+
+from gpasst.counters import Counters, Drop
+from gpasst.errors import GpasstError, PacketError
+from gpasst.flow.loopback import LoopbackTargets
+from gpasst.host.descriptors import Descriptors
+from gpasst.host.pipes import Pipes
+from gpasst.host.socket_pool import SocketPool, streams
+from gpasst.host.sockets import family_constant, socket_address
+from gpasst.host.tcp import Epoll, close_with_reset, end_of, prepare_spliced
+from gpasst.linux import (
+    EPOLLERR,
+    EPOLLET,
+    EPOLLHUP,
+    EPOLLIN,
+    EPOLLOUT,
+    EPOLLPRI,
+    EPOLLRDHUP,
+    SHUT_WR,
+    SO_ERROR,
+    SOCK_NONBLOCK,
+    SOCK_STREAM,
+    SOL_SOCKET,
+)
+from gpasst.path.budget import STEP_SECONDS
+from gpasst.path.tcp_carrier import Carrier, Outcome
+from gpasst.tcp.listener import TcpListener
+from gpasst.tcp.pairs import End, StreamPair, StreamPairs
+
+EVENTS = EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLET
+EVENTS_AT_ONCE = 64
+POOL = 64  # sockets of a family kept ready; one message of the helper brings that many
+POOL_SHARE = 16  # of a low limit of open files, the part that the pool of a family may take
+TRIES = 4  # sockets tried until one is not connected to itself
+
+_ARRIVES = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR
+
+
+class Greenlets(Protocol):
+    """Owns the greenlets of pairs."""
+
+    def work_alone(self, owner: StreamPair, step: Callable[[StreamPair], int | None]) -> None:
+        """Make a greenlet for a pair, which calls `step` with the pair whenever it is woken."""
+
+    def wake(self, owner: StreamPair) -> None:
+        """Let the greenlet of a pair take one step."""
+
+    def unwatch(self, owner: StreamPair) -> None:
+        """End the greenlet of a pair."""
+
+
+class TcpSplice:
+    """All splice pairs of TCP of one namespace, with their sockets.
+
+    :param targets: where loopback traffic leads.
+    :param pool: the sockets of the namespace.
+    :param epoll: an empty epoll set, which becomes this one's to close.
+    :param descriptors: closes idle sockets near the limit of open files.
+    :param counters: where traffic and drops are counted.
+    :param greenlets: owns the greenlets of pairs.
+    :param again: asks for a call of `wake` soon; more calls before it do nothing.
+    :param conversed: takes note of a way that moved one piece, since an answer may come soon.
+    :param clock: returns monotonic seconds.
+    :param stopwatch: returns seconds, for the budget of a step.
+    :ivar pairs: the rules and tables.
+    """
+
+    def __init__(
+        self,
+        targets: LoopbackTargets,
+        pool: SocketPool,
+        epoll: Epoll,
+        descriptors: Descriptors,
+        counters: Counters,
+        greenlets: Greenlets,
+        again: Callable[[], None],
+        conversed: Callable[[object], None] | None,
+        clock: Callable[[], float],
+        stopwatch: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.pairs = StreamPairs()
+        self._targets = targets
+        self._pool = pool
+        self._epoll = epoll
+        self._descriptors = descriptors
+        self._counters = counters
+        self._carrier = Carrier(Pipes(descriptors.line), counters.tcp.spliced, conversed, stopwatch)
+        self._greenlets = greenlets
+        self._again = again
+        self._clock = clock
+        self._stopwatch = stopwatch
+        self._by_fd: dict[int, tuple[StreamPair, int]] = {}
+        self._queue: deque[StreamPair] = deque()
+        self._deadline = 0.0
+
+    def listen(self, inside: bool, family: int) -> None:
+        """Get ready for pairs of clients on one side: sockets in the pool.
+
+        :raises GpasstError: if the namespace makes no sockets.
+        """
+        if not inside:
+            self._pool.keep(streams(family), min(POOL, self._descriptors.line // POOL_SHARE + 1))
+
+    def open(self, listener: TcpListener, client: RawSocket, source: End, addressed: End) -> None:
+        """Set up the pair of an accepted client.
+
+        :param client: its socket, closed if an error is raised.
+        :param source: its end.
+        :param addressed: what it connected to.
+        :raises PacketError: if it must not have one, or no socket can be had.
+        """
+        try:
+            self.pairs.check(listener.inside, source, addressed)
+            address, scope = self._targets.of(
+                listener.inside, listener.family, listener.target_address, addressed.address
+            )
+            remote = End(address, listener.target)
+            sock, local = self._connected(not listener.inside, listener.family, remote, scope)
+        except PacketError:
+            close_with_reset(client)
+            raise
+        pair = StreamPair(listener, client, source, addressed.address, sock, local, remote, self._clock())
+        self.pairs.add(pair)
+        self._greenlets.work_alone(pair, self._step)
+        try:
+            for index, way in enumerate(pair.ways):
+                self._epoll.register(way.source.fileno(), EVENTS)
+                self._by_fd[way.source.fileno()] = pair, index
+        except OSError as error:
+            # As epoll_ctl(2) says: no memory, or as many watches as the user may have.
+            self._close(pair, reset=True)
+            raise PacketError(Drop.NO_SOCKET, f"no watch: {error.strerror}") from error
+
+    def wake(self) -> None:
+        """Take the events of sockets, and move what they have, for at most `STEP_SECONDS`; called in the hub."""
+        self._deadline = self._stopwatch() + STEP_SECONDS
+        now, queue = self._clock(), self._queue
+        for fd, event in self._epoll.poll(0, EVENTS_AT_ONCE):
+            pair, index = self._by_fd[fd]
+            pair.ways[index].events |= event
+            pair.heard = now
+            if not pair.queued:
+                pair.queued = True
+                queue.append(pair)
+        while queue:
+            pair = queue.popleft()
+            pair.queued = False
+            if pair.open:
+                self._greenlets.wake(pair)
+            if queue and self._stopwatch() >= self._deadline:
+                self._again()
+                break
+
+    def held(self) -> int:
+        """Return the number of pairs."""
+        return len(self.pairs)
+
+    def let_go(self) -> bool:
+        """Reset the pair that was idle longest; return whether there was one."""
+        pair = self.pairs.longest_idle()
+        if pair is None:
+            return False
+        self._counters.drop(Drop.CONNECTIONS_FULL)
+        self._close(pair, reset=True)
+        return True
+
+    def close(self) -> None:
+        """Reset all pairs, and close the epoll set; more calls do nothing."""
+        for pair in list(self.pairs):
+            self._close(pair, reset=True)
+        self._queue.clear()
+        self._carrier.close()
+        self._epoll.close()
+        # Its owner refers back to this one, and both would have to wait for the garbage collector.
+        self._again = _nothing
+
+    def _step(self, pair: StreamPair) -> None:
+        """Look at the events of a pair, and move what there is; a pair that meets an internal error is reset."""
+        try:
+            if pair.connecting and not self._answered(pair):
+                return
+            self._note(pair, 0)
+            self._note(pair, 1)
+            for index in (0, 1):
+                if pair.open and pair.ways[index].due:
+                    self._carry(pair, index)
+            if pair.open and (pair.ways[0].due or pair.ways[1].due):
+                pair.queued = True
+                self._queue.append(pair)
+        except Exception:
+            self._close(pair, reset=True)
+            raise
+
+    def _answered(self, pair: StreamPair) -> bool:
+        """Return whether the other side has accepted; where it has refused, or the client has gone, the pair ends."""
+        client, own = pair.ways
+        if client.events & EPOLLERR:
+            self._close(pair, reset=True)
+        elif own.events & (EPOLLERR | EPOLLHUP):
+            if own.source.getsockopt(SOL_SOCKET, SO_ERROR) == errno.ECONNREFUSED:
+                self._counters.refusals += 1
+            else:
+                self._counters.drop(Drop.UNREACHABLE)
+            self._close(pair, reset=True)
+        elif own.events & EPOLLOUT:
+            pair.connecting = False
+        return pair.open and not pair.connecting
+
+    def _note(self, pair: StreamPair, index: int) -> None:
+        """Let the events of the socket with an index make the ways due that they concern."""
+        way, back = pair.ways[index], pair.ways[not index]
+        events, way.events = way.events, 0
+        if events & _ARRIVES and not way.finished:
+            way.due = not way.blocked
+            if events & (EPOLLPRI | EPOLLRDHUP):
+                way.thorough = True
+        if events & EPOLLOUT and back.blocked:
+            back.blocked, back.due = False, True
+        if events & EPOLLERR and pair.open:
+            self._break(pair, index)
+
+    def _break(self, pair: StreamPair, index: int) -> None:
+        """Take note that the end with an index was reset, or takes no more; what it has sent may still be delivered."""
+        way, back = pair.ways[index], pair.ways[not index]
+        pair.broken = True
+        self._carrier.forget(back)
+        back.finished, back.due, back.blocked = True, False, False
+        if way.finished:
+            self._close(pair, reset=True)
+        else:
+            way.due, way.thorough = not way.blocked, True
+
+    def _carry(self, pair: StreamPair, index: int) -> None:
+        """Move what comes from the socket with an index; a way that is still due then has more."""
+        way = pair.ways[index]
+        outcome = self._carrier.carry(way, self._deadline)
+        if outcome is not Outcome.MORE:
+            way.due = False
+        if outcome is Outcome.BLOCKED:
+            way.blocked = True
+        elif outcome is Outcome.ENDED:
+            self._finish(pair, index)
+        elif outcome is Outcome.SOURCE_BROKEN:
+            self._close(pair, reset=True)
+        elif outcome is Outcome.TARGET_BROKEN:
+            self._break(pair, 1 - index)
+
+    def _finish(self, pair: StreamPair, index: int) -> None:
+        """End a way whose source has nothing more to come, and whose target has all."""
+        way, back = pair.ways[index], pair.ways[not index]
+        if pair.broken:
+            self._close(pair, reset=True)
+            return
+        # A socket that is not connected any more refuses; an event says why.
+        with suppress(OSError):
+            way.target.shutdown(SHUT_WR)
+        way.finished, way.due = True, False
+        if back.finished:
+            self._close(pair, reset=False)
+
+    def _close(self, pair: StreamPair, reset: bool) -> None:
+        """End a pair; more calls do nothing."""
+        if not pair.open:
+            return
+        pair.open = False
+        self.pairs.remove(pair)
+        for way in pair.ways:
+            self._carrier.forget(way)
+            self._by_fd.pop(way.source.fileno(), None)
+            if reset:
+                close_with_reset(way.source)
+            else:
+                way.source.close()
+        self._greenlets.unwatch(pair)
+
+    def _connected(self, inside: bool, family: int, remote: End, scope: int) -> tuple[RawSocket, End]:
+        """Return a socket of one side that connects to a remote end, and its own end.
+
+        :raises PacketError: if none can be had, or there is no way there.
+        """
+        target = socket_address(remote.address, remote.port, scope)
+        for _ in range(TRIES):
+            try:
+                sock = self._descriptors.make(lambda: self._socket(inside, family))
+            except (OSError, GpasstError) as error:
+                raise PacketError(Drop.NO_SOCKET) from error
+            try:
+                prepare_spliced(sock)
+                sock = self._descriptors.settle(sock)
+                number = sock.connect_ex(target)
+                local = End(*end_of(sock.getsockname()))
+            except OSError as error:
+                sock.close()
+                raise PacketError(Drop.NO_SOCKET) from error
+            if number not in (0, errno.EINPROGRESS):
+                sock.close()
+                raise PacketError(Drop.UNREACHABLE)
+            if local != remote:
+                return sock, local
+            # By chance, the kernel gave it the port it shall talk to, and it has connected to itself.
+            sock.close()
+        raise PacketError(Drop.NO_SOCKET)
+
+    def _socket(self, inside: bool, family: int) -> RawSocket:
+        if inside:
+            return self._pool.take(streams(family))
+        return RawSocket(family_constant(family), SOCK_STREAM | SOCK_NONBLOCK, 0)
+
+
+def _nothing() -> None:
+    """Do nothing: a callback of closed pairs."""
