@@ -82,7 +82,7 @@ def test_podman_is_understood() -> None:
         ),
         (
             ("-u", "5000", "-u", "6000", "-T", "none", "-U", "none", "-t", "none"),
-            Config(tcp_ports="none", udp_ports=("5000", "6000"), udp_ns="none"),
+            Config(tcp_ports="none", udp_ports=("5000", "6000"), tcp_ns="none", udp_ns="none"),
         ),
         (("--no-splice",), Config(tcp_ports="auto", udp_ports="auto", tcp_ns="none", udp_ns="none", no_splice=True)),
         (
