@@ -142,7 +142,7 @@ def test_killing_the_proxy_leaves_nothing_behind() -> None:
         (("pasta", "-4", "-6"), 2, "exclude each other"),
         (("pasta", "--mtu", "12"), 2, "--mtu 12 is out of range"),
         (("pasta", "-m", "x"), 2, "--mtu x is not a whole number"),
-        (("pasta", "-T", "80"), 2, "-T is not available yet: splicing of TCP"),
+            (("pasta", "-T", "192.0.2.1/53"), 2, "--tcp-ns 192.0.2.1/53 is not on the namespace's loopback"),
         (("pasta", "-U", "192.0.2.1/53"), 2, "--udp-ns 192.0.2.1/53 is not on the namespace's loopback"),
         (("pasta", "-U", "%up0/53"), 2, "--udp-ns %up0/53 is not on the namespace's loopback"),
         (("pasta", "--no-splice", "-U", "53"), 2, "--udp-ns needs splicing, which --no-splice switches off"),
