@@ -142,7 +142,7 @@ def test_killing_the_proxy_leaves_nothing_behind() -> None:
         (("pasta", "-4", "-6"), 2, "exclude each other"),
         (("pasta", "--mtu", "12"), 2, "--mtu 12 is out of range"),
         (("pasta", "-m", "x"), 2, "--mtu x is not a whole number"),
-            (("pasta", "-T", "192.0.2.1/53"), 2, "--tcp-ns 192.0.2.1/53 is not on the namespace's loopback"),
+        (("pasta", "-T", "192.0.2.1/53"), 2, "--tcp-ns 192.0.2.1/53 is not on the namespace's loopback"),
         (("pasta", "-U", "192.0.2.1/53"), 2, "--udp-ns 192.0.2.1/53 is not on the namespace's loopback"),
         (("pasta", "-U", "%up0/53"), 2, "--udp-ns %up0/53 is not on the namespace's loopback"),
         (("pasta", "--no-splice", "-U", "53"), 2, "--udp-ns needs splicing, which --no-splice switches off"),
@@ -295,7 +295,10 @@ def test_serving_a_joined_namespace(foreground: bool, tmp_path: Path) -> None:
 def test_statistics_on_demand() -> None:
     done = cli("pasta", "--config-net", "--stats", "1", "--", "sleep", "1.5")
     assert "up 0 datagrams 0 bytes, down 0 datagrams 0 bytes, 0 mappings" in done.stderr
-    assert "TCP up 0 segments 0 bytes, down 0 segments 0 bytes, 0 connections, dropped: " in done.stderr
+    assert (
+        "TCP up 0 segments 0 bytes, down 0 segments 0 bytes, 0 connections, spliced 0 datagrams 0 bytes, TCP 0 bytes, 0 pairs, dropped: "
+        in done.stderr
+    )
 
 
 def test_the_demo() -> None:
