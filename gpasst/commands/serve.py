@@ -28,6 +28,7 @@ from gpasst.api.pasta import Pasta
 from gpasst.commands.announce import announce
 from gpasst.commands.handlers import write_standard_error
 from gpasst.commands.log import set_up_logging
+from gpasst.commands.notify import Manager
 from gpasst.commands.options import Invocation
 from gpasst.commands.process import (
     EXIT_NOT_EXECUTABLE,
@@ -72,6 +73,7 @@ def serve(
         # The owner of a new user namespace is whom the process becomes.
         proxy = Pasta(invocation.config, runas=identity if invocation.runs_command and not keeps_identity else None)
     pid_file = PidFile(invocation.process.pid_file)
+    manager = Manager(os.environ)
     try:
         proxy.open()
         # There is one proxy only; without the helper there is less to keep in memory.
@@ -97,8 +99,12 @@ def serve(
             take_on(identity)
         if ready is not None:
             ready()
-        return _wait(proxy, program, invocation.process.stats, stop)
+        manager.notify("READY=1")
+        status = _wait(proxy, program, invocation.process.stats, stop)
+        manager.notify("STOPPING=1")
+        return status
     finally:
+        manager.close()
         pid_file.close()
         proxy.close()
         if program_signals is not None:
