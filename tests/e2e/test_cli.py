@@ -295,10 +295,8 @@ def test_serving_a_joined_namespace(foreground: bool, tmp_path: Path) -> None:
 def test_statistics_on_demand() -> None:
     done = cli("pasta", "--config-net", "--stats", "1", "--", "sleep", "1.5")
     assert "up 0 datagrams 0 bytes, down 0 datagrams 0 bytes, 0 mappings" in done.stderr
-    assert (
-        "TCP up 0 segments 0 bytes, down 0 segments 0 bytes, 0 connections, spliced 0 datagrams 0 bytes, TCP 0 bytes, 0 pairs, dropped: "
-        in done.stderr
-    )
+    assert "TCP up 0 segments 0 bytes, down 0 segments 0 bytes, 0 connections, " in done.stderr
+    assert "spliced 0 datagrams 0 bytes, TCP 0 bytes, 0 pairs, dropped: " in done.stderr
 
 
 def test_the_demo() -> None:
