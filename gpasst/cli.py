@@ -1,8 +1,7 @@
 """The console script.
 
 Theory of operation: the command line is read first, so that what is wrong with it costs no time. The helper process is
-started before anything heavy is imported, so that both load at once; then everything is monkey-patched, before any
-module is imported that would keep the unpatched names.
+started before anything heavy is imported, so that both load at once.
 """
 
 from __future__ import annotations
@@ -99,9 +98,6 @@ def run_proxy(mode: str, argv: Sequence[str]) -> int:
 
     helper = Helper.start()
     try:
-        from gevent import monkey
-
-        monkey.patch_all()
         from gpasst.commands.serve import serve
 
         return serve(helper, invocation, identity, ready)

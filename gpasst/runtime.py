@@ -2,7 +2,8 @@
 
 Theory of operation: a gevent program (monkey-patched, or calling from a greenlet) already runs a hub; its proxies are
 greenlets of that hub. Any other program may block its threads as it likes; its proxies share one daemon thread with a
-hub of its own, and calls cross over to it.
+hub of its own, and calls cross over to it. A program that is gpasst and nothing else says so by `claim`: then its
+thread's hub is in use from the start, and nothing has to be patched.
 
 Who owns what:
 
@@ -25,17 +26,16 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import gevent
-import gevent.monkey
-from gevent.socket import wait_read
 
 from gpasst.helper.client import Helper
+from gpasst.hub import original, patched, wait_read
 
 T = TypeVar("T")
 
 # The real ones, whatever has been patched since or before.
-_allocate_lock: Callable[[], Any] = gevent.monkey.get_original("_thread", "allocate_lock")
-_start_new_thread: Callable[..., int] = gevent.monkey.get_original("_thread", "start_new_thread")
-_ThreadLocal: type[Any] = gevent.monkey.get_original("_thread", "_local")
+_allocate_lock: Callable[[], Any] = original("_thread", "allocate_lock")
+_start_new_thread: Callable[..., int] = original("_thread", "start_new_thread")
+_ThreadLocal: type[Any] = original("_thread", "_local")
 
 _own = _ThreadLocal()
 _background: BackgroundRuntime | None = None
@@ -155,10 +155,16 @@ class BackgroundRuntime(Runtime):
             gevent.spawn(self._queue.popleft())
 
 
+def claim() -> Runtime:
+    """Return the runtime of the calling thread's hub, which counts as in use from now on."""
+    _own.claimed = True
+    return current()
+
+
 def current() -> Runtime:
     """Return the runtime for the caller: its own hub if that is in use, else the background one."""
     global _background  # noqa: PLW0603  # one thread serves the process
-    if gevent.monkey.is_module_patched("socket") or gevent.getcurrent().parent is not None:
+    if getattr(_own, "claimed", False) or patched() or gevent.getcurrent().parent is not None:
         hub = gevent.get_hub()
         runtime: Runtime | None = getattr(_own, "runtime", None)
         if runtime is None or runtime.hub is not hub or runtime.pid != os.getpid():

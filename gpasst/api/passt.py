@@ -9,13 +9,12 @@ from __future__ import annotations
 from _socket import socket as RawSocket  # a class
 from typing import Any
 
-from gevent.socket import wait_read
-
 from gpasst.api.connection import RESOLVER_FILE, Connection, read_text, report
 from gpasst.config import Config
 from gpasst.errors import ConfigurationError
 from gpasst.flow.network import build_network
 from gpasst.flow.resolver_file import parse_resolver_file
+from gpasst.hub import wait_read
 from gpasst.link.listener import GuestListener
 from gpasst.proxy.proxy import Proxy
 from gpasst.runtime import Runtime

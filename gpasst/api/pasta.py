@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import gevent
-from gevent.socket import wait_read
 
 from gpasst import runtime
 from gpasst.api.connection import RESOLVER_FILE, Connection, read_text, report
@@ -29,6 +28,7 @@ from gpasst.flow.resolver_file import parse_resolver_file
 from gpasst.helper.client import OpenRequest, enter_command
 from gpasst.helper.kept import ANSWER_SECONDS, LateError, Namespace
 from gpasst.host.sockets import text
+from gpasst.hub import wait_read
 from gpasst.packet.address import is_link_local
 from gpasst.proxy.proxy import Proxy
 

@@ -20,8 +20,7 @@ import stat
 import time
 from dataclasses import dataclass
 
-from gevent.monkey import get_original
-
+from gpasst.hub import original
 from gpasst.link.output import open_output
 from gpasst.linux import AF_UNIX, SOCK_DGRAM
 
@@ -35,7 +34,7 @@ DAEMON = 3 << 3  # the facility (RFC 5424, section 6.2.1)
 SEVERITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (logging.DEBUG, 7))
 
 # The real one, which asks the kernel and does not switch greenlets.
-_poll = get_original("select", "poll")
+_poll = original("select", "poll")
 
 
 @dataclass(slots=True)

@@ -1,11 +1,11 @@
 """``gpasst pasta`` and ``gpasst passt``: open the proxy, wait for the end, clean up.
 
 Theory of operation: whatever may end the process sets one result, `stop`, to its exit status: a signal, the end of the
-command, of the joined namespace or of the last guest. The process runs the proxy on its own hub meanwhile. The signals
-of the terminal are the command's, where there is one (`gpasst.commands.signals`).
+command, of the joined namespace or of the last guest. The process runs the proxy on its own hub meanwhile, so nothing
+here may block the thread, and nothing is monkey-patched: that takes longer than all else of the start. The signals of
+the terminal are the command's, where there is one (`gpasst.commands.signals`).
 
-NOTE: this imports all of gpasst; the console script imports it when everything is monkey-patched and the helper
-process is on its way.
+NOTE: this imports all of gpasst; the console script imports it when the helper process is on its way.
 """
 
 from __future__ import annotations
@@ -48,6 +48,23 @@ GARBAGE_RUNS = 1_000_000  # of the middle generation's collector for each of the
 log = logging.getLogger("gpasst")
 
 
+class Program:
+    """The command in the namespace.
+
+    :param process: its process.
+    :ivar ended: is set when that has ended.
+    """
+
+    def __init__(self, process: subprocess.Popen[Any]) -> None:
+        self.process = process
+        self.ended = gevent.event.Event()
+
+    def look(self) -> None:
+        """Look whether it has ended."""
+        if self.process.poll() is not None:
+            self.ended.set()
+
+
 def serve(
     helper: Helper, invocation: Invocation, identity: tuple[int, int] | None, ready: Callable[[], None] | None
 ) -> int:
@@ -60,7 +77,7 @@ def serve(
     :raises GpasstError: if something is in the way.
     """
     set_up_logging(invocation.process, background=ready is not None, runs_command=invocation.runs_command)
-    here = runtime.current()
+    here = runtime.claim()
     here.adopt(helper)
     stop = gevent.event.AsyncResult()
     program_signals = await_signals(stop, invocation.runs_command)
@@ -129,7 +146,7 @@ def await_signals(stop: Any, runs_command: bool) -> ProgramSignals | None:
     return None
 
 
-def _wait(proxy: Pasta | Passt, program: subprocess.Popen[Any] | None, stats: int, stop: Any) -> int:
+def _wait(proxy: Pasta | Passt, program: Program | None, stats: int, stop: Any) -> int:
     """Wait for whatever sets `stop`; return the exit status.
 
     :param stats: seconds between two lines of counters, 0 for none.
@@ -151,7 +168,7 @@ def _wait(proxy: Pasta | Passt, program: subprocess.Popen[Any] | None, stats: in
     return status if status >= 0 else SIGNAL_BASE - status
 
 
-def _start(pasta: Pasta, command: tuple[str, ...], signals: ProgramSignals) -> subprocess.Popen[Any]:
+def _start(pasta: Pasta, command: tuple[str, ...], signals: ProgramSignals) -> Program:
     """Start the command, or a shell, in the namespace, and hand the terminal's signals over to it.
 
     :raises CommandError: if there is no such program, or it may not be executed.
@@ -159,31 +176,31 @@ def _start(pasta: Pasta, command: tuple[str, ...], signals: ProgramSignals) -> s
     argv = command or (os.environ.get("SHELL") or "/bin/sh", "-l")
     signals.starts = True
     try:
-        program = pasta.popen(argv, init=True, preexec_fn=signals.release)
+        process = pasta.popen(argv, init=True, preexec_fn=signals.release)
     except FileNotFoundError:
         remedy = "check its name and PATH" if command else "check the variable SHELL"
         raise CommandError(f"{argv[0]}: command not found", remedy, EXIT_NOT_FOUND) from None
     except PermissionError:
         remedy = "make it executable: chmod +x"
         raise CommandError(f"{argv[0]}: permission denied", remedy, EXIT_NOT_EXECUTABLE) from None
-    signals.hand_over(program.send_signal)
+    program = Program(process)
+    signals.hand_over(process.send_signal, program.look)
     return program
 
 
-def _end(program: subprocess.Popen[Any]) -> None:
+def _end(program: Program) -> None:
     """End the command if it runs still."""
-    if program.poll() is None:
-        program.terminate()
-        try:
-            program.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            program.kill()
-            program.wait()
+    if not program.ended.is_set():
+        program.process.terminate()
+        if not program.ended.wait(GRACE_SECONDS):
+            program.process.kill()
+            program.ended.wait()
 
 
-def _await_program(program: subprocess.Popen[Any], stop: Any) -> None:
+def _await_program(program: Program, stop: Any) -> None:
     """Stop with the status of the command when it has ended."""
-    stop.set(program.wait())
+    program.ended.wait()
+    stop.set(program.process.returncode)
 
 
 def _await_end(proxy: Pasta | Passt, stop: Any) -> None:

@@ -6,6 +6,9 @@ sent to gpasst alone is passed on, as if gpasst were the program. Only the kerne
 handler does not learn it; so the signals are blocked, and read from a signalfd (Linux 2.6.27) with their origin.
 
 A signal that was ignored at the start (nohup, a background job of a script) stays ignored, by the program as well.
+
+SIGCHLD is read there too, so that the end of the program is an event of the loop like any other: the loop's own watcher
+of children works on some of its loops only, and reaps children of everybody.
 """
 
 from __future__ import annotations
@@ -45,8 +48,10 @@ class ProgramSignals:
         self.starts = False
         self._early = early
         self._send: Callable[[int], object] | None = None
+        self._look: Callable[[], object] | None = None
         self._waiting: list[int] = []
         taken = [number for number in PROGRAM_SIGNALS if heeded(number)]
+        taken.append(signal.SIGCHLD)
         # Blocked, it does nothing here; and the child that becomes the program has no handler of Python's.
         for number in taken:
             signal.signal(number, signal.SIG_DFL)
@@ -59,12 +64,15 @@ class ProgramSignals:
         """Unblock the signals; the child that becomes the program calls this, where they mean what they always do."""
         signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
 
-    def hand_over(self, send: Callable[[int], object]) -> None:
+    def hand_over(self, send: Callable[[int], object], look: Callable[[], object]) -> None:
         """Pass signals on from now on, and those that came while the program was being started.
 
         :param send: sends a signal to the program.
+        :param look: called when the program may have ended.
         """
         self._send = send
+        self._look = look
+        look()
         for number in self._waiting:
             send(number)
         self._waiting.clear()
@@ -81,7 +89,10 @@ class ProgramSignals:
         except BlockingIOError:
             return
         number, _, code = _information.unpack(data)
-        if not self.starts:
+        if number == signal.SIGCHLD:
+            if self._look is not None:
+                self._look()
+        elif not self.starts:
             self._early(number)
         elif code != SI_KERNEL and self._send is not None:
             self._send(number)

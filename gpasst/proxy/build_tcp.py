@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from gevent.monkey import get_original
-
 from gpasst.features import Feature
 from gpasst.host.peek import Peeker, StreamPeeker, TapPeeker
 from gpasst.host.tcp import Epoll
+from gpasst.hub import original
 from gpasst.link.stream import Stream
 from gpasst.link.tap import Tap
 from gpasst.path.icmp_to_guest import IcmpToGuest
@@ -133,5 +132,5 @@ def build_tcp_listeners(
 
 def _epoll() -> Epoll:
     # A program that is monkey-patched has no epoll any more, since it could block the hub; this one never waits.
-    epoll: Epoll = get_original("select", "epoll")()
+    epoll: Epoll = original("select", "epoll")()
     return epoll

@@ -10,10 +10,10 @@ import logging
 
 import gevent
 import gevent.event
-from gevent.socket import wait_read
 
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PlatformError
+from gpasst.hub import wait_read
 from gpasst.path.budget import Turns
 from gpasst.proxy.forwarder import Forwarder
 from gpasst.proxy.timers import Timers

@@ -16,7 +16,7 @@ ROOT = "gpasst"  # the package itself names its public names' homes, and loads t
 FLOORS = (
     ("errors", "counters", "features", "linux"),
     ("codec", "formats", "values", "option", "config", "portspec"),
-    ("helper",),
+    ("helper", "hub"),
     ("packet",),
     ("flow",),
     ("udp",),
