@@ -28,7 +28,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from gpasst.errors import ConfigurationError, PlatformError
+from gpasst.helper import netlink
 from gpasst.helper.channel import Channel, Message, close_all, describe, pair
+from gpasst.helper.discovery import ephemeral_ports
 from gpasst.helper.enter import (
     CLONE_NEWIPC,
     CLONE_NEWNET,
@@ -133,9 +135,6 @@ def furnish(request: OpenRequest, place: Entered) -> tuple[Message, dict[str, in
     :raises ConfigurationError: if the request names what the kernel refuses.
     :raises PlatformError: if a permission or a limit is in the way.
     """
-    # The process has imported it by now, or answers that it cannot be imported.
-    from gpasst.helper import netlink
-
     reply: Message = {"pid": os.getpid(), "name": None, "offloads": ()}
     made = dict(place.descriptors)
     try:
@@ -145,7 +144,7 @@ def furnish(request: OpenRequest, place: Entered) -> tuple[Message, dict[str, in
             attached = attach(made["tap"], request.ifname, request.offload)
             reply["name"], reply["offloads"], reused = attached.name, attached.offloads, attached.reused
         reply |= netlink.configure(request, reply["name"], reused)
-        reply["ephemeral"] = netlink.ephemeral_ports()
+        reply["ephemeral"] = ephemeral_ports()
     except BaseException:
         close_all(made.values())
         raise

@@ -1,4 +1,4 @@
-"""Reading and writing network configuration with pyroute2.
+"""Writing network configuration, in messages of `gpasst.helper.rtnetlink`.
 
 Everything here acts on the network namespace of the calling thread, and opens a netlink session of its own.
 
@@ -9,37 +9,63 @@ would make (from the MAC address) is added by hand.
 
 from __future__ import annotations
 
+import _socket
 import errno
 import ipaddress
 import os
+import struct
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
-
-from pyroute2.iproute import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
+from typing import Any
 
 from gpasst.errors import ConfigurationError, GpasstError, PlatformError
+from gpasst.helper.discovery import FAMILIES, addresses_of, parse_address
 from gpasst.helper.request import OpenRequest, Route
+from gpasst.helper.rtnetlink import (
+    ADDRESS,
+    LINK,
+    NUMBER,
+    ROUTE,
+    NetlinkError,
+    Session,
+    attribute,
+    attributes,
+    parse_attributes,
+)
 from gpasst.linux import (
     AF_INET,
     AF_INET6,
+    IFA_ADDRESS,
     IFA_F_NODAD,
-    IFF_LOOPBACK,
+    IFA_LOCAL,
     IFF_UP,
+    IFLA_ADDRESS,
+    IFLA_AF_SPEC,
+    IFLA_INET6_ADDR_GEN_MODE,
+    IFLA_MTU,
+    IFLA_TXQLEN,
     IN6_ADDR_GEN_MODE_NONE,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
     RT_SCOPE_LINK,
+    RT_SCOPE_UNIVERSE,
     RT_TABLE_MAIN,
+    RTA_DST,
+    RTA_GATEWAY,
+    RTA_OIF,
+    RTA_PRIORITY,
+    RTM_GETLINK,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+    RTM_NEWROUTE,
     RTN_UNICAST,
     RTNH_F_ONLINK,
+    RTPROT_STATIC,
 )
 
-if TYPE_CHECKING:
-    from gpasst.helper.facts import HostAddress, HostFacts, HostLink, HostRoute
-
-PORT_RANGE = "/proc/sys/net/ipv4/ip_local_port_range"
-FAMILIES = {AF_INET: 4, AF_INET6: 6}
 NUMBERS = {4: AF_INET, 6: AF_INET6}
+MAX_PREFIX = {4: 32, 6: 128}  # bits
 V6 = 6
 IPV6_LINKS = "/proc/thread-self/net/if_inet6"  # missing where the kernel was booted without IPv6
 
@@ -67,31 +93,6 @@ NO_IPV6 = frozenset({errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EACCES, errno.E
 Fields = dict[str, Any]
 
 
-def facts() -> HostFacts:
-    """Return links, addresses, main-table unicast routes and the ephemeral ports of the present namespace.
-
-    For each family the default route of the lowest metric comes first.
-
-    :raises NetlinkError: if the kernel does not list them.
-    """
-    with IPRoute() as ipr:
-        links = [_link(message) for message in ipr.get_links()]
-        addresses = [_address(message) for message in ipr.get_addr() if message["family"] in FAMILIES]
-        dumped = [message for family in FAMILIES for message in ipr.get_routes(family=family, table=RT_TABLE_MAIN)]
-    routes = [_route(message) for message in dumped if _wanted(message)]
-    routes.sort(key=lambda route: (route["family"], route["destination"] is not None, route["metric"]))
-    return {"links": links, "addresses": addresses, "routes": routes, "ephemeral": ephemeral_ports()}
-
-
-def ephemeral_ports() -> list[int]:
-    """Return the first and the last port that the present namespace hands out by itself.
-
-    :raises OSError: if /proc is missing.
-    """
-    with open(PORT_RANGE, encoding="utf-8") as file:
-        return [int(number) for number in file.read().split()]
-
-
 def configure(request: OpenRequest, name: str | None, reused: bool = False) -> Fields:
     """Bring `lo` up and, when a tap device was made, set it up as asked.
 
@@ -102,25 +103,26 @@ def configure(request: OpenRequest, name: str | None, reused: bool = False) -> F
     :raises ConfigurationError: if the kernel refuses what the request names.
     :raises PlatformError: if a permission is in the way, or the kernel lacks IPv6.
     """
-    with IPRoute() as ipr:
-        loopback = ipr.link_lookup(ifname="lo")[0]
-        _try("bring the loopback device up", lambda: ipr.link("set", index=loopback, state="up"))
+    with Session() as session:
+        loopback = _socket.if_nametoindex("lo")
+        _try("bring the loopback device up", lambda: _change_link(session, loopback, up=True))
         if name is None:
             return {}
-        index = ipr.link_lookup(ifname=name)[0]
-        _set_link(ipr, index, request)
-        mac = str(ipr.get_links(index)[0].get_attr("IFLA_ADDRESS"))
+        index = _socket.if_nametoindex(name)
+        _set_link(session, index, request)
+        (body,) = session.request(RTM_GETLINK, LINK.pack(0, 0, index, 0, 0))
+        mac = parse_attributes(body, LINK.size)[IFLA_ADDRESS].hex(":")
         lacking: list[int] = []
         notes: list[str] = []
         if request.configure:
-            has_ipv6 = _add_link_local(ipr, index, link_local_address(mac))
+            has_ipv6 = _add_link_local(session, index, link_local_address(mac))
             for number, family in NUMBERS.items():
                 if number == V6 and not has_ipv6 and number in request.optional:
                     lacking.append(number)
                     notes.append(f"the namespace goes without IPv6: {_why_no_ipv6(name)}")
                 else:
-                    notes += _furnish_family(ipr, index, family, request, reused)
-        link_local = _read_link_local(ipr, index)
+                    notes += _furnish_family(session, index, family, request, reused)
+        link_local = _read_link_local(session, index)
         return {"index": index, "mac": mac, "link_local": link_local, "lacking": lacking, "notes": notes}
 
 
@@ -134,39 +136,53 @@ def link_local_address(mac: str) -> str:
     return str(ipaddress.IPv6Address(b"\xfe\x80" + bytes(6) + identifier))
 
 
-def _set_link(ipr: Any, index: int, request: OpenRequest) -> None:
-    changes: Fields = {}
+def _change_link(session: Session, index: int, changes: bytes = b"", up: bool = False) -> None:
+    """Change attributes of a link, and bring it up if asked for.
+
+    :raises NetlinkError: if the kernel refuses.
+    """
+    flags = IFF_UP if up else 0
+    session.request(RTM_NEWLINK, LINK.pack(0, 0, index, flags, flags) + changes)
+
+
+def _set_link(session: Session, index: int, request: OpenRequest) -> None:
+    changes = [(IFLA_TXQLEN, NUMBER.pack(TX_QUEUE_LENGTH))]
+    words = []
     if request.mac:
-        changes["address"] = request.mac
+        changes.append((IFLA_ADDRESS, bytes.fromhex(request.mac.replace(":", ""))))
+        words.append(f"address {request.mac}")
     if request.mtu and request.configure:
-        changes["mtu"] = request.mtu
-    what = f"set up {request.ifname} with {_listed(changes) or 'its queue'}"
-    _try(what, lambda: ipr.link("set", index=index, txqlen=TX_QUEUE_LENGTH, **changes))
+        changes.append((IFLA_MTU, NUMBER.pack(request.mtu)))
+        words.append(f"mtu {request.mtu}")
+    what = f"set up {request.ifname} with {', '.join(words) or 'its queue'}"
+    _try(what, lambda: _change_link(session, index, attributes(changes)))
     if request.configure and os.path.exists(IPV6_LINKS):
-        mode = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", IN6_ADDR_GEN_MODE_NONE)]}
+        mode = attribute(AF_INET6, attribute(IFLA_INET6_ADDR_GEN_MODE, bytes((IN6_ADDR_GEN_MODE_NONE,))))
         try:
-            ipr.link("set", index=index, IFLA_AF_SPEC={"attrs": [("AF_INET6", mode)]})
+            _change_link(session, index, attribute(IFLA_AF_SPEC, mode))
         except NetlinkError as error:
             # Without IPv6 on the link there will be no such address anyway.
             if error.code not in NO_IPV6:
                 raise PlatformError(f"cannot {what}: {os.strerror(error.code)}", _remedy(error.code)) from None
     if request.configure:
-        _try(f"bring {request.ifname} up", lambda: ipr.link("set", index=index, state="up"))
+        _try(f"bring {request.ifname} up", lambda: _change_link(session, index, up=True))
 
 
-def _furnish_family(ipr: Any, index: int, family: int, request: OpenRequest, reused: bool) -> list[str]:
+def _furnish_family(session: Session, index: int, family: int, request: OpenRequest, reused: bool) -> list[str]:
     """Add the addresses and routes of one family, and return a line for each that was left out.
 
     :raises GpasstError: if the kernel refuses one and the family is not optional.
     """
     number = FAMILIES[family]
     actions: list[Callable[[], None]] = [
-        partial(_add_address, ipr, index, text, prefix, reused)
+        partial(_add_address, session, index, text, prefix, reused)
         for text, prefix in request.addresses
         if (":" in text) == (number == V6)
     ]
     actions += [
-        partial(_add_route, ipr, index, route, request, reused) for route in request.routes if route.family == number
+        partial(_add_route, session, index, route, request, reused)
+        for route in request.routes
+        if route.family == number
     ]
     notes = []
     for action in actions:
@@ -188,20 +204,28 @@ def _why_no_ipv6(name: str) -> str:
     return f"the MTU of {name} is below {IPV6_MTU_MINIMUM}"
 
 
-def _add_address(ipr: Any, index: int, text: str, prefix: int, reused: bool) -> None:
-    flags = {"flags": IFA_F_NODAD} if ":" in text else {}
-    family = AF_INET6 if ":" in text else AF_INET
-    _try(
-        f"add the address {text}/{prefix}",
-        lambda: ipr.addr("add", index=index, address=text, prefixlen=prefix, family=family, **flags),
-        reused,
-    )
+def _new_address(session: Session, index: int, text: str, prefix: int) -> None:
+    """Add an address.
+
+    :raises NetlinkError: if the kernel refuses.
+    :raises OSError: if the text is no address.
+    :raises struct.error: if the prefix is none.
+    """
+    family, flags = (AF_INET6, IFA_F_NODAD) if ":" in text else (AF_INET, 0)
+    address = _socket.inet_pton(family, text)
+    body = ADDRESS.pack(family, prefix, flags, RT_SCOPE_UNIVERSE, index)
+    body += attributes([(IFA_LOCAL, address), (IFA_ADDRESS, address)])
+    session.request(RTM_NEWADDR, body, NLM_F_CREATE | NLM_F_EXCL)
 
 
-def _add_link_local(ipr: Any, index: int, text: str) -> bool:
+def _add_address(session: Session, index: int, text: str, prefix: int, reused: bool) -> None:
+    _try(f"add the address {text}/{prefix}", lambda: _new_address(session, index, text, prefix), reused)
+
+
+def _add_link_local(session: Session, index: int, text: str) -> bool:
     """Add the link-local address; return whether the link has IPv6."""
     try:
-        ipr.addr("add", index=index, address=text, prefixlen=LINK_LOCAL_PREFIX, family=AF_INET6, flags=IFA_F_NODAD)
+        _new_address(session, index, text, LINK_LOCAL_PREFIX)
     except NetlinkError as error:
         # Without IPv6 there is nothing to add it to; a namespace for IPv4 alone is still of use.
         if error.code not in NO_IPV6 | {errno.EEXIST}:
@@ -212,33 +236,44 @@ def _add_link_local(ipr: Any, index: int, text: str) -> bool:
     return True
 
 
-def _add_route(ipr: Any, index: int, route: Route, request: OpenRequest, reused: bool) -> None:
+def _add_route(session: Session, index: int, route: Route, request: OpenRequest, reused: bool) -> None:
     destination = "default" if route.destination is None else f"{route.destination}/{route.prefix}"
-    family = NUMBERS[route.family]
-    fields: Fields = {"family": family, "dst": destination, "oif": index}
-    if route.metric is not None:
-        fields["priority"] = route.metric
-    if route.gateway is None:
-        fields["scope"] = RT_SCOPE_LINK if family == AF_INET else 0
-    else:
-        fields["gateway"] = route.gateway
-        if route.onlink:
-            fields["flags"] = RTNH_F_ONLINK
-        elif not _covered(route.gateway, request.addresses):
-            _add_host_route(ipr, index, family, route.gateway)
+    if route.gateway and not route.onlink and not _covered(route.gateway, request.addresses):
+        length = MAX_PREFIX[route.family]
+        direct = Route(route.gateway, length, family=route.family)
+        # Replaced, since several routes may share the gateway.
+        _try(
+            f"add the route to the gateway {route.gateway}",
+            lambda: _new_route(session, index, direct, NLM_F_CREATE | NLM_F_REPLACE),
+        )
     via = f" via {route.gateway}" if route.gateway else ""
     # A copy of a route that the kernel has made with the address is no error.
     there = reused or route.family in request.optional
-    _try(f"add the route {destination}{via}", lambda: ipr.route("add", **fields), there)
+    action = partial(_new_route, session, index, route, NLM_F_CREATE | NLM_F_EXCL)
+    _try(f"add the route {destination}{via}", action, there)
 
 
-def _add_host_route(ipr: Any, index: int, family: int, gateway: str) -> None:
-    length, scope = (32, RT_SCOPE_LINK) if family == AF_INET else (128, 0)
-    # "replace", since several routes may share the gateway.
-    _try(
-        f"add the route to the gateway {gateway}",
-        lambda: ipr.route("replace", family=family, dst=f"{gateway}/{length}", oif=index, scope=scope),
-    )
+def _new_route(session: Session, index: int, route: Route, flags: int) -> None:
+    """Add a route to the main table.
+
+    :param flags: NLM_F_*: what becomes of one that is there.
+    :raises NetlinkError: if the kernel refuses.
+    :raises OSError: if a text is no address.
+    :raises struct.error: if the metric or the prefix is none.
+    """
+    family = NUMBERS[route.family]
+    found = [(RTA_OIF, NUMBER.pack(index))]
+    if route.destination is not None:
+        found.append((RTA_DST, _socket.inet_pton(family, route.destination)))
+    if route.gateway is not None:
+        found.append((RTA_GATEWAY, _socket.inet_pton(family, route.gateway)))
+    if route.metric is not None:
+        found.append((RTA_PRIORITY, NUMBER.pack(route.metric)))
+    bits = 0 if route.destination is None else route.prefix
+    scope = RT_SCOPE_LINK if route.gateway is None and family == AF_INET else RT_SCOPE_UNIVERSE
+    marks = RTNH_F_ONLINK if route.gateway and route.onlink else 0
+    head = ROUTE.pack(family, bits, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, scope, RTN_UNICAST, marks)
+    session.request(RTM_NEWROUTE, head + attributes(found), flags)
 
 
 def _covered(gateway: str, addresses: tuple[tuple[str, int], ...]) -> bool:
@@ -248,10 +283,11 @@ def _covered(gateway: str, addresses: tuple[tuple[str, int], ...]) -> bool:
     return any(address in ipaddress.ip_network(f"{text}/{prefix}", strict=False) for text, prefix in addresses)
 
 
-def _read_link_local(ipr: Any, index: int) -> str | None:
-    for message in ipr.get_addr(family=AF_INET6, index=index):
-        if message["index"] == index and message["scope"] == RT_SCOPE_LINK:
-            return str(message.get_attr("IFA_ADDRESS"))
+def _read_link_local(session: Session, index: int) -> str | None:
+    for body in addresses_of(session, AF_INET6):
+        address = parse_address(body)
+        if (address["family"], address["index"], address["scope"]) == (V6, index, RT_SCOPE_LINK):
+            return address["address"]
     return None
 
 
@@ -272,68 +308,11 @@ def _try(what: str, action: Callable[[], object], may_exist: bool = False) -> No
         if error.code in CALLERS_FAULT:
             raise ConfigurationError(message, CALLERS_REMEDY) from None
         raise PlatformError(message, _remedy(error.code)) from None
-    except (ValueError, TypeError, OSError) as error:
-        # pyroute2 found an address or a number that cannot be encoded.
+    except (ValueError, TypeError, OSError, struct.error) as error:
+        # An address or a number that cannot be encoded.
         raise ConfigurationError(f"cannot {what}: {error}", CALLERS_REMEDY) from None
 
 
 def _remedy(code: int) -> str:
     """Return the remedy for an errno of the kernel that the caller has not caused."""
     return REMEDIES.get(code, KERNELS_REMEDY)
-
-
-def _listed(changes: Fields) -> str:
-    return ", ".join(f"{key} {value}" for key, value in changes.items())
-
-
-def _link(message: Any) -> HostLink:
-    return {
-        "index": message["index"],
-        # The name is bytes if it is not UTF-8.
-        "name": os.fsdecode(message.get_attr("IFLA_IFNAME")),
-        "mac": message.get_attr("IFLA_ADDRESS"),
-        "up": bool(message["flags"] & IFF_UP),
-        "mtu": message.get_attr("IFLA_MTU"),
-        "loopback": bool(message["flags"] & IFF_LOOPBACK),
-    }
-
-
-def _address(message: Any) -> HostAddress:
-    flags = message.get_attr("IFA_FLAGS")
-    return {
-        "index": message["index"],
-        "family": FAMILIES[message["family"]],
-        # On a point-to-point link IFA_ADDRESS is the peer.
-        "address": message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"),
-        "prefix": message["prefixlen"],
-        "scope": message["scope"],
-        "flags": message["flags"] if flags is None else flags,
-    }
-
-
-def _wanted(message: Any) -> bool:
-    return message["type"] == RTN_UNICAST and _table(message) == RT_TABLE_MAIN
-
-
-def _table(message: Any) -> int:
-    table = message.get_attr("RTA_TABLE")
-    return int(message["table"] if table is None else table)
-
-
-def _route(message: Any) -> HostRoute:
-    hops = message.get_attr("RTA_MULTIPATH")
-    hop = hops[0] if hops else message
-    via = hop.get_attr("RTA_VIA")
-    return {
-        "family": FAMILIES[message["family"]],
-        "destination": message.get_attr("RTA_DST") if message["dst_len"] else None,
-        "prefix": message["dst_len"],
-        "gateway": hop.get_attr("RTA_GATEWAY") or (via["addr"] if via else None),
-        "oif": hop["oif"] if hops else message.get_attr("RTA_OIF"),
-        "metric": message.get_attr("RTA_PRIORITY") or 0,
-        "table": _table(message),
-        "scope": message["scope"],
-        "protocol": message["proto"],
-        "type": message["type"],
-        "source": message.get_attr("RTA_PREFSRC"),
-    }

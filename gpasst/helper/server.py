@@ -1,9 +1,8 @@
 """The helper process: it speaks netlink on the host's side, and starts the processes that keep namespaces.
 
-Theory of operation: importing the netlink library takes most of the time of setting up a namespace, so it is done once,
-in a process that then waits, outside of every namespace. Each request comes over a connection of its own: the caller
-makes a pair of sockets and sends one of them along. So callers in several threads need no lock, an answer that nobody
-awaits any more ends with its connection, and none waits for the answer to another.
+Theory of operation: this process stays outside of every namespace. Each request comes over a connection of its own: the
+caller makes a pair of sockets and sends one of them along. So callers in several threads need no lock, an answer that
+nobody awaits any more ends with its connection, and none waits for the answer to another.
 
 * The host's links, addresses and routes are answered by this process.
 * New namespaces of the caller's own identity are made and kept by one process for all of them
@@ -30,16 +29,15 @@ from __future__ import annotations
 
 import _socket
 import gc
-import importlib.util
 import os
 import signal
-import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from gpasst.errors import PlatformError
 from gpasst.helper import pool
 from gpasst.helper.channel import Channel, Message, close_all, pair
+from gpasst.helper.discovery import facts
 from gpasst.helper.enter import drop_identity
 from gpasst.helper.keeper import Keeper, deliver, refuse
 from gpasst.helper.namespace import entered, furnish
@@ -61,15 +59,10 @@ def main(descriptor: int) -> NoReturn:
     # A collection would only look at modules, and write to pages that children share.
     gc.disable()
     control = Channel(_socket.socket(fileno=descriptor))
-    missing: PlatformError | None = None
-    try:
-        _import_netlink()
-    except ImportError as error:
-        missing = PlatformError(f"pyroute2 cannot be imported: {error}", "install it: pip install pyroute2")
     gc.freeze()
     gc.enable()
     _leave_surroundings()
-    server = Server(missing)
+    server = Server()
     for _, descriptors in control.arrivals():
         server.serve(Channel(_socket.socket(fileno=descriptors[0])))
     # Nothing to flush or finalize: end before the caller notices that it waits.
@@ -77,13 +70,9 @@ def main(descriptor: int) -> NoReturn:
 
 
 class Server:
-    """What the helper process does for one request, and the processes that keep namespaces.
+    """What the helper process does for one request, and the processes that keep namespaces."""
 
-    :param missing: what keeps it from doing anything.
-    """
-
-    def __init__(self, missing: PlatformError | None = None) -> None:
-        self._missing = missing
+    def __init__(self) -> None:
         # By whether their namespaces are made without a user namespace.
         self._keepers: dict[bool, Channel] = {}
 
@@ -103,14 +92,10 @@ class Server:
 
     def _answer(self, connection: Channel, message: Message) -> None:
         try:
-            if self._missing:
-                raise self._missing
             if message["do"] == "open":
                 self._hand_on(connection, message)
                 return
-            from gpasst.helper import netlink
-
-            reply = {"seq": message["seq"], "facts": netlink.facts()}
+            reply = {"seq": message["seq"], "facts": facts()}
         except Exception as error:
             refuse(connection, message, error)
         else:
@@ -202,35 +187,6 @@ def _keep_one(connection: Channel, message: Message, request: OpenRequest) -> No
     descriptor = connection.detach()
     pool.become(descriptor)
     pool.serve(descriptor)
-
-
-def _import_netlink() -> None:
-    """Import `gpasst.helper.netlink`, and of pyroute2 only what that uses.
-
-    pyroute2 imports everything it has when any module of it is imported: 145 ms and 33 MB instead of 100 ms and 27 MB.
-    So the package itself stays empty until something asks it for a name of its own.
-
-    :raises ImportError: if pyroute2 is missing.
-    """
-    package = "pyroute2"
-    found = importlib.util.find_spec(package)
-    if found is None or found.loader is None:
-        raise ImportError(f"No module named {package!r}")
-    loader, module = found.loader, importlib.util.module_from_spec(found)
-    sys.modules[package] = module
-    try:
-        importlib.import_module("gpasst.helper.netlink")
-    except ImportError:
-        # Some other version, whose modules need what the package does.
-        loader.exec_module(module)
-        importlib.import_module("gpasst.helper.netlink")
-
-    def complete(name: str) -> Any:
-        del module.__dict__["__getattr__"]
-        loader.exec_module(module)
-        return getattr(module, name)
-
-    module.__dict__["__getattr__"] = complete
 
 
 def _close_others(kept: set[int]) -> None:

@@ -128,7 +128,9 @@ def test_the_terminals_signals_belong_to_the_program() -> None:
 
 
 def test_a_program_without_a_handler_ends_as_it_would_alone() -> None:
-    with terminal(*GPASST, "pasta", "--", "sh", "-c", "echo up; exec sleep 1000") as (program, master):
+    # A shell catches SIGINT until it has executed its command.
+    sleeper = "import signal, time; signal.signal(2, signal.SIG_DFL); print('up', flush=True); time.sleep(1000)"
+    with terminal(*GPASST, "pasta", *AS_ROOT, "--", sys.executable, "-c", sleeper) as (program, master):
         read_until(master, b"up")
         os.write(master, b"\x03")
         assert program.wait(10) == 128 + signal.SIGINT

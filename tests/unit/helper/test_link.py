@@ -180,6 +180,7 @@ with IPRoute() as ipr:
     ipr.addr("add", index=index, local="10.7.7.1", address="10.7.7.2", prefixlen=32)
     hops = [{"gateway": "10.1.2.8", "oif": index}, {"gateway": "10.1.2.9", "oif": index}]
     ipr.route("add", family=2, dst="default", priority=10, multipath=hops)
+    ipr.route("add", family=2, dst="198.51.100.0/24", priority=7, oif=index, via={"family": 10, "addr": "fe80::9"})
     ipr.route("add", dst="192.0.2.0/24", oif=index, table=100)
     ipr.route("add", dst="192.0.2.0/24", type="blackhole")
 """
@@ -192,6 +193,8 @@ with IPRoute() as ipr:
     assert (first["gateway"], first["metric"], first["oif"]) == ("10.1.2.8", 10, index)
     assert (second["gateway"], second["metric"]) == ("10.1.2.1", 50)
     assert all(route["destination"] != "192.0.2.0" for route in facts["routes"])
+    (via,) = [route for route in facts["routes"] if route["destination"] == "198.51.100.0"]
+    assert (via["gateway"], via["metric"], via["oif"]) == ("fe80::9", 7, index)
 
 
 PREPARED = """
