@@ -17,7 +17,6 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from construct import (
@@ -33,6 +32,7 @@ from construct import (
 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
+from gpasst.records import dataclass
 
 # --- Bit fields ---------------------------------------------------------------------------------------------
 

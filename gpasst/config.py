@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
 from typing import Any, NamedTuple
 
 from gpasst.errors import ConfigurationError
 from gpasst.features import ALL, NAMES, Feature
 from gpasst.option import Option, check_value, declare
 from gpasst.portspec import ForwardRule, parse
+from gpasst.records import Field, dataclass, field, fields
 from gpasst.values import (
     check_address,
     check_dns_forward,

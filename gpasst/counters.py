@@ -7,8 +7,9 @@ the counter in `Statistics`, the log line and the assertion in a test.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
 from enum import Enum
+
+from gpasst.records import dataclass, field
 
 
 class Drop(Enum):

@@ -7,10 +7,10 @@ value, the fault, and the remedy.
 
 from __future__ import annotations
 
-from dataclasses import field
 from typing import Any, NamedTuple
 
 from gpasst.errors import ConfigurationError
+from gpasst.records import field
 from gpasst.values import Rule, anything, shown
 
 KINDS = {bool: "True or False", int: "a whole number", str: "text"}

@@ -25,10 +25,10 @@ import ipaddress
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
 from operator import attrgetter, itemgetter
 
 from gpasst.errors import ConfigurationError
+from gpasst.records import dataclass, field, replace
 from gpasst.values import check_interface, shown
 
 LAST_PORT = 65535

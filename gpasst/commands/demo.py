@@ -14,13 +14,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from gpasst.api.pasta import Pasta
 from gpasst.errors import PlatformError
 from gpasst.host.sockets import text
 from gpasst.packet.address import ANY, is_link_local
+from gpasst.records import asdict, dataclass
 
 PEER = os.path.join(os.path.dirname(__file__), "demo_peer.py")
 INSIDE_PORT = 7000

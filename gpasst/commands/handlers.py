@@ -18,11 +18,11 @@ import os
 import select
 import stat
 import time
-from dataclasses import dataclass
 
 from gpasst.hub import original
 from gpasst.link.output import open_output
 from gpasst.linux import AF_UNIX, SOCK_DGRAM
+from gpasst.records import dataclass
 
 BURST = 50.0  # lines
 SECONDS_PER_LINE = 6.0

@@ -13,7 +13,8 @@ refusal costs one look-up and two comparisons, whatever the number of sources.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+
+from gpasst.records import dataclass
 
 ALL = 2  # buckets of one source that all sources have together
 SOURCES_LIMIT = 1024

@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 from gpasst.config import Config, PortSide
 from gpasst.packet.address import ANY, IP4_BYTES, UNSPECIFIED, is_loopback, is_multicast, is_v4_mapped
 from gpasst.portspec import ForwardRule, lay, reverse
+from gpasst.records import dataclass
 
 LOOPBACK_INTERFACE = "lo"
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gpasst.config import Config
@@ -27,6 +26,7 @@ from gpasst.flow.resolver_file import ResolverFile
 from gpasst.helper.request import Route
 from gpasst.linux import IFA_F_DADFAILED, IFA_F_TENTATIVE, RT_SCOPE_LINK, RT_SCOPE_UNIVERSE, RTPROT_KERNEL
 from gpasst.packet.address import V4, V6
+from gpasst.records import dataclass, replace
 from gpasst.values import NONE, is_interface_name, of_family, parse_mac, parse_netmask, shown, split_address
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
 
+from gpasst.records import dataclass
 from gpasst.values import is_domain
 
 

@@ -16,8 +16,6 @@ guest's address that receives it. The rules are those of every protocol; what ha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.flow.host_facts import LIMITED_BROADCAST
@@ -31,6 +29,7 @@ from gpasst.packet.address import (
     is_multicast,
     is_v4_mapped,
 )
+from gpasst.records import dataclass
 
 DNS_PORT = 53  # RFC 1035
 DNS_PORTS = (DNS_PORT, 853)  # the second for DNS over TLS, DTLS and QUIC (RFC 7858, RFC 8094, RFC 9250)

@@ -30,7 +30,6 @@ import signal
 import sys
 import weakref
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import gpasst
@@ -38,6 +37,7 @@ from gpasst.errors import PlatformError
 from gpasst.helper.channel import LIMIT_REMEDY, Channel, Message, PeerEndedError, Wait, close_all, pair
 from gpasst.helper.kept import Namespace
 from gpasst.helper.request import OpenRequest, Route, to_message
+from gpasst.records import replace
 
 if TYPE_CHECKING:
     from gpasst.helper.facts import HostFacts

@@ -25,7 +25,6 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from gpasst.errors import ConfigurationError, PlatformError
 from gpasst.helper import netlink
@@ -42,6 +41,7 @@ from gpasst.helper.enter import (
 )
 from gpasst.helper.request import OpenRequest
 from gpasst.helper.tap import attach, open_tun
+from gpasst.records import dataclass
 
 PING_GROUP_RANGE = "/proc/sys/net/ipv4/ping_group_range"
 ALL_GROUPS = "0 2147483647"  # the largest id the setting accepts

@@ -6,8 +6,9 @@ knows the field names on the wire. Addresses are text here, since they are only 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import Any
+
+from gpasst.records import asdict, dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ import errno
 import fcntl
 import os
 import struct
-from dataclasses import dataclass
 
 from gpasst.errors import ConfigurationError, PlatformError
 from gpasst.linux import (
@@ -37,6 +36,7 @@ from gpasst.linux import (
     TUNSETOFFLOAD,
     TUNSETVNETHDRSZ,
 )
+from gpasst.records import dataclass
 from gpasst.values import check_interface, shown
 
 TUN_DEVICE = "/dev/net/tun"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from _socket import inet_pton
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from gpasst.flow.sender import ControlMessage, HostSocket, SocketAddress
 from gpasst.formats import IPV6_CODEC
@@ -37,6 +36,7 @@ from gpasst.linux import (
 )
 from gpasst.packet.address import V4, V6
 from gpasst.packet.icmp_error import MESSAGE_BYTES, TYPES, Problem, too_big
+from gpasst.records import dataclass
 
 ERRORS_LIMIT = 64  # errors read at once; a socket may hold thousands
 _PAYLOAD_BYTES = MESSAGE_BYTES[V6] - IPV6_CODEC.size

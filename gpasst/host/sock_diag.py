@@ -24,7 +24,6 @@ from __future__ import annotations
 import os
 import struct
 from _socket import socket as RawSocket  # a class
-from dataclasses import dataclass
 from typing import Final
 
 from gpasst.errors import PlatformError
@@ -55,6 +54,7 @@ from gpasst.linux import (
     TCP_LISTEN,
 )
 from gpasst.packet.address import IP4_BYTES, V4, V6
+from gpasst.records import dataclass
 
 CHUNK_BYTES: Final = 32768  # the kernel makes no larger chunks (net/netlink/af_netlink.c)
 ATTEMPTS: Final = 2  # at a list that changes of the table interrupted; the second one is used as it is

@@ -9,7 +9,6 @@ the proxy, so the error quotes it as its sender sent it, with the sender's view 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
@@ -42,6 +41,7 @@ from gpasst.packet import checksum
 from gpasst.packet.address import V4, V6, family_of
 from gpasst.packet.build import ip_packet, with_checksum, wrap
 from gpasst.packet.parse import Packet
+from gpasst.records import dataclass
 
 TYPES = {
     4: frozenset({ICMP_UNREACHABLE, ICMP_TIME_EXCEEDED, ICMP_PARAMETER_PROBLEM}),

@@ -5,8 +5,6 @@ The fast path parses ordinary UDP by itself; all other frames come here. Only `P
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.formats import (
@@ -23,6 +21,7 @@ from gpasst.formats import (
     UDP_CODEC,
 )
 from gpasst.packet.address import V4, V6
+from gpasst.records import dataclass
 
 MAX_EXTENSIONS = 8  # headers; RFC 8504, section 5.3 lets a node limit the chain
 IHL_UNIT = 4  # bytes; of IPv4's header length (RFC 791, section 3.1)

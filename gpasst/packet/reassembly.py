@@ -18,13 +18,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import OrderedDict
-from dataclasses import dataclass, field, replace
 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.formats import IPV4_CODEC
 from gpasst.packet.address import V4, V6
 from gpasst.packet.parse import OFFSET_UNIT, Packet
+from gpasst.records import dataclass, field, replace
 
 LIFETIME = 30  # seconds; net.ipv4.ipfrag_time of Linux
 DATAGRAMS_LIMIT = 64

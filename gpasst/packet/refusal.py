@@ -13,7 +13,6 @@ An error that is missing here is counted as refused and not answered.
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
 
 from gpasst.counters import Drop
 from gpasst.formats import (
@@ -26,6 +25,7 @@ from gpasst.formats import (
 )
 from gpasst.packet.address import V4
 from gpasst.packet.icmp_error import Problem
+from gpasst.records import dataclass
 
 ICMP_PROHIBITED = 13  # communication administratively prohibited (RFC 1812, section 5.2.7.1)
 ICMPV6_PROHIBITED = 1  # likewise (RFC 4443, section 3.1)

@@ -13,7 +13,6 @@ sockets may write such a header, and one that asks for thousands of segments.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from gpasst.formats import (
     ETHERNET_CODEC,
@@ -33,6 +32,7 @@ from gpasst.formats import (
 )
 from gpasst.linux import UDP_MAX_SEGMENTS
 from gpasst.packet import checksum
+from gpasst.records import dataclass
 
 _IP = ETHERNET_CODEC.size  # offset of the IP header in a frame
 _ETHERTYPE = ETHERNET_CODEC.offset("ethertype")

@@ -9,7 +9,6 @@ own. A protocol without handler is dropped.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PacketError
@@ -17,6 +16,7 @@ from gpasst.flow.guest import Guest
 from gpasst.formats import ETHERNET_CODEC, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6
 from gpasst.packet.parse import Packet, parse_ip
 from gpasst.packet.reassembly import Reassembly
+from gpasst.records import replace
 from gpasst.services.chatter import of_disabled_family
 
 # Handles a whole packet of the guest; raises PacketError with the reason for which it is dropped.

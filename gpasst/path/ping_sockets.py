@@ -15,7 +15,6 @@ import os
 from _socket import socket as RawSocket  # a class
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PacketError
@@ -30,6 +29,7 @@ from gpasst.packet.icmp_error import Problem, expired, quoted_echo
 from gpasst.packet.parse import Packet
 from gpasst.packet.refusal import refusal
 from gpasst.path.icmp_to_guest import IcmpToGuest
+from gpasst.records import dataclass
 from gpasst.services import echo
 
 IDLE_SECONDS = 60  # as in passt (icmp.c: ICMP_ECHO_TIMEOUT)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 
 from gpasst.config import Config
 from gpasst.counters import Counters
@@ -21,6 +20,7 @@ from gpasst.host.sockets import supported
 from gpasst.host.tcp import lacking
 from gpasst.proxy.clock import Clock
 from gpasst.proxy.workers import Watchers
+from gpasst.records import dataclass
 
 MICROSECONDS = 1_000_000
 USO_FAMILIES = {4: "uso4", 6: "uso6"}  # names of the tap's offloads

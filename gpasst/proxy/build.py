@@ -11,7 +11,6 @@ import logging
 import time
 from _socket import socket as RawSocket  # a class
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from gpasst.features import Feature
 from gpasst.flow.loopback import LoopbackTargets
@@ -46,6 +45,7 @@ from gpasst.proxy.base import TSO_FAMILIES, USO_FAMILIES, Base
 from gpasst.proxy.build_tcp import Tcp
 from gpasst.proxy.guest_session import GuestSession
 from gpasst.proxy.workers import READ, WRITE, Watchers
+from gpasst.records import dataclass
 from gpasst.services import chatter, dhcpv6, ndp
 from gpasst.udp.mapping import Listener, UdpSocket
 from gpasst.udp.nat import UdpNat

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from gpasst.features import Feature
 from gpasst.host.peek import Peeker, StreamPeeker, TapPeeker
@@ -22,6 +21,7 @@ from gpasst.path.tcp_splice import TcpSplice
 from gpasst.path.tcp_writer import TcpWriter
 from gpasst.proxy.base import Base
 from gpasst.proxy.timers import Timers
+from gpasst.records import dataclass
 from gpasst.tcp.isn import SECRET_BYTES, keyed_hash
 from gpasst.tcp.segment import TCP_BYTES
 from gpasst.tcp.table import ConnectionTable

@@ -17,7 +17,6 @@ import sys
 from _socket import socket as RawSocket  # a class
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, replace
 from itertools import groupby
 
 from gpasst.config import Config, PortSide
@@ -32,6 +31,7 @@ from gpasst.host.sockets import bind_listener, listener_error
 from gpasst.linux import AF_NETLINK, NETLINK_SOCK_DIAG, SOCK_RAW
 from gpasst.portspec import CHOSEN_PORT
 from gpasst.proxy.openers import ListenerOpener, Release
+from gpasst.records import dataclass, replace
 
 CHOICES = 16  # ports that the kernel chooses for one rule, until one is free in all of its families
 TRIED_AGAIN = 64  # listeners, at each look

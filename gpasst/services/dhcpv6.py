@@ -23,7 +23,6 @@ requested or not. Associations for prefixes are ignored, as by a server without 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from gpasst.codec import Allowance
 from gpasst.counters import Drop
@@ -75,6 +74,7 @@ from gpasst.packet.dhcp_formats import (
 )
 from gpasst.packet.dns_names import encode_name, encode_names
 from gpasst.packet.parse import Packet
+from gpasst.records import dataclass
 from gpasst.services.ndp import DNSSL_BYTES, RDNSS_LIMIT, router_address
 
 EPOCH = 946684800  # 2000-01-01 00:00 UTC, in seconds since 1970

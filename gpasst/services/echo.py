@@ -6,8 +6,6 @@ change, so a reply gets the guest's own identifier back.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.formats import (
@@ -23,6 +21,7 @@ from gpasst.packet import checksum
 from gpasst.packet.address import V4, V6, family_of
 from gpasst.packet.build import with_checksum, wrap
 from gpasst.packet.parse import Packet
+from gpasst.records import dataclass
 
 PROTOCOLS = {V4: PROTOCOL_ICMP, V6: PROTOCOL_ICMPV6}
 REQUESTS = {V4: ICMP_ECHO_REQUEST, V6: ICMPV6_ECHO_REQUEST}

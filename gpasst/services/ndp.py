@@ -9,7 +9,6 @@ anything. Time and random numbers are arguments.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
@@ -45,6 +44,7 @@ from gpasst.packet.address import IP6_BYTES, UNSPECIFIED, V6, is_link_local, is_
 from gpasst.packet.build import with_checksum, wrap
 from gpasst.packet.dns_names import encode_names
 from gpasst.packet.parse import Packet
+from gpasst.records import dataclass
 
 ROUTER_LIFETIME = 65535  # seconds; the maximum of 16 bits (RFC 8319), so that the guest's default route never expires
 CURRENT_HOP_LIMIT = 255  # advertised for packets that the guest originates (RFC 4861, section 4.2), as passt does

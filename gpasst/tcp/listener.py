@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from gpasst.flow.sender import HostSocket
+from gpasst.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, eq=False)

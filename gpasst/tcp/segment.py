@@ -6,8 +6,6 @@ a number is ahead of another one if it is less than half the space in front of i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.formats import (
@@ -17,6 +15,7 @@ from gpasst.formats import (
     TCP_OPTION_NOP,
     TCP_OPTION_WINDOW_SCALE,
 )
+from gpasst.records import dataclass
 
 SEQUENCE_MASK = 0xFFFFFFFF
 SEQUENCE_HALF = 1 << 31  # distances below it are ahead

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 
 from gpasst.counters import Drop
@@ -26,6 +25,7 @@ from gpasst.errors import PacketError
 from gpasst.flow.activity import Ages, Tracked
 from gpasst.flow.key import down_key
 from gpasst.flow.sender import HostSocket, Sender
+from gpasst.records import dataclass
 from gpasst.udp.header import DEFAULT_TOS_TTL, Header
 
 PEERS_LIMIT = 131072  # per family; what upstream's flow table holds

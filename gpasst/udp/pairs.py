@@ -19,7 +19,6 @@ NOTE: at most `limit` pairs are kept. At the limit the longest idle one goes fir
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
@@ -27,6 +26,7 @@ from gpasst.flow.activity import Ages, Tracked
 from gpasst.flow.loopback import LoopbackTargets
 from gpasst.flow.sender import HostSocket, Sender
 from gpasst.packet.address import is_loopback
+from gpasst.records import dataclass
 from gpasst.udp.mapping import Listener, UdpSocket
 
 PAIRS_LIMIT = 8192  # each holds a socket, and 20000 open files are a common hard limit

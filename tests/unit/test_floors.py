@@ -27,6 +27,7 @@ PURE = sorted(
             "errors",
             "features",
             "linux",
+            "records",
             "values",
         )
     ]

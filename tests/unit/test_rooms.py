@@ -14,7 +14,7 @@ PACKAGE = Path(gpasst.__file__).parent
 ROOT = "gpasst"  # the package itself names its public names' homes, and loads them when they are used
 # Rooms of one floor may use each other and what is below.
 FLOORS = (
-    ("errors", "counters", "features", "linux"),
+    ("errors", "counters", "features", "linux", "records"),
     ("codec", "formats", "values", "option", "config", "portspec"),
     ("helper", "hub"),
     ("packet",),
