@@ -6,9 +6,12 @@ started before anything heavy is imported, so that both load at once.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import NoReturn
 
 from gpasst import __version__
 from gpasst.commands.process import (
@@ -50,7 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = argv[0] if argv else ""
     try:
         if command in MODES:
-            return run_proxy(command, argv[1:])
+            status = run_proxy(command, argv[1:])
+            if arguments is None:
+                leave(status)
+            return status
         if command == "demo":
             return run_demo(argv[1:])
     except GpasstError as error:
@@ -75,11 +81,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return EXIT_USAGE
 
 
+def leave(status: int) -> NoReturn:
+    """End the process without taking the interpreter down object by object, which takes 20 ms."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
+
+
 def run_proxy(mode: str, argv: Sequence[str]) -> int:
     """Run ``gpasst pasta`` or ``gpasst passt``; return its exit status.
 
     :raises GpasstError: if something is in the way; what is wrong with the command line ends the process.
     """
+    # A collection would only look at modules; `serve` makes the one that counts.
+    gc.disable()
     from gpasst.commands.options import make_parser, read
 
     parser = make_parser(mode)

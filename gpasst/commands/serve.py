@@ -93,15 +93,8 @@ def serve(
     manager = Manager(os.environ)
     try:
         proxy.open()
-        # There is one proxy only; without the helper there is less to keep in memory.
-        here.close_helper()
-        # What lives now lives to the end; looking through it again and again for garbage is time lost.
-        gc.collect()
-        gc.freeze()
-        # Nor does a proxy make circles of references that live long. Looking through all peers of a busy guest stops
-        # the traffic for a third of a second; the young generations suffice.
-        young, middle, _ = gc.get_threshold()
-        gc.set_threshold(young, middle, GARBAGE_RUNS)
+        # While the program starts, or when nobody waits any more for this process to be ready.
+        gevent.spawn(_settle, here)
         if isinstance(proxy, Passt) and proxy.path and identity:
             # Whoever the proxy becomes has to be able to remove it, and qemu may run as the same.
             os.chown(proxy.path, *identity)
@@ -126,6 +119,20 @@ def serve(
         proxy.close()
         if program_signals is not None:
             program_signals.close()
+
+
+def _settle(here: runtime.Runtime) -> None:
+    """Do what the start has left for later: end the helper, and clear the memory up."""
+    # There is one proxy only; without the helper there is less to keep in memory.
+    here.close_helper()
+    # What lives now lives to the end; looking through it again and again for garbage is time lost.
+    gc.collect()
+    gc.freeze()
+    # Nor does a proxy make circles of references that live long. Looking through all peers of a busy guest stops
+    # the traffic for a third of a second; the young generations suffice.
+    young, middle, _ = gc.get_threshold()
+    gc.set_threshold(young, middle, GARBAGE_RUNS)
+    gc.enable()
 
 
 def await_signals(stop: Any, runs_command: bool) -> ProgramSignals | None:
