@@ -1,111 +1,23 @@
-"""Declarations of wire structures, and the fast form that is derived from a declaration.
+"""The fast forms of wire structures: parsing and building at the speed of `struct`.
 
 Theory of operation: each structure is a construct declaration that both parses and builds. That takes about 30 us for
-the headers of a datagram, so a `Codec` walks the declaration and derives a `struct.Struct`, offsets and bit masks from
-it: no offset is written by hand. `Bits` splits one integer into fields, and `Header` (a Struct) presents these beside
-its other fields: ``IPV4.parse(data).ihl``, not a nested container. Construct's own BitStruct works bit by bit and takes
-twice the time.
+the headers of a datagram, and importing construct 15 ms. So the layout of each structure, derived from its declaration
+by `gpasst.declare`, stands in `gpasst.layouts`, and a `Codec` makes a `struct.Struct`, offsets and bit masks of it.
 
 What the other end of the wire sent is parsed by the fast forms alone, `Codec` and `Options`: construct takes about 10
 us for each element of a list, and the sender chooses how many there are.
-
-NOTE: construct's compile() is not used: every import would pay for it, and a `Codec` is faster still.
 """
 
 from __future__ import annotations
 
 import struct
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
-
-from construct import (
-    Adapter,
-    Bytes,
-    Construct,
-    Container,
-    Default,
-    FormatField,
-    Renamed,
-    Struct,
-)
 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
+from gpasst.layouts import LAYOUTS, Row
 from gpasst.records import dataclass
-
-# --- Bit fields ---------------------------------------------------------------------------------------------
-
-
-class Bits(Adapter):  # type: ignore[misc]  # construct ships no types
-    """One unsigned integer that is split into bit fields, the most significant first.
-
-    :param unit: the integer's declaration, for example Int16ub.
-    :param fields: (name, width in bits) or (name, width in bits, default).
-    :raises ValueError: if the widths do not add up to the integer's.
-    """
-
-    def __init__(self, unit: Any, *fields: tuple[str, int] | tuple[str, int, int]) -> None:
-        super().__init__(unit)
-        shift = 8 * unit.sizeof()
-        self.layout: dict[str, tuple[int, int]] = {}  # name: (mask in place, shift)
-        self.defaults: dict[str, int] = {}
-        for name, width, *default in fields:
-            shift -= width
-            self.layout[name] = ((1 << width) - 1) << shift, shift
-            self.defaults.update((name, value) for value in default)
-        if shift:
-            raise ValueError(f"bit fields leave {shift} bits of their unit over")
-
-    def split(self, word: int) -> dict[str, int]:
-        """Split `word` into the values of the fields."""
-        return {name: (word & mask) >> shift for name, (mask, shift) in self.layout.items()}
-
-    def join(self, values: Mapping[str, Any]) -> int:
-        """Join the values or defaults of the fields into the integer.
-
-        :raises ValueError: if a value does not fit its field.
-        """
-        word = 0
-        for name, (mask, shift) in self.layout.items():
-            value = values[name] if name in values else self.defaults[name]
-            if not 0 <= value <= mask >> shift:
-                raise ValueError(f"{name}: {value} does not fit its bits")
-            word |= value << shift
-        return word
-
-    def _decode(self, obj: int, context: Any, path: str) -> Any:
-        return Container(self.split(obj))
-
-    def _encode(self, obj: Mapping[str, Any], context: Any, path: str) -> int:
-        return self.join(obj)
-
-
-def _is_bits(member: Any) -> bool:
-    return isinstance(member, Renamed) and isinstance(member.subcon, Bits)
-
-
-class Header(Struct):  # type: ignore[misc]  # construct ships no types
-    """A Struct whose `Bits` members need no name: their fields appear among its own, both ways."""
-
-    def __init__(self, *members: Any) -> None:
-        named = ["+".join(member.layout) / member if isinstance(member, Bits) else member for member in members]
-        super().__init__(*named)
-        self.bit_units = frozenset(member.name for member in named if _is_bits(member))
-
-    def _parse(self, stream: Any, context: Any, path: str) -> Any:
-        flat = Container()
-        for name, value in super()._parse(stream, context, path).items():
-            if name in self.bit_units:
-                flat.update(value)
-            else:
-                flat[name] = value
-        return flat
-
-    def _build(self, obj: Any, stream: Any, context: Any, path: str) -> Any:
-        values = dict(obj or {})
-        return super()._build({**values, **dict.fromkeys(self.bit_units, values)}, stream, context, path)
-
 
 # --- The fast form ------------------------------------------------------------------------------------------
 
@@ -137,49 +49,13 @@ class Field:
         return self.format.endswith("s")
 
 
-def _fields(declaration: Any, name: str, offset: int) -> Iterator[tuple[Field, Any]]:
-    """Walk a declaration of fixed size; yield each field and its default, None if it has none."""
-    default = None
-    while isinstance(declaration, (Renamed, Default)):
-        if isinstance(declaration, Default):
-            default = declaration.value
-        declaration = declaration.subcon
-    if isinstance(declaration, Struct):
-        for member in declaration.subcons:
-            # The generated name of a bit unit is not part of its fields' names.
-            yield from _fields(member, name if _is_bits(member) else f"{name}.{member.name}".lstrip("."), offset)
-            offset += member.sizeof()
-    elif isinstance(declaration, Bits):
-        ((unit, _),) = _fields(declaration.subcon, name, offset)
-        for part, (mask, shift) in declaration.layout.items():
-            path = f"{name}.{part}".lstrip(".")
-            yield (
-                Field(path, offset, unit.size, mask, shift, unit.format, unit.order),
-                declaration.defaults.get(part),
-            )
-    elif isinstance(declaration, FormatField):
-        order, form = declaration.fmtstr
-        if order == "=":
-            order = "<" if sys.byteorder == "little" else ">"
-        yield (
-            Field(name, offset, declaration.length, (1 << 8 * declaration.length) - 1, 0, form, order),
-            default,
-        )
-    elif isinstance(declaration, Bytes):
-        yield Field(name, offset, declaration.length, 0, 0, f"{declaration.length}s", ">"), default
-    else:
-        raise TypeError(f"{name}: no fast form of {declaration!r}")
-
-
 class Codec:
     """The fast form of a declaration of fixed size: same names, values and defaults, at the speed of `struct`.
 
-    :param declaration: the construct declaration.
-    :param name: name of the structure in error messages; empty for the declaration's own.
-    :raises TypeError: if the declaration has a part without a fast form.
-    :raises construct.SizeofError: if its size is not fixed.
-    :ivar declaration: the construct declaration.
-    :ivar name: name of the structure in error messages.
+    :param name: name of the declaration.
+    :param rows: its layout; None for that in `gpasst.layouts`.
+    :raises KeyError: if there is none.
+    :ivar name: name of the declaration.
     :ivar size: bytes.
     :ivar fields: every `Field` by its dotted name, in order of offset.
     :ivar layout: the `struct.Struct` of all units in order; the bit fields of one integer are one unit.
@@ -191,29 +67,29 @@ class Codec:
         "_swapped",
         "_units",
         "_whole",
-        "declaration",
         "fields",
         "layout",
         "name",
         "size",
     )
 
-    def __init__(self, declaration: Construct, name: str = "") -> None:
-        self.declaration = declaration
-        self.name = name or declaration.name or "structure"
-        self.size: int = declaration.sizeof()
-        walked = list(_fields(declaration, "", 0))
-        self.fields: dict[str, Field] = {field.name: field for field, _ in walked}
-        self._defaults: dict[str, Any] = {field.name: default for field, default in walked if default is not None}
+    def __init__(self, name: str, rows: tuple[Row, ...] | None = None) -> None:
+        self.name = name
+        self.fields: dict[str, Field] = {}
+        self._defaults: dict[str, int | bytes] = {}
+        for path, at, size, mask, shift, form, order, default in LAYOUTS[name] if rows is None else rows:
+            self.fields[path] = Field(path, at, size, mask, shift, form, order)
+            if default is not None:
+                self._defaults[path] = default
 
         by_offset: dict[int, list[Field]] = {}
-        for field, _ in walked:
+        for field in self.fields.values():
             by_offset.setdefault(field.offset, []).append(field)
         self._units = list(by_offset.values())
         orders = {field.order for field in self.fields.values() if field.size > 1 and not field.is_bytes}
         order = orders.pop() if len(orders) == 1 else ">"
         self.layout = struct.Struct(order + "".join(unit[0].format for unit in self._units))
-        assert self.layout.size == self.size, self.name
+        self.size = self.layout.size
 
         # zip() over the units is wrong for two kinds: bit fields, and integers against the order of the others.
         self._whole = [unit[0].name for unit in self._units]

@@ -4,7 +4,7 @@ Theory of operation
 ===================
 
 1. **One declaration, two speeds.** Each structure is a declaration, named in capitals, that both parses and
-   builds; from it a `Codec` derives the fast form (`codec`) where one is used.
+   builds; from it the layout of the fast form is derived (`gpasst.layouts`) where one is used (`gpasst.wire`).
 2. **Defaults**: reserved fields, checksums and fields with one usual value have one; the others must be named.
    Both speeds share them.
 3. **Headers accept trailing bytes**, since the payload follows. Only `NDP_OPTIONS` must end where its data ends.
@@ -46,137 +46,8 @@ from construct import (
     Terminated,
 )
 
-from gpasst.codec import Bits, Codec, Header
-
-# --- Numbers of the protocols -------------------------------------------------------------------------------
-
-# EtherTypes (IEEE 802 numbers).
-ETHERTYPE_IPV4 = 0x0800
-ETHERTYPE_ARP = 0x0806
-ETHERTYPE_IPV6 = 0x86DD
-
-# IP protocol numbers, which are also IPv6 next headers (IANA).
-PROTOCOL_ICMP = 1
-PROTOCOL_TCP = 6
-PROTOCOL_UDP = 17
-PROTOCOL_ICMPV6 = 58
-
-IPV6_HOP_BY_HOP = 0
-IPV6_ROUTING = 43
-IPV6_FRAGMENT_HEADER = 44
-IPV6_AUTHENTICATION = 51
-IPV6_DESTINATION_OPTIONS = 60
-IPV6_MOBILITY = 135
-IPV6_HIP = 139
-IPV6_SHIM6 = 140
-
-IPV6_EXTENSIONS = frozenset(
-    {
-        IPV6_HOP_BY_HOP,
-        IPV6_ROUTING,
-        IPV6_FRAGMENT_HEADER,
-        IPV6_AUTHENTICATION,
-        IPV6_DESTINATION_OPTIONS,
-        IPV6_MOBILITY,
-        IPV6_HIP,
-        IPV6_SHIM6,
-        253,  # and 254: experiments (RFC 3692)
-        254,
-    }
-)
-"""Extension headers that are skipped to find the upper layer (IANA "IPv6 Extension Header Types").
-
-ESP (50) is not among them: its next header stands encrypted at the end of the packet (RFC 4303, section 2).
-"""
-
-HOP_LIMIT = 255
-"""TTL or hop limit of packets that gpasst originates: the maximum, which neighbour discovery requires.
-
-A receiver drops neighbour discovery with a lower one, which came through a router (RFC 4861, sections 6.1 and 7.1).
-"""
-
-FRAME_MINIMUM_BYTES = 60
-"""Bytes of the shortest Ethernet frame, without its check sequence (IEEE 802.3, section 3.2.8)."""
-
-ARP_ETHERNET = 1
-ARP_REQUEST = 1
-ARP_REPLY = 2
-
-# Flags of IPV4.flags (RFC 791).
-IPV4_DONT_FRAGMENT = 2
-IPV4_MORE_FRAGMENTS = 1
-
-IPV4_FRAGMENT_MASK = 0x3FFF
-"""More-fragments bit and offset, in the 16 bits that hold flags and offset."""
-
-IPV4_VERSION_IHL = 0x45
-"""First byte of an IPv4 header without options."""
-
-IPV6_VERSION = 6
-
-# ICMP types and codes (RFC 792, RFC 1191).
-ICMP_ECHO_REPLY = 0
-ICMP_UNREACHABLE = 3
-ICMP_ECHO_REQUEST = 8
-ICMP_TIME_EXCEEDED = 11
-ICMP_PARAMETER_PROBLEM = 12
-ICMP_NET_UNREACHABLE = 0
-ICMP_HOST_UNREACHABLE = 1
-ICMP_PORT_UNREACHABLE = 3
-ICMP_FRAGMENTATION_NEEDED = 4
-
-# ICMPv6 types and codes (RFC 4443).
-ICMPV6_UNREACHABLE = 1
-ICMPV6_PACKET_TOO_BIG = 2
-ICMPV6_TIME_EXCEEDED = 3
-ICMPV6_PARAMETER_PROBLEM = 4
-ICMPV6_ECHO_REQUEST = 128
-ICMPV6_ECHO_REPLY = 129
-ICMPV6_NO_ROUTE = 0
-ICMPV6_ADDRESS_UNREACHABLE = 3
-ICMPV6_PORT_UNREACHABLE = 4
-
-# Neighbour discovery: ICMPv6 types, flags of advertisements, options (RFC 4861, RFC 8106).
-NDP_TYPE_ROUTER_SOLICITATION = 133
-NDP_TYPE_ROUTER_ADVERTISEMENT = 134
-NDP_TYPE_SOLICITATION = 135
-NDP_TYPE_ADVERTISEMENT = 136
-NDP_FLAG_ROUTER = 0x80
-NDP_FLAG_SOLICITED = 0x40
-NDP_FLAG_OVERRIDE = 0x20
-NDP_RA_FLAG_MANAGED = 0x80
-NDP_PREFIX_FLAG_ON_LINK = 0x80
-NDP_PREFIX_FLAG_AUTONOMOUS = 0x40
-NDP_OPTION_SOURCE_LINK_ADDRESS = 1
-NDP_OPTION_TARGET_LINK_ADDRESS = 2
-NDP_OPTION_PREFIX = 3
-NDP_OPTION_MTU = 5
-NDP_OPTION_RDNSS = 25
-NDP_OPTION_DNSSL = 31
-NDP_INFINITE = 0xFFFFFFFF
-"""Lifetime, in seconds, that stands for infinity (RFC 4861, section 4.6.2)."""
-
-# TCP flags and options (RFC 9293 section 3.1, section 3.2; RFC 7323 section 2.2).
-TCP_FIN = 0x01
-TCP_SYN = 0x02
-TCP_RST = 0x04
-TCP_PSH = 0x08
-TCP_ACK = 0x10
-TCP_OPTION_END = 0
-TCP_OPTION_NOP = 1
-TCP_OPTION_MSS = 2
-TCP_OPTION_WINDOW_SCALE = 3
-
-# linux/virtio_net.h
-VIRTIO_NET_HDR_F_NEEDS_CSUM = 1
-VIRTIO_NET_HDR_GSO_NONE = 0
-VIRTIO_NET_HDR_GSO_TCPV4 = 1
-VIRTIO_NET_HDR_GSO_TCPV6 = 4
-VIRTIO_NET_HDR_GSO_ECN = 0x80  # beside either of these
-VIRTIO_NET_HDR_GSO_UDP_L4 = 5
-
-PCAP_MAGIC = 0xA1B2C3D4
-PCAP_LINK_ETHERNET = 1
+from gpasst.declare import Bits, Header
+from gpasst.wire import *
 
 # --- Parts --------------------------------------------------------------------------------------------------
 
@@ -418,6 +289,14 @@ NDP_MTU = Header(
 )
 """MTU of the link in bytes, an option of 8 bytes (RFC 4861 section 4.6.4)."""
 
+NDP_LIST_HEAD = Header(
+    "type" / Int8ub,
+    "length" / Int8ub,
+    "reserved" / _zero(Int16ub),
+    "lifetime" / Int32ub,
+)
+"""Head of the options `NDP_RDNSS` and `NDP_DNSSL`, 8 bytes; what they list follows."""
+
 NDP_RDNSS = Header(
     "type" / Default(Int8ub, NDP_OPTION_RDNSS),
     "length" / Rebuild(Int8ub, lambda option: 1 + 2 * len(option.addresses)),
@@ -547,113 +426,3 @@ TCP4_FRAME = Struct("virtio" / VIRTIO_NET, "ethernet" / ETHERNET, "ip" / IPV4, "
 
 TCP6_FRAME = Struct("virtio" / VIRTIO_NET, "ethernet" / ETHERNET, "ip" / IPV6, "tcp" / TCP)
 """The headers of a TCP segment over IPv6 on the tap, 84 bytes."""
-
-# --- The fast forms -----------------------------------------------------------------------------------------
-
-ETHERNET_CODEC = Codec(ETHERNET, "ETHERNET")
-ARP_CODEC = Codec(ARP, "ARP")
-VIRTIO_NET_CODEC = Codec(VIRTIO_NET, "VIRTIO_NET")
-IPV4_CODEC = Codec(IPV4, "IPV4")
-IPV6_CODEC = Codec(IPV6, "IPV6")
-IPV6_EXTENSION_CODEC = Codec(IPV6_EXTENSION, "IPV6_EXTENSION")
-IPV6_FRAGMENT_CODEC = Codec(IPV6_FRAGMENT, "IPV6_FRAGMENT")
-UDP_CODEC = Codec(UDP, "UDP")
-TCP_CODEC = Codec(TCP, "TCP")
-TCP_SYN_OPTIONS_CODEC = Codec(TCP_SYN_OPTIONS, "TCP_SYN_OPTIONS")
-ICMP_CODEC = Codec(ICMP, "ICMP")
-ECHO_CODEC = Codec(ECHO, "ECHO")
-ICMP_ERROR_CODEC = Codec(ICMP_ERROR, "ICMP_ERROR")
-ICMPV6_ERROR_CODEC = Codec(ICMPV6_ERROR, "ICMPV6_ERROR")
-NDP_SOLICITATION_CODEC = Codec(NDP_SOLICITATION, "NDP_SOLICITATION")
-NDP_ADVERTISEMENT_CODEC = Codec(NDP_ADVERTISEMENT, "NDP_ADVERTISEMENT")
-NDP_ROUTER_SOLICITATION_CODEC = Codec(NDP_ROUTER_SOLICITATION, "NDP_ROUTER_SOLICITATION")
-NDP_ROUTER_ADVERTISEMENT_CODEC = Codec(NDP_ROUTER_ADVERTISEMENT, "NDP_ROUTER_ADVERTISEMENT")
-PCAP_FILE_CODEC = Codec(PCAP_FILE, "PCAP_FILE")
-PCAP_RECORD_CODEC = Codec(PCAP_RECORD, "PCAP_RECORD")
-UDP4 = Codec(UDP4_FRAME, "UDP4_FRAME")
-UDP6 = Codec(UDP6_FRAME, "UDP6_FRAME")
-TCP4 = Codec(TCP4_FRAME, "TCP4_FRAME")
-TCP6 = Codec(TCP6_FRAME, "TCP6_FRAME")
-
-# --- Framing of the links -----------------------------------------------------------------------------------
-
-VIRTIO_NET_BLANK = bytes(VIRTIO_NET_CODEC.size)
-"""The virtio-net header of one frame whose checksums are complete."""
-
-STREAM_LENGTH_BYTES: int = STREAM_LENGTH.sizeof()
-
-STREAM_LEAD_BYTES = VIRTIO_NET_CODEC.size - STREAM_LENGTH_BYTES
-"""Offset in `UDP4_FRAME` and `UDP6_FRAME` that corresponds to a stream's length prefix.
-
-A stream has no virtio-net header; the length prefix stands in the place of its last bytes.
-"""
-
-# --- Templates ----------------------------------------------------------------------------------------------
-
-
-def udp4_template(
-    destination_mac: bytes,
-    source_mac: bytes,
-    source: bytes,
-    destination: bytes,
-    source_port: int,
-    destination_port: int,
-) -> bytes:
-    """Build the headers of a UDP datagram over IPv4 (`UDP4_FRAME`, 52 bytes).
-
-    The virtio-net header, both lengths and both checksums are zero, to be patched per frame.
-
-    :param destination_mac: 6 bytes.
-    :param source_mac: 6 bytes.
-    :param source: 4 bytes.
-    :param destination: 4 bytes.
-    """
-    frame: bytes = UDP4_FRAME.build(
-        {
-            "virtio": {},
-            "ethernet": {"destination": destination_mac, "source": source_mac, "ethertype": ETHERTYPE_IPV4},
-            "ip": {
-                "total_length": 0,
-                "ttl": HOP_LIMIT,
-                "protocol": PROTOCOL_UDP,
-                "source": source,
-                "destination": destination,
-            },
-            "udp": {"source": source_port, "destination": destination_port, "length": 0},
-        }
-    )
-    return frame
-
-
-def udp6_template(
-    destination_mac: bytes,
-    source_mac: bytes,
-    source: bytes,
-    destination: bytes,
-    source_port: int,
-    destination_port: int,
-) -> bytes:
-    """Build the headers of a UDP datagram over IPv6 (`UDP6_FRAME`, 72 bytes).
-
-    The virtio-net header, both lengths and the checksum are zero, to be patched per frame.
-
-    :param destination_mac: 6 bytes.
-    :param source_mac: 6 bytes.
-    :param source: 16 bytes.
-    :param destination: 16 bytes.
-    """
-    frame: bytes = UDP6_FRAME.build(
-        {
-            "virtio": {},
-            "ethernet": {"destination": destination_mac, "source": source_mac, "ethertype": ETHERTYPE_IPV6},
-            "ip": {
-                "payload_length": 0,
-                "next_header": PROTOCOL_UDP,
-                "hop_limit": HOP_LIMIT,
-                "source": source,
-                "destination": destination,
-            },
-            "udp": {"source": source_port, "destination": destination_port, "length": 0},
-        }
-    )
-    return frame

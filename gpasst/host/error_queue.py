@@ -12,8 +12,7 @@ from _socket import inet_pton
 from collections.abc import Iterable
 
 from gpasst.flow.sender import ControlMessage, HostSocket, SocketAddress
-from gpasst.formats import IPV6_CODEC
-from gpasst.host.kernel_formats import (
+from gpasst.host.kernel_wire import (
     EXTENDED_ERROR_CODEC,
     IN6_PKTINFO_CODEC,
     IN_PKTINFO_CODEC,
@@ -37,6 +36,7 @@ from gpasst.linux import (
 from gpasst.packet.address import V4, V6
 from gpasst.packet.icmp_error import MESSAGE_BYTES, TYPES, Problem, too_big
 from gpasst.records import dataclass
+from gpasst.wire import IPV6_CODEC
 
 ERRORS_LIMIT = 64  # errors read at once; a socket may hold thousands
 _PAYLOAD_BYTES = MESSAGE_BYTES[V6] - IPV6_CODEC.size

@@ -13,7 +13,7 @@ from typing import Any
 
 from construct import Bytes, Default, FormatField, Int8ub, Int16ub, Int32sn, Int32un, Int64un
 
-from gpasst.codec import Codec, Header
+from gpasst.declare import Header
 
 
 def _zero(unit: Any) -> Any:
@@ -178,17 +178,3 @@ The socket's own end is the source; an IPv4 address is the first 4 of its 16 byt
 device that the socket is bound to, or 0. `cookie` is unique to the socket in its namespace.
 The queues are in bytes.
 """
-
-SOCKADDR_IN_CODEC = Codec(SOCKADDR_IN, "SOCKADDR_IN")
-SOCKADDR_IN6_CODEC = Codec(SOCKADDR_IN6, "SOCKADDR_IN6")
-IOVEC_CODEC = Codec(IOVEC, "IOVEC")
-MMSGHDR_CODEC = Codec(MMSGHDR, "MMSGHDR")
-CMSGHDR_CODEC = Codec(CMSGHDR, "CMSGHDR")
-IN_PKTINFO_CODEC = Codec(IN_PKTINFO, "IN_PKTINFO")
-IN6_PKTINFO_CODEC = Codec(IN6_PKTINFO, "IN6_PKTINFO")
-EXTENDED_ERROR_CODEC = Codec(EXTENDED_ERROR, "EXTENDED_ERROR")
-NLMSG_CODEC = Codec(NLMSG, "NLMSG")
-NLMSG_STATUS_CODEC = Codec(NLMSG_STATUS, "NLMSG_STATUS")
-RTATTR_CODEC = Codec(RTATTR, "RTATTR")
-INET_DIAG_REQUEST_CODEC = Codec(INET_DIAG_REQUEST, "INET_DIAG_REQUEST")
-INET_DIAG_CODEC = Codec(INET_DIAG, "INET_DIAG")

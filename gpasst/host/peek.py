@@ -16,9 +16,9 @@ import mmap
 from typing import Protocol
 
 from gpasst.flow.sender import StreamSocket
-from gpasst.formats import FRAME_MINIMUM_BYTES, STREAM_LENGTH_BYTES
 from gpasst.linux import MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC
 from gpasst.tcp.header import SIZES
+from gpasst.wire import FRAME_MINIMUM_BYTES, STREAM_LENGTH_BYTES
 
 RUN_BYTES = 65495  # of payload: an IPv4 packet of 65535 bytes without headers
 RUNS = 4  # that are laid out before they are written

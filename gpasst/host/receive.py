@@ -23,7 +23,7 @@ import struct
 from abc import ABC, abstractmethod
 from array import array
 
-from gpasst.host.kernel_formats import (
+from gpasst.host.kernel_wire import (
     CMSGHDR_CODEC,
     IN6_PKTINFO_CODEC,
     IN_PKTINFO_CODEC,

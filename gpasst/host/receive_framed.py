@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import struct
 
-from gpasst.formats import FRAME_MINIMUM_BYTES, STREAM_LENGTH_BYTES, UDP4, UDP6, VIRTIO_NET_CODEC
-from gpasst.host.kernel_formats import IOVEC_CODEC, MMSGHDR_CODEC
+from gpasst.host.kernel_wire import IOVEC_CODEC, MMSGHDR_CODEC
 from gpasst.host.receive import (
     BUFFERS,
     DATAGRAM_BYTES,
@@ -30,6 +29,7 @@ from gpasst.host.receive import (
 )
 from gpasst.linux import UDP_MAX_SEGMENTS
 from gpasst.packet.address import V4, V6
+from gpasst.wire import FRAME_MINIMUM_BYTES, STREAM_LENGTH_BYTES, UDP4, UDP6, VIRTIO_NET_CODEC
 
 _HEADERS_BYTES = {V4: UDP4.size - VIRTIO_NET_CODEC.size, V6: UDP6.size - VIRTIO_NET_CODEC.size}
 GAP = {family: STREAM_LENGTH_BYTES + size for family, size in _HEADERS_BYTES.items()}

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 
 from gpasst.counters import Counters, Tally
 from gpasst.flow.sender import ControlMessage, HostSocket, Sender
-from gpasst.host.kernel_formats import IN6_PKTINFO_CODEC, IN_PKTINFO_CODEC
+from gpasst.host.kernel_wire import IN6_PKTINFO_CODEC, IN_PKTINFO_CODEC
 from gpasst.host.sockets import socket_address
 from gpasst.linux import (
     IP_PKTINFO,

@@ -27,9 +27,8 @@ from _socket import socket as RawSocket  # a class
 from typing import Final
 
 from gpasst.errors import PlatformError
-from gpasst.formats import PROTOCOL_TCP, PROTOCOL_UDP
 from gpasst.helper.channel import Wait
-from gpasst.host.kernel_formats import (
+from gpasst.host.kernel_wire import (
     INET_DIAG_CODEC,
     INET_DIAG_REQUEST_CODEC,
     NLMSG_CODEC,
@@ -55,6 +54,7 @@ from gpasst.linux import (
 )
 from gpasst.packet.address import IP4_BYTES, V4, V6
 from gpasst.records import dataclass
+from gpasst.wire import PROTOCOL_TCP, PROTOCOL_UDP
 
 CHUNK_BYTES: Final = 32768  # the kernel makes no larger chunks (net/netlink/af_netlink.c)
 ATTEMPTS: Final = 2  # at a list that changes of the table interrupted; the second one is used as it is

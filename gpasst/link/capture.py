@@ -14,9 +14,9 @@ from collections.abc import Callable
 
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PlatformError
-from gpasst.formats import PCAP_FILE_CODEC, PCAP_RECORD_CODEC
 from gpasst.link.output import open_output
 from gpasst.packet.segmentation import split
+from gpasst.wire import PCAP_FILE_CODEC, PCAP_RECORD_CODEC
 
 # More than the largest frame, 65535 bytes of IPv6 payload and its headers.
 SNAP_LENGTH = 262144  # bytes; what libpcap writes by default

@@ -20,10 +20,10 @@ from collections import deque
 from collections.abc import Callable
 
 from gpasst.counters import Counters, Drop, Tally
-from gpasst.formats import FRAME_MINIMUM_BYTES, STREAM_LENGTH_BYTES, VIRTIO_NET_BLANK
 from gpasst.link.capture import Capture
 from gpasst.link.port import TRANSIENT, RunHeader
 from gpasst.linux import MSG_DONTWAIT, MSG_NOSIGNAL, UIO_MAXIOV
+from gpasst.wire import FRAME_MINIMUM_BYTES, STREAM_LENGTH_BYTES, VIRTIO_NET_BLANK
 
 FRAME_MINIMUM = 14  # bytes; an Ethernet header
 FRAME_MAXIMUM = 65535  # bytes of a frame from the guest

@@ -15,11 +15,11 @@ import struct
 from collections.abc import Mapping
 
 from gpasst.counters import Counters, Drop
-from gpasst.formats import VIRTIO_NET_BLANK
 from gpasst.helper.tap import IOC_WRITE
 from gpasst.link.capture import Capture
 from gpasst.link.port import RunHeader
 from gpasst.linux import TUNATTACHFILTER, TUNDETACHFILTER
+from gpasst.wire import VIRTIO_NET_BLANK
 
 # The tap driver takes any frame whose IP packet is legal; the largest has 65535 bytes of IPv6 payload.
 FRAME_BYTES = 65536 + 128

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from gpasst.formats import (
+from gpasst.packet import checksum
+from gpasst.packet.address import V4, V6, family_of
+from gpasst.wire import (
     ETHERNET_CODEC,
     ETHERTYPE_IPV4,
     ETHERTYPE_IPV6,
@@ -12,8 +14,6 @@ from gpasst.formats import (
     PROTOCOL_UDP,
     UDP_CODEC,
 )
-from gpasst.packet import checksum
-from gpasst.packet.address import V4, V6, family_of
 
 
 def wrap(

@@ -12,7 +12,12 @@ import struct
 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
-from gpasst.formats import (
+from gpasst.packet import checksum
+from gpasst.packet.address import V4, V6, family_of
+from gpasst.packet.build import ip_packet, with_checksum, wrap
+from gpasst.packet.parse import Packet
+from gpasst.records import dataclass
+from gpasst.wire import (
     ECHO_CODEC,
     HOP_LIMIT,
     ICMP_CODEC,
@@ -37,11 +42,6 @@ from gpasst.formats import (
     PROTOCOL_UDP,
     UDP_CODEC,
 )
-from gpasst.packet import checksum
-from gpasst.packet.address import V4, V6, family_of
-from gpasst.packet.build import ip_packet, with_checksum, wrap
-from gpasst.packet.parse import Packet
-from gpasst.records import dataclass
 
 TYPES = {
     4: frozenset({ICMP_UNREACHABLE, ICMP_TIME_EXCEEDED, ICMP_PARAMETER_PROBLEM}),

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
-from gpasst.formats import (
+from gpasst.packet.address import V4, V6
+from gpasst.records import dataclass
+from gpasst.wire import (
     ETHERNET_CODEC,
     ETHERTYPE_IPV4,
     IPV4_CODEC,
@@ -20,8 +22,6 @@ from gpasst.formats import (
     IPV6_FRAGMENT_HEADER,
     UDP_CODEC,
 )
-from gpasst.packet.address import V4, V6
-from gpasst.records import dataclass
 
 MAX_EXTENSIONS = 8  # headers; RFC 8504, section 5.3 lets a node limit the chain
 IHL_UNIT = 4  # bytes; of IPv4's header length (RFC 791, section 3.1)

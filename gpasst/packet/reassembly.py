@@ -21,10 +21,10 @@ from collections import OrderedDict
 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
-from gpasst.formats import IPV4_CODEC
 from gpasst.packet.address import V4, V6
 from gpasst.packet.parse import OFFSET_UNIT, Packet
 from gpasst.records import dataclass, field, replace
+from gpasst.wire import IPV4_CODEC
 
 LIFETIME = 30  # seconds; net.ipv4.ipfrag_time of Linux
 DATAGRAMS_LIMIT = 64

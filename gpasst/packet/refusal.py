@@ -15,7 +15,10 @@ from __future__ import annotations
 import errno
 
 from gpasst.counters import Drop
-from gpasst.formats import (
+from gpasst.packet.address import V4
+from gpasst.packet.icmp_error import Problem
+from gpasst.records import dataclass
+from gpasst.wire import (
     ICMP_HOST_UNREACHABLE,
     ICMP_NET_UNREACHABLE,
     ICMP_UNREACHABLE,
@@ -23,9 +26,6 @@ from gpasst.formats import (
     ICMPV6_NO_ROUTE,
     ICMPV6_UNREACHABLE,
 )
-from gpasst.packet.address import V4
-from gpasst.packet.icmp_error import Problem
-from gpasst.records import dataclass
 
 ICMP_PROHIBITED = 13  # communication administratively prohibited (RFC 1812, section 5.2.7.1)
 ICMPV6_PROHIBITED = 1  # likewise (RFC 4443, section 3.1)

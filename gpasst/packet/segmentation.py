@@ -14,7 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from gpasst.formats import (
+from gpasst.linux import UDP_MAX_SEGMENTS
+from gpasst.packet import checksum
+from gpasst.records import dataclass
+from gpasst.wire import (
     ETHERNET_CODEC,
     ETHERTYPE_IPV4,
     IPV4_CODEC,
@@ -30,9 +33,6 @@ from gpasst.formats import (
     VIRTIO_NET_HDR_GSO_TCPV6,
     VIRTIO_NET_HDR_GSO_UDP_L4,
 )
-from gpasst.linux import UDP_MAX_SEGMENTS
-from gpasst.packet import checksum
-from gpasst.records import dataclass
 
 _IP = ETHERNET_CODEC.size  # offset of the IP header in a frame
 _ETHERTYPE = ETHERNET_CODEC.offset("ethertype")

@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PacketError
 from gpasst.flow.guest import Guest
-from gpasst.formats import ETHERNET_CODEC, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6
 from gpasst.packet.parse import Packet, parse_ip
 from gpasst.packet.reassembly import Reassembly
 from gpasst.records import replace
 from gpasst.services.chatter import of_disabled_family
+from gpasst.wire import ETHERNET_CODEC, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6
 
 # Handles a whole packet of the guest; raises PacketError with the reason for which it is dropped.
 Handler = Callable[[Packet], None]

@@ -13,7 +13,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
-from gpasst.formats import (
+from gpasst.packet.address import V6
+from gpasst.udp.mapping import Peer, Table
+from gpasst.wire import (
     ETHERTYPE_IPV4,
     ETHERTYPE_IPV6,
     IPV4_CODEC,
@@ -26,8 +28,6 @@ from gpasst.formats import (
     UDP_CODEC,
     VIRTIO_NET_CODEC,
 )
-from gpasst.packet.address import V6
-from gpasst.udp.mapping import Peer, Table
 
 HEADERS = {4: UDP4.size, 6: UDP6.size}  # bytes before the payload, virtio-net header included
 

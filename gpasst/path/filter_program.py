@@ -13,7 +13,21 @@ from __future__ import annotations
 import struct
 from collections.abc import Collection
 
-from gpasst.formats import (
+from gpasst.linux import (
+    BPF_ALL,
+    BPF_JUMP,
+    BPF_JUMP_EQUAL,
+    BPF_JUMP_SET,
+    BPF_LD_BYTE,
+    BPF_LD_HALF,
+    BPF_LD_WORD,
+    BPF_RETURN,
+    SKF_RANDOM,
+)
+from gpasst.packet.dhcp_wire import DHCP_SERVER_PORT, DHCPV6_SERVER_PORT
+from gpasst.path.unknown import ARP, ARP_TARGET, DHCP, ECHO, FLOW, NDP, NDP_TARGET, OTHER, PART, ROUTER
+from gpasst.services.ndp import TYPES as NDP_TYPES
+from gpasst.wire import (
     ETHERTYPE_ARP,
     ETHERTYPE_IPV4,
     ETHERTYPE_IPV6,
@@ -27,20 +41,6 @@ from gpasst.formats import (
     UDP6,
     VIRTIO_NET_CODEC,
 )
-from gpasst.linux import (
-    BPF_ALL,
-    BPF_JUMP,
-    BPF_JUMP_EQUAL,
-    BPF_JUMP_SET,
-    BPF_LD_BYTE,
-    BPF_LD_HALF,
-    BPF_LD_WORD,
-    BPF_RETURN,
-    SKF_RANDOM,
-)
-from gpasst.packet.dhcp_formats import DHCP_SERVER_PORT, DHCPV6_SERVER_PORT
-from gpasst.path.unknown import ARP, ARP_TARGET, DHCP, ECHO, FLOW, NDP, NDP_TARGET, OTHER, PART, ROUTER
-from gpasst.services.ndp import TYPES as NDP_TYPES
 
 SAMPLED = 32  # frames of which one passes; a power of two
 PORTS_LIMIT = 128  # that may be named: each costs the kernel one comparison a frame

@@ -22,13 +22,13 @@ from collections.abc import Callable, Mapping
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PacketError
 from gpasst.flow.key import down_key
-from gpasst.formats import PROTOCOL_TCP, PROTOCOL_UDP
 from gpasst.host.raw import RawSockets
 from gpasst.host.sockets import family_constant, socket_address
 from gpasst.linux import SOCK_DGRAM
 from gpasst.packet.icmp_error import Reported, lowers_path_mtu, message, parse, quoted_udp
 from gpasst.packet.parse import Packet
 from gpasst.udp.mapping import Peer, Table
+from gpasst.wire import PROTOCOL_TCP, PROTOCOL_UDP
 
 
 class IcmpToSender:

@@ -22,7 +22,6 @@ from collections.abc import Callable
 
 from gpasst.counters import Counters, Drop
 from gpasst.features import ALL, Feature
-from gpasst.formats import STREAM_LEAD_BYTES, STREAM_LENGTH_BYTES, VIRTIO_NET_BLANK
 from gpasst.host.receive import RUN_BYTES
 from gpasst.host.send import SEGMENTS_PER_SEND, send_one, send_slices, sender_to
 from gpasst.link.port import TRANSIENT, LinkGone
@@ -33,6 +32,7 @@ from gpasst.path.budget import BACKLOG_SECONDS, RECEIVES_PER_STEP, STEP_SECONDS
 from gpasst.path.fastpath import FastPath, repeating
 from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.path.tcp_frames import TcpFrames
+from gpasst.wire import STREAM_LEAD_BYTES, STREAM_LENGTH_BYTES, VIRTIO_NET_BLANK
 
 BUFFER_BYTES = 1 << 19  # about what a stream's socket holds, and more than eight of the largest frames
 RUNS_PER_LOOK = 16  # at the clock; a frame of illegal length counts as one

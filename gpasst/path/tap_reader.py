@@ -15,7 +15,6 @@ from collections.abc import Callable
 
 from gpasst.counters import Counters, Drop
 from gpasst.features import ALL, Feature
-from gpasst.formats import UDP4, VIRTIO_NET_CODEC, VIRTIO_NET_HDR_GSO_UDP_L4
 from gpasst.host.receive import RUN_BYTES
 from gpasst.host.send import SEGMENTS_PER_SEND, send_one, sender_to
 from gpasst.link.port import TRANSIENT, LinkGone
@@ -28,6 +27,7 @@ from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.path.tcp_frames import TcpFrames
 from gpasst.path.udp_sockets import UdpSockets
 from gpasst.udp.mapping import Peer
+from gpasst.wire import UDP4, VIRTIO_NET_CODEC, VIRTIO_NET_HDR_GSO_UDP_L4
 
 FRAMES_PER_LOOK = 8  # at the clock
 SINGLE_STEPS = 2  # steps with one frame each, after which the next is expected to have one, too

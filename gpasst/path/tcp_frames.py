@@ -18,7 +18,18 @@ from gpasst.counters import Counters, Drop
 from gpasst.errors import PacketError
 from gpasst.flow.guest import Guest
 from gpasst.flow.key import PORTS_BYTES, down_key
-from gpasst.formats import (
+from gpasst.link.port import Link
+from gpasst.linux import UIO_MAXIOV
+from gpasst.packet.address import family_of, is_loopback
+from gpasst.packet.icmp_error import Reported
+from gpasst.packet.parse import Packet
+from gpasst.path.tcp_opener import TcpOpener
+from gpasst.path.tcp_sockets import TcpSockets
+from gpasst.tcp.connection import Connection
+from gpasst.tcp.reset import reset
+from gpasst.tcp.segment import OFFSET_MASK, OFFSET_SHIFT, SEQUENCE_MASK, Offer, Segment, parse, parse_options
+from gpasst.tcp.table import ConnectionTable
+from gpasst.wire import (
     ETHERTYPE_IPV4,
     ETHERTYPE_IPV6,
     IPV4_CODEC,
@@ -37,17 +48,6 @@ from gpasst.formats import (
     TCP_SYN,
     VIRTIO_NET_CODEC,
 )
-from gpasst.link.port import Link
-from gpasst.linux import UIO_MAXIOV
-from gpasst.packet.address import family_of, is_loopback
-from gpasst.packet.icmp_error import Reported
-from gpasst.packet.parse import Packet
-from gpasst.path.tcp_opener import TcpOpener
-from gpasst.path.tcp_sockets import TcpSockets
-from gpasst.tcp.connection import Connection
-from gpasst.tcp.reset import reset
-from gpasst.tcp.segment import OFFSET_MASK, OFFSET_SHIFT, SEQUENCE_MASK, Offer, Segment, parse, parse_options
-from gpasst.tcp.table import ConnectionTable
 
 MTU_LEAST = {4: 68, 6: 1280}  # bytes (RFC 791, section 3.2; RFC 8201, section 4)
 HEADERS = {4: IPV4_CODEC.size + TCP_CODEC.size, 6: IPV6_CODEC.size + TCP_CODEC.size}  # bytes of a packet

@@ -21,7 +21,6 @@ from gpasst.errors import PacketError
 from gpasst.flow.guest import Guest
 from gpasst.flow.key import down_key, split
 from gpasst.flow.translation import Addresses
-from gpasst.formats import PROTOCOL_TCP, TCP_CODEC, TCP_SYN
 from gpasst.host.descriptors import Descriptors
 from gpasst.host.sockets import socket_address
 from gpasst.host.tcp import close_with_reset, open_outbound, prepare
@@ -37,6 +36,7 @@ from gpasst.tcp.segment import SEQUENCE_MASK, Segment, parse_options
 from gpasst.tcp.states import State
 from gpasst.tcp.table import ConnectionTable
 from gpasst.tcp.window import Budget
+from gpasst.wire import PROTOCOL_TCP, TCP_CODEC, TCP_SYN
 
 PORTS_TRIED = 64  # to show a client under, where its own is taken
 PORT_MAXIMUM = 0xFFFF

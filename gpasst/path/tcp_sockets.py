@@ -23,7 +23,6 @@ from typing import Any
 
 from gpasst.counters import Counters
 from gpasst.flow.sender import StreamSocket
-from gpasst.formats import TCP_ACK
 from gpasst.host.peek import discard
 from gpasst.host.tcp import Epoll, close_with_reset, peek_from_start
 from gpasst.linux import (
@@ -62,6 +61,7 @@ from gpasst.tcp.work import (
     SYNCHRONISE,
     WRITE,
 )
+from gpasst.wire import TCP_ACK
 
 EVENTS = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
 EVENTS_AT_ONCE = 64

@@ -14,12 +14,12 @@ from collections import deque
 
 from gpasst.flow.guest import Guest
 from gpasst.flow.sender import StreamSocket
-from gpasst.formats import TCP_ACK, TCP_FIN, TCP_PSH, TCP_RST
 from gpasst.host.peek import RUNS, Peeker
 from gpasst.link.port import Link
 from gpasst.tcp.connection import Connection
 from gpasst.tcp.header import Header
 from gpasst.tcp.segment import SEQUENCE_MASK
+from gpasst.wire import TCP_ACK, TCP_FIN, TCP_PSH, TCP_RST
 
 HEADERS = 1024  # connections whose headers are kept
 

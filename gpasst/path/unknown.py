@@ -12,7 +12,9 @@ import struct
 
 from gpasst.codec import Codec
 from gpasst.flow.admission import Rate
-from gpasst.formats import (
+from gpasst.packet.dhcp_wire import DHCP_SERVER_PORT, DHCPV6_SERVER_PORT
+from gpasst.services.ndp import TYPES as _NDP_TYPES
+from gpasst.wire import (
     ARP_CODEC,
     ETHERNET_CODEC,
     ETHERTYPE_ARP,
@@ -31,8 +33,6 @@ from gpasst.formats import (
     UDP6,
     VIRTIO_NET_CODEC,
 )
-from gpasst.packet.dhcp_formats import DHCP_SERVER_PORT, DHCPV6_SERVER_PORT
-from gpasst.services.ndp import TYPES as _NDP_TYPES
 
 FLOW, ECHO, ROUTER, ARP, NDP, DHCP, PART, OTHER = range(8)  # kinds
 

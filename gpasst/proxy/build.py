@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 
 from gpasst.features import Feature
 from gpasst.flow.loopback import LoopbackTargets
-from gpasst.formats import PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP
 from gpasst.helper.client import Namespace
 from gpasst.host.receive import SLOTS, Receiver, sender_key
 from gpasst.host.receive_contiguous import ContiguousReceiver
@@ -26,7 +25,7 @@ from gpasst.link.port import LinkGone
 from gpasst.link.stream import Stream
 from gpasst.link.tap import Tap
 from gpasst.packet import icmp_error
-from gpasst.packet.dhcp_formats import DHCP_SERVER_PORT, DHCPV6_SERVER_PORT
+from gpasst.packet.dhcp_wire import DHCP_SERVER_PORT, DHCPV6_SERVER_PORT
 from gpasst.path.backlog import Backlog
 from gpasst.path.dispatch import Dispatch, Handler
 from gpasst.path.fastpath import FastPath
@@ -50,6 +49,7 @@ from gpasst.services import chatter, dhcpv6, ndp
 from gpasst.udp.mapping import Listener, UdpSocket
 from gpasst.udp.nat import UdpNat
 from gpasst.udp.pairs import Pair, Pairs
+from gpasst.wire import PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP
 
 ROOM = "room in the guest's socket"  # owner of the one watcher that is no socket's own
 

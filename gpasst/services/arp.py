@@ -7,7 +7,8 @@ its own address (RFC 5227) get no reply, which would signal a conflict.
 from __future__ import annotations
 
 from gpasst.counters import Drop
-from gpasst.formats import (
+from gpasst.packet.address import BROADCAST_MAC, IP4_BYTES
+from gpasst.wire import (
     ARP_CODEC,
     ARP_ETHERNET,
     ARP_REPLY,
@@ -16,7 +17,6 @@ from gpasst.formats import (
     ETHERTYPE_ARP,
     ETHERTYPE_IPV4,
 )
-from gpasst.packet.address import BROADCAST_MAC, IP4_BYTES
 
 MAC_BYTES = 6
 

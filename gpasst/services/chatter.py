@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
-from gpasst.formats import PROTOCOL_ICMPV6
 from gpasst.packet.parse import Packet
 from gpasst.services import ndp
+from gpasst.wire import PROTOCOL_ICMPV6
 
 PROTOCOL_IGMP = 2  # IANA
 MLD_TYPES = (130, 131, 132, 143)  # query, report and done of version 1, report of version 2 (RFC 3810, section 5)

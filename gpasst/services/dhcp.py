@@ -27,10 +27,9 @@ from gpasst.codec import Allowance
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.flow.network import FamilyNetwork, GuestNetwork
-from gpasst.formats import IPV4_CODEC, UDP_CODEC
 from gpasst.packet.address import BROADCAST_MAC, UNSPECIFIED, V4, is_loopback
 from gpasst.packet.build import wrap_udp
-from gpasst.packet.dhcp_formats import (
+from gpasst.packet.dhcp_wire import (
     BOOTP_REPLY,
     BOOTP_REQUEST,
     DHCP_ACK,
@@ -77,6 +76,7 @@ from gpasst.packet.dhcp_formats import (
     MESSAGE_LIMIT,
 )
 from gpasst.packet.dns_names import compress_names, encode_name, encode_text
+from gpasst.wire import IPV4_CODEC, UDP_CODEC
 
 BROADCAST = b"\xff" * 4  # the limited broadcast address (RFC 919)
 HEADERS_BYTES = IPV4_CODEC.size + UDP_CODEC.size

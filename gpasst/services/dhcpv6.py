@@ -30,7 +30,7 @@ from gpasst.errors import PacketError
 from gpasst.flow.network import FamilyNetwork, GuestNetwork
 from gpasst.packet.address import UNSPECIFIED, V6, is_loopback, is_multicast
 from gpasst.packet.build import wrap_udp
-from gpasst.packet.dhcp_formats import (
+from gpasst.packet.dhcp_wire import (
     DHCPV6_ADDRESS_CODEC,
     DHCPV6_ADVERTISE,
     DHCPV6_CLIENT_FQDN,

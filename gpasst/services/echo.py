@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
-from gpasst.formats import (
+from gpasst.packet import checksum
+from gpasst.packet.address import V4, V6, family_of
+from gpasst.packet.build import with_checksum, wrap
+from gpasst.packet.parse import Packet
+from gpasst.records import dataclass
+from gpasst.wire import (
     ECHO_CODEC,
     ICMP_ECHO_REPLY,
     ICMP_ECHO_REQUEST,
@@ -17,11 +22,6 @@ from gpasst.formats import (
     PROTOCOL_ICMP,
     PROTOCOL_ICMPV6,
 )
-from gpasst.packet import checksum
-from gpasst.packet.address import V4, V6, family_of
-from gpasst.packet.build import with_checksum, wrap
-from gpasst.packet.parse import Packet
-from gpasst.records import dataclass
 
 PROTOCOLS = {V4: PROTOCOL_ICMP, V6: PROTOCOL_ICMPV6}
 REQUESTS = {V4: ICMP_ECHO_REQUEST, V6: ICMPV6_ECHO_REQUEST}

@@ -13,7 +13,12 @@ from collections.abc import Callable
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.flow.network import FamilyNetwork, GuestNetwork
-from gpasst.formats import (
+from gpasst.packet.address import IP6_BYTES, UNSPECIFIED, V6, is_link_local, is_multicast
+from gpasst.packet.build import with_checksum, wrap
+from gpasst.packet.dns_names import encode_names
+from gpasst.packet.parse import Packet
+from gpasst.records import dataclass
+from gpasst.wire import (
     HOP_LIMIT,
     ICMP_CODEC,
     NDP_ADVERTISEMENT_CODEC,
@@ -21,13 +26,14 @@ from gpasst.formats import (
     NDP_FLAG_ROUTER,
     NDP_FLAG_SOLICITED,
     NDP_INFINITE,
+    NDP_LINK_ADDRESS_CODEC,
+    NDP_LIST_CODEC,
+    NDP_MTU_CODEC,
     NDP_OPTION_DNSSL,
-    NDP_OPTION_MTU,
-    NDP_OPTION_PREFIX,
     NDP_OPTION_RDNSS,
     NDP_OPTION_SOURCE_LINK_ADDRESS,
     NDP_OPTION_TARGET_LINK_ADDRESS,
-    NDP_OPTIONS,
+    NDP_PREFIX_CODEC,
     NDP_PREFIX_FLAG_AUTONOMOUS,
     NDP_PREFIX_FLAG_ON_LINK,
     NDP_RA_FLAG_MANAGED,
@@ -40,17 +46,13 @@ from gpasst.formats import (
     NDP_TYPE_SOLICITATION,
     PROTOCOL_ICMPV6,
 )
-from gpasst.packet.address import IP6_BYTES, UNSPECIFIED, V6, is_link_local, is_multicast
-from gpasst.packet.build import with_checksum, wrap
-from gpasst.packet.dns_names import encode_names
-from gpasst.packet.parse import Packet
-from gpasst.records import dataclass
 
 ROUTER_LIFETIME = 65535  # seconds; the maximum of 16 bits (RFC 8319), so that the guest's default route never expires
 CURRENT_HOP_LIMIT = 255  # advertised for packets that the guest originates (RFC 4861, section 4.2), as passt does
 PREFIX_BITS = 64  # what address autoconfiguration needs (RFC 4862, section 5.5.3; RFC 2464, section 4)
 PREFIX_BYTES = PREFIX_BITS // 8
-OPTION_MAXIMUM_BYTES = 8 * 255  # an option's length is 8 bits, in units of 8 bytes (RFC 4861, section 4.6)
+UNIT_BYTES = 8  # of the length of an option (RFC 4861, section 4.6)
+OPTION_MAXIMUM_BYTES = UNIT_BYTES * 255  # an option's length is 8 bits, in units of 8 bytes (RFC 4861, section 4.6)
 DNSSL_BYTES = OPTION_MAXIMUM_BYTES - 8  # of names that fit the search list option (RFC 8106, section 5.2)
 RDNSS_LIMIT = (OPTION_MAXIMUM_BYTES - 8) // 16  # resolvers that fit that option (RFC 8106, section 5.1)
 ALL_NODES = bytes.fromhex("ff020000000000000000000000000001")
@@ -140,8 +142,8 @@ def solicitation(network: GuestNetwork, target: bytes) -> bytes:
     :param network: the guest's network.
     :param target: the address, 16 bytes.
     """
-    message = NDP_SOLICITATION_CODEC.pack(type=NDP_TYPE_SOLICITATION, target=target) + _options(
-        [{"type": NDP_OPTION_SOURCE_LINK_ADDRESS, "mac": network.host_mac}]
+    message = NDP_SOLICITATION_CODEC.pack(type=NDP_TYPE_SOLICITATION, target=target) + _link_address(
+        NDP_OPTION_SOURCE_LINK_ADDRESS, network
     )
     return _to_group(network, SOLICITED_NODE + target[-3:], message)
 
@@ -191,8 +193,8 @@ def _advertisement(router: Router, packet: Packet, own: tuple[bytes | None, ...]
     if packet.source == UNSPECIFIED[V6] or target in own:
         return None
     flags = NDP_FLAG_ROUTER | NDP_FLAG_SOLICITED | NDP_FLAG_OVERRIDE
-    return NDP_ADVERTISEMENT_CODEC.pack(type=NDP_TYPE_ADVERTISEMENT, flags=flags, target=target) + _options(
-        [{"type": NDP_OPTION_TARGET_LINK_ADDRESS, "mac": router.network.host_mac}]
+    return NDP_ADVERTISEMENT_CODEC.pack(type=NDP_TYPE_ADVERTISEMENT, flags=flags, target=target) + _link_address(
+        NDP_OPTION_TARGET_LINK_ADDRESS, router.network
     )
 
 
@@ -200,36 +202,40 @@ def router_advertisement(router: Router) -> bytes:
     """Build the router advertisement, an ICMPv6 message with checksum zero."""
     network = router.network.ip6
     assert network is not None
-    options: list[dict[str, object]] = []
+    options = b""
     if network.address:
-        options.append(
-            {
-                "type": NDP_OPTION_PREFIX,
-                "prefix_length": PREFIX_BITS,
-                "flags": NDP_PREFIX_FLAG_ON_LINK | NDP_PREFIX_FLAG_AUTONOMOUS,
-                "valid": NDP_INFINITE,
-                "preferred": NDP_INFINITE,
-                "prefix": network.address[:PREFIX_BYTES].ljust(IP6_BYTES, b"\0"),
-            }
+        options += NDP_PREFIX_CODEC.pack(
+            prefix_length=PREFIX_BITS,
+            flags=NDP_PREFIX_FLAG_ON_LINK | NDP_PREFIX_FLAG_AUTONOMOUS,
+            valid=NDP_INFINITE,
+            preferred=NDP_INFINITE,
+            prefix=network.address[:PREFIX_BYTES].ljust(IP6_BYTES, b"\0"),
         )
     if router.mtu:
-        options.append({"type": NDP_OPTION_MTU, "mtu": router.mtu})
+        options += NDP_MTU_CODEC.pack(mtu=router.mtu)
     if network.resolvers:
-        resolvers = list(network.resolvers[:RDNSS_LIMIT])
-        options.append({"type": NDP_OPTION_RDNSS, "lifetime": NDP_INFINITE, "addresses": resolvers})
+        options += _list(NDP_OPTION_RDNSS, b"".join(network.resolvers[:RDNSS_LIMIT]))
         if router.network.search:
-            labels = encode_names(router.network.search, DNSSL_BYTES)
-            options.append({"type": NDP_OPTION_DNSSL, "lifetime": NDP_INFINITE, "labels": labels})
-    options.append({"type": NDP_OPTION_SOURCE_LINK_ADDRESS, "mac": router.network.host_mac})
-    return NDP_ROUTER_ADVERTISEMENT_CODEC.pack(
-        type=NDP_TYPE_ROUTER_ADVERTISEMENT,
-        hop_limit=CURRENT_HOP_LIMIT,
-        flags=NDP_RA_FLAG_MANAGED,
-        # A router with a lifetime of 0 is no default router (RFC 4861, section 4.2).
-        lifetime=ROUTER_LIFETIME if network.routed else 0,
-    ) + _options(options)
+            options += _list(NDP_OPTION_DNSSL, encode_names(router.network.search, DNSSL_BYTES))
+    options += _link_address(NDP_OPTION_SOURCE_LINK_ADDRESS, router.network)
+    return (
+        NDP_ROUTER_ADVERTISEMENT_CODEC.pack(
+            type=NDP_TYPE_ROUTER_ADVERTISEMENT,
+            hop_limit=CURRENT_HOP_LIMIT,
+            flags=NDP_RA_FLAG_MANAGED,
+            # A router with a lifetime of 0 is no default router (RFC 4861, section 4.2).
+            lifetime=ROUTER_LIFETIME if network.routed else 0,
+        )
+        + options
+    )
 
 
-def _options(options: list[dict[str, object]]) -> bytes:
-    built: bytes = NDP_OPTIONS.build(options)
-    return built
+def _link_address(kind: int, network: GuestNetwork) -> bytes:
+    """Build the option that has the gateway's MAC address."""
+    return NDP_LINK_ADDRESS_CODEC.pack(type=kind, mac=network.host_mac)
+
+
+def _list(kind: int, data: bytes) -> bytes:
+    """Build an option that lists something for ever, padded to whole units (RFC 8106, section 5)."""
+    data += bytes(-len(data) % UNIT_BYTES)
+    return NDP_LIST_CODEC.pack(type=kind, length=1 + len(data) // UNIT_BYTES, lifetime=NDP_INFINITE) + data

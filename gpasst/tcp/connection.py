@@ -23,7 +23,6 @@ from collections.abc import Callable, Sequence
 from gpasst.counters import Drop
 from gpasst.flow import key as flow_key
 from gpasst.flow.sender import StreamSocket
-from gpasst.formats import TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN
 from gpasst.tcp.header import Header
 from gpasst.tcp.receiver import Receiver
 from gpasst.tcp.segment import MSS_MINIMUM, SEQUENCE_HALF, SEQUENCE_MASK, Offer, Segment
@@ -47,6 +46,7 @@ from gpasst.tcp.work import (
     SYNCHRONISE,
     WRITE,
 )
+from gpasst.wire import TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN
 
 _NOTHING = memoryview(b"")
 _KEEP_ALIVE_BYTES = 1  # of data that a keep-alive may have (RFC 9293, section 3.8.4)

@@ -15,7 +15,10 @@ from __future__ import annotations
 
 import struct
 
-from gpasst.formats import (
+from gpasst.packet import checksum
+from gpasst.packet.address import UNSPECIFIED, V4, V6
+from gpasst.tcp.segment import DATA_OFFSET_UNIT, SEQUENCE_MASK, TCP_BYTES, Offer
+from gpasst.wire import (
     ETHERTYPE_IPV4,
     ETHERTYPE_IPV6,
     FRAME_MINIMUM_BYTES,
@@ -36,9 +39,6 @@ from gpasst.formats import (
     VIRTIO_NET_HDR_GSO_TCPV4,
     VIRTIO_NET_HDR_GSO_TCPV6,
 )
-from gpasst.packet import checksum
-from gpasst.packet.address import UNSPECIFIED, V4, V6
-from gpasst.tcp.segment import DATA_OFFSET_UNIT, SEQUENCE_MASK, TCP_BYTES, Offer
 
 SIZES = {V4: TCP4.size - VIRTIO_NET_CODEC.size, V6: TCP6.size - VIRTIO_NET_CODEC.size}
 """Bytes from the Ethernet header to the payload, by family."""

@@ -6,10 +6,10 @@ It answers segments of no connection.
 from __future__ import annotations
 
 from gpasst.counters import Drop
-from gpasst.formats import PROTOCOL_TCP, TCP_ACK, TCP_CODEC, TCP_FIN, TCP_RST, TCP_SYN
 from gpasst.packet.build import with_checksum, wrap
 from gpasst.packet.parse import Packet
 from gpasst.tcp.segment import DATA_OFFSET_UNIT, SEQUENCE_MASK
+from gpasst.wire import PROTOCOL_TCP, TCP_ACK, TCP_CODEC, TCP_FIN, TCP_RST, TCP_SYN
 
 
 def reset(packet: Packet, guest_mac: bytes, host_mac: bytes) -> bytes | None:

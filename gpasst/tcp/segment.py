@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
-from gpasst.formats import (
+from gpasst.records import dataclass
+from gpasst.wire import (
     TCP_CODEC,
     TCP_OPTION_END,
     TCP_OPTION_MSS,
     TCP_OPTION_NOP,
     TCP_OPTION_WINDOW_SCALE,
 )
-from gpasst.records import dataclass
 
 SEQUENCE_MASK = 0xFFFFFFFF
 SEQUENCE_HALF = 1 << 31  # distances below it are ahead

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import struct
 
-from gpasst.formats import (
+from gpasst.packet import checksum
+from gpasst.packet.address import V4, V6
+from gpasst.wire import (
     FRAME_MINIMUM_BYTES,
     HOP_LIMIT,
     PROTOCOL_UDP,
@@ -29,8 +31,6 @@ from gpasst.formats import (
     udp4_template,
     udp6_template,
 )
-from gpasst.packet import checksum
-from gpasst.packet.address import V4, V6
 
 VIRTIO_SIZE = VIRTIO_NET_CODEC.size
 UDP_SIZE = UDP_CODEC.size

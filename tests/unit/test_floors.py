@@ -20,6 +20,9 @@ PURE = sorted(
         for name in (
             "formats",
             "codec",
+            "declare",
+            "layouts",
+            "wire",
             "portspec",
             "option",
             "config",
@@ -76,6 +79,13 @@ def test_importing_the_package_loads_none_of_its_dependencies() -> None:
     assert "gpasst" in loaded
     assert [name for name in loaded if name.startswith("gpasst.")] == []
     assert not roots(loaded) & {"gevent", "greenlet", "construct", "pyroute2", "socket", "_socket", "ssl"}
+
+
+def test_a_start_loads_nothing_that_is_slow_and_not_needed() -> None:
+    """Each of these takes 5 to 100 ms; `records`, `codec`, `hub` and `helper.rtnetlink` say what replaces it."""
+    loaded = set(imported("gpasst.cli", "gpasst.commands.serve", "gpasst.helper.server")["loaded"])
+    slow = {"construct", "dataclasses", "inspect", "pyroute2", "asyncio", "gevent.monkey", "gevent.socket", "ssl"}
+    assert loaded & slow == set()
 
 
 def test_pure_modules_load_no_event_loop() -> None:

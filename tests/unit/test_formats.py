@@ -3,6 +3,7 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +11,14 @@ from construct import ConstructError, Int8ub, Int16ub, Struct
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpasst import formats
-from gpasst.codec import Allowance, Bits, Codec, Field, Options
+from gpasst import formats, layouts
+from gpasst.codec import Allowance, Codec, Field, Options
 from gpasst.counters import Drop
+from gpasst.declare import Bits, rows
 from gpasst.errors import PacketError
-from gpasst.host import kernel_formats
+from gpasst.host import kernel_formats, kernel_wire
 from gpasst.packet import checksum
+from tests.support import layouts as derive
 from tests.support.addresses import GUEST_MAC
 
 HOST_MAC = bytes.fromhex("9a559a559a55")
@@ -224,6 +227,11 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ),
     ("NDP_MTU", "05 01 0000 0000ffdc", {"type": 5, "length": 1, "reserved": 0, "mtu": 65500}),
     (
+        "NDP_LIST_HEAD",
+        "19 03 0000 ffffffff",
+        {"type": 25, "length": 3, "reserved": 0, "lifetime": formats.NDP_INFINITE},
+    ),
+    (
         "NDP_RDNSS",
         "19 05 0000 0000003c fe800000000000000000000000000001 fe80000000000000505400fffe123456",
         {"type": 25, "length": 5, "reserved": 0, "lifetime": 60, "addresses": [GATEWAY6, GUEST6]},
@@ -322,7 +330,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ),
 ]
 
-NAMES = {name: value for module in (formats, kernel_formats) for name, value in vars(module).items()}
+NAMES = {name: value for module in (formats, kernel_formats, kernel_wire) for name, value in vars(module).items()}
 DECLARED = {name: value for name, value in NAMES.items() if isinstance(value, Struct) and name[0] != "_"}
 CODECS = {value.name: value for value in NAMES.values() if isinstance(value, Codec)}
 
@@ -366,6 +374,15 @@ def test_the_table_is_complete() -> None:
     listed = {name for name, _, _ in CASES}
     assert DECLARED.keys() == listed | {f"{name}{family}_FRAME" for name in ("TCP", "UDP") for family in (4, 6)}
     assert CODECS.keys() <= DECLARED.keys()
+
+
+def test_the_layouts_are_those_of_the_declarations() -> None:
+    """`python -m tests.support.layouts` writes them."""
+    text = Path(layouts.__file__).read_text(encoding="utf-8")
+    derived: dict[str, Any] = {}
+    exec(derive.text(), derived)
+    assert derived["LAYOUTS"] == layouts.LAYOUTS
+    assert derive.text().partition("LAYOUTS")[0] == text.partition("LAYOUTS")[0]
 
 
 @every_case
@@ -432,7 +449,7 @@ def test_both_speeds_on_the_table(name: str, wire: str, values: dict[str, Any]) 
 )
 def test_defaults_of_both_speeds(declaration: Any, given: dict[str, Any], wire: str) -> None:
     assert declaration.build(given) == bytes.fromhex(wire)
-    assert Codec(declaration).pack(**given) == bytes.fromhex(wire)
+    assert Codec("any", rows(declaration)).pack(**given) == bytes.fromhex(wire)
 
 
 # --- Worked frames ------------------------------------------------------------------------------------------
@@ -508,9 +525,9 @@ def test_template_makes_frames_b_and_d(frame: bytes, payload: bytes) -> None:
 def test_both_speeds_parse_the_same(codec: Codec, data: st.DataObject) -> None:
     wire = data.draw(st.binary(min_size=codec.size, max_size=codec.size))
     values = codec.unpack_from(wire)
-    assert values == dotted(plain(codec.declaration.parse(wire)))
+    assert values == dotted(plain(DECLARED[codec.name].parse(wire)))
     assert values.keys() == codec.fields.keys()
-    assert codec.pack(**values) == wire == codec.declaration.build(nested(values))
+    assert codec.pack(**values) == wire == DECLARED[codec.name].build(nested(values))
     for name, field in codec.fields.items():
         unit = wire[field.offset : field.offset + field.size]
         if field.is_bytes:
@@ -539,7 +556,7 @@ def test_both_speeds_build_the_same(codec: Codec, data: st.DataObject) -> None:
         for name, field in codec.fields.items()
     }
     wire = codec.pack(**values)
-    assert wire == codec.declaration.build(nested(values))
+    assert wire == DECLARED[codec.name].build(nested(values))
     assert codec.unpack_from(wire) == values
 
 
@@ -556,7 +573,7 @@ def test_both_speeds_refuse_what_does_not_fit(codec: Codec) -> None:
             with pytest.raises((ValueError, struct.error)):
                 codec.pack(**values)
             with pytest.raises((ConstructError, ValueError)):
-                codec.declaration.build(nested(values))
+                DECLARED[codec.name].build(nested(values))
 
 
 def test_codec_refuses_wrong_names_and_short_buffers() -> None:
@@ -572,7 +589,7 @@ def test_codec_refuses_wrong_names_and_short_buffers() -> None:
 
 def test_codec_needs_a_fixed_shape() -> None:
     with pytest.raises(ConstructError):
-        Codec(formats.NDP_RDNSS)
+        rows(formats.NDP_RDNSS)
 
 
 @pytest.mark.parametrize(
@@ -699,7 +716,7 @@ def test_whatever_options_parse_come_back(items: list[tuple[int, int, bytes]]) -
 # --- Lists of options of the other end ----------------------------------------------------------------------
 
 SHORT, LONG = Struct("code" / Int8ub, "length" / Int8ub), Struct("code" / Int16ub, "length" / Int16ub)
-PADDED, PLAIN = Options(Codec(SHORT), pad=0, end=255), Options(Codec(LONG))
+PADDED, PLAIN = Options(Codec("SHORT", rows(SHORT)), pad=0, end=255), Options(Codec("LONG", rows(LONG)))
 ITEMS = st.lists(st.tuples(st.integers(1, 254), st.binary(max_size=40)), max_size=8)
 
 

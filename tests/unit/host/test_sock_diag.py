@@ -18,7 +18,7 @@ from gpasst.errors import PlatformError
 from gpasst.formats import PROTOCOL_UDP
 from gpasst.helper.client import Helper, OpenRequest
 from gpasst.host import sock_diag
-from gpasst.host.kernel_formats import (
+from gpasst.host.kernel_wire import (
     INET_DIAG_CODEC,
     INET_DIAG_REQUEST_CODEC,
     NLMSG_CODEC,

@@ -30,7 +30,7 @@ from gpasst.formats import (
 )
 from gpasst.host.descriptors import Descriptors
 from gpasst.packet import checksum, icmp_error
-from gpasst.packet.dhcp_formats import DHCP_OPTIONS_LIMIT, DHCPV6_OPTIONS_LIMIT, MESSAGE_LIMIT
+from gpasst.packet.dhcp_wire import DHCP_OPTIONS_LIMIT, DHCPV6_OPTIONS_LIMIT, MESSAGE_LIMIT
 from gpasst.packet.parse import parse_ip
 from gpasst.path.dispatch import Dispatch
 from gpasst.path.icmp_handler import IcmpHandler
