@@ -112,7 +112,7 @@ def run_proxy(mode: str, argv: Sequence[str]) -> int:
         ready = go_to_background(invocation.config.fd)
     from gpasst.helper.client import Helper
 
-    helper = Helper.start()
+    helper = Helper.start(forks=True)
     try:
         from gpasst.commands.serve import serve
 

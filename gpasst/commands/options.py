@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from gpasst import __version__
 from gpasst.commands.process import EXIT_USAGE, LOG_SIZE_DEFAULT, LOG_SIZE_MINIMUM, ProcessOptions
-from gpasst.config import Config, long_option, options
+from gpasst.config import Config, given_fields, long_option, options
 from gpasst.errors import ConfigurationError
 from gpasst.option import Option, check_value
 from gpasst.values import NONE, number, parse_number, shown
@@ -134,12 +134,12 @@ def make_parser(mode: str) -> Parser:
     parser = Parser(prog=f"gpasst {mode}", usage=USAGES[mode], description=DESCRIPTIONS[mode])
     groups: dict[str, Any] = {}
     mine = options(mode)
+    defaults = {item.name: item.default for item in given_fields()}
     for name, option in options().items():
         if name in mine:
             if option.group not in groups:
                 groups[option.group] = parser.add_argument_group(option.group)
-            default = Config.__dataclass_fields__[name].default
-            _add_option(groups[option.group], name, long_option(name), option, default)
+            _add_option(groups[option.group], name, long_option(name), option, defaults[name])
         else:
             # A missing value is no reason to refuse it in other words.
             count = "?" if option.metavar else 0

@@ -30,7 +30,7 @@ import signal
 import sys
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import gpasst
 from gpasst.errors import PlatformError
@@ -68,16 +68,18 @@ class Helper:
         self._finalizer = weakref.finalize(self, _abandon, channel, pid)
 
     @classmethod
-    def start(cls) -> Helper:
+    def start(cls, forks: bool = False) -> Helper:
         """Start the process and return without waiting for it.
 
+        :param forks: make it of a fork of this process, which has most of its modules, instead of a new interpreter;
+            only for a program that has no threads and no event loop yet.
         :raises PlatformError: if it cannot be started.
         """
         _reap()
         try:
             ours, theirs = pair()
             try:
-                pid = _spawn(theirs.fileno())
+                pid = (_fork if forks else _spawn)(theirs.fileno())
             except OSError:
                 ours.close()
                 raise
@@ -249,6 +251,29 @@ def _interpreter() -> list[str]:
     if not sys.executable:
         raise PlatformError("the Python interpreter has no name", "run in an ordinary interpreter, not an embedded one")
     return [sys.executable, "-I", "-S", *(["-B"] if sys.dont_write_bytecode else [])]
+
+
+def _fork(channel: int) -> int:
+    """Return the process that serves a channel: a child of this program."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
+    try:
+        pid = posix.fork()
+        if pid == 0:
+            _serve(channel)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return pid
+
+
+def _serve(channel: int) -> NoReturn:
+    try:
+        from gpasst.helper.server import main
+
+        for number in DEFAULTED:
+            signal.signal(number, signal.SIG_DFL)
+        main(channel)
+    finally:
+        os._exit(1)
 
 
 def _spawn(channel: int) -> int:

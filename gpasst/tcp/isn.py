@@ -6,7 +6,7 @@ unpredictable.
 
 from __future__ import annotations
 
-import hashlib
+from _blake2 import blake2s  # the one of hashlib, which loads OpenSSL besides: 3 ms and 1 MB
 from collections.abc import Callable
 
 from gpasst.tcp.segment import SEQUENCE_MASK
@@ -23,7 +23,7 @@ def keyed_hash(secret: bytes) -> Hash:
     """Return a hash of 64 bits, keyed with a secret of `SECRET_BYTES` that is drawn at the start."""
 
     def hashed(key: bytes) -> int:
-        return int.from_bytes(hashlib.blake2s(key, digest_size=_DIGEST_BYTES, key=secret).digest(), "big")
+        return int.from_bytes(blake2s(key, digest_size=_DIGEST_BYTES, key=secret).digest(), "big")
 
     return hashed
 
