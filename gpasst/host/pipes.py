@@ -1,9 +1,10 @@
 """Pipes, through which bytes move from socket to socket without being copied into the process (splice(2)).
 
 Theory of operation: a way borrows a pipe when it has bytes for it, and gives it back empty, so a pair that is idle has
-none, and a few pipes serve any number of pairs. The pages of full pipes are counted against the user's limit (64 MiB
-without privileges, pipe(7)), so there are `PIPES` at most, and the ways that get none copy. `IDLE` are kept for the
-next; a pipe that has bytes of a broken pair in it is closed.
+none, and a few pipes serve any number of pairs. The size of all pipes of a user is limited (64 MiB without privileges,
+pipe(7)), so there are `PIPES` at most, and the ways that get none copy. `IDLE` are kept for the next; a pipe that has
+bytes of a broken pair in it is closed. Where the kernel refuses a pipe, or its size, it is not asked again for the next
+`PATIENCE` ways.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from fcntl import fcntl
 from gpasst.linux import F_SETPIPE_SZ, O_CLOEXEC, O_NONBLOCK
 from gpasst.tcp.pairs import Pipe
 
-PIPE_BYTES = 1 << 19  # the fastest of 64 KiB to 8 MiB in measurements; larger ones leave the processor's cache
-PIPES = 64
-IDLE = 16
+PIPE_BYTES = 1 << 20  # what anybody may have (fs.pipe-max-size); in measurements the cheapest of 256 KiB to 1 MiB
+PIPES = 32
+IDLE = 8
+PATIENCE = 1000
 
 
 class Pipes:
@@ -28,7 +30,7 @@ class Pipes:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._idle: list[Pipe] = []
-        self._lent = 0
+        self._lent = self._refused = 0
 
     def borrow(self) -> Pipe | None:
         """Return an empty pipe, None if none can be had."""
@@ -52,18 +54,23 @@ class Pipes:
         self._idle.clear()
 
     def _make(self) -> Pipe | None:
+        if self._refused:
+            self._refused -= 1
+            return None
         if self._lent >= PIPES:
             return None
+        self._refused = PATIENCE
         try:
             reader, writer = os.pipe2(O_NONBLOCK | O_CLOEXEC)
         except OSError:
             return None
         try:
             if writer < self._limit:
-                # The kernel may grant more; less than that, beyond the user's limit, would be slower than copying.
-                return Pipe(reader, writer, fcntl(writer, F_SETPIPE_SZ, PIPE_BYTES))
+                pipe = Pipe(reader, writer, fcntl(writer, F_SETPIPE_SZ, PIPE_BYTES))
+                self._refused = 0
+                return pipe
         except OSError:
-            pass
+            pass  # a smaller pipe would be slower than copying
         os.close(reader)
         os.close(writer)
         return None

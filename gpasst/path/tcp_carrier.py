@@ -1,9 +1,10 @@
 """How the bytes of a splice pair move from one TCP socket to the other.
 
 Theory of operation: what comes in small pieces is received and sent, which costs two calls. Where a receive fills its
-buffer, the way goes over to a borrowed pipe, through which pages move without being copied (splice(2)), until the
-source has no more. That the kernel says so to a pipe is not believed, since it also does when the pipe is full, or
-before a mark of urgent data; the receive that follows decides.
+buffer, the way goes over to a borrowed pipe, through which pages move without being copied (splice(2)), until it brings
+less than that. Where it gets no pipe it peeks, and discards what the target took. So of each way at most one small
+piece is kept. That the source has no more is not believed when the kernel says so to a pipe, since it also does before
+a mark of urgent data; the receive that follows decides.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from collections.abc import Callable
 from enum import Enum, auto
 
 from gpasst.counters import Tally
+from gpasst.host.peek import discard
 from gpasst.host.pipes import Pipes
-from gpasst.linux import MSG_DONTWAIT, MSG_NOSIGNAL, SPLICE_F_MOVE, SPLICE_F_NONBLOCK
-from gpasst.tcp.pairs import Way
+from gpasst.linux import MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, SPLICE_F_MOVE, SPLICE_F_NONBLOCK
+from gpasst.tcp.pairs import Pipe, Way
 
 ROUNDS = 4  # of one way, until another pair has its turn
 COPIED_BYTES = 16 << 10  # of one receive; a way that gets as many moves the next by pipe
+BULK_BYTES = 128 << 10  # of one peek where there is no pipe
 
 _SEND_FLAGS = MSG_DONTWAIT | MSG_NOSIGNAL
 _SPLICE_FLAGS = SPLICE_F_MOVE | SPLICE_F_NONBLOCK
@@ -62,7 +65,7 @@ class Carrier:
         self._spliced = spliced
         self._conversed = conversed
         self._stopwatch = stopwatch
-        self._buffer = memoryview(bytearray(COPIED_BYTES))
+        self._buffer = memoryview(bytearray(BULK_BYTES))
 
     def carry(self, way: Way, deadline: float) -> Outcome:
         """Move what a way has, in a few rounds, until a time of the stopwatch; return why it ended."""
@@ -75,9 +78,16 @@ class Carrier:
             if way.ended:
                 return Outcome.ENDED
             try:
-                if way.bulk and self._fill(way):
-                    continue
-                count = way.source.recv_into(self._buffer, 0, MSG_DONTWAIT)
+                if way.bulk:
+                    pipe = self._pipes.borrow()
+                    if pipe is None:
+                        outcome = self._copy(way)
+                        if outcome:
+                            return outcome
+                        continue
+                    if self._fill(way, pipe):
+                        continue
+                count = way.source.recv_into(self._buffer, COPIED_BYTES, MSG_DONTWAIT)
             except BlockingIOError:
                 break
             except OSError:
@@ -90,7 +100,7 @@ class Carrier:
             way.kept = self._buffer[:count]
             if outcome := self._deliver(way):
                 return outcome
-            way.bulk = count == COPIED_BYTES
+            way.bulk = count >= COPIED_BYTES
             if not way.bulk and not way.thorough:
                 break
         else:
@@ -124,8 +134,7 @@ class Carrier:
                 way.piped -= taken
                 self._spliced.bytes += taken
         except BlockingIOError:
-            # The buffer that it may lie in is for all.
-            way.kept = bytes(way.kept)
+            way.kept = bytes(way.kept)  # what it lies in is for all
             return Outcome.BLOCKED
         except OSError:
             return Outcome.TARGET_BROKEN
@@ -134,14 +143,11 @@ class Carrier:
             way.pipe = None
         return None
 
-    def _fill(self, way: Way) -> bool:
+    def _fill(self, way: Way, pipe: Pipe) -> bool:
         """Move bytes from the source of a way into a pipe; return whether there were any, or the end.
 
         :raises OSError: if the source was reset.
         """
-        pipe = self._pipes.borrow()
-        if pipe is None:
-            return False
         if way.waits:
             # The kernel looks at the sockets, where a receive or send says itself that it does not wait.
             for sock in (way.source, way.target):
@@ -151,11 +157,30 @@ class Carrier:
         try:
             count = os.splice(way.source.fileno(), pipe.writer, pipe.size, flags=_SPLICE_FLAGS)
         except BlockingIOError:
-            way.bulk = False
+            return False
         finally:
             if count > 0:
                 way.pipe, way.piped = pipe, count
             else:
                 self._pipes.give_back(pipe, empty=True)
+        way.bulk = count >= COPIED_BYTES
         way.ended = not count
-        return count >= 0
+        return True
+
+    def _copy(self, way: Way) -> Outcome | None:
+        """Move bytes without a pipe, and keep none; return what is in the way of more.
+
+        :raises OSError: if the source has nothing more at present, or was reset.
+        """
+        count = way.source.recv_into(self._buffer, 0, MSG_DONTWAIT | MSG_PEEK)
+        way.bulk = count >= COPIED_BYTES
+        way.ended = not count
+        try:
+            taken = way.target.send(self._buffer[:count], _SEND_FLAGS)
+        except BlockingIOError:
+            return Outcome.BLOCKED
+        except OSError:
+            return Outcome.TARGET_BROKEN
+        self._spliced.bytes += taken
+        discard(way.source, taken)
+        return None

@@ -264,15 +264,13 @@ class TcpSplice:
     def _finish(self, pair: StreamPair, index: int) -> None:
         """End a way whose source has nothing more to come, and whose target has all."""
         way, back = pair.ways[index], pair.ways[not index]
-        if pair.broken:
-            self._close(pair, reset=True)
+        if pair.broken or back.finished:
+            self._close(pair, pair.broken)
             return
         # A socket that is not connected any more refuses; an event says why.
         with suppress(OSError):
             way.target.shutdown(SHUT_WR)
-        way.finished, way.due = True, False
-        if back.finished:
-            self._close(pair, reset=False)
+        way.finished = True
 
     def _close(self, pair: StreamPair, reset: bool) -> None:
         """End a pair; more calls do nothing."""
