@@ -25,7 +25,6 @@ from gpasst.path.tcp_deadlines import Deadline
 from gpasst.path.tcp_opener import TcpOpener
 from gpasst.path.tcp_splice import TcpSplice
 from gpasst.tcp.listener import TcpListener
-from gpasst.tcp.pairs import End
 
 CLIENTS_AT_ONCE = 16
 PAUSE_SECONDS = 0.1
@@ -113,9 +112,9 @@ class TcpListeners:
         """
         sock = self._descriptors.settle(sock)
         if self._splice and (listener.inside or is_loopback(address)):
-            addressed = End(*end_of(sock.getsockname()))
-            if listener.inside or is_loopback(addressed.address):
-                self._splice.open(listener, sock, End(address, port), addressed)
+            addressed = end_of(sock.getsockname())
+            if listener.inside or is_loopback(addressed[0]):
+                self._splice.open(listener, sock, (address, port), addressed)
                 return
         reason = None
         if self._opener is None:

@@ -14,7 +14,7 @@ from _socket import socket as RawSocket  # a class
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import NoReturn
 
 from gpasst.counters import Counters, Drop
 from gpasst.errors import GpasstError, PacketError
@@ -41,28 +41,17 @@ from gpasst.linux import (
 from gpasst.path.budget import STEP_SECONDS
 from gpasst.path.tcp_carrier import Carrier, Outcome
 from gpasst.tcp.listener import TcpListener
-from gpasst.tcp.pairs import End, StreamPair, StreamPairs
+from gpasst.tcp.pairs import End, StreamPair, StreamPairs, Worker
 
 EVENTS = EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLET
 EVENTS_AT_ONCE = 64
 POOL = 64  # sockets of a family kept ready; one message of the helper brings that many
 POOL_SHARE = 16  # of a low limit of open files, the part that the pool of a family may take
+SPARE = 64  # greenlets kept for new pairs
 TRIES = 4  # sockets tried until one is not connected to itself
 
+_NOBODY = None, 0
 _ARRIVES = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR
-
-
-class Greenlets(Protocol):
-    """Owns the greenlets of pairs."""
-
-    def work_alone(self, owner: StreamPair, step: Callable[[StreamPair], int | None]) -> None:
-        """Make a greenlet for a pair, which calls `step` with the pair whenever it is woken."""
-
-    def wake(self, owner: StreamPair) -> None:
-        """Let the greenlet of a pair take one step."""
-
-    def unwatch(self, owner: StreamPair) -> None:
-        """End the greenlet of a pair."""
 
 
 class TcpSplice:
@@ -73,7 +62,7 @@ class TcpSplice:
     :param epoll: an empty epoll set, which becomes this one's to close.
     :param descriptors: closes idle sockets near the limit of open files.
     :param counters: where traffic and drops are counted.
-    :param greenlets: owns the greenlets of pairs.
+    :param new_worker: makes a greenlet with a step, which becomes this one's to close.
     :param again: asks for a call of `wake` soon; more calls before it do nothing.
     :param conversed: takes note of a way that moved one piece, since an answer may come soon.
     :param clock: returns monotonic seconds.
@@ -88,7 +77,7 @@ class TcpSplice:
         epoll: Epoll,
         descriptors: Descriptors,
         counters: Counters,
-        greenlets: Greenlets,
+        new_worker: Callable[[Callable[[StreamPair], None]], Worker],
         again: Callable[[], None],
         conversed: Callable[[object], None] | None,
         clock: Callable[[], float],
@@ -101,7 +90,8 @@ class TcpSplice:
         self._descriptors = descriptors
         self._counters = counters
         self._carrier = Carrier(Pipes(descriptors.line), counters.tcp.spliced, conversed, stopwatch)
-        self._greenlets = greenlets
+        self._new_worker = new_worker
+        self._spare: list[Worker] = []  # making one takes a page of memory
         self._again = again
         self._clock = clock
         self._stopwatch = stopwatch
@@ -126,18 +116,17 @@ class TcpSplice:
         :raises PacketError: if it must not have one, or no socket can be had.
         """
         try:
-            self.pairs.check(listener.inside, source, addressed)
-            address, scope = self._targets.of(
-                listener.inside, listener.family, listener.target_address, addressed.address
-            )
-            remote = End(address, listener.target)
-            sock, local = self._connected(not listener.inside, listener.family, remote, scope)
+            inside, family = listener.inside, listener.family
+            self.pairs.check(inside, source, addressed)
+            address, scope = self._targets.of(inside, family, listener.target_address, addressed[0])
+            remote = address, listener.target
+            sock, local = self._connected(not inside, family, remote, scope)
         except PacketError:
             close_with_reset(client)
             raise
-        pair = StreamPair(listener, client, source, addressed.address, sock, local, remote, self._clock())
+        worker = self._spare.pop() if self._spare else self._new_worker(self._step)
+        pair = StreamPair(listener, client, source, addressed[0], sock, local, remote, worker, self._clock())
         self.pairs.add(pair)
-        self._greenlets.work_alone(pair, self._step)
         try:
             for index, way in enumerate(pair.ways):
                 self._epoll.register(way.source.fileno(), EVENTS)
@@ -152,7 +141,10 @@ class TcpSplice:
         self._deadline = self._stopwatch() + STEP_SECONDS
         now, queue = self._clock(), self._queue
         for fd, event in self._epoll.poll(0, EVENTS_AT_ONCE):
-            pair, index = self._by_fd[fd]
+            # A process that was forked may have a closed socket for a moment.
+            pair, index = self._by_fd.get(fd, _NOBODY)
+            if pair is None:
+                continue
             pair.ways[index].events |= event
             pair.heard = now
             if not pair.queued:
@@ -161,8 +153,8 @@ class TcpSplice:
         while queue:
             pair = queue.popleft()
             pair.queued = False
-            if pair.open:
-                self._greenlets.wake(pair)
+            if pair.worker is not None:
+                pair.worker.wake(pair)
             if queue and self._stopwatch() >= self._deadline:
                 self._again()
                 break
@@ -184,23 +176,30 @@ class TcpSplice:
         """Reset all pairs, and close the epoll set; more calls do nothing."""
         for pair in list(self.pairs):
             self._close(pair, reset=True)
+        for worker in self._spare:
+            worker.close()
+        self._spare.clear()
         self._queue.clear()
         self._carrier.close()
         self._epoll.close()
-        # Its owner refers back to this one, and both would have to wait for the garbage collector.
-        self._again = _nothing
+        # Their owners refer back to this one, and all would have to wait for the garbage collector.
+        self._again, self._new_worker = _nothing, _no_worker
 
     def _step(self, pair: StreamPair) -> None:
         """Look at the events of a pair, and move what there is; a pair that meets an internal error is reset."""
         try:
             if pair.connecting and not self._answered(pair):
                 return
-            self._note(pair, 0)
-            self._note(pair, 1)
-            for index in (0, 1):
-                if pair.open and pair.ways[index].due:
-                    self._carry(pair, index)
-            if pair.open and (pair.ways[0].due or pair.ways[1].due):
+            first, second = pair.ways
+            if first.events:
+                self._note(pair, 0)
+            if second.events:
+                self._note(pair, 1)
+            if first.due:
+                self._carry(pair, 0)
+            if second.due:
+                self._carry(pair, 1)
+            if first.due or second.due:
                 pair.queued = True
                 self._queue.append(pair)
         except Exception:
@@ -232,7 +231,7 @@ class TcpSplice:
                 way.thorough = True
         if events & EPOLLOUT and back.blocked:
             back.blocked, back.due = False, True
-        if events & EPOLLERR and pair.open:
+        if events & EPOLLERR and pair.open and way.source.getsockopt(SOL_SOCKET, SO_ERROR):
             self._break(pair, index)
 
     def _break(self, pair: StreamPair, index: int) -> None:
@@ -279,20 +278,27 @@ class TcpSplice:
         pair.open = False
         self.pairs.remove(pair)
         for way in pair.ways:
+            way.due = False
             self._carrier.forget(way)
             self._by_fd.pop(way.source.fileno(), None)
             if reset:
                 close_with_reset(way.source)
             else:
                 way.source.close()
-        self._greenlets.unwatch(pair)
+        if pair.worker is not None:
+            # It may be in the midst of its last step.
+            if len(self._spare) < SPARE:
+                self._spare.append(pair.worker)
+            else:
+                pair.worker.close()
+            pair.worker = None
 
     def _connected(self, inside: bool, family: int, remote: End, scope: int) -> tuple[RawSocket, End]:
         """Return a socket of one side that connects to a remote end, and its own end.
 
         :raises PacketError: if none can be had, or there is no way there.
         """
-        target = socket_address(remote.address, remote.port, scope)
+        target = socket_address(*remote, scope)
         for _ in range(TRIES):
             try:
                 sock = self._descriptors.make(lambda: self._socket(inside, family))
@@ -302,7 +308,7 @@ class TcpSplice:
                 prepare_spliced(sock)
                 sock = self._descriptors.settle(sock)
                 number = sock.connect_ex(target)
-                local = End(*end_of(sock.getsockname()))
+                local = end_of(sock.getsockname())
             except OSError as error:
                 sock.close()
                 raise PacketError(Drop.NO_SOCKET) from error
@@ -323,3 +329,8 @@ class TcpSplice:
 
 def _nothing() -> None:
     """Do nothing: a callback of closed pairs."""
+
+
+def _no_worker(_: object) -> NoReturn:
+    """Refuse, as closed pairs do."""
+    raise PacketError(Drop.NO_SOCKET)

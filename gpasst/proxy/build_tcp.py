@@ -102,7 +102,7 @@ def build_tcp_splice(base: Base) -> TcpSplice | None:
         epoll,
         base.descriptors,
         base.counters,
-        watchers,
+        watchers.lone,
         lambda: again.ask(),
         watchers.conversed,
         base.clock.precise,

@@ -135,13 +135,9 @@ class Watchers:
         watcher.start(callback, *args)
         self._watchers[owner] = watcher
 
-    def work_alone(self, owner: object, step: Callable[..., int | None]) -> None:
-        """Make a worker for an owner, which calls `step` with that whenever it is woken, and no watcher."""
-        self._workers[owner] = Worker(self._hub, step, self.failures)
-
-    def wake(self, owner: object) -> None:
-        """Let the worker of an owner take one step; called in the hub."""
-        self._workers[owner].wake(owner)
+    def lone(self, step: Callable[..., int | None]) -> Worker:
+        """Make a worker that nothing here wakes, and that the caller closes."""
+        return Worker(self._hub, step, self.failures)
 
     def watch_alone(self, owner: object, fd: int, step: Callable[..., int | None]) -> None:
         """Call `step` with `owner` in a worker of its own whenever a descriptor is readable."""
@@ -166,7 +162,7 @@ class Watchers:
 
     def close(self) -> None:
         """End everything."""
-        for owner in [*self._watchers, *self._workers]:
+        for owner in list(self._watchers):
             self.unwatch(owner)
         for repeat in self._repeats:
             repeat.close()

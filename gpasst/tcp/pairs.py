@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
@@ -32,16 +32,8 @@ from gpasst.packet.address import is_loopback
 from gpasst.tcp.listener import TcpListener
 from gpasst.tcp.states import State
 
-
-class End(NamedTuple):
-    """One end of a connection.
-
-    :ivar address: 4 or 16 bytes.
-    :ivar port: its port.
-    """
-
-    address: bytes
-    port: int
+End = tuple[bytes, int]
+"""One end of a connection: its address, 4 or 16 bytes, and its port."""
 
 
 class Pipe(NamedTuple):
@@ -55,6 +47,16 @@ class Pipe(NamedTuple):
     reader: int
     writer: int
     size: int
+
+
+class Worker(Protocol):
+    """A greenlet that takes one step whenever it is woken; nothing in this room wakes it."""
+
+    def wake(self, pair: StreamPair, /) -> None:
+        """Take a step with a pair."""
+
+    def close(self) -> None:
+        """End the greenlet; from within its own step, at the end of that."""
 
 
 class Way:
@@ -111,9 +113,10 @@ class StreamPair:
     :param sock: the socket on the other side.
     :param local: that socket's own end: how the client is shown.
     :param remote: what it connects to.
+    :param worker: its greenlet.
     :param now: monotonic seconds.
     :ivar ways: from the client, and to it; each at the index of its source, with which the sockets are counted.
-    :ivar open: whether its sockets are open.
+    :ivar open: whether its sockets are open; one that has ended has no worker.
     :ivar connecting: whether the other side has not answered yet.
     :ivar broken: whether one end was reset, or takes no more.
     :ivar queued: whether it is about to be looked at.
@@ -133,6 +136,7 @@ class StreamPair:
         "remote",
         "source",
         "ways",
+        "worker",
     )
 
     def __init__(
@@ -144,6 +148,7 @@ class StreamPair:
         sock: StreamSocket,
         local: End,
         remote: End,
+        worker: Worker,
         now: float,
     ) -> None:
         self.listener = listener
@@ -151,6 +156,7 @@ class StreamPair:
         self.addressed = addressed
         self.local = local
         self.remote = remote
+        self.worker: Worker | None = worker
         self.ways = Way(client, sock), Way(sock, client)
         self.open = self.connecting = True
         self.broken = self.queued = False
@@ -197,7 +203,7 @@ class StreamPairs:
         :param addressed: what it connected to.
         :raises PacketError: if not.
         """
-        if not is_loopback(client.address) or not is_loopback(addressed.address):
+        if not is_loopback(client[0]) or not is_loopback(addressed[0]):
             raise PacketError(Drop.SPLICE_ADDRESS)
         if (inside, client, addressed) in self._own:
             raise PacketError(Drop.HAIRPIN)
