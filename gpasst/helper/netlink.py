@@ -37,6 +37,7 @@ from gpasst.linux import (
     AF_INET6,
     IFA_ADDRESS,
     IFA_F_NODAD,
+    IFA_F_TENTATIVE,
     IFA_LOCAL,
     IFF_UP,
     IFLA_ADDRESS,
@@ -61,10 +62,12 @@ from gpasst.linux import (
     RTM_NEWROUTE,
     RTN_UNICAST,
     RTNH_F_ONLINK,
+    RTNLGRP_IPV6_IFADDR,
     RTPROT_STATIC,
 )
 
 NUMBERS = {4: AF_INET, 6: AF_INET6}
+ADDRESS_SECONDS = 1.0  # for one step of the kernel's work queue; it takes microseconds, unless the machine is starved
 MAX_PREFIX = {4: 32, 6: 128}  # bits
 V6 = 6
 IPV6_LINKS = "/proc/thread-self/net/if_inet6"  # missing where the kernel was booted without IPv6
@@ -115,13 +118,15 @@ def configure(request: OpenRequest, name: str | None, reused: bool = False) -> F
         lacking: list[int] = []
         notes: list[str] = []
         if request.configure:
-            has_ipv6 = _add_link_local(session, index, link_local_address(mac))
-            for number, family in NUMBERS.items():
-                if number == V6 and not has_ipv6 and number in request.optional:
-                    lacking.append(number)
-                    notes.append(f"the namespace goes without IPv6: {_why_no_ipv6(name)}")
-                else:
-                    notes += _furnish_family(session, index, family, request, reused)
+            with Session(RTNLGRP_IPV6_IFADDR) as changes:
+                has_ipv6 = _add_link_local(session, index, link_local_address(mac))
+                for number, family in NUMBERS.items():
+                    if number == V6 and not has_ipv6 and number in request.optional:
+                        lacking.append(number)
+                        notes.append(f"the namespace goes without IPv6: {_why_no_ipv6(name)}")
+                    else:
+                        notes += _furnish_family(session, index, family, request, reused)
+                _await_addresses(session, changes, index)
         link_local = _read_link_local(session, index)
         return {"index": index, "mac": mac, "link_local": link_local, "lacking": lacking, "notes": notes}
 
@@ -281,6 +286,26 @@ def _covered(gateway: str, addresses: tuple[tuple[str, int], ...]) -> bool:
     if isinstance(address, ipaddress.IPv6Address) and address.is_link_local:
         return True
     return any(address in ipaddress.ip_network(f"{text}/{prefix}", strict=False) for text, prefix in addresses)
+
+
+def _await_addresses(session: Session, changes: Session, index: int) -> None:
+    """Return when the addresses of a link can be used.
+
+    Without duplicate address detection, too, the kernel leaves the last step to a work queue, which gives an address
+    its route (net/ipv6/addrconf.c, addrconf_dad_begin); what is sent to it before that is lost.
+
+    :param changes: hears of changes of IPv6 addresses since before they were added.
+    """
+
+    def tentative() -> bool:
+        found = map(parse_address, addresses_of(session, AF_INET6))
+        return any(address["index"] == index and address["flags"] & IFA_F_TENTATIVE for address in found)
+
+    while tentative():
+        if not changes.await_change(ADDRESS_SECONDS):
+            return
+    # The route is made under the lock that every change takes, just after the flag goes.
+    _change_link(session, index, up=True)
 
 
 def _read_link_local(session: Session, index: int) -> str | None:

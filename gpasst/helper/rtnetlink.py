@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gpasst.errors import PlatformError
 from gpasst.linux import (
     AF_NETLINK,
+    NETLINK_ADD_MEMBERSHIP,
     NETLINK_GET_STRICT_CHK,
     NETLINK_ROUTE,
     NLA_TYPE_MASK,
@@ -66,12 +67,15 @@ class NetlinkError(Exception):
 class Session:
     """A netlink socket in the network namespace of the calling thread.
 
+    :param group: changes that it hears of (RTNLGRP_*), 0 for none; one that does makes no requests.
     :raises OSError: if there are too many open files.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, group: int = 0) -> None:
         self._socket = _socket.socket(AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, NETLINK_ROUTE)
         self._sequence = 0
+        if group:
+            self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
         # The kernel then lists what the request names, and nothing else (Linux 4.20).
         with suppress(OSError):
             self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
@@ -104,6 +108,15 @@ class Session:
             if whole:
                 break
         return bodies
+
+    def await_change(self, seconds: float) -> bool:
+        """Wait until the kernel announces a change; return whether one came within so many seconds."""
+        self._socket.settimeout(seconds)
+        try:
+            self._socket.recv(RECEIVE_BYTES)
+        except TimeoutError:
+            return False
+        return True
 
     def _ask(self, kind: int, body: bytes, flags: int) -> tuple[list[bytes], bool]:
         """Return the bodies of the answers, and whether they are of one state of the table."""
