@@ -126,7 +126,7 @@ def configure(request: OpenRequest, name: str | None, reused: bool = False) -> F
                         notes.append(f"the namespace goes without IPv6: {_why_no_ipv6(name)}")
                     else:
                         notes += _furnish_family(session, index, family, request, reused)
-                _await_addresses(session, changes, index)
+                await_addresses(session, changes, index)
         link_local = _read_link_local(session, index)
         return {"index": index, "mac": mac, "link_local": link_local, "lacking": lacking, "notes": notes}
 
@@ -288,13 +288,15 @@ def _covered(gateway: str, addresses: tuple[tuple[str, int], ...]) -> bool:
     return any(address in ipaddress.ip_network(f"{text}/{prefix}", strict=False) for text, prefix in addresses)
 
 
-def _await_addresses(session: Session, changes: Session, index: int) -> None:
+def await_addresses(session: Session, changes: Session, index: int) -> None:
     """Return when the addresses of a link can be used.
 
     Without duplicate address detection, too, the kernel leaves the last step to a work queue, which gives an address
     its route (net/ipv6/addrconf.c, addrconf_dad_begin); what is sent to it before that is lost.
 
+    :param session: makes the requests.
     :param changes: hears of changes of IPv6 addresses since before they were added.
+    :param index: of the link.
     """
 
     def tentative() -> bool:

@@ -51,5 +51,5 @@ class Kernel:
 )
 def test_addresses_are_waited_for(kernel: Kernel, calls: list[object]) -> None:
     session = cast(Session, kernel)
-    netlink._await_addresses(session, session, INDEX)
+    netlink.await_addresses(session, session, INDEX)
     assert kernel.calls == calls
