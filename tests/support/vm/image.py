@@ -52,12 +52,20 @@ class Image:
 
 
 def build(folder: Path) -> Image:
-    """Make the initramfs in `folder`, or skip the test by what is missing."""
+    """Make what a guest boots in `folder`, or skip the test by what is missing."""
     qemu = need("qemu-system-x86_64")
     backends = subprocess.run([qemu, "-netdev", "help"], capture_output=True, text=True, check=True).stdout
     if "stream" not in backends.split():
         pytest.skip("needs qemu 7.2 or later, for -netdev stream")
-    kernel, modules = _kernel()
+    return Image(qemu, *boot_files(folder, Path(os.environ.get(KERNEL, "/"))))
+
+
+def boot_files(folder: Path, root: Path) -> tuple[Path, Path]:
+    """Make the initramfs in `folder`; return the paths of a kernel and of the initramfs.
+
+    :param root: the folder that holds boot and lib/modules.
+    """
+    kernel, modules = _kernel(root)
     busybox = need("busybox")
     if _is_dynamic(Path(busybox).read_bytes()):
         pytest.skip("needs a static busybox: package busybox-static")
@@ -77,12 +85,11 @@ def build(folder: Path) -> Image:
     files["modules/order"] = stat.S_IFREG | 0o644, "".join(f"{name}\n" for name in modules).encode()
     initramfs = folder / "initramfs"
     initramfs.write_bytes(_archive(files))
-    return Image(qemu, kernel, initramfs)
+    return kernel, initramfs
 
 
-def _kernel() -> tuple[Path, dict[str, bytes]]:
+def _kernel(root: Path) -> tuple[Path, dict[str, bytes]]:
     """Find a kernel; give its path and the modules that it needs, in the order of loading."""
-    root = Path(os.environ.get(KERNEL, "/"))
     missing = f"{root / 'boot'} has no kernel"
     # The newest comes last.
     for kernel in sorted((root / "boot").glob("vmlinuz-*"), reverse=True):
