@@ -162,3 +162,28 @@ def test_a_program_started_by_root_serves_as_nobody(folder: Path, remote: Remote
         assert program.wait(10) == 0
         assert "Traceback" not in text(program.stderr)
     assert not path.exists()
+
+
+def test_libvirt(folder: Path, remote: Remote) -> None:
+    """The command line of libvirt 11.3.0, which waits for the background: a port and a range, but for one of it."""
+    path, pid_file = folder / "1-guest-net0.socket", folder / "1-guest-net0-passt.pid"
+    line = ["--one-off", "--socket", str(path), "--pid", str(pid_file), "--tcp-ports", "2022:22"]
+    udp = f"{HOST4}/5100-5109:{PROGRAM_PORT}-{PROGRAM_PORT + 9},~5105"
+    assert cli("passt", *AS_ROOT, *line, "--udp-ports", udp).returncode == 0
+    assert unix_listening(path)
+    handle = os.pidfd_open(int(pid_file.read_text(encoding="ascii")))
+    try:
+        with Guest.connect(path) as guest:
+            greeted(guest)
+            with bound(remote.socket(socket.AF_INET), FAR4) as client:
+                client.sendto(b"in", (HOST4, 5100))
+                data, sender, _ = guest.recv()
+                guest.sendto(PROGRAM_PORT, sender, b"out")
+                assert (data, client.recv(9)) == (b"in", b"out")
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+                other.bind((HOST4, 5105))
+        until(lambda: ended(handle), "proxy ended with its guest")
+    finally:
+        if not ended(handle):
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        os.close(handle)

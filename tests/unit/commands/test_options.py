@@ -72,6 +72,37 @@ def test_podman_is_understood() -> None:
     assert not given.runs_command
 
 
+def test_libvirt_is_understood() -> None:
+    """libvirt 11.3.0: an interface with addresses, another interface of the host, a log file and forwarded ports."""
+    ports = "127.0.0.1/5000-5009:7000-7009,~5005"
+    given = invoked(
+        *("--one-off", "--socket", "/run/net0.socket", "--pid", "/run/net0-passt.pid", "--log-file", "/run/passt.log"),
+        *("--interface", "up0", "--address", "172.17.2.4", "--netmask", "24", "--address", "2001:db8:ac10:fd01::20"),
+        *("--tcp-ports", "2022:22", "--udp-ports", ports),
+        mode="passt",
+    )
+    config, process = given.config, given.process
+    assert (config.one_off, config.socket, config.interface) == (True, "/run/net0.socket", "up0")
+    assert (config.address, config.netmask) == (("172.17.2.4", "2001:db8:ac10:fd01::20"), "24")
+    assert (config.tcp_ports, config.udp_ports) == (("2022:22",), (ports,))
+    assert (process.pid_file, process.log_file, process.foreground) == ("/run/net0-passt.pid", "/run/passt.log", False)
+
+
+def test_rootlesskit_is_understood() -> None:
+    """rootlesskit 2.0.2 with --port-driver=implicit and --detach-netns."""
+    given = invoked(
+        *("--foreground", "--stderr", "--ns-ifname=tap0", "--mtu=65520", "--no-dhcp", "--no-ra"),
+        *("--address=10.0.2.100", "--netmask=24", "--gateway=10.0.2.2", "--dns-forward=10.0.2.3", "--ipv4-only"),
+        *("--tcp-ports=auto", "--udp-ports=auto", "--userns=/proc/157/ns/user", "--netns=/proc/157/root/tmp/netns"),
+    )
+    config = given.config
+    assert (config.ns_ifname, config.mtu, config.ipv4_only) == ("tap0", 65520, True)
+    assert (config.address, config.gateway) == (("10.0.2.100",), ("10.0.2.2",))
+    assert (config.userns, config.netns) == ("/proc/157/ns/user", "/proc/157/root/tmp/netns")
+    assert (config.tcp_ports, config.udp_ports) == (("auto",), ("auto",))
+    assert given.process.foreground and not given.runs_command
+
+
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
