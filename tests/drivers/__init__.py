@@ -1,1 +1,1 @@
-"""Checks with real drivers, one script for each; the ordinary run collects none. See docs/drivers.md."""
+"""The drivers that are checked, one in each module. Run them with `python -m tests.drivers`; see docs/drivers.md."""

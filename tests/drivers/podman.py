@@ -1,47 +1,41 @@
 """podman, rootless, with gpasst in pasta's place.
 
 The image is busybox alone. Where a check needs a UDP server or client, a container mounts the tree's /usr, and its
-Python runs the programs below. Run it with `python -m tests.drivers.podman`; docs/drivers.md has more.
+Python runs the programs below.
 """
 
 from __future__ import annotations
 
 import socket
-import statistics
-import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-from tests.support.drivers.checks import Bench, Driver, Figures, exchange, main
-from tests.support.drivers.tree import RESOLVER
+from tests.support.drivers.checks import (
+    ANSWER,
+    KINDS,
+    Bench,
+    Driver,
+    Figures,
+    answering,
+    ask,
+    exchange,
+    milliseconds,
+    program,
+    reach,
+    summary,
+)
 from tests.support.lab import FAR4, HOST, bound
 
 IMAGE = "localhost/busybox"
-NAME, ANSWER = "t.example", "198.51.100.7"
+NAME, ADDRESS = "t.example", "198.51.100.7"
 FORWARDER = "169.254.1.1"  # podman's --dns-forward
 PORT, INSIDE = 5000, 7000  # on the host, in the container
 RUNS, RESTARTS, AT_ONCE = 10, 20, 8
+FILE_BYTES = 50_000_000
 
-# A process number 1 has no default action for SIGTERM.
-ECHO = f"""
-import signal, socket, sys
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as server:
-    server.bind(("::", {INSIDE}))
-    while True:
-        data, sender = server.recvfrom(65536)
-        server.sendto(data, sender)
-"""
-ASK = """
-import socket, sys
-with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-    client.settimeout(5)
-    client.connect((sys.argv[1], int(sys.argv[2])))
-    client.send(b"question")
-    print(client.recv(100).decode())
-"""
 BUILD = f"""\
 FROM {IMAGE}
 RUN ip address show && nslookup -type=a {NAME} && echo built >/etc/built
@@ -50,18 +44,7 @@ WITH_PYTHON = ("--volume", "/usr:/usr:ro", IMAGE, "python3", "-c")
 
 
 def prepare(bench: Bench) -> None:
-    bench.tree.serve(
-        "dnsmasq",
-        "--keep-in-foreground",
-        "--conf-file=/dev/null",
-        "--user=root",
-        "--no-resolv",
-        "--no-hosts",
-        "--bind-interfaces",
-        "--pid-file=",
-        f"--listen-address={RESOLVER}",
-        f"--address=/{NAME}/{ANSWER}",
-    )
+    bench.tree.resolve(NAME, ADDRESS)
     bench.run("podman", "import", "--quiet", "/opt/image.tar", IMAGE)
     # The first container takes longer, and leaves the process that holds the user namespace.
     bench.run("podman", "run", "--rm", IMAGE, "true")
@@ -74,40 +57,12 @@ def reset(bench: Bench) -> None:
 
 
 def started(bench: Bench, name: str, *options: str) -> None:
-    """Start a container that echoes UDP."""
-    bench.run("podman", "run", "--detach", f"--name={name}", *options, *WITH_PYTHON, ECHO)
+    """Start a container that returns what comes by UDP and TCP."""
+    bench.run("podman", "run", "--detach", f"--name={name}", *options, *WITH_PYTHON, program("echo"), str(INSIDE))
 
 
 def published(port: int = PORT) -> str:
     return f"--publish={port}:{INSIDE}/udp"
-
-
-def milliseconds(bench: Bench, *argv: str) -> float:
-    start = time.perf_counter()
-    bench.run(*argv)
-    return 1e3 * (time.perf_counter() - start)
-
-
-def summary(name: str, times: list[float]) -> Figures:
-    """Return the median and the extremes; the least is what other load of the machine changes least."""
-    least, median, most = (round(pick(times)) for pick in (min, statistics.median, max))
-    return {name: median, f"{name} at least": least, f"{name} at most": most}
-
-
-@contextmanager
-def echoing(sock: socket.socket) -> Iterator[int]:
-    """Answer one datagram of a bound socket with its own text, and return its port."""
-
-    def answer() -> None:
-        data, sender = sock.recvfrom(100)
-        sock.sendto(data.upper(), sender)
-
-    thread = threading.Thread(target=answer)
-    thread.start()
-    try:
-        yield sock.getsockname()[1]
-    finally:
-        thread.join()
 
 
 def run(bench: Bench) -> Figures:
@@ -121,17 +76,9 @@ def run(bench: Bench) -> Figures:
 
 
 def publish(bench: Bench) -> Figures:
-    """A published UDP port, from each address of the host and from the remote machine, in both families."""
-    started(bench, "echo", published())
-    lost = 0
-    for target in ("127.0.0.1", "::1", HOST[4], HOST[6]):
-        family = socket.AF_INET6 if ":" in target else socket.AF_INET
-        with socket.socket(family, socket.SOCK_DGRAM) as client:
-            lost += exchange(client, target, PORT, b"from the host")
-    for family in (socket.AF_INET, socket.AF_INET6):
-        with bench.remote.socket(family) as client:
-            lost += exchange(client, HOST[4 if family == socket.AF_INET else 6], PORT, b"from outside")
-    return {"lost": lost}
+    """A published port of each protocol, from each address of the host and from the remote machine."""
+    started(bench, "echo", published(), f"--publish={PORT}:{INSIDE}")
+    return reach(bench, PORT)
 
 
 def restart(bench: Bench) -> Figures:
@@ -166,13 +113,53 @@ def busy(bench: Bench) -> Figures:
 
 
 def outside(bench: Bench) -> Figures:
-    """From a container to the remote machine, and to the host by its name."""
+    """From a container to the remote machine, and to the host by its name, by both protocols."""
     started(bench, "echo")
-    with bound(bench.remote.socket(socket.AF_INET), FAR4) as remote, echoing(remote) as port:
-        assert bench.run("podman", "exec", "echo", "python3", "-c", ASK, FAR4, str(port)) == "QUESTION\n"
-    with bound(socket.socket(socket.AF_INET, socket.SOCK_DGRAM), HOST[4]) as host, echoing(host) as port:
-        name = "host.containers.internal"
-        assert bench.run("podman", "exec", "echo", "python3", "-c", ASK, name, str(port)) == "QUESTION\n"
+    for kind in KINDS:
+        for name, make, address in (
+            (FAR4, bench.remote.socket, FAR4),
+            ("host.containers.internal", socket.socket, HOST[4]),
+        ):
+            with bound(make(socket.AF_INET, kind), address) as server, answering(server) as port:
+                assert bench.run("podman", "exec", "echo", *ask(kind, name, port)) == ANSWER
+    return {}
+
+
+def fetch(bench: Bench) -> Figures:
+    """curl in a container, from a web server of the remote machine, of 50 MB."""
+    with bound(bench.remote.socket(socket.AF_INET, socket.SOCK_STREAM), FAR4) as server, serving_file(server) as port:
+        command = ("curl", "--silent", "--show-error", "--write-out", "%{size_download}", "--output", "/dev/null")
+        mounted = ("--volume", "/usr:/usr:ro", "--volume", "/etc/alternatives:/etc/alternatives:ro", IMAGE)
+        start = time.perf_counter()
+        printed = bench.run("podman", "run", "--rm", *mounted, *command, f"http://{FAR4}:{port}/")
+        assert printed == str(FILE_BYTES), printed
+    return {"ms": round(1e3 * (time.perf_counter() - start))}
+
+
+@contextmanager
+def serving_file(server: socket.socket) -> Iterator[int]:
+    """Answer one request of HTTP with `FILE_BYTES`; yield the port."""
+
+    def answer() -> None:
+        with server.accept()[0] as client:
+            while b"\r\n\r\n" not in client.recv(4096):
+                pass
+            client.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % FILE_BYTES + bytes(FILE_BYTES))
+
+    server.listen()
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(answer)
+        yield server.getsockname()[1]
+        done.result()
+
+
+def auto(bench: Bench) -> Figures:
+    """Ports of the host's loopback on a container's own: -T auto and -U auto, which podman turns off."""
+    for kind, option in zip(KINDS, ("-U,auto", "-T,auto"), strict=True):
+        with bound(socket.socket(socket.AF_INET, kind), "127.0.0.1") as server, answering(server) as port:
+            client = ask(kind, "127.0.0.1", port)[2:]
+            printed = bench.run("podman", "run", "--rm", f"--network=pasta:{option}", *WITH_PYTHON, *client)
+            assert printed == ANSWER, printed
     return {}
 
 
@@ -180,7 +167,7 @@ def resolve(bench: Bench) -> Figures:
     """A name, by the host's resolver on its loopback, which the container reaches at podman's --dns-forward address."""
     started(bench, "echo")
     printed = bench.run("podman", "exec", "echo", "nslookup", "-type=a", NAME)
-    assert FORWARDER in printed and ANSWER in printed, printed
+    assert FORWARDER in printed and ADDRESS in printed, printed
     return {}
 
 
@@ -208,7 +195,7 @@ def bridge(bench: Bench) -> Figures:
     bench.run("podman", "network", "create", "bridge1")
     started(bench, "echo", "--network=bridge1", published())
     printed = bench.run("podman", "exec", "echo", "nslookup", "-type=a", NAME)
-    assert ANSWER in printed, printed
+    assert ADDRESS in printed, printed
     with bench.remote.socket(socket.AF_INET) as client:
         return {"lost": exchange(client, HOST[4], PORT, b"to the bridge")}
 
@@ -244,14 +231,25 @@ def build(bench: Bench) -> Figures:
     folder.mkdir(exist_ok=True)
     (folder / "Containerfile").write_text(BUILD)
     times = {}
-    for program in ("podman", "buildah"):
-        command = [program, "build", "--no-cache", "--network=private", f"--tag=localhost/{program}", "/opt/build"]
+    for builder in ("podman", "buildah"):
+        command = [builder, "build", "--no-cache", "--network=private", f"--tag=localhost/{builder}", "/opt/build"]
         start = time.perf_counter()
         printed = bench.run(*command)
-        times[f"ms {program}"] = round(1e3 * (time.perf_counter() - start))
-        assert f"inet {HOST[4]}/24" in printed and ANSWER in printed, printed
-        assert bench.run("podman", "run", "--rm", f"localhost/{program}", "cat", "/etc/built") == "built\n"
+        times[f"ms {builder}"] = round(1e3 * (time.perf_counter() - start))
+        assert f"inet {HOST[4]}/24" in printed and ADDRESS in printed, printed
+        assert bench.run("podman", "run", "--rm", f"localhost/{builder}", "cat", "/etc/built") == "built\n"
     return dict(times)
+
+
+def working(bench: Bench) -> Figures:
+    """`buildah from` and `buildah run`: a program in a working container, which connects to the remote machine."""
+    container = bench.run("buildah", "from", IMAGE).strip()
+    options = ("--network=private", *WITH_PYTHON[:2], container, *WITH_PYTHON[3:])
+    for kind in KINDS:
+        with bound(bench.remote.socket(socket.AF_INET, kind), FAR4) as server, answering(server) as port:
+            assert bench.run("buildah", "run", *options, *ask(kind, FAR4, port)[2:]) == ANSWER
+    bench.run("buildah", "rm", container)
+    return {}
 
 
 CHECKS = {
@@ -261,14 +259,17 @@ CHECKS = {
     "range": range_,
     "busy": busy,
     "outside": outside,
+    "fetch": fetch,
+    "auto": auto,
     "resolve": resolve,
     "options": options,
     "pod": pod,
     "bridge": bridge,
     "many": many,
     "build": build,
+    "working": working,
 }
-PODMAN = Driver(
+DRIVER = Driver(
     versions={
         "podman": ("podman", "--version"),
         "buildah": ("buildah", "--version"),
@@ -279,6 +280,3 @@ PODMAN = Driver(
     reset=reset,
     checks=CHECKS,
 )
-
-if __name__ == "__main__":
-    sys.exit(main(PODMAN))

@@ -11,23 +11,33 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import socket
+import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tests.support import lab, ready
 from tests.support.drivers import tree
+from tests.support.families import FAMILY, LOOPBACK
 
 FOLDER = "GPASST_DRIVERS_TREE"  # environment variable: where trees are kept
 DEFAULT_FOLDER = "/var/tmp/gpasst-drivers"
 ANSWER_SECONDS = 0.1  # until a datagram counts as lost
 ATTEMPTS = 50
 END_SECONDS = 5.0  # until a program that should have ended counts as left behind
+
+KINDS = (socket.SOCK_DGRAM, socket.SOCK_STREAM)
+ANSWER = "QUESTION\n"
+VERSION = re.compile(r"\d+(?:\.\d+)+|\d+")
 
 Figures = dict[str, float]
 
@@ -43,17 +53,33 @@ class Bench:
     tree: tree.Tree
     remote: lab.Remote
 
-    def run(self, *argv: str) -> str:
-        """Return what a program of the tree prints; fail with its messages if its status is not 0."""
-        done = self.tree.run(*argv)
+    def run(self, *argv: str, root: bool = False) -> str:
+        """Return what a program of the tree prints; fail with its messages if its status is not 0.
+
+        :param root: run it as root, not as the ordinary user.
+        """
+        done = self.tree.run(*argv, root=root)
         assert done.returncode == 0, f"status {done.returncode} of {' '.join(argv)}: {done.stderr.strip()}"
         return done.stdout
 
-    def refused(self, *argv: str) -> str:
+    def refused(self, *argv: str, root: bool = False) -> str:
         """Return the messages of a program that has to fail."""
-        done = self.tree.run(*argv)
+        done = self.tree.run(*argv, root=root)
         assert done.returncode != 0, f"no failure of {' '.join(argv)}"
         return done.stderr
+
+    @contextmanager
+    def running(self, *argv: str, root: bool = False) -> Iterator[str]:
+        """Run a program of the tree that ends with its standard input; yield its first line."""
+        with self.tree.popen(*argv, root=root) as program:
+            assert program.stdin is not None and program.stdout is not None
+            try:
+                line = program.stdout.readline().strip()
+                assert line, f"{' '.join(argv)} ended with {program.wait()}"
+                yield line
+            finally:
+                program.stdin.close()
+                program.wait(tree.PATIENCE)
 
 
 Check = Callable[[Bench], Figures]
@@ -67,12 +93,14 @@ class Driver:
     :ivar prepare: called once, before all checks.
     :ivar reset: called after each check; ends all containers or machines.
     :ivar checks: the table, by name.
+    :ivar init: the first process of the tree.
     """
 
     versions: Mapping[str, Sequence[str]]
     prepare: Callable[[Bench], None]
     reset: Callable[[Bench], None]
     checks: Mapping[str, Check]
+    init: Sequence[str] = tree.REAPER
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +121,25 @@ class Outcome:
         return f"{'FAIL' if self.problem else 'pass'}  {self.name:<10} {self.seconds:6.1f} s  {rest}"
 
 
-def exchange(sock: socket.socket, target: str, port: int, text: bytes) -> int:
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How the checks of a driver ended.
+
+    :ivar versions: what each program calls its version, by its name.
+    """
+
+    versions: Mapping[str, str]
+    checks: Sequence[Outcome]
+
+
+def exchange(sock: socket.socket, target: str, port: int, text: bytes, attempts: int = ATTEMPTS) -> int:
     """Send a datagram until its echo arrives.
 
     :return: the number of datagrams before that were lost.
     :raises AssertionError: if none arrives.
     """
     sock.settimeout(ANSWER_SECONDS)
-    for lost in range(ATTEMPTS):
+    for lost in range(attempts):
         payload = b"%b %d" % (text, lost)
         sock.sendto(payload, (target, port))
         try:
@@ -111,7 +150,124 @@ def exchange(sock: socket.socket, target: str, port: int, text: bytes) -> int:
                     return lost
         except TimeoutError:
             continue
-    raise AssertionError(f"no answer from {target} port {port} to {ATTEMPTS} datagrams")
+    raise AssertionError(f"no answer from {target} port {port} to {attempts} datagrams")
+
+
+def connect(sock: socket.socket, target: str, port: int, text: bytes) -> bool:
+    """Connect a TCP socket, and return whether the text comes back whole; close the socket."""
+    with sock:
+        sock.settimeout(lab.PATIENCE)
+        try:
+            sock.connect((target, port))
+            sock.sendall(text)
+            sock.shutdown(socket.SHUT_WR)
+            answer = b"".join(iter(lambda: sock.recv(65536), b""))
+        except ConnectionError:
+            return False
+        except TimeoutError as error:
+            raise AssertionError(f"no answer from {target} port {port} by TCP") from error
+    assert answer in (b"", text), f"{answer!r} for {text!r}"
+    return answer == text
+
+
+def connected(make: Callable[[], socket.socket], target: str, port: int, text: bytes) -> int:
+    """Connect until the text comes back.
+
+    :param make: makes a TCP socket.
+    :return: the number of connections before that were refused, reset or closed.
+    :raises AssertionError: if all were.
+    """
+    for refused in range(ATTEMPTS):
+        if connect(make(), target, port, text):
+            return refused
+        time.sleep(ANSWER_SECONDS)
+    raise AssertionError(f"no connection to {target} port {port} in {ATTEMPTS} attempts")
+
+
+def reach(
+    bench: Bench, port: int, kinds: Sequence[socket.SocketKind] = KINDS, families: Sequence[int] = (4, 6)
+) -> Figures:
+    """Reach an echo server by a port of the host: by loopback and by its own address, and from the remote machine.
+
+    :return: the datagrams and connections that were lost while the server was not there yet.
+    """
+    counts = {socket.SOCK_DGRAM: 0, socket.SOCK_STREAM: 0}
+    for family in families:
+        for kind in kinds:
+            for target, make in (
+                (LOOPBACK[family], socket.socket),
+                (lab.HOST[family], socket.socket),
+                (lab.HOST[family], bench.remote.socket),
+            ):
+                made = partial(make, FAMILY[family], kind)
+                if kind == socket.SOCK_STREAM:
+                    counts[kind] += connected(made, target, port, b"a stream to %d" % port)
+                else:
+                    with made() as client:
+                        counts[kind] += exchange(client, target, port, b"to port %d" % port)
+    names = {socket.SOCK_DGRAM: "lost", socket.SOCK_STREAM: "refused"}
+    return {names[kind]: counts[kind] for kind in kinds}
+
+
+def nobody_at(kind: socket.SocketKind, address: str, port: int) -> None:
+    """Return when no socket of the host is bound to an address and port."""
+
+    def free() -> bool:
+        with socket.socket(FAMILY[6 if ":" in address else 4], kind) as sock:
+            # For TCP, beside connections of before.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(kind == socket.SOCK_STREAM))
+            try:
+                sock.bind((address, port))
+            except OSError:
+                return False
+        return True
+
+    ready.until(free, f"nobody at {address} port {port}")
+
+
+@contextmanager
+def answering(sock: socket.socket) -> Iterator[int]:
+    """Answer one question, by a bound UDP or TCP socket, with its own text in capitals; yield the port."""
+
+    def answer() -> None:
+        if sock.type == socket.SOCK_STREAM:
+            with sock.accept()[0] as client:
+                client.settimeout(lab.PATIENCE)
+                client.sendall(client.recv(100).upper())
+        else:
+            data, sender = sock.recvfrom(100)
+            sock.sendto(data.upper(), sender)
+
+    sock.settimeout(tree.PATIENCE)
+    if sock.type == socket.SOCK_STREAM:
+        sock.listen()
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(answer)
+        yield sock.getsockname()[1]
+        done.result()
+
+
+def ask(kind: socket.SocketKind, host: str, port: int) -> list[str]:
+    """Return the command of a client whose server is `answering`; it prints `ANSWER`."""
+    return ["python3", "-c", program("ask"), "tcp" if kind == socket.SOCK_STREAM else "udp", host, str(port)]
+
+
+def program(name: str) -> str:
+    """Return the text of a program that the tree's Python runs."""
+    return Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+
+
+def milliseconds(bench: Bench, *argv: str) -> float:
+    """Return how long a program takes."""
+    start = time.perf_counter()
+    bench.run(*argv)
+    return 1e3 * (time.perf_counter() - start)
+
+
+def summary(name: str, times: list[float]) -> Figures:
+    """Return the median and the extremes; the least is what other load of the machine changes least."""
+    least, median, most = (round(pick(times)) for pick in (min, statistics.median, max))
+    return {name: median, f"{name} at least": least, f"{name} at most": most}
 
 
 def _await_ends(bench: Bench, before: Counter[str]) -> None:
@@ -138,43 +294,72 @@ def _outcome(name: str, check: Check, driver: Driver, bench: Bench, before: Coun
     return Outcome(name, round(time.monotonic() - start, 1), figures, problem)
 
 
-def main(driver: Driver) -> int:
+def _chosen(drivers: Mapping[str, Driver], words: Sequence[str]) -> dict[str, list[str]]:
+    """Return the names of checks to run, by driver.
+
+    :param words: drivers, and checks as DRIVER.CHECK; all drivers if there is none.
+    :raises KeyError: for one that there is not.
+    """
+    chosen: dict[str, list[str]] = {}
+    for word in words or drivers:
+        driver, _, check = word.partition(".")
+        if driver not in drivers or (check and check not in drivers[driver].checks):
+            raise KeyError(word)
+        chosen.setdefault(driver, []).extend([check] if check else drivers[driver].checks)
+    return chosen
+
+
+def _run(driver: Driver, names: Sequence[str], entered: tree.Tree, remote: lab.Remote, show: bool) -> Report:
+    bench = Bench(entered, remote)
+    versions = {name: VERSION.findall(bench.run(*command))[0] for name, command in driver.versions.items()}
+    if show:
+        print(", ".join(f"{name} {version}" for name, version in versions.items()), flush=True)
+    driver.prepare(bench)
+    before = Counter(entered.commands())
+    outcomes = []
+    for name in names:
+        outcomes.append(_outcome(name, driver.checks[name], driver, bench, before))
+        if show:
+            print(outcomes[-1].line(), flush=True)
+    return Report(versions, outcomes)
+
+
+def main(drivers: Mapping[str, Driver]) -> int:
     """Run the checks that the command line names, all if it names none.
 
+    :param drivers: by name.
     :return: the exit status: 0 if all passed, else 1.
     """
-    parser = argparse.ArgumentParser(description="Checks with a real driver; see docs/drivers.md.")
-    parser.add_argument("checks", nargs="*", metavar="CHECK", help=f"of {', '.join(driver.checks)}; default all")
+    everything = [f"{name}.{check}" for name, driver in drivers.items() for check in driver.checks]
+    parser = argparse.ArgumentParser(prog="tests.drivers", description="Checks with real drivers; see docs/drivers.md.")
+    words = f"a driver or one of its checks: {', '.join(everything)}; default all"
+    parser.add_argument("checks", nargs="*", metavar="DRIVER[.CHECK]", help=words)
     parser.add_argument(
         "--tree", type=Path, default=Path(os.environ.get(FOLDER, DEFAULT_FOLDER)), help="where trees are"
     )
-    parser.add_argument("--program", choices=sorted(tree.PROGRAMS), default="gpasst", help="started as pasta")
+    programs = (tree.GPASST, tree.ORIGINAL)
+    parser.add_argument("--program", choices=programs, default=tree.GPASST, help="started as pasta and passt")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
-    names = arguments.checks or list(driver.checks)
-    if unknown := [name for name in names if name not in driver.checks]:
-        parser.error(f"no check {', '.join(unknown)}")
+    try:
+        chosen = _chosen(drivers, arguments.checks)
+    except KeyError as error:
+        parser.error(f"no check {error.args[0]}")
     if os.geteuid():
         parser.error("only root may make the system tree and the network")
     if shutil.which("debootstrap") is None:
         parser.error("needs the program debootstrap, from the package of that name")
     root = tree.build(arguments.tree.resolve(), arguments.program)
     remote = lab.become_host()
-    with tree.enter(root) as entered:
-        bench = Bench(entered, remote)
-        versions = {name: bench.run(*command).strip().split("\n")[0] for name, command in driver.versions.items()}
-        versions["Linux"] = platform.release()
-        driver.prepare(bench)
-        before = Counter(entered.commands())
-        if not arguments.json:
-            print(f"{arguments.program} in pasta's place; {', '.join(versions.values())}", flush=True)
-        outcomes = []
-        for name in names:
-            outcomes.append(_outcome(name, driver.checks[name], driver, bench, before))
-            if not arguments.json:
-                print(outcomes[-1].line(), flush=True)
+    if not arguments.json:
+        print(f"{arguments.program} in pasta's and passt's place, Linux {platform.release()}", flush=True)
+    reports = {}
+    for name, checks in chosen.items():
+        with tree.enter(root, drivers[name].init) as entered:
+            reports[name] = _run(drivers[name], checks, entered, remote, show=not arguments.json)
     if arguments.json:
-        report = {"program": arguments.program, "versions": versions, "checks": [asdict(each) for each in outcomes]}
+        shown = {name: asdict(report) for name, report in reports.items()}
+        report = {"program": arguments.program, "Linux": platform.release(), "drivers": shown}
         json.dump(report, sys.stdout, indent=2)
         print()
-    return int(any(outcome.problem for outcome in outcomes))
+    return int(any(outcome.problem for report in reports.values() for outcome in report.checks))

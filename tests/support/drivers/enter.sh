@@ -1,6 +1,7 @@
-# Make the tree $1 the root of this mount namespace, print the number of this process, and wait for the end.
+# Make the tree $1 the root of this mount namespace, print the number of this process, and become the program that the
+# other arguments name.
 #
-# unshare(1) starts it with mount and PID namespaces of its own. pivot_root, since a process in a chroot may make no user
+# unshare(1) starts it with namespaces of its own. pivot_root, since a process in a chroot may make no user
 # namespace (EPERM, user_namespaces(7)). The devices are made anew, so that no mode of the machine's own changes.
 set -e
 
@@ -43,7 +44,6 @@ umount -l /old
 # podman warns of a root that is not shared.
 mount --make-rshared /
 
-# As init of the PID namespace it inherits the daemons that end; who ignores SIGCHLD has no zombies.
-trap '' CHLD
 echo "$pid"
-exec sleep infinity
+shift
+exec "$@"
