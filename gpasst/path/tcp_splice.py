@@ -48,6 +48,7 @@ EVENTS_AT_ONCE = 64
 POOL = 64  # sockets of a family kept ready; one message of the helper brings that many
 POOL_SHARE = 16  # of a low limit of open files, the part that the pool of a family may take
 SPARE = 64  # greenlets kept for new pairs
+MANY = 256  # pairs, whose memory is worth giving back
 TRIES = 4  # sockets tried until one is not connected to itself
 
 _NOBODY = None, 0
@@ -98,6 +99,7 @@ class TcpSplice:
         self._by_fd: dict[int, tuple[StreamPair, int]] = {}
         self._queue: deque[StreamPair] = deque()
         self._deadline = 0.0
+        self._most = 0
 
     def listen(self, inside: bool, family: int) -> None:
         """Get ready for pairs of clients on one side: sockets in the pool.
@@ -127,6 +129,7 @@ class TcpSplice:
         worker = self._spare.pop() if self._spare else self._new_worker(self._step)
         pair = StreamPair(listener, client, source, addressed[0], sock, local, remote, worker, self._clock())
         self.pairs.add(pair)
+        self._most = max(self._most, len(self.pairs))
         try:
             for index, way in enumerate(pair.ways):
                 self._epoll.register(way.source.fileno(), EVENTS)
@@ -158,6 +161,14 @@ class TcpSplice:
             if queue and self._stopwatch() >= self._deadline:
                 self._again()
                 break
+
+    def shrunk(self) -> bool:
+        """Return whether most of many pairs have ended since this last returned true."""
+        count = len(self.pairs)
+        if self._most < MANY or count > self._most // 2:
+            return False
+        self._most = count
+        return True
 
     def held(self) -> int:
         """Return the number of pairs."""

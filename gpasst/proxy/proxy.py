@@ -36,7 +36,7 @@ from gpasst.proxy.clock import Clock
 from gpasst.proxy.follower import Follower
 from gpasst.proxy.forwarder import Forwarder
 from gpasst.proxy.openers import ListenerOpener, TcpListenerOpener, UdpListenerOpener
-from gpasst.proxy.scan import Scan
+from gpasst.proxy.scan import Scan, trim_memory
 from gpasst.proxy.timers import Timers
 
 log = logging.getLogger(__name__)
@@ -165,6 +165,8 @@ class Proxy:
                 seconds.append(tap_filter.scan)
             if session := inside.session:
                 seconds.append(lambda now: session.scan())
+        if tcp_splice := self.tcp_splice:
+            seconds.append(lambda now: trim_memory() if tcp_splice.shrunk() else None)
         seconds.append(self._drop_log.write)
         if pool := base.pool:
             seconds.append(lambda now: pool.refill())
