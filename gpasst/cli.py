@@ -89,21 +89,26 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
+def refuse(command: str, error: ConfigurationError) -> int:
+    """Print the one line that refuses a command line; return the exit status."""
+    print(f"gpasst {command}: {error}; see gpasst {command} --help", file=sys.stderr)
+    return EXIT_USAGE
+
+
 def run_proxy(mode: str, argv: Sequence[str]) -> int:
     """Run ``gpasst pasta`` or ``gpasst passt``; return its exit status.
 
-    :raises GpasstError: if something is in the way; what is wrong with the command line ends the process.
+    :raises GpasstError: if something is in the way, other than the command line.
     """
     # A collection would only look at modules; `serve` makes the one that counts.
     gc.disable()
-    from gpasst.commands.options import make_parser, read
+    from gpasst.commands.options import read
 
-    parser = make_parser(mode)
     try:
-        invocation = read(parser, mode, argv)
+        invocation = read(mode, argv)
         identity = choose_identity(invocation.process.runas)
     except ConfigurationError as error:
-        parser.error(str(error))
+        return refuse(mode, error)
     if invocation.config.fd is not None:
         # Before anything else may get that number.
         check_socket(invocation.config.fd)
@@ -125,7 +130,10 @@ def run_demo(argv: Sequence[str]) -> int:
     """Run ``gpasst demo``; return its exit status."""
     from gpasst.commands.options import read_demo
 
-    as_json = read_demo(argv)
+    try:
+        as_json = read_demo(argv)
+    except ConfigurationError as error:
+        return refuse("demo", error)
     from gpasst.commands import demo
 
     return demo.run(as_json)

@@ -22,11 +22,12 @@ from gpasst.records import Field, dataclass, field, fields
 from gpasst.values import (
     check_address,
     check_dns_forward,
-    check_domain,
+    check_domains,
     check_guest_side_address,
     check_host_name,
     check_interface,
     check_interface_address,
+    check_outbound,
     none_or,
     number,
     one_of,
@@ -36,9 +37,8 @@ from gpasst.values import (
 )
 
 MTU_DEFAULT = 65520  # bytes; 65535 less the Ethernet header, rounded down to a multiple of 4, as in passt
-MTU_MAXIMUM = 65535  # bytes
+MTU_MAXIMUM = 65521  # bytes; the tun driver's 65535 less the Ethernet header, as in passt
 MTU_MINIMUM = 68  # bytes; RFC 791
-TAP_MTU_MAXIMUM = 65521  # bytes; the tun driver's 65535 less the Ethernet header
 HOST_MAC = "9a:55:9a:55:9a:55"  # constant, so that captures repeat; passt's since 2024-08
 TIMEOUT_DEFAULT = 180  # seconds; as in passt
 BUSY_POLL_DEFAULT = 100  # microseconds; about what waking a process costs both ways, see docs/performance.md
@@ -97,6 +97,12 @@ class Config:
     config_net: bool = declare(
         False, "configure the tap with the host's addresses and routes", group="namespace", mode="pasta"
     )
+    no_copy_addrs: bool = declare(
+        False, "with --config-net, give the tap one address of a family only", group="namespace", mode="pasta"
+    )
+    no_copy_routes: bool = declare(
+        False, "with --config-net, give the tap the default route only", group="namespace", mode="pasta"
+    )
     ns_ifname: str | None = declare(
         None, "name of the tap in the namespace", "NAME", "-I", group="namespace", mode="pasta", rule=check_interface
     )
@@ -105,7 +111,13 @@ class Config:
     )
 
     socket: str | None = declare(
-        None, "listen for a guest at PATH [/tmp/passt_N.socket]", "PATH", "-s", group="guest", mode="passt"
+        None,
+        "listen for a guest at PATH [/tmp/passt_N.socket]",
+        "PATH",
+        "-s",
+        group="guest",
+        mode="passt",
+        alias="--socket-path",
     )
     fd: int | None = declare(
         None,
@@ -140,10 +152,14 @@ class Config:
     ipv4_only: bool = declare(False, "carry IPv4 only", short="-4")
     ipv6_only: bool = declare(False, "carry IPv6 only", short="-6")
     outbound: Sequence[str] = declare(
-        (), "source address of outgoing traffic, once a family", "ADDR", "-o", rule=check_address
+        (), "source address of outgoing traffic, once a family", "ADDR", "-o", rule=check_outbound
     )
-    outbound_if4: str | None = declare(None, "interface for outgoing IPv4 traffic", "NAME", rule=check_interface)
-    outbound_if6: str | None = declare(None, "interface for outgoing IPv6 traffic", "NAME", rule=check_interface)
+    outbound_if4: str | None = declare(
+        None, "interface for outgoing IPv4 traffic, whose addresses are copied", "NAME", rule=check_interface
+    )
+    outbound_if6: str | None = declare(
+        None, "interface for outgoing IPv6 traffic, whose addresses are copied", "NAME", rule=check_interface
+    )
     no_map_gw: bool = declare(False, "the gateway's address is not the host")
     map_host_loopback: Sequence[str] = declare(
         (),
@@ -168,14 +184,14 @@ class Config:
         (), "the host's resolver, once a family [first in resolv.conf]", "ADDR", group="names", rule=check_address
     )
     search: Sequence[str] = declare(
-        (), "search domains that the guest is told", "NAME|none", "-S", group="names", rule=none_or(check_domain)
+        (), "search domains that the guest is told", "NAMES|none", "-S", group="names", rule=none_or(check_domains)
     )
     dhcp_dns: bool = declare(False, "tell the guest resolvers", group="names", mode="pasta")
     no_dhcp_dns: bool = declare(False, "do not tell the guest resolvers", group="names", mode="passt")
     dhcp_search: bool = declare(False, "tell the guest search domains", group="names", mode="pasta")
     no_dhcp_search: bool = declare(False, "do not tell the guest search domains", group="names", mode="passt")
     hostname: str | None = declare(
-        None, "host name that the guest is told by DHCP", "NAME", group="names", rule=check_host_name
+        None, "host name of a new namespace, and in DHCP", "NAME", "-H", group="names", rule=check_host_name
     )
     fqdn: str | None = declare(
         None, "full domain name that the guest is told by DHCP and DHCPv6", "NAME", group="names", rule=check_host_name
@@ -189,7 +205,9 @@ class Config:
     udp_ns: Sequence[str] = declare(
         (), "UDP ports of the namespace's loopback that lead to the host's", "SPEC", "-U", "ports", "pasta"
     )
-    no_splice: bool = declare(False, "move loopback traffic through the tap, too", group="ports", mode="pasta")
+    no_splice: bool = declare(
+        False, "move traffic of the host's loopback through the tap, too", group="ports", mode="pasta"
+    )
     splice_only: bool = declare(False, "make no tap; carry loopback traffic only", group="ports", mode="pasta")
     host_lo_to_ns_lo: bool = declare(
         False, "lead the host's loopback to the namespace's, not to its own address", group="ports", mode="pasta"
@@ -270,6 +288,9 @@ class Config:
             ("userns", "netns_only"),
             ("pid", "netns"),
             ("no_splice", "splice_only"),
+            ("no_splice", "host_lo_to_ns_lo"),
+            ("ipv4_only", "outbound_if6"),
+            ("ipv6_only", "outbound_if4"),
             ("socket", "fd"),
             ("dhcp_dns", "no_dhcp_dns"),
             ("dhcp_search", "no_dhcp_search"),
@@ -278,6 +299,16 @@ class Config:
                 raise ConfigurationError(
                     f"{long_option(one)} and {long_option(other)} exclude each other", "give only one of them"
                 )
+        for name in ("no_copy_addrs", "no_copy_routes"):
+            if getattr(self, name) and not self.config_net:
+                raise ConfigurationError(
+                    f"{long_option(name)} is about what --config-net copies", "add --config-net, or leave it out"
+                )
+        if self.netmask is not None and any("/" in value and ":" not in value for value in self.address):
+            raise ConfigurationError(
+                f"--netmask {self.netmask} and an --address with a prefix length exclude each other",
+                "give only one of them",
+            )
         if self.splice_only and self.pcap is not None:
             raise ConfigurationError(
                 f"--pcap {shown(self.pcap)} would stay empty: --splice-only makes no tap to capture from",
@@ -334,10 +365,6 @@ class Config:
         """Check that what listens in the namespace does so on its loopback, since nothing else is spliced."""
         for name, side in PORT_OPTIONS.items():
             rules = self.port_rules[side] if side.inside else ()
-            if rules and self.no_splice:
-                raise ConfigurationError(
-                    f"{long_option(name)} needs splicing, which --no-splice switches off", "give only one of them"
-                )
             for rule in rules:
                 address = ipaddress.ip_address(rule.address or "127.0.0.1")
                 if not (address.is_loopback or address.is_unspecified) or rule.interface not in (None, "lo"):

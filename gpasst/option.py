@@ -27,6 +27,7 @@ class Option(NamedTuple):
     :ivar mode: the only command that it is for, ``"pasta"`` or ``"passt"``; empty for both.
     :ivar kind: type of a value: bool of a switch, int or str.
     :ivar rule: what a value has to be, beside its type and not empty.
+    :ivar alias: another long form, with its dashes, or empty.
     """
 
     help: str
@@ -37,6 +38,14 @@ class Option(NamedTuple):
     mode: str = ""
     kind: type = bool
     rule: Rule = anything
+    alias: str = ""
+
+    def spellings(self, long: str) -> list[str]:
+        """Return every form of the option, the short one first.
+
+        :param long: its long form.
+        """
+        return [name for name in (self.short, long, self.alias) if name]
 
 
 def check_value(spelled: str, option: Option, value: object) -> None:
@@ -66,6 +75,7 @@ def declare(
     mode: str = "",
     rule: Rule = anything,
     kind: type = str,
+    alias: str = "",
 ) -> Any:
     """Return the field of a record that is an option with these parts; see `Option`.
 
@@ -76,4 +86,5 @@ def declare(
     repeat = isinstance(default, tuple)
     if not repeat and default is not None:
         kind = type(default)
-    return field(default=default, metadata={"option": Option(help, metavar, short, group, repeat, mode, kind, rule)})
+    option = Option(help, metavar, short, group, repeat, mode, kind, rule, alias)
+    return field(default=default, metadata={"option": option})

@@ -4,10 +4,11 @@ A specification is ``none`` or ``[PLACE/]LIST``. A LIST is comma-separated:
 
 * ``P`` or ``P-Q``: these ports, to the same ports of the other side;
 * ``P:T`` or ``P-Q:T-U``: the same, to other ports, both ranges of one width;
-* ``P:ADDRESS/T`` or ``P-Q:ADDRESS/T-U``: the same, to an address of the other side, an IPv6 one in brackets;
+* ``P:ADDRESS/T`` or ``P-Q:ADDRESS/T-U``: the same, to an address of the other side;
+* ``P:ADDRESS`` or ``P-Q:ADDRESS``: these ports, to the same ports of an address of the other side;
 * ``0:T`` or ``0:ADDRESS/T``: a port that the kernel chooses, one number in all families of the rule;
 * ``~P`` or ``~P-Q``: not these ports. Exclusions win; a list of nothing else means all but these;
-* ``all``: every port that the listening side does not hand out by itself (its ephemeral range);
+* ``all`` or ``all:ADDRESS``: every port that the listening side does not hand out by itself (its ephemeral range);
 * ``auto``: the ports of the list, or every port if it names none, while they are bound on the other side.
 
 A PLACE is where to listen: ``ADDRESS``, ``ADDRESS%INTERFACE``, ``%INTERFACE``, ``*`` or ``*%INTERFACE``, with brackets
@@ -23,23 +24,28 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 
 from gpasst.errors import ConfigurationError
+from gpasst.ranges import Range, merged, without
 from gpasst.records import dataclass, field, replace
 from gpasst.values import check_interface, shown
 
 LAST_PORT = 65535
+ALL, AUTO = "all", "auto"
 CHOSEN_PORT = 0  # stands for a port that the kernel chooses, as in bind(2)
 EPHEMERAL = (49152, LAST_PORT)  # the ports that IANA calls dynamic (RFC 6335, section 6)
 WILDCARDS = (None, "0.0.0.0", "::")
-SYNTAX = "write [ADDRESS[%INTERFACE]/]PORT[-PORT][:[[ADDRESS]/]PORT[-PORT]][,...], ~PORT[-PORT], all, auto or none"
+SYNTAX = (
+    "write [ADDRESS[%INTERFACE]/]PORT[-PORT][:[ADDRESS/]PORT[-PORT]][,...], PORT:ADDRESS, 0:PORT, ~PORT[-PORT], "
+    "all[:ADDRESS], auto or none"
+)
+PORT = f"a port from 1 to {LAST_PORT}"
+PORT_OR_CHOSEN = f"{PORT}, nor 0 with a target"
 # How a list begins whose first slash follows a target address.
 _ITEM_WITH_TARGET = re.compile(r"(.*,)?~?[0-9-]+:", re.DOTALL)
 
-Range = tuple[int, int]
 _Key = tuple[bool, str | None, str | None, int]  # what may take ports from each other: auto, place, family
 
 
@@ -162,11 +168,9 @@ def reverse(rules: Iterable[ForwardRule]) -> dict[int, int]:
             if found.setdefault(target, port) != port:
                 ambiguous.add(target)
     # A target that leads to itself too is a stretch that nothing is left of.
-    same = _merged(same)
+    same = merged(same)
     return {
-        target: port
-        for target, port in found.items()
-        if target not in ambiguous and any(_without(target, target, same))
+        target: port for target, port in found.items() if target not in ambiguous and any(without(target, target, same))
     }
 
 
@@ -189,7 +193,7 @@ def _resolve(parsed: list[list[ForwardRule]]) -> list[ForwardRule]:
                         claims.setdefault(key, []).append((rule.first, rule.last))
                 kept += pieces
             for key, ranges in claims.items():
-                taken[key] = _merged(taken.get(key, []) + ranges)
+                taken[key] = merged(taken.get(key, []) + ranges)
     return kept
 
 
@@ -237,19 +241,20 @@ def _parse_specification(text: str, protocol: str) -> list[ForwardRule]:
     """Parse ``[PLACE/]LIST``; explicit ports and ``all`` may still overlap."""
     address, interface, ports = _split(text)
     items = ports.split(",")
-    words = [item for item in items if item in ("all", "auto")]
-    if len(words) > 1:
-        raise ConfigurationError(f"{words[0]} and {words[1]} in one list", "give one of them, once")
-    auto = "auto" in words
+    every = [item for item in items if item == ALL or item.startswith(f"{ALL}:")]
+    auto = AUTO in items
+    if len(every) > 1 or items.count(AUTO) > 1:
+        raise ConfigurationError(f"{' and '.join(every) if len(every) > 1 else AUTO} in one list", "give it once")
     whole = ForwardRule(protocol, address, interface, 1, LAST_PORT, 1, strict=False, auto=auto, text=text)
-    excluded = _merged(_parse_range(item[1:]) for item in items if item.startswith("~"))
-    named = [_parse_item(item, whole) for item in items if item not in words and not item.startswith("~")]
+    excluded = merged(_parse_range(item[1:]) for item in items if item.startswith("~"))
+    named = [_parse_item(item, whole) for item in items if item not in (*every, AUTO) and not item.startswith("~")]
     clash = _find_clash(named)
     if clash:
         raise ConfigurationError(f"port {clash[0].first} is given twice", "give every port only once")
     rules = [part for rule in named for part in _cut(rule, excluded)]
-    if "all" in words or not named:
-        rules += _cut(whole, excluded)
+    if not named or (every and not auto):
+        _, colon, target = (every or [ALL])[0].partition(":")
+        rules += _cut(_towards(whole, target if colon else None), excluded)
     return rules
 
 
@@ -292,32 +297,48 @@ def _parse_item(item: str, whole: ForwardRule) -> ForwardRule:
         raise ConfigurationError("port 0 lacks a target", "write 0:PORT; the kernel chooses the port that leads there")
     if chosen and whole.auto:
         raise ConfigurationError("0 and auto in one list", "write 0:PORT without auto, or name the port that listens")
-    first, last = (CHOSEN_PORT, CHOSEN_PORT) if chosen else _parse_range(source)
+    # A range has no port that the kernel chooses.
+    alone = "-" not in source
+    first, last = (CHOSEN_PORT, CHOSEN_PORT) if chosen else _parse_range(source, PORT_OR_CHOSEN if alone else PORT)
     rule = replace(whole, first=first, last=last, target=first, strict=not whole.auto)
     if not colon:
         return rule
     host, slash, ports = destination.rpartition("/")
-    if not slash and (address := _address(destination)):
-        shown = f"[{address}]" if ":" in address else address
-        raise ConfigurationError(f"{destination} lacks a port", f"write {source}:{shown}/{source}")
-    target_address = _parse_address(host) if slash else None
+    if not slash and _address(destination):
+        if chosen:
+            raise ConfigurationError(f"0:{destination} lacks a port", f"write 0:{destination}/PORT")
+        return _towards(rule, destination)
     target, target_last = _parse_range(ports)
     if target_last - target != last - first:
         raise ConfigurationError(f"{source} and {ports} differ in width", "make both ranges equally long")
-    if target_address and whole.address and _family(target_address) != _family(whole.address):
+    return _towards(replace(rule, target=target), host if slash else None)
+
+
+def _towards(rule: ForwardRule, target: str | None) -> ForwardRule:
+    """Return `rule` with a target address, unless there is none.
+
+    :raises ConfigurationError: if it is malformed, or of another family than the address that listens.
+    """
+    if target is None:
+        return rule
+    address = _parse_address(target)
+    if rule.address and _family(address) != _family(rule.address):
         raise ConfigurationError(
-            f"{whole.address} and {target_address} are of different families", "give two IPv4 or two IPv6 addresses"
+            f"{rule.address} and {address} are of different families", "give two IPv4 or two IPv6 addresses"
         )
-    return replace(rule, target=target, target_address=target_address)
+    return replace(rule, target_address=address)
 
 
-def _parse_range(ports: str) -> Range:
-    """Parse ``P`` or ``P-Q``."""
+def _parse_range(ports: str, accepted: str = PORT) -> Range:
+    """Parse ``P`` or ``P-Q``.
+
+    :param accepted: what each is, for messages.
+    """
     first, dash, last = ports.partition("-")
     numbers = first, last if dash else first
     for number in numbers:
         if not re.fullmatch("[0-9]{1,5}", number) or not 1 <= int(number) <= LAST_PORT:
-            raise ConfigurationError(f"{number or 'nothing'} is not a port from 1 to {LAST_PORT}", SYNTAX)
+            raise ConfigurationError(f"{number or 'nothing'} is not {accepted}", SYNTAX)
     if int(numbers[0]) > int(numbers[1]):
         raise ConfigurationError(f"{ports} runs backwards", "give the lower port first")
     return int(numbers[0]), int(numbers[1])
@@ -347,31 +368,8 @@ def _family(address: str) -> int:
 
 
 def _cut(rule: ForwardRule, holes: list[Range]) -> list[ForwardRule]:
-    """Return the parts of `rule` outside of `holes`, which are as `_merged` returns them."""
+    """Return the parts of `rule` outside of `holes`, which are as `merged` returns them."""
     return [
         replace(rule, first=first, last=last, target=rule.target + first - rule.first)
-        for first, last in _without(rule.first, rule.last, holes)
+        for first, last in without(rule.first, rule.last, holes)
     ]
-
-
-def _without(first: int, last: int, holes: list[Range]) -> Iterator[Range]:
-    """Yield the stretches of `first` to `last` outside of `holes`, which are as `_merged` returns them."""
-    start = bisect_left(holes, first, key=itemgetter(1))
-    stop = bisect_right(holes, last, key=itemgetter(0))
-    for low, high in holes[start:stop]:
-        if first < low:
-            yield first, low - 1
-        first = high + 1
-    if first <= last:
-        yield first, last
-
-
-def _merged(ranges: Iterable[Range]) -> list[Range]:
-    """Sort ranges, and join those that overlap or touch."""
-    merged: list[Range] = []
-    for first, last in sorted(ranges):
-        if merged and first <= merged[-1][1] + 1:
-            merged[-1] = merged[-1][0], max(last, merged[-1][1])
-        else:
-            merged.append((first, last))
-    return merged

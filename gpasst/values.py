@@ -21,6 +21,8 @@ Rule = Callable[[Any], object]
 NONE: Final = "none"  # the value that takes back what came before it
 NAME_MAXIMUM: Final = 253  # bytes of a domain name as text; 255 in wire format (RFC 1035, section 2.3.4)
 LABEL_MAXIMUM: Final = 63  # bytes of one of its labels (RFC 1035, section 2.3.4)
+IPV4_COMPATIBLE: Final = ipaddress.IPv6Network("::/96")  # an IPv4 address in IPv6's form (RFC 4291, section 2.5.5.1)
+LOOPBACK6: Final = ipaddress.IPv6Address("::1")  # unlike 127.0.0.1, which passt takes to keep traffic on the host
 BROADCAST: Final = ipaddress.IPv4Address("255.255.255.255")
 INTERFACE_NAME_LENGTH: Final = IFNAMSIZ - 1  # bytes
 NOT_IN_NAMES: Final = b"/:% \xa0"  # printable bytes that no interface name contains
@@ -123,6 +125,21 @@ def check_address(value: str) -> None:
     address = ipaddress.ip_address(text)
     if address.is_unspecified or address.is_multicast or address == BROADCAST:
         raise ConfigurationError("is not one machine's address", ADDRESS_EXAMPLE)
+    if isinstance(address, ipaddress.IPv6Address) and not address.is_loopback:
+        # No packet of either family has it: the kernel sends IPv4 for a mapped one, and nothing for the others.
+        embedded = ipaddress.IPv4Address(address.packed[12:]) if address in IPV4_COMPATIBLE else address.ipv4_mapped
+        if embedded:
+            raise ConfigurationError("is an IPv4 address in the form of an IPv6 one", f"write {embedded}")
+
+
+def check_outbound(value: str) -> None:
+    """Check that a value is an address that a machine sends from to others.
+
+    :raises ConfigurationError: if it is not.
+    """
+    check_address(value)
+    if ipaddress.ip_address(value) == LOOPBACK6:
+        raise ConfigurationError("is a loopback address, which reaches no other machine", ADDRESS_EXAMPLE)
 
 
 def check_interface_address(value: str) -> None:
@@ -133,7 +150,7 @@ def check_interface_address(value: str) -> None:
     text, _ = split_address(value)
     check_address(text)
     address = ipaddress.ip_address(text)
-    if address.is_loopback or (isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped):
+    if address.is_loopback:
         raise ConfigurationError("is not one machine's address on a network", ADDRESS_EXAMPLE)
 
 
@@ -228,6 +245,15 @@ def check_domain(value: str) -> None:
         )
 
 
+def check_domains(value: str) -> None:
+    """Check that a value is one domain name, or several with blanks between them.
+
+    :raises ConfigurationError: if it is not.
+    """
+    for name in value.split() or [value]:
+        check_domain(name)
+
+
 def check_host_name(value: str) -> None:
     """Check that a value is the name of a host.
 
@@ -241,7 +267,9 @@ def check_host_name(value: str) -> None:
 
 
 def is_domain(name: str) -> bool:
-    """Return whether `name` has a wire format: labels of 1 to 63 bytes (RFC 1035, section 3.1)."""
+    """Return whether `name` has a wire format, labels of 1 to 63 bytes (RFC 1035, section 3.1), and no blanks."""
+    if name.split() != [name]:
+        return False
     try:
         return all(0 < length <= LABEL_MAXIMUM for length in _label_lengths(name))
     except UnicodeError:
@@ -251,6 +279,14 @@ def is_domain(name: str) -> bool:
 def is_host_name(name: str) -> bool:
     """Return whether `name` is a domain name of at most 253 bytes, without a dot at its end."""
     return is_domain(name) and sum(1 + length for length in _label_lengths(name)) - 1 <= NAME_MAXIMUM
+
+
+def behind_none(values: Iterable[str]) -> list[str]:
+    """Return the values behind the last ``none``, which takes back what came before it."""
+    kept: list[str] = []
+    for value in values:
+        kept = [] if value == NONE else [*kept, value]
+    return kept
 
 
 def of_family(values: Iterable[str], family: int) -> str | None:

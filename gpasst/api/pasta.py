@@ -21,7 +21,7 @@ import gevent
 from gpasst import runtime
 from gpasst.api.connection import RESOLVER_FILE, Connection, read_text, report
 from gpasst.api.joined import NamespaceWatch, leads
-from gpasst.config import TAP_MTU_MAXIMUM, Config
+from gpasst.config import Config
 from gpasst.features import Feature
 from gpasst.flow.network import GuestNetwork, build_network
 from gpasst.flow.resolver_file import parse_resolver_file
@@ -30,6 +30,7 @@ from gpasst.helper.kept import ANSWER_SECONDS, LateError, Namespace
 from gpasst.host.sockets import text
 from gpasst.hub import wait_read
 from gpasst.packet.address import is_link_local
+from gpasst.packet.dns_names import encode_text
 from gpasst.proxy.proxy import Proxy
 
 LOOK_SECONDS = 0.1  # to wait for an answer that is late before asking again
@@ -243,13 +244,14 @@ def _request(config: Config, network: GuestNetwork, runas: tuple[int, int] | Non
         runas=runas,
         ifname=network.interface,
         mac=config.ns_mac_addr,
-        mtu=min(network.mtu, TAP_MTU_MAXIMUM),
+        mtu=network.mtu,
         offload=Feature.USO in config.features,
         configure=config.config_net and not config.splice_only,
         tap=not config.splice_only,
         addresses=network.addresses,
         routes=network.routes,
         optional=network.optional,
+        hostname=encode_text(network.hostname).decode("ascii"),
     )
 
 

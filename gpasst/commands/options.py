@@ -1,20 +1,22 @@
-"""The command lines: parsers of each command, and the records that they fill.
+"""The command lines: what each command takes, and the records that they fill.
 
 Theory of operation: options come from `gpasst.config`, where each is declared once, with the rule of its values; only
-those of the process itself (identity, logging, background) are declared here, in the same form. argparse divides the
-command line; values are checked by their rules, and every refusal is worded here. An option that belongs to the other
-command is refused by name. So is one of a part that does not exist yet, unless it switches that part off, since then it
-asks for nothing.
+those of the process itself (identity, logging, background) are declared here, in the same form.
+`gpasst.commands.arguments` divides the command line; values are checked by their rules, and every refusal is worded
+here. An option that belongs to the other command is refused by name. So is one of passt for a part that gpasst has not,
+with the reason.
+
+NOTE: this is read before the helper process starts, so argparse, which formats ``--help``, is imported for that alone.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from gpasst import __version__
-from gpasst.commands.process import EXIT_USAGE, LOG_SIZE_DEFAULT, LOG_SIZE_MINIMUM, ProcessOptions
+from gpasst.commands.arguments import Argument, Divided, Given, divide
+from gpasst.commands.process import LOG_SIZE_DEFAULT, LOG_SIZE_MINIMUM, ProcessOptions
 from gpasst.config import Config, given_fields, long_option, options
 from gpasst.errors import ConfigurationError
 from gpasst.option import Option, check_value
@@ -28,11 +30,43 @@ DESCRIPTIONS = {
     "pasta": "Give a network namespace the network of an ordinary process.",
     "passt": "Give virtual machines the network of an ordinary process.",
 }
-# Long name, short name, name of the value ("" for a switch), the part that does not exist yet.
-ABSENT_OPTIONS = (
-    ("--conf-path", "-c", "PATH", "the control socket"),
-    ("--vhost-user", "", "", "vhost-user"),
+STREAM_ONLY = "connect qemu with -netdev stream instead"
+NO_MIGRATION = ("belongs to the migration of vhost-user guests, which gpasst does not serve", "leave it out")
+# What passt takes and gpasst refuses: spellings, name of the value, and refusal, see `Argument`.
+REFUSED = {
+    "conf_path": (
+        ("-c", "--conf-path"),
+        "PATH",
+        ("is not available yet: the control socket is still to come", "leave it out"),
+    ),
+    "vhost_user": (("--vhost-user",), "", ("needs a back-end of shared memory, which gpasst has not", STREAM_ONLY)),
+    "print_capabilities": (
+        ("--print-capabilities",),
+        "",
+        ("is about a back-end for vhost-user, which gpasst has not", STREAM_ONLY),
+    ),
+    "repair_path": (("--repair-path",), "PATH", NO_MIGRATION),
+    "migrate_exit": (("--migrate-exit",), "", NO_MIGRATION),
+    "migrate_no_linger": (("--migrate-no-linger",), "", NO_MIGRATION),
+}
+HARMLESS = {"repair_path": NONE}
+# Options that contradict each other: on a command line the last one counts, as in passt.
+RIVALS = (
+    ("ipv4_only", "ipv6_only"),
+    ("userns", "netns_only"),
+    ("socket", "fd"),
+    ("quiet", "debug"),
+    ("quiet", "trace"),
 )
+HELP, VERSION = "help", "version"
+DEMO_USAGE = """\
+usage: gpasst demo [--json]
+
+Show that it works, in ten seconds.
+
+  --json      print the figures for a program to read
+  -h, --help  print this
+"""
 DAY = 86_400  # seconds
 # Long name, and the option in the form of `gpasst.option`.
 PROCESS_OPTIONS = {
@@ -42,6 +76,11 @@ PROCESS_OPTIONS = {
     "debug": ("--debug", Option("log everything but single packets", short="-d")),
     "trace": ("--trace", Option("log everything")),
     "quiet": ("--quiet", Option("log errors only", short="-q")),
+    "no_pidns": (
+        "--no-pidns",
+        Option("run COMMAND in the PID namespace of gpasst, with the same /proc", mode="pasta"),
+    ),
+    "chroot_fallback": ("--chroot-fallback", Option("without effect: gpasst changes no root folder")),
     "stderr": ("--stderr", Option("without effect, as in passt: standard error is logged to anyway", short="-e")),
     "log_file": ("--log-file", Option("log to FILE only", "FILE", "-l", kind=str)),
     "log_size": (
@@ -82,199 +121,184 @@ class Invocation(NamedTuple):
         return self.mode == "pasta" and self.config.creates_namespace
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, in words of gpasst's own.
+def help_text(mode: str) -> str:
+    """Return what ``--help`` of ``gpasst pasta`` or ``gpasst passt`` prints."""
+    import argparse
 
-    :param prog: the command.
-    """
-
-    def __init__(self, prog: str, **settings: Any) -> None:
-        super().__init__(prog=prog, allow_abbrev=False, exit_on_error=False, **settings)
-
-    def divide(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Divide a command line into its options; a malformed one ends the process with one line."""
-        try:
-            given, rest = self.parse_known_args(list(argv))
-        except argparse.ArgumentError as error:
-            # There are two kinds: an option that lacks its value, and a switch that has one.
-            name = (error.argument_name or "").rpartition("/")[2]
-            action = next(action for action in self._actions if name in action.option_strings)
-            if action.nargs == 0:
-                self.error(f"{name} takes no value")
-            value = action.metavar or "a value"
-            self.error(f"{name} lacks its value: write {name} {value}, or {name}=VALUE if that begins with a dash")
-        if rest:
-            self.error(f"{shown(rest[0])} is not an option or argument of {self.prog}")
-        return given
-
-    def error(self, message: str) -> NoReturn:
-        """Print one line and exit with 2."""
-        self.exit(EXIT_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
-
-
-class RefuseAbsent(argparse.Action):
-    """The action of an option whose part does not exist yet."""
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
-        """Refuse, unless nothing is asked for."""
-        if values != NONE:
-            parser.error(f"{option} is not available yet: {self.const} is still to come")
-
-
-class RefuseOther(argparse.Action):
-    """The action of an option that belongs to the other command."""
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: str | None = None) -> None:
-        """Refuse."""
-        parser.error(f"{option} is an option of gpasst {self.const}")
-
-
-def make_parser(mode: str) -> Parser:
-    """Return the parser of ``gpasst pasta`` or ``gpasst passt``."""
-    parser = Parser(prog=f"gpasst {mode}", usage=USAGES[mode], description=DESCRIPTIONS[mode])
+    parser = argparse.ArgumentParser(f"gpasst {mode}", USAGES[mode], DESCRIPTIONS[mode], add_help=False)
     groups: dict[str, Any] = {}
-    mine = options(mode)
     defaults = {item.name: item.default for item in given_fields()}
-    for name, option in options().items():
-        if name in mine:
-            if option.group not in groups:
-                groups[option.group] = parser.add_argument_group(option.group)
-            _add_option(groups[option.group], name, long_option(name), option, defaults[name])
-        else:
-            # A missing value is no reason to refuse it in other words.
-            count = "?" if option.metavar else 0
-            parser.add_argument(
-                *_names(long_option(name), option),
-                action=RefuseOther,
-                const=option.mode,
-                nargs=count,
-                help=argparse.SUPPRESS,
-            )
+    for name, option in options(mode).items():
+        if option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group)
+        groups[option.group].add_argument(*option.spellings(long_option(name)), **_settings(option, defaults[name]))
     process = parser.add_argument_group("process")
-    for name, (long, option) in PROCESS_OPTIONS.items():
-        _add_option(process, name, long, option, None if option.metavar else False)
-    process.add_argument("--version", action="version", version=f"gpasst {__version__}")
-    for long, short, value, part in ABSENT_OPTIONS:
-        names = [short, long] if short else [long]
-        count = "?" if value else 0
-        parser.add_argument(*names, action=RefuseAbsent, const=part, nargs=count, help=argparse.SUPPRESS)
-    if mode == "pasta":
-        parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    return parser
+    for long, option in _process_options(mode).values():
+        process.add_argument(*option.spellings(long), **_settings(option, None))
+    process.add_argument("--version", action="store_true", help="print the version")
+    process.add_argument("-h", "--help", action="store_true", help="print this")
+    return parser.format_help()
 
 
-def read(parser: Parser, mode: str, argv: Sequence[str]) -> Invocation:
-    """Read a command line of ``gpasst pasta`` or ``gpasst passt``; a malformed one ends the process with one line.
+def _settings(option: Option, default: Any) -> dict[str, Any]:
+    """Return how argparse describes an option.
 
-    :param parser: the parser of that command.
-    :param argv: the arguments after the command's name.
-    :raises ConfigurationError: if an option has a value that makes no sense, or two contradict each other.
+    :param default: its value if it is not given, which is shown unless it is void.
     """
-    given = parser.divide(argv)
-    fields = {name: _value(long_option(name), option, getattr(given, name)) for name, option in options(mode).items()}
-    command = _complete_pasta(fields, given, argv) if mode == "pasta" else []
+    if not option.metavar:
+        return {"action": "store_true", "help": option.help}
+    return {"metavar": option.metavar, "help": f"{option.help} [{default}]" if default else option.help}
+
+
+def _process_options(mode: str) -> dict[str, tuple[str, Option]]:
+    """Return the options of the process that a command takes."""
+    return {name: item for name, item in PROCESS_OPTIONS.items() if item[1].mode in ("", mode)}
+
+
+def _arguments(mode: str) -> dict[str, Argument]:
+    """Return every option that a command knows, by each of its spellings; it knows those that it refuses, too."""
+    found = {
+        "-h": Argument(HELP, ends=True),
+        "--help": Argument(HELP, ends=True),
+        "--version": Argument(VERSION, ends=True),
+    }
+    declared = [(name, long_option(name), option) for name, option in options().items()]
+    declared += [(name, long, option) for name, (long, option) in PROCESS_OPTIONS.items()]
+    for name, long, option in declared:
+        rivals = tuple(other for pair in RIVALS if name in pair for other in pair if other != name)
+        refusal = None
+        if option.mode not in ("", mode):
+            refusal = f"is an option of gpasst {option.mode}", "leave it out"
+        argument = Argument(name, option.metavar, rivals, refusal)
+        found |= dict.fromkeys(option.spellings(long), argument)
+    for name, (spellings, metavar, refusal) in REFUSED.items():
+        argument = Argument(name, metavar, refusal=refusal, harmless=HARMLESS.get(name))
+        found |= dict.fromkeys(spellings, argument)
+    return found
+
+
+def read(mode: str, argv: Sequence[str]) -> Invocation:
+    """Read a command line of ``gpasst pasta`` or ``gpasst passt``; ``--help`` and ``--version`` end the process.
+
+    :param argv: the arguments after the command's name.
+    :raises ConfigurationError: if the line is malformed, an option has a value that makes no sense, or two contradict
+        each other.
+    """
+    divided = divide(_arguments(mode), argv, f"gpasst {mode}")
+    given = divided.given
+    if HELP in given or VERSION in given:
+        print(help_text(mode) if HELP in given else f"gpasst {__version__}\n", end="")
+        raise SystemExit(0)
+    fields = {
+        name: _field(long_option(name), option, given[name]) for name, option in options(mode).items() if name in given
+    }
+    process = _read_process(mode, given)
+    if mode == "pasta":
+        _complete_pasta(fields, divided)
+    elif divided.words:
+        raise ConfigurationError(
+            f"{shown(divided.words[0])} is not an option or argument of gpasst {mode}", "leave it out"
+        )
     config = Config(**fields)
     config.check_mode(mode)
+    command = () if config.pid is not None else tuple(divided.words)
     if command and not config.creates_namespace:
         raise ConfigurationError(
             f"{shown(command[0])} cannot be run in a namespace that is joined",
             "use nsenter for that, or leave out --netns",
         )
-    process = _read_process(given)
-    runs_command = mode == "pasta" and config.creates_namespace
-    if process.stats and not process.foreground and not runs_command:
+    invocation = Invocation(mode, config, command, process)
+    if process.stats and not process.foreground and not invocation.runs_command:
         raise ConfigurationError(
             f"--stats {process.stats} prints on standard error, which a process in the background has not",
             "add --foreground",
         )
-    return Invocation(mode, config, tuple(command), process)
+    if process.no_pidns and not invocation.runs_command:
+        raise ConfigurationError(
+            "--no-pidns is about COMMAND, and a namespace that is joined runs none", "leave it out"
+        )
+    return invocation
 
 
-def _value(long: str, option: Option, given: Any) -> Any:
-    """Return the value of an option, from its text; what is not given stays as it is.
+def _field(long: str, option: Option, given: list[str]) -> Any:
+    """Return the value of an option from its texts.
 
     :raises ConfigurationError: if it should be a number and is none.
     """
-    if option.kind is not int or not isinstance(given, str) or not given:
-        return given
+    if not option.metavar:
+        return True
+    return given if option.repeat else _value(long, option, given[-1])
+
+
+def _value(long: str, option: Option, text: str) -> str | int:
+    """Return the value of an option from its text.
+
+    :raises ConfigurationError: if it should be a number and is none.
+    """
+    if option.kind is not int or not text:
+        return text
     try:
-        return parse_number(given)
+        return parse_number(text)
     except ConfigurationError as error:
-        raise ConfigurationError(f"{long} {shown(given)} {error.message}", error.remedy) from None
+        raise ConfigurationError(f"{long} {shown(text)} {error.message}", error.remedy) from None
 
 
-def _read_process(given: argparse.Namespace) -> ProcessOptions:
+def _read_process(mode: str, given: Given) -> ProcessOptions:
     """Return the options of the process.
 
     :raises ConfigurationError: if a value breaks its rule, or two options contradict each other.
     """
-    values = {name: _value(long, option, getattr(given, name)) for name, (long, option) in PROCESS_OPTIONS.items()}
-    for name, (long, option) in PROCESS_OPTIONS.items():
-        if values[name] is not None:
+    values: dict[str, Any] = dict.fromkeys(PROCESS_OPTIONS)
+    for name, (long, option) in _process_options(mode).items():
+        if name in given:
+            values[name] = _field(long, option, given[name])
             check_value(long, option, values[name])
-    verbose = values["debug"] or values["trace"]
-    if values["quiet"] and verbose:
-        raise ConfigurationError("--quiet and --debug exclude each other", "give only one of them")
     if values["log_size"] is not None and values["log_file"] is None:
         raise ConfigurationError(
             f"--log-size {values['log_size']} is the size of a log file, and there is none", "add --log-file FILE"
         )
     return ProcessOptions(
-        foreground=values["foreground"],
+        foreground=bool(values["foreground"]),
         pid_file=values["pid_file"] or "",
         runas=values["runas"] or "",
-        verbose=verbose,
-        quiet=values["quiet"],
+        verbose=bool(values["debug"] or values["trace"]),
+        quiet=bool(values["quiet"]),
         log_file=values["log_file"] or "",
         log_size=values["log_size"] or LOG_SIZE_DEFAULT,
         stats=values["stats"] or 0,
+        no_pidns=bool(values["no_pidns"]),
     )
 
 
 def read_demo(argv: Sequence[str]) -> bool:
-    """Read a command line of ``gpasst demo``; return whether the figures are printed as JSON."""
-    parser = Parser(prog="gpasst demo", description="Show that it works, in ten seconds.")
-    parser.add_argument("--json", action="store_true", help="print the figures for a program to read")
-    return bool(parser.divide(argv).json)
+    """Read a command line of ``gpasst demo``; return whether the figures are printed as JSON.
 
-
-def _names(long: str, option: Option) -> list[str]:
-    """Return the short and the long form of an option."""
-    return [option.short, long] if option.short else [long]
-
-
-def _add_option(group: Any, name: str, long: str, option: Option, default: Any) -> None:
-    """Add an option; its value stays text here.
-
-    :param name: name of the value among those that are parsed.
-    :param default: its value if it is not given, which ``--help`` shows unless it is void.
+    :raises ConfigurationError: if it is malformed.
     """
-    settings: dict[str, Any] = {"dest": name, "help": option.help}
-    if not option.metavar:
-        settings["action"] = "store_true"
-    elif option.repeat:
-        settings |= {"action": "append", "default": [], "metavar": option.metavar}
-    else:
-        settings |= {"default": default, "metavar": option.metavar}
-        if default:
-            settings["help"] = f"{option.help} [{default}]"
-    group.add_argument(*_names(long, option), **settings)
+    known = dict.fromkeys(("-h", "--help"), Argument(HELP, ends=True))
+    divided = divide(known | {"--json": Argument("json")}, argv, "gpasst demo")
+    if HELP in divided.given:
+        print(DEMO_USAGE, end="")
+        raise SystemExit(0)
+    if divided.words:
+        raise ConfigurationError(
+            f"{shown(divided.words[0])} is not an option or argument of gpasst demo", "leave it out"
+        )
+    return "json" in divided.given
 
 
-def _complete_pasta(fields: dict[str, Any], given: argparse.Namespace, argv: Sequence[str]) -> list[str]:
-    """Add the PID and the defaults of ``gpasst pasta`` to `fields`; return the command.
+def _complete_pasta(fields: dict[str, Any], divided: Divided) -> None:
+    """Add the PID and the defaults of ``gpasst pasta`` to `fields`.
 
     :raises ConfigurationError: if there should be a command, or a process number, and there is an empty text or none.
     """
-    command: list[str] = given.command[1:] if given.command[:1] == ["--"] else given.command
-    if command[:1] == [""] or (not command and list(argv[-1:]) == ["--"]):
+    words = divided.words
+    if words[:1] == [""] or (divided.ended and not words):
         raise ConfigurationError(
-            f"COMMAND {'is empty' if command else 'is missing behind --'}",
+            f"COMMAND {'is empty' if words else 'is missing behind --'}",
             "give a program and its arguments, or nothing for a shell",
         )
-    if len(command) == 1 and command[0].isdecimal() and "--" not in argv:
-        fields["pid"] = int(command.pop())
-    impossible = {"tcp_ns": given.no_splice, "udp_ns": given.no_splice}
+    if len(words) == 1 and words[0].isdecimal() and not divided.ended:
+        fields["pid"] = int(words[0])
     for name in AUTOMATIC:
-        fields[name] = fields[name] or [NONE if impossible.get(name) else "auto"]
-    return command
+        fields.setdefault(name, ["auto"])

@@ -51,6 +51,7 @@ class ProcessOptions(NamedTuple):
     :ivar log_file: file to log to, empty for none.
     :ivar log_size: size in bytes at which it is shortened.
     :ivar stats: seconds between two lines of counters, 0 for none.
+    :ivar no_pidns: run the command in the PID namespace that this process is in.
     """
 
     foreground: bool
@@ -61,6 +62,7 @@ class ProcessOptions(NamedTuple):
     log_file: str
     log_size: int
     stats: int
+    no_pidns: bool
 
 
 def check_socket(descriptor: int) -> None:

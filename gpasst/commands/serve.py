@@ -101,7 +101,7 @@ def serve(
         announce(proxy, socket.if_indextoname)
         program = None
         if program_signals is not None and isinstance(proxy, Pasta):
-            program = _start(proxy, invocation.command, program_signals)
+            program = _start(proxy, invocation, program_signals)
         # All is well, and the file may lie where only root can write.
         pid_file.write()
         if identity and not keeps_identity:
@@ -175,15 +175,16 @@ def _wait(proxy: Pasta | Passt, program: Program | None, stats: int, stop: Any) 
     return status if status >= 0 else SIGNAL_BASE - status
 
 
-def _start(pasta: Pasta, command: tuple[str, ...], signals: ProgramSignals) -> Program:
+def _start(pasta: Pasta, invocation: Invocation, signals: ProgramSignals) -> Program:
     """Start the command, or a shell, in the namespace, and hand the terminal's signals over to it.
 
     :raises CommandError: if there is no such program, or it may not be executed.
     """
+    command = invocation.command
     argv = command or (os.environ.get("SHELL") or "/bin/sh", "-l")
     signals.starts = True
     try:
-        process = pasta.popen(argv, init=True, preexec_fn=signals.release)
+        process = pasta.popen(argv, init=not invocation.process.no_pidns, preexec_fn=signals.release)
     except FileNotFoundError:
         remedy = "check its name and PATH" if command else "check the variable SHELL"
         raise CommandError(f"{argv[0]}: command not found", remedy, EXIT_NOT_FOUND) from None

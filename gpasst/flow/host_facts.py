@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gpasst.helper.facts import HostAddress, HostFacts, HostRoute
 
 LIMITED_BROADCAST = bytes(4 * (255,))  # RFC 919
+CLASS_PREFIXES = ((128, 8), (192, 16), (224, 24), (256, 32))  # end of the first byte, bits; RFC 791, section 3.2
 POINT_TO_POINT_PREFIX = 31  # bits; networks of one or two addresses have no broadcast address (RFC 3021)
 
 
@@ -44,3 +45,13 @@ def broadcasts(facts: HostFacts) -> frozenset[bytes]:
 def link_local_network(route: HostRoute) -> bool:
     """Return whether a route is that of IPv6's link-local network, which every link has."""
     return ipaddress.ip_address(route["destination"] or "").is_link_local and route["family"] == V6
+
+
+def guess_prefix4(address: str, gateway: str) -> int:
+    """Guess an IPv4 prefix length: by address class, then shortened until the gateway is inside, if any length does."""
+    first = ipaddress.IPv4Address(address).packed[0]
+    prefix = next(bits for end, bits in CLASS_PREFIXES if first < end)
+    for shorter in range(prefix, 0, -1):
+        if ipaddress.ip_address(gateway) in ipaddress.ip_network(f"{address}/{shorter}", strict=False):
+            return shorter
+    return prefix

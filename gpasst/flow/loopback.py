@@ -22,12 +22,16 @@ class LoopbackTargets:
     :param addresses: what is known of the guest's addresses, by family.
     :param keep_loopback: whether loopback addresses are kept from the host as well.
     :param scope: interface index of the tap in the namespace.
+    :ivar inward: whether what comes to the host's loopback is spliced, too, and not only the namespace's.
     """
 
-    def __init__(self, addresses: Mapping[int, Addresses], keep_loopback: bool, scope: int) -> None:
+    def __init__(
+        self, addresses: Mapping[int, Addresses], keep_loopback: bool, scope: int, inward: bool = True
+    ) -> None:
         self._addresses = addresses
         self._keep_loopback = keep_loopback
         self._scope = scope
+        self.inward = inward
 
     def of(self, inside: bool, family: int, target_address: bytes, addressed: bytes) -> tuple[bytes, int]:
         """Return the address that traffic leads to, and its interface index, 0 unless it is a link-local one.

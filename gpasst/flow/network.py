@@ -16,18 +16,33 @@ every next hop on the link is the proxy.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from gpasst.config import Config
+from gpasst.config import Config, long_option
 from gpasst.errors import ConfigurationError, PlatformError
-from gpasst.flow.host_facts import LIMITED_BROADCAST, broadcasts, link_local_network, own_addresses
+from gpasst.flow.host_facts import (
+    LIMITED_BROADCAST,
+    broadcasts,
+    guess_prefix4,
+    link_local_network,
+    own_addresses,
+)
 from gpasst.flow.resolver_file import ResolverFile
 from gpasst.helper.request import Route
 from gpasst.linux import IFA_F_DADFAILED, IFA_F_TENTATIVE, RT_SCOPE_LINK, RT_SCOPE_UNIVERSE, RTPROT_KERNEL
 from gpasst.packet.address import V4, V6
 from gpasst.records import dataclass, replace
-from gpasst.values import NONE, is_interface_name, of_family, parse_mac, parse_netmask, shown, split_address
+from gpasst.values import (
+    NONE,
+    behind_none,
+    is_interface_name,
+    of_family,
+    parse_mac,
+    parse_netmask,
+    shown,
+    split_address,
+)
 
 if TYPE_CHECKING:
     from gpasst.helper.facts import HostFacts, HostRoute
@@ -40,7 +55,6 @@ LOCAL_INTERFACE = "tap0"
 PREFIX6_DEFAULT = 64  # bits
 HOST_PREFIX4 = 32  # bits
 MAX_RESOLVERS = 3  # per family; MAXNS of resolv.h
-CLASS_PREFIXES = ((128, 8), (192, 16), (224, 24), (256, 32))  # end of the first byte, bits; RFC 791, section 3.2
 UNUSABLE_FLAGS = IFA_F_DADFAILED | IFA_F_TENTATIVE
 
 
@@ -150,10 +164,7 @@ def build_network(
     :raises PlatformError: if the host has no address of any family asked for.
     """
     names = {link["index"]: link["name"] for link in facts["links"]}
-    if config.interface and config.interface not in names.values():
-        raise ConfigurationError(
-            f"--interface {config.interface} does not exist", f"the host has {shown(', '.join(names.values()))}"
-        )
+    _check_interfaces(config, names.values())
     advertises_dns = config.dhcp_dns or (advertises and not config.no_dhcp_dns)
     chosen = [_Family(config, facts, resolver_file, family, advertises_dns) for family in config.families]
     usable = [item for item in chosen if item.host_addresses]
@@ -168,7 +179,8 @@ def build_network(
     template = names.get(connected[0].index, "") if connected else ""
     search: tuple[str, ...] = ()
     if config.dhcp_search or (advertises and not config.no_dhcp_search):
-        search = tuple(config.search) or resolver_file.search
+        given = [name for value in behind_none(config.search) for name in value.split()]
+        search = tuple(given) if config.search else resolver_file.search
     return GuestNetwork(
         ip4=networks.get(V4),
         ip6=networks.get(V6),
@@ -176,7 +188,7 @@ def build_network(
         interface=config.ns_ifname or (template if is_interface_name(template) else LOCAL_INTERFACE),
         host_mac=parse_mac(config.mac_addr),
         mtu=config.mtu,
-        search=() if NONE in search else search,
+        search=search,
         addresses=tuple(address for item in usable for address in item.tap_addresses()),
         routes=tuple(route for item in usable for route in item.tap_routes()),
         hostname=config.hostname or "",
@@ -187,6 +199,19 @@ def build_network(
     )
 
 
+def _check_interfaces(config: Config, names: Collection[str]) -> None:
+    """Check that the host has the interfaces that options name.
+
+    :raises ConfigurationError: naming the option.
+    """
+    for option in ("interface", "outbound_if4", "outbound_if6"):
+        name = getattr(config, option)
+        if name and name not in names:
+            raise ConfigurationError(
+                f"{long_option(option)} {name} does not exist", f"the host has {shown(', '.join(names))}"
+            )
+
+
 class _Family:
     """The choices for one family, made in the order in which they depend on each other.
 
@@ -194,6 +219,7 @@ class _Family:
     :ivar index: index of the template interface, 0 in local mode.
     :ivar own: (address, prefix length) pairs of the template interface.
     :ivar explicit: whether the user chose the address.
+    :ivar single: whether the tap gets this one only.
     :ivar local: whether the family is in local mode.
     :ivar gateway_given: whether the user chose the gateway.
     :ivar routed: whether the guest gets a default route.
@@ -211,6 +237,7 @@ class _Family:
         self.host_addresses = frozenset(pack(item["address"]) for item in addresses)
         chosen = of_family(config.address, family)
         self.explicit = chosen is not None
+        self.single = self.explicit or config.no_copy_addrs
         self.notes: list[str] = []
         usable = [a for a in addresses if not a["flags"] & UNUSABLE_FLAGS]
         addressed = {a["index"] for a in usable if a["scope"] == RT_SCOPE_UNIVERSE}
@@ -235,8 +262,14 @@ class _Family:
         :param addressed: indexes of the interfaces with an address of global scope.
         """
         defaults = [route for route in routes if route["destination"] is None]
-        if self.config.interface:
-            index = next(link["index"] for link in facts["links"] if link["name"] == self.config.interface)
+        outbound = self._outbound_interface
+        if named := self.config.interface or outbound:
+            index = next(link["index"] for link in facts["links"] if link["name"] == named)
+            if named == outbound and index not in addressed and not self.explicit:
+                raise ConfigurationError(
+                    f"--outbound-if{self.family} {named} has no IPv{self.family} address",
+                    f"give it one, or copy another interface with --interface, or carry no IPv{self.family}",
+                )
             return index, next((route for route in defaults if route["oif"] == index), None)
         if defaults:
             return defaults[0]["oif"], defaults[0]
@@ -249,6 +282,11 @@ class _Family:
                 f"{links[found[0]]} is copied; choose with --interface"
             )
         return (found[0] if found else 0), None
+
+    @property
+    def _outbound_interface(self) -> str:
+        """The interface of outgoing traffic, empty for the kernel's choice."""
+        return (self.config.outbound_if4 if self.family == V4 else self.config.outbound_if6) or ""
 
     def _hop(self, route: HostRoute) -> str | None:
         """Return the guest's next hop for a route of the host, None for one straight to the link."""
@@ -304,24 +342,21 @@ class _Family:
             host_addresses=self.host_addresses,
             explicit=self.explicit,
             outbound=pack(outbound) if outbound else None,
-            outbound_interface=(config.outbound_if4 if family == V4 else config.outbound_if6) or "",
+            outbound_interface=self._outbound_interface,
             routed=self.routed,
         )
 
     def _alias(self, values: Sequence[str], default: str | None) -> bytes | None:
         """Return the last address of this family in `values`; ``none`` takes back what came before it."""
-        result = default
-        for value in values:
-            if value == NONE:
-                result = None
-            elif ipaddress.ip_address(value).version == self.family:
-                result = value
+        kept = of_family(behind_none(values), self.family)
+        result = kept or (None if NONE in values else default)
         return pack(result) if result else None
 
     def _resolvers(self, loopback: bytes | None) -> tuple[bytes, ...]:
-        if not self.advertises_dns or NONE in self.config.dns:
+        kept = behind_none(self.config.dns)
+        if not self.advertises_dns or (self.config.dns and not kept):
             return ()
-        given = [value for value in self.config.dns if ipaddress.ip_address(value).version == self.family]
+        given = [value for value in kept if ipaddress.ip_address(value).version == self.family]
         if given:
             return tuple(pack(value) for value in given)
         shown = [loopback if ipaddress.ip_address(server).is_loopback else pack(server) for server in self.nameservers]
@@ -332,7 +367,7 @@ class _Family:
         """Return the addresses for the tap: the chosen one, or all of the template interface."""
         if self.address is None:
             return []
-        if self.explicit or self.local:
+        if self.single or self.local:
             return [(self.address, self.prefix)]
         return [(self.address, self.prefix), *self.own[1:]]
 
@@ -342,12 +377,13 @@ class _Family:
         Without a default route, the last one leads to the address that stands for the host.
         """
         copied = []
-        if not (self.gateway_given or self.local or (self.explicit and self.routed)):
+        given = self.gateway_given or self.config.no_copy_routes
+        if not (given or self.local or (self.explicit and self.routed)):
             copied = [
                 Route(route["destination"], route["prefix"], self._hop(route), route["metric"], self.family)
                 for route in self.routes
                 # The kernel makes the routes of the addresses themselves, where these are copied too.
-                if (self.explicit or route["protocol"] != RTPROT_KERNEL) and not link_local_network(route)
+                if (self.single or route["protocol"] != RTPROT_KERNEL) and not link_local_network(route)
             ]
         if self.routed:
             return [*copied, Route(None, 0, self.gateway, family=self.family)]
@@ -359,13 +395,3 @@ class _Family:
 def pack(address: str) -> bytes:
     """Return the 4 or 16 bytes of the text of an IP address."""
     return ipaddress.ip_address(address).packed
-
-
-def guess_prefix4(address: str, gateway: str) -> int:
-    """Guess an IPv4 prefix length: by address class, then shortened until the gateway is inside, if any length does."""
-    first = pack(address)[0]
-    prefix = next(bits for end, bits in CLASS_PREFIXES if first < end)
-    for shorter in range(prefix, 0, -1):
-        if ipaddress.ip_address(gateway) in ipaddress.ip_network(f"{address}/{shorter}", strict=False):
-            return shorter
-    return prefix

@@ -46,7 +46,6 @@ class Keeper:
 
     def __init__(self, requests: Channel, netns_only: bool) -> None:
         self._requests = requests
-        self._netns_only = netns_only
         self._groups = ALL_GROUPS if netns_only else ""
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
@@ -99,7 +98,8 @@ class Keeper:
         :return: the descriptor of the tap, none without one; None if there is no namespace.
         """
         try:
-            reply, made = furnish(open_request(message["request"]), create(self._groups, self._netns_only))
+            request = open_request(message["request"])
+            reply, made = furnish(request, create(self._groups, request))
         except Exception as error:
             refuse(channel, message, error)
             return None

@@ -21,10 +21,11 @@ imported late; that includes any text encoding but UTF-8, which is always loaded
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from gpasst.errors import ConfigurationError, PlatformError
 from gpasst.helper import netlink
@@ -44,6 +45,8 @@ from gpasst.helper.tap import attach, open_tun
 from gpasst.records import dataclass
 
 PING_GROUP_RANGE = "/proc/sys/net/ipv4/ping_group_range"
+HOST_NAME_PREFIX = "pasta-"  # as pasta has it
+HOST_NAME_MAX = 64  # bytes; __NEW_UTS_LEN (linux/utsname.h)
 ALL_GROUPS = "0 2147483647"  # the largest id the setting accepts
 ROOT_GROUP = "0 0"
 NAMESPACE_FILES = (
@@ -105,22 +108,26 @@ def enter_user_namespace() -> str:
             assistant.close()
 
 
-def create(groups: str, netns_only: bool) -> Entered:
+def create(groups: str, request: OpenRequest) -> Entered:
     """Move the calling thread into a new network namespace, with a host name and IPC objects of its own.
 
     :param groups: which may send ICMP echo requests there, as the kernel writes them.
-    :param netns_only: the process is in no user namespace of its own.
+    :param request: names its host, and says whether the process is in no user namespace of its own.
     :raises PlatformError: if a permission or a limit is in the way.
     """
     try:
         unshare(CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS)
     except OSError as error:
-        remedy = "run as root, or leave --netns-only out" if netns_only else NO_USER_NAMESPACE
+        remedy = "run as root, or leave --netns-only out" if request.netns_only else NO_USER_NAMESPACE
         raise _cannot("create a network namespace", error, remedy) from None
     _write(PING_GROUP_RANGE, groups)
+    name = request.hostname or f"{HOST_NAME_PREFIX}{os.uname().nodename}"
+    # A program that has no network of the host's under the host's own name would be taken for one that has.
+    with suppress(OSError):
+        _socket.sethostname(os.fsdecode(os.fsencode(name)[:HOST_NAME_MAX]))
     descriptors: dict[str, int] = {}
     try:
-        for name in ("netns", "uts", "ipc") if netns_only else ("netns", "uts", "ipc", "userns"):
+        for name in ("netns", "uts", "ipc") if request.netns_only else ("netns", "uts", "ipc", "userns"):
             descriptors[name] = _open_own(name)
     except OSError:
         close_all(descriptors.values())
@@ -159,7 +166,7 @@ def _create_as(request: OpenRequest, assistant: _Assistant | None) -> Entered:
             _change_identity(request.runas)
             tun = _tun_opener(assistant)
         groups = _new_user_namespace(assistant if request.runas is None else None)
-    place = create(groups, request.netns_only)
+    place = create(groups, request)
     return Entered(place.descriptors, tun, drop_late=request.netns_only and request.runas is not None)
 
 

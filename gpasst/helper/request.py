@@ -48,6 +48,7 @@ class OpenRequest:
     :param tap: False makes no device; only `lo` is brought up.
     :param optional: families, of 4 and 6, whose addresses and routes are copies of the host's: what the kernel refuses
         of them is left out and reported, while every other refusal is an error.
+    :param hostname: host name of a namespace that is created, empty for ``pasta-`` and the host's.
     """
 
     netns: str | None = None
@@ -63,6 +64,7 @@ class OpenRequest:
     routes: tuple[Route, ...] = ()
     tap: bool = True
     optional: tuple[int, ...] = ()
+    hostname: str = ""
 
     @property
     def shares_process(self) -> bool:

@@ -111,7 +111,7 @@ class TcpListeners:
         :raises PacketError: if neither must be; its socket is closed then.
         """
         sock = self._descriptors.settle(sock)
-        if self._splice and (listener.inside or is_loopback(address)):
+        if self._splice and (listener.inside or (self._splice.inward and is_loopback(address))):
             addressed = end_of(sock.getsockname())
             if listener.inside or is_loopback(addressed[0]):
                 self._splice.open(listener, sock, (address, port), addressed)

@@ -69,6 +69,7 @@ class TcpSplice:
     :param clock: returns monotonic seconds.
     :param stopwatch: returns seconds, for the budget of a step.
     :ivar pairs: the rules and tables.
+    :ivar inward: see `LoopbackTargets`.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class TcpSplice:
     ) -> None:
         self.pairs = StreamPairs()
         self._targets = targets
+        self.inward = targets.inward
         self._pool = pool
         self._epoll = epoll
         self._descriptors = descriptors

@@ -86,8 +86,9 @@ def build_base(
     pool = SocketPool(namespace.sockets) if namespace else None
     guest = Guest(network, namespace.mac if namespace else None, link_local)
     targets = None
-    if namespace and not config.no_splice:
-        targets = LoopbackTargets(guest.addresses, config.keeps_loopback, namespace.index)
+    outward = any(found for side, found in config.port_rules.items() if side.inside)
+    if namespace and (outward or not config.no_splice):
+        targets = LoopbackTargets(guest.addresses, config.keeps_loopback, namespace.index, inward=not config.no_splice)
     return Base(
         config,
         namespace,

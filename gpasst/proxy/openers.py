@@ -69,6 +69,7 @@ class UdpListenerOpener:
     :param unwatch: stops that.
     :param gro: let the kernel join datagrams of one sender.
     :param keeps_loopback: whether the host's loopback leads to the namespace's.
+    :param inward: whether what comes to the host's loopback is spliced, too, and not only the namespace's.
     """
 
     protocol = "udp"
@@ -83,6 +84,7 @@ class UdpListenerOpener:
         unwatch: Callable[[Listener], None],
         gro: bool,
         keeps_loopback: bool,
+        inward: bool = True,
     ) -> None:
         self._nat = nat
         self._splice = splice
@@ -91,6 +93,7 @@ class UdpListenerOpener:
         self._unwatch = unwatch
         self._gro = gro
         self.keeps_loopback = keeps_loopback
+        self._inward = inward
 
     def socket(self, bind: BindAddress) -> RawSocket:
         """Return an unbound socket; see `ListenerOpener`."""
@@ -112,7 +115,7 @@ class UdpListenerOpener:
             target_address=target_bytes(spec.rule),
             general=bind.everywhere,
             inside=bind.inside,
-            splices=self._splice is not None and (bind.inside or bind.loopback),
+            splices=self._splice is not None and (bind.inside or (bind.loopback and self._inward)),
         )
         if self._splice is not None and listener.splices:
             self._splice.listen(bind.inside, bind.family)
@@ -170,7 +173,7 @@ class TcpListenerOpener:
     def opened(self, spec: ListenerSpec, port: int, sock: RawSocket) -> Release:
         """Begin to accept clients; see `ListenerOpener`."""
         bind = spec.bind
-        if self._splice is not None and (bind.inside or bind.loopback):
+        if self._splice is not None and (bind.inside or (bind.loopback and self._splice.inward)):
             self._splice.listen(bind.inside, bind.family)
         listener = TcpListener(bind.family, port, spec.target, target_bytes(spec.rule), bind.inside, sock)
         self._listeners.watch(listener)

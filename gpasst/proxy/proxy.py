@@ -130,6 +130,7 @@ class Proxy:
             base.watchers.unwatch,
             Feature.GRO in base.features,
             config.keeps_loopback,
+            inward=not config.no_splice,
         )
         openers: list[ListenerOpener] = [] if config.no_udp else [udp_opener]
         if not config.no_tcp:

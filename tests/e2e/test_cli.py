@@ -14,7 +14,7 @@ import pytest
 
 import gpasst
 from tests.support.cli import AS_ROOT, GPASST, cli, ended
-from tests.support.lab import bound, host_socket
+from tests.support.lab import REMOTE4, bound, host_socket
 from tests.support.ready import sleeper, until
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
@@ -139,23 +139,32 @@ def test_killing_the_proxy_leaves_nothing_behind() -> None:
     [
         (("pasta", "--nosuch"), 2, "--nosuch is not an option or argument"),
         (("pasta", "-u", "70000"), 2, "70000 is not a port"),
-        (("pasta", "-4", "-6"), 2, "exclude each other"),
+        (("pasta", "--udp-p", "70000"), 2, "--udp-ports 70000: 70000 is not a port"),
+        (("pasta", "--no-d"), 2, "--no-d is ambiguous; write one of --no-dhcp, --no-dhcp-dns, --no-dhcp-search"),
+        (("pasta", "-m", "65522"), 2, "--mtu 65522 is out of range; give 68 to 65521 bytes, or 0"),
+        (("pasta", "--no-copy-addrs"), 2, "--no-copy-addrs is about what --config-net copies"),
+        (("pasta", "--no-pidns", "--netns", "x"), 2, "--no-pidns is about COMMAND"),
+        (("pasta", "--outbound-if4", "nosuch0"), 1, "--outbound-if4 nosuch0 does not exist"),
+        (("pasta", "-p", "/nosuch/file", "--", "true"), 1, "--pcap /nosuch/file: No such file or directory"),
+        (("pasta", "-p", "/", "--", "true"), 1, "--pcap /: Is a directory; name a file that can be written"),
+        (("passt", "--vhost-user", "-s", "/x"), 2, "--vhost-user needs a back-end of shared memory"),
+        (("passt", "--print-capabilities"), 2, "--print-capabilities is about a back-end for vhost-user"),
+        (("passt", "--migrate-exit"), 2, "--migrate-exit belongs to the migration of vhost-user guests"),
         (("pasta", "--mtu", "12"), 2, "--mtu 12 is out of range"),
         (("pasta", "-m", "x"), 2, "--mtu x is not a whole number"),
         (("pasta", "-T", "192.0.2.1/53"), 2, "--tcp-ns 192.0.2.1/53 is not on the namespace's loopback"),
         (("pasta", "-U", "192.0.2.1/53"), 2, "--udp-ns 192.0.2.1/53 is not on the namespace's loopback"),
         (("pasta", "-U", "%up0/53"), 2, "--udp-ns %up0/53 is not on the namespace's loopback"),
-        (("pasta", "--no-splice", "-U", "53"), 2, "--udp-ns needs splicing, which --no-splice switches off"),
+        (("pasta", "--no-splice", "--host-lo-to-ns-lo"), 2, "--no-splice and --host-lo-to-ns-lo exclude each other"),
         (("pasta", "--no-splice", "--splice-only"), 2, "--no-splice and --splice-only exclude each other"),
         (("pasta", "-s", "/x"), 2, "-s is an option of gpasst passt"),
         (("passt", "--config-net"), 2, "--config-net is an option of gpasst pasta"),
         (("passt", "-u", "auto"), 2, "auto needs a namespace"),
-        (("passt", "-s", "/x", "-F", "3"), 2, "exclude each other"),
         (("passt", "--fd=-2"), 2, "--fd -2 is out of range"),
         (("passt", "-f", "--fd", "999"), 1, "--fd 999: Bad file descriptor"),
         (("passt", "-f", "-s", "/nosuch/x"), 1, "--socket /nosuch/x: No such file or directory"),
         (("passt", "-f", "-s", "/" + 110 * "x"), 1, "longer than 107 bytes"),
-        (("pasta", "-u", "auto,all"), 2, "--udp-ports auto,all: auto and all in one list"),
+        (("pasta", "-u", "auto,auto"), 2, "--udp-ports auto,auto: auto in one list"),
         (("pasta", "-u", "auto,5000,5000"), 2, "port 5000 is given twice"),
         (("pasta", "--runas", "no such user"), 2, "no such user"),
         (("pasta", "--netns", "x", "--", "true"), 2, "cannot be run in a namespace that is joined"),
@@ -243,6 +252,35 @@ def test_options_that_switch_off_what_is_not_there_are_accepted() -> None:
     off = ["-t", "none", "-T", "none", "-U", "none", "-u", "none", "--no-dhcp", "--no-dhcpv6", "--no-splice"]
     off += ["--hostname", "guest", "--fqdn", "guest.example.org"]
     assert cli("pasta", *off, "--", "true").returncode == 0
+
+
+def test_a_new_namespace_has_a_host_name_of_its_own() -> None:
+    outside = os.uname().nodename
+    assert cli("pasta", "--", "uname", "-n").stdout == f"pasta-{outside}\n"
+    assert cli("pasta", "-H", "g\u00e4st", "--", "uname", "-n").stdout == "xn--gst-qla\n"
+    assert os.uname().nodename == outside
+
+
+def test_the_commands_processes_without_a_pid_namespace(tmp_path: Path) -> None:
+    script = "test -d /proc/$PPID && sleep 1000 >/dev/null 2>&1 & echo $! $$"
+    done = cli("pasta", "--no-pidns", "--config", "--", "sh", "-c", script)
+    assert (done.returncode, done.stderr) == (0, "")
+    child, shell = map(int, done.stdout.split())
+    # It lives on, and is known by its number out here.
+    assert shell > 1
+    os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("options", "count"), [((), 2), (("--no-copy-addrs",), 1)])
+def test_how_many_addresses_are_copied(options: tuple[str, ...], count: int) -> None:
+    done = cli("pasta", "--config-net", *options, "--", "ip", "-4", "-o", "address", "show", "dev", "up0")
+    assert len(done.stdout.splitlines()) == count, done
+
+
+def test_only_the_default_route_is_copied() -> None:
+    done = cli("pasta", "--config-net", "--no-copy-routes", "--", "ip", "-4", "route")
+    assert done.stdout.split("dev")[0] == f"default via {REMOTE4} "
+    assert [line for line in done.stdout.splitlines() if "proto kernel" not in line] == done.stdout.splitlines()[:1]
 
 
 def test_help_and_version() -> None:

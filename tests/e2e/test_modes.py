@@ -273,6 +273,27 @@ def test_a_network_without_default_route_is_reached_beside_the_other_familys(rem
             assert (data, host.recv(9)) == (b"in", b"out")
 
 
+def test_the_outbound_interface_of_a_family_is_its_template() -> None:
+    if os.geteuid():
+        pytest.skip(f"{ROOT_ONLY} make an interface on the host")
+    with IPRoute() as ipr:
+        ipr.link("add", ifname="aux0", kind="veth", peer={"ifname": "aux1"})
+        (index,) = ipr.link_lookup(ifname="aux0")
+        try:
+            ipr.link("set", index=index, state="up")
+            with pytest.raises(gpasst.ConfigurationError, match="--outbound-if4 aux0 has no IPv4 address"):
+                gpasst.Pasta(config_net=True, outbound_if4="aux0").open()
+            ipr.addr("add", index=index, address="198.18.0.5", prefixlen=24)
+            with gpasst.Pasta(config_net=True, outbound_if4="aux0") as net:
+                shown = net.run(["ip", "-o", "address", "show", "dev", "aux0"], capture_output=True, text=True).stdout
+                assert " inet 198.18.0.5/24 " in shown
+                assert f" inet6 {HOST6}/64 " in shown
+                route = net.run(["ip", "route"], capture_output=True, text=True).stdout
+                assert "default" not in route, "there is none on that interface"
+        finally:
+            ipr.link("del", index=index)
+
+
 def test_an_ipv4_default_route_by_an_ipv6_next_hop(remote: Remote) -> None:
     with no_default_route(4), IPRoute() as ipr:
         fields = {"dst": "default", "family": socket.AF_INET, "via": {"family": socket.AF_INET6, "addr": REMOTE6}}

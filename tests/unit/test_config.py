@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
@@ -33,13 +34,13 @@ def configured(**fields: Any) -> Config:
         ({"address": "0.0.0.0"}, "--address", NOBODY),
         ({"address": "127.0.0.1/8"}, "--address", NOBODY),
         ({"address": "::1"}, "--address", NOBODY),
-        ({"address": "::ffff:192.0.2.2"}, "--address", NOBODY),
         ({"gateway": "192.0.2.1/24"}, "--gateway", "192.0.2.1/24 has a prefix length"),
         ({"gateway": "fe80::1%eth0"}, "--gateway", "fe80::1%eth0 has a scope"),
         ({"gateway": "224.0.0.1"}, "--gateway", NOBODY),
         ({"gateway": "255.255.255.255"}, "--gateway", NOBODY),
         ({"gateway": "none"}, "--gateway", "none is not an IP address"),
         ({"outbound": "eth0"}, "--outbound", "eth0 is not an IP address"),
+        ({"outbound": "::1"}, "--outbound", "::1 is a loopback address"),
         ({"dns": "resolver"}, "--dns", "resolver is not an IP address"),
         ({"dns_host": "none"}, "--dns-host", "none is not an IP address"),
         ({"dns_forward": "127.0.0.53"}, "--dns-forward", "127.0.0.53 is a loopback address"),
@@ -56,7 +57,7 @@ def configured(**fields: Any) -> Config:
         ({"mac_addr": "00:00:00:00:00:00"}, "--mac-addr", NOBODY),
         ({"ns_mac_addr": "9a559a559a55"}, "--ns-mac-addr", "9a559a559a55 is not a MAC address"),
         ({"mtu": 67}, "--mtu", "67 is out of range"),
-        ({"mtu": 65536}, "--mtu", "65536 is out of range"),
+        ({"mtu": 65522}, "--mtu", "65522 is out of range"),
         ({"mtu": -1}, "--mtu", "-1 is out of range"),
         ({"mtu": "1500"}, "--mtu", "takes a whole number, not '1500'"),
         ({"mtu": True}, "--mtu", "takes a whole number, not True"),
@@ -76,6 +77,14 @@ def configured(**fields: Any) -> Config:
         ({"address": b"192.0.2.2"}, "--address", "takes text, not b'192.0.2.2'"),
         ({"search": "x" * 64}, "--search", "is not a domain name"),
         ({"search": "a..b"}, "--search", "a..b is not a domain name"),
+        ({"search": "a.example a..b"}, "--search", "a.example a..b is not a domain name"),
+        ({"search": " "}, "--search", "is not a domain name"),
+        ({"no_copy_addrs": True}, "--no-copy-addrs", "is about what --config-net copies"),
+        ({"no_copy_routes": True}, "--no-copy-routes", "is about what --config-net copies"),
+        ({"no_splice": True, "host_lo_to_ns_lo": True}, "--no-splice", "--host-lo-to-ns-lo exclude each other"),
+        ({"ipv4_only": True, "outbound_if6": "up0"}, "--ipv4-only", "--outbound-if6 exclude each other"),
+        ({"ipv6_only": True, "outbound_if4": "up0"}, "--ipv6-only", "--outbound-if4 exclude each other"),
+        ({"address": "192.0.2.2/24", "netmask": "24"}, "--netmask 24", "with a prefix length exclude each other"),
         ({"netns": 5}, "--netns", "takes text, not 5"),
         ({"config_net": "yes"}, "--config-net", "takes True or False, not 'yes'"),
         ({"pid": 0}, "process ID", "0 is no process ID"),
@@ -105,6 +114,42 @@ def test_refusals_name_the_option_the_fault_and_the_remedy(values: dict[str, Any
     assert not caught.value.message.endswith(".")
 
 
+ADDRESS_OPTIONS = (
+    "address",
+    "gateway",
+    "outbound",
+    "map_host_loopback",
+    "map_guest_addr",
+    "dns",
+    "dns_forward",
+    "dns_host",
+)
+
+
+@pytest.mark.parametrize("name", ADDRESS_OPTIONS)
+@pytest.mark.parametrize("value", ["0.0.0.0", "::", "224.0.0.1", "ff02::1", "255.255.255.255"])
+def test_no_address_is_that_of_nobody_or_of_many(name: str, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{value} {NOBODY}"):
+        configured(**{name: value})
+
+
+@pytest.mark.parametrize("name", ADDRESS_OPTIONS)
+@pytest.mark.parametrize("value", ["::ffff:192.0.2.2", "::192.0.2.2"])
+def test_no_address_has_two_families(name: str, value: str) -> None:
+    with pytest.raises(ConfigurationError, match="is an IPv4 address in the form of an IPv6 one"):
+        configured(**{name: ipaddress.ip_address(value).compressed})
+
+
+@pytest.mark.parametrize("name", ADDRESS_OPTIONS)
+@pytest.mark.parametrize("value", ["127.0.0.9", "::1"])
+def test_which_addresses_may_be_loopback_ones(name: str, value: str) -> None:
+    if name in ("dns", "dns_host") or (name, value) == ("outbound", "127.0.0.9"):
+        assert getattr(configured(**{name: value}), name) == (value,)
+    else:
+        with pytest.raises(ConfigurationError, match=value):
+            configured(**{name: value})
+
+
 def test_nothing_given() -> None:
     config = Config()
     assert config.families == (4, 6)
@@ -130,7 +175,7 @@ def test_one_value_or_several(given_values: Any) -> None:
     assert Config(address=given_values).address == ("192.0.2.2",)
 
 
-@pytest.mark.parametrize("mtu", [0, 68, 1500, 65520, 65535])
+@pytest.mark.parametrize("mtu", [0, 68, 1500, 65520, 65521])
 def test_mtus(mtu: int) -> None:
     assert Config(mtu=mtu).mtu == mtu
 
@@ -186,7 +231,7 @@ def test_addresses_that_are_allowed() -> None:
         dns=["none"],
         dns_host="127.0.0.53",
         outbound="127.0.0.1",
-        search=["none", "example.org."],
+        search=["none", "example.org.", "a.example b.example"],
         hostname="gäst",
         fqdn=f"{'x' * 62}." * 4 + "y",
     )
@@ -201,6 +246,7 @@ def test_every_option_says_what_it_is() -> None:
     assert len(shorts) == len(set(shorts))
     defaults = vars_of(Config())
     assert all(bool(option.metavar) == (type(defaults[name]) is not bool) for name, option in described.items())
+    assert [option.alias for option in described.values() if option.alias] == ["--socket-path"]
     assert all(option.repeat == (type(defaults[name]) is tuple) for name, option in described.items())
 
 
@@ -243,6 +289,8 @@ def test_a_user_namespace_alone_names_no_network_namespace() -> None:
         ({"address": "2001:db8::7/129"}, "write it like 2001:db8::7/64"),
         ({"gateway": "192.0.2.1/24"}, "write 192.0.2.1"),
         ({"gateway": "fe80::1%eth0"}, "write fe80::1"),
+        ({"address": "::ffff:192.0.2.2"}, "write 192.0.2.2"),
+        ({"gateway": "::192.0.2.1"}, "write 192.0.2.1"),
         ({"mac_addr": "00:00:00:00:00:00"}, "choose another, like 02:00:00:00:00:01"),
         ({"mac_addr": "01:00:00:00:00:00"}, "choose another, like 02:00:00:00:00:01"),
         ({"mac_addr": "03:00:00:00:00:09"}, "write 02:00:00:00:00:09"),

@@ -24,6 +24,7 @@ PURE = sorted(
             "layouts",
             "wire",
             "portspec",
+            "ranges",
             "option",
             "config",
             "counters",

@@ -148,6 +148,9 @@ def test_places(text: str, address: str | None, interface: str | None, families:
     assert rule.text == text
 
 
+ALL_BUT_5 = [(None, 1, 4, "192.0.2.5", 1), (None, 6, 49151, "192.0.2.5", 6)]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -179,6 +182,14 @@ def test_places(text: str, address: str | None, interface: str | None, families:
         ),
         ("~5001,5000-5001:192.0.2.5/1-2", [(None, 5000, 5000, "192.0.2.5", 1)]),
         ("auto,5000:192.0.2.5/6000", [(None, 5000, 5000, "192.0.2.5", 6000)]),
+        ("5000:192.0.2.5", [(None, 5000, 5000, "192.0.2.5", 5000)]),
+        ("5000-5001:2001:db8::5", [(None, 5000, 5001, "2001:db8::5", 5000)]),
+        ("5000:[2001:db8::5]", [(None, 5000, 5000, "2001:db8::5", 5000)]),
+        ("127.0.0.1/5000:192.0.2.5,~1", [("127.0.0.1", 5000, 5000, "192.0.2.5", 5000)]),
+        ("all:192.0.2.5", [(None, 1, 49151, "192.0.2.5", 1)]),
+        ("::1/all:2001:db8::5,~1", [("::1", 2, 49151, "2001:db8::5", 2)]),
+        ("all:192.0.2.5,5:192.0.2.6/7", [(None, 5, 5, "192.0.2.6", 7), *ALL_BUT_5]),
+        ("all:192.0.2.5,auto", [(None, 1, 65535, "192.0.2.5", 1)]),
     ],
 )
 def test_target_addresses(text: str, expected: list[tuple[str | None, int, int, str | None, int]]) -> None:
@@ -198,6 +209,8 @@ def test_target_addresses(text: str, expected: list[tuple[str | None, int, int, 
         ("~22", {(False, False)}),
         ("all,8053:53", {(False, False), (True, False)}),
         ("auto", {(False, True)}),
+        ("all,auto", {(False, True)}),
+        ("all:192.0.2.5", {(False, False)}),
         ("8000,auto", {(False, True)}),
     ],
 )
@@ -208,12 +221,12 @@ def test_what_forgives_and_what_is_automatic(text: str, kinds: set[tuple[bool, b
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "nothing is not a port from 1 to 65535"),
-        ("5000:0", "0 is not a port"),
+        ("", "nothing is not a port from 1 to 65535, nor 0 with a target"),
+        ("5000:0", "0 is not a port from 1 to 65535; "),
         ("5000:192.0.2.5/0", "0 is not a port"),
-        ("0-5", "0 is not a port"),
+        ("0-5", "0 is not a port from 1 to 65535; "),
         ("~0", "0 is not a port"),
-        ("65536", "65536 is not a port"),
+        ("65536", "65536 is not a port from 1 to 65535, nor 0 with a target; write [ADDRESS[%INTERFACE]/]PORT"),
         ("9" * 5000, "is not a port"),
         ("5000,", "nothing is not a port"),
         ("5000:", "nothing is not a port"),
@@ -222,7 +235,10 @@ def test_what_forgives_and_what_is_automatic(text: str, kinds: set[tuple[bool, b
         ("~all", "all is not a port"),
         ("none,5000", "none is not a port"),
         ("*/none", "none is not a port"),
-        ("all:53", "all is not a port"),
+        ("all:53", "53 is not an IP address"),
+        ("all:", "nothing is not an IP address"),
+        ("all:192.0.2.5/53", "all:192.0.2.5 is not an IP address"),
+        ("allows", "allows is not a port from 1 to 65535, nor 0 with a target"),
         ("5000, 6000", " 6000 is not a port"),
         ("5000\n", r"5000\n is not a port"),
         ("\udc80", r"\udc80 is not a port"),
@@ -243,9 +259,10 @@ def test_what_forgives_and_what_is_automatic(text: str, kinds: set[tuple[bool, b
         ("5000:80:90", "80:90 is not a port"),
         ("~5000:80", "5000:80 is not a port"),
         ("*/5000/6000", "5000/6000 is not a port"),
-        ("5000:192.0.2.5", "192.0.2.5 lacks a port; write 5000:192.0.2.5/5000"),
-        ("5000-5001:2001:db8::5", "2001:db8::5 lacks a port; write 5000-5001:[2001:db8::5]/5000-5001"),
-        ("5000:[2001:db8::5]", "[2001:db8::5] lacks a port; write 5000:[2001:db8::5]/5000"),
+        ("0:192.0.2.5", "0:192.0.2.5 lacks a port; write 0:192.0.2.5/PORT"),
+        ("5000:192.0.2.5,5000", "port 5000 is given twice"),
+        ("192.0.2.1/5000:2001:db8::5", "192.0.2.1 and 2001:db8::5 are of different families"),
+        ("::1/all:192.0.2.5", "::1 and 192.0.2.5 are of different families"),
         ("5000:192.0.2.5/", "nothing is not a port"),
         ("5000:/6000", "nothing is not an IP address"),
         ("5000:host/6000", "host is not an IP address"),
@@ -277,8 +294,8 @@ def test_what_forgives_and_what_is_automatic(text: str, kinds: set[tuple[bool, b
         ("5000-5009:192.0.2.5/1-10,5001:::5/1,5002:192.0.2.6/1", "port 5002 is given twice"),
         ("5000,5000,~5000", "port 5000 is given twice"),
         ("8000,8000:9000,auto", "port 8000 is given twice"),
-        ("all,auto", "all and auto in one list"),
-        ("all,5000,all", "all and all in one list"),
+        ("auto,auto", "auto in one list; give it once"),
+        ("all,5000,all:192.0.2.5", "all and all:192.0.2.5 in one list; give it once"),
         ("192.0.2.1/5000:[2001:db8::5]/6000", "192.0.2.1 and 2001:db8::5 are of different families"),
         ("::/5000:192.0.2.5/6000", ":: and 192.0.2.5 are of different families"),
     ],

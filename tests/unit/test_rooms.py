@@ -15,7 +15,7 @@ ROOT = "gpasst"  # the package itself names its public names' homes, and loads t
 # Rooms of one floor may use each other and what is below.
 FLOORS = (
     ("errors", "counters", "features", "linux", "records"),
-    ("codec", "layouts", "declare", "formats", "wire", "values", "option", "config", "portspec"),
+    ("codec", "layouts", "declare", "formats", "wire", "values", "option", "config", "portspec", "ranges"),
     ("helper", "hub"),
     ("packet",),
     ("flow",),

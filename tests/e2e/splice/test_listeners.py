@@ -10,7 +10,7 @@ import gpasst
 from gpasst.flow.record import Forward
 from tests.support.families import ANY
 from tests.support.lab import HOST4, bound, host_socket
-from tests.support.ways import exchange, inward, superframes_only
+from tests.support.ways import exchange, inward, outward, superframes_only
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 
@@ -39,6 +39,14 @@ def test_without_splicing_loopback_goes_through_the_tap() -> None:
         with way.service() as service, way.client() as client:
             assert exchange(way, client, service)[0] == net.gateway4
             assert [flow.spliced for flow in net.flows()] == [False]
+
+
+def test_what_the_namespace_asks_is_spliced_still() -> None:
+    with gpasst.Pasta(config_net=True, no_splice=True, udp_ports="5000:53", udp_ns="5300:53") as net:
+        for way, spliced in ((inward(net, 5000), False), (outward(net, 5300), True)):
+            with way.service() as service, way.client() as client:
+                assert (exchange(way, client, service)[0] == "127.0.0.1") == spliced
+            assert [flow.spliced for flow in net.flows() if flow.spliced == spliced]
 
 
 def test_one_listener_in_one_place() -> None:

@@ -33,6 +33,7 @@ NOTHING = ProcessOptions(
     log_file="",
     log_size=LOG_SIZE_DEFAULT,
     stats=0,
+    no_pidns=False,
 )
 
 

@@ -8,11 +8,11 @@ import pytest
 
 from gpasst.config import Config
 from gpasst.errors import ConfigurationError, PlatformError
+from gpasst.flow.host_facts import guess_prefix4
 from gpasst.flow.network import (
     FamilyNetwork,
     GuestNetwork,
     build_network,
-    guess_prefix4,
 )
 from gpasst.flow.resolver_file import ResolverFile, parse_resolver_file
 from gpasst.helper.facts import HostAddress, HostFacts, HostLink, HostRoute
@@ -310,6 +310,52 @@ def test_an_unknown_interface_is_refused() -> None:
     assert str(caught.value) == "--interface eth9 does not exist; the host has lo, up0, other0, idle0"
 
 
+def test_the_outbound_interface_is_the_template_of_its_family() -> None:
+    network = settled(outbound_if4="other0")
+    ip4, ip6 = both(network)
+    assert (ip4.address, ip4.index, ip4.outbound_interface) == (ip("10.1.0.5"), OTHER, "other0")
+    assert (ip6.address, ip6.index, ip6.outbound_interface) == (ip("2001:db8::2"), UP, "")
+    assert network.interface == "other0"
+    # Unless another one is named.
+    ip4 = ip4_of(interface="up0", outbound_if4="other0")
+    assert (ip4.address, ip4.index, ip4.outbound_interface) == (ip("192.0.2.2"), UP, "other0")
+    # An address of the user's own needs none to be copied.
+    assert ip4_of(outbound_if4="idle0", address="10.0.0.5").address == ip("10.0.0.5")
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"outbound_if4": "eth9"}, "--outbound-if4 eth9 does not exist; the host has lo, up0, other0, idle0"),
+        (
+            {"outbound_if6": "other0"},
+            "--outbound-if6 other0 has no IPv6 address; "
+            "give it one, or copy another interface with --interface, or carry no IPv6",
+        ),
+    ],
+)
+def test_an_outbound_interface_that_is_of_no_use_is_refused(options: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        settled(**options)
+    assert str(caught.value) == line
+
+
+def test_only_one_address_is_copied_if_asked_for() -> None:
+    network = settled(config_net=True, no_copy_addrs=True)
+    assert network.addresses == (("192.0.2.2", 24), ("2001:db8::2", 64))
+    # The route of the second one's network would go with it.
+    assert Route("2001:db8::", 64, None, 256, 6) in network.routes
+    assert {route.destination for route in network.routes if route.family == 4} == {"192.0.2.0", "198.51.100.0", None}
+    ip4, ip6 = both(network)
+    assert not ip4.explicit and not ip6.explicit
+
+
+def test_only_the_default_route_is_made_if_asked_for() -> None:
+    network = settled(config_net=True, no_copy_routes=True)
+    assert network.routes == (Route(None, 0, "192.0.2.1"), Route(None, 0, "fe80::1", family=6))
+    assert network.addresses == settled().addresses
+
+
 def test_the_tap_has_the_name_asked_for() -> None:
     assert settled(ns_ifname="net0").interface == "net0"
     assert settled(LONELY, ns_ifname="net0").interface == "net0"
@@ -324,7 +370,6 @@ def test_the_tap_has_the_name_asked_for() -> None:
         ({"address": "192.0.2.77"}, "192.0.2.77", 24),
         ({"address": "10.0.0.5"}, "10.0.0.5", 8),
         ({"address": "192.0.2.77", "netmask": "255.255.0.0"}, "192.0.2.77", 16),
-        ({"address": "192.0.2.77/25", "netmask": "26"}, "192.0.2.77", 26),
         ({"netmask": "30"}, "192.0.2.2", 30),
     ],
 )
@@ -422,6 +467,7 @@ def test_other_special_addresses() -> None:
         "map_guest_addr": ["192.0.2.77", "2001:db8::77"],
         "dns_forward": ["192.0.2.53", "2001:db8::53"],
         "outbound": ["192.0.2.3", "2001:db8:2::2"],
+        "interface": "up0",
         "outbound_if4": "up0",
         "outbound_if6": "other0",
     }
@@ -454,6 +500,8 @@ def test_the_guest_is_told_no_names_unless_asked() -> None:
         (("198.51.100.53",), {"dns": ["127.0.0.53", "2001:db8::5"]}, ["127.0.0.53"], ["2001:db8::5"]),
         (("198.51.100.53", "2001:db8:5::53"), {"dns": "192.0.2.5"}, ["192.0.2.5"], ["2001:db8:5::53"]),
         (("198.51.100.53", "2001:db8:5::53"), {"dns": "none"}, [], []),
+        (("198.51.100.53", "2001:db8:5::53"), {"dns": ["192.0.2.5", "none"]}, [], []),
+        (("198.51.100.53",), {"dns": ["192.0.2.4", "none", "192.0.2.5"]}, ["192.0.2.5"], []),
         ((), {}, [], []),
     ],
 )
@@ -503,6 +551,12 @@ def test_the_hosts_resolver_is_the_first_or_the_one_given() -> None:
         ({"dhcp_search": True, "search": "a.example"}, ("a.example",)),
         ({"dhcp_search": True, "search": "none"}, ()),
         ({"search": "a.example"}, ()),
+        (
+            {"dhcp_search": True, "search": ["a.example  b.example", "c.example"]},
+            ("a.example", "b.example", "c.example"),
+        ),
+        ({"dhcp_search": True, "search": ["a.example", "none"]}, ()),
+        ({"dhcp_search": True, "search": ["none", "a.example"]}, ("a.example",)),
     ],
 )
 def test_search_domains(options: dict[str, Any], search: tuple[str, ...]) -> None:

@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,14 @@ def test_host_names_are_apart(own: Helper) -> None:
     with own.open(BARE) as one, own.open(BARE) as other:
         assert inside(one, "hostname", "first").returncode == 0
         assert inside(one, "uname", "-n").stdout == "first\n"
-        assert inside(other, "uname", "-n").stdout == f"{outside}\n"
+        assert inside(other, "uname", "-n").stdout == f"pasta-{outside}\n"
+    assert os.uname().nodename == outside
+
+
+def test_a_host_name_may_be_given_and_is_cut_to_what_the_kernel_takes(own: Helper) -> None:
+    for name, shown in (("guest", "guest"), ("x" * 65, "x" * 64)):
+        with own.open(replace(BARE, hostname=name)) as namespace:
+            assert inside(namespace, "uname", "-n").stdout == f"{shown}\n"
 
 
 def test_a_failed_open_leaves_nothing_and_harms_nobody(own: Helper, tun: None) -> None:
