@@ -77,6 +77,8 @@ def serve(
     :raises GpasstError: if something is in the way.
     """
     set_up_logging(invocation.process, background=ready is not None, runs_command=invocation.runs_command)
+    # The hub's default for reports of errors imports pprint, and dataclasses and inspect with it: 6 ms.
+    gevent.config.format_context = "builtins.repr"
     here = runtime.claim()
     here.adopt(helper)
     stop = gevent.event.AsyncResult()
