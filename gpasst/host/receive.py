@@ -22,6 +22,7 @@ import os
 import struct
 from abc import ABC, abstractmethod
 from array import array
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 from gpasst.host.kernel_wire import (
     CMSGHDR_CODEC,
@@ -114,7 +115,7 @@ def split_key(family: int, key: bytes) -> tuple[bytes, int, int, bytes]:
     return address, int.from_bytes(port, "big"), scope, key[size:]
 
 
-def address_of(buffer: bytearray) -> int:
+def address_of(buffer: bytearray | mmap) -> int:
     """Return the memory address of a buffer, which must keep its size as long as the address is used."""
     return ctypes.addressof((ctypes.c_char * len(buffer)).from_buffer(buffer))
 
@@ -136,7 +137,8 @@ class Receiver(ABC):
         self._controls_view = memoryview(self._controls)
         # Local address, segment size, and TOS and TTL, by the raw control messages that report them.
         self._reported: dict[bytes, tuple[bytes, int, int]] = {b"": (b"", 0, TOS_TTL_UNKNOWN)}
-        self._overflow = bytearray(DATAGRAM_BYTES * SLOTS)
+        # 4 MiB, of which most proxies never use a page; a bytearray would be filled with zeros.
+        self._overflow = mmap(-1, DATAGRAM_BYTES * SLOTS, MAP_PRIVATE | MAP_ANONYMOUS)
         self._overflow_view = memoryview(self._overflow)
         self._overflow_at = address_of(self._overflow)
         self._vectors = bytearray(_SLOT_VECTORS * SLOTS)
