@@ -100,7 +100,7 @@ def run_proxy(mode: str, argv: Sequence[str]) -> int:
 
     :raises GpasstError: if something is in the way, other than the command line.
     """
-    # A collection would only look at modules; `serve` makes the one that counts.
+    # A collection would only look at modules, until `serve` has opened the proxy.
     gc.disable()
     from gpasst.commands.options import read
 

@@ -124,11 +124,10 @@ def serve(
 
 
 def _settle(here: runtime.Runtime) -> None:
-    """Do what the start has left for later: end the helper, and clear the memory up."""
+    """Do what the start has left for later: end the helper, and begin with the collection of garbage."""
     # There is one proxy only; without the helper there is less to keep in memory.
     here.close_helper()
-    # What lives now lives to the end; looking through it again and again for garbage is time lost.
-    gc.collect()
+    # What lives now lives to the end; looking through it for garbage, even once, is time lost.
     gc.freeze()
     # Nor does a proxy make circles of references that live long. Looking through all peers of a busy guest stops
     # the traffic for a third of a second; the young generations suffice.

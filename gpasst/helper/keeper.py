@@ -9,8 +9,9 @@ moves from one namespace to another.
 1. The user namespace is entered at the first request, before there are threads: the kernel demands that.
 2. The main thread stays in the network namespace of the start and only starts threads.
 3. The channel of requests ends with the helper process, and no more namespaces will come. If only one is there then,
-   its thread turns the process into the program of `gpasst.helper.pool`, which takes a quarter of the memory. (That is
-   the case of the command line.)
+   its thread turns the process into the program of `gpasst.helper.pool`, which takes half of the memory. (That is the
+   case of the command line.) It does so when nothing was asked for a while, since starting that program takes 20 ms of
+   the processor, and many a container lasts no longer.
 4. The process ends when that channel and all namespaces have ended.
 
 NOTE: once there are threads, nothing here may fork: a child of a process with threads can rely on little.
@@ -33,6 +34,7 @@ from gpasst.helper.namespace import ALL_GROUPS, create, enter_user_namespace, fu
 from gpasst.helper.request import open_request
 
 STACK_SIZE = 1 << 20  # bytes of a thread; 8 MiB would be reserved otherwise
+QUIET_MILLISECONDS = 1000  # without a request, before a process becomes smaller
 # A thread that makes sockets waits at most this long for one that sets up a namespace. Seconds.
 SWITCH_INTERVAL = 0.0005
 
@@ -111,11 +113,15 @@ class Keeper:
         events = select.poll()
         events.register(sock, select.POLLIN)
         events.register(self._complete, select.POLLIN)
+        patience: int | None = None
         try:
             while True:
-                ready = [descriptor for descriptor, _ in events.poll()]
+                ready = [descriptor for descriptor, _ in events.poll(patience)]
                 if self._complete in ready:
                     events.unregister(self._complete)
+                    patience = QUIET_MILLISECONDS
+                elif not ready:
+                    patience = None
                     self._shrink(sock, tap)
                 if sock.fileno() in ready and not pool.serve_once(sock):
                     return
@@ -130,6 +136,18 @@ class Keeper:
                 for descriptor in tap:
                     os.set_inheritable(descriptor, True)
                 pool.become(sock.fileno())
+
+
+def keep_alone(sock: _socket.socket) -> None:
+    """Make sockets in the namespace of this process, in which there is no other, until the end of a channel."""
+    events = select.poll()
+    events.register(sock, select.POLLIN)
+    while events.poll(QUIET_MILLISECONDS):
+        if not pool.serve_once(sock):
+            return
+    pool.become(sock.fileno())
+    while pool.serve_once(sock):
+        pass
 
 
 def refuse(channel: Channel, message: Message, error: Exception) -> None:

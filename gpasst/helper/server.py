@@ -11,7 +11,7 @@ nobody awaits any more ends with its connection, and none waits for the answer t
   the user namespace and the identity are a process's, and the way into another's leads from outside.
 
 Either has everything loaded already when it is forked. A process of one namespace turns into the small program of
-`gpasst.helper.pool` when it has answered.
+`gpasst.helper.pool` when nothing was asked for a while.
 
 This process stays beside the other since it alone can enter namespaces of others and report the host's network, and
 replaces a keeper that was killed without importing anything again; most of its memory is shared with the keeper's.
@@ -35,11 +35,10 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from gpasst.errors import PlatformError
-from gpasst.helper import pool
 from gpasst.helper.channel import Channel, Message, close_all, pair
 from gpasst.helper.discovery import facts
 from gpasst.helper.enter import drop_identity
-from gpasst.helper.keeper import Keeper, deliver, refuse
+from gpasst.helper.keeper import Keeper, deliver, keep_alone, refuse
 from gpasst.helper.namespace import entered, furnish
 from gpasst.helper.request import OpenRequest, open_request
 
@@ -184,9 +183,7 @@ def _keep_one(connection: Channel, message: Message, request: OpenRequest) -> No
         else:
             # The caller may close a joined namespace and open it again at once, with a tap of the same name.
             os.close(descriptor)
-    descriptor = connection.detach()
-    pool.become(descriptor)
-    pool.serve(descriptor)
+    keep_alone(_socket.socket(fileno=connection.detach()))
 
 
 def _close_others(kept: set[int]) -> None:
