@@ -35,6 +35,9 @@ def announce(proxy: Pasta | Passt, interface_name: Callable[[int], str]) -> None
 
     :param interface_name: returns the name of the host's interface with an index, as `socket.if_indextoname` does.
     """
+    level = logging.INFO if isinstance(proxy, Passt) else logging.DEBUG
+    if not log.isEnabledFor(level):
+        return
     lines: list[str] = []
     if isinstance(proxy, Passt):
         lines += [f"UNIX domain socket bound at {shown(proxy.path)}"] if proxy.path else []
@@ -43,7 +46,6 @@ def announce(proxy: Pasta | Passt, interface_name: Callable[[int], str]) -> None
     lines += describe(proxy.config, proxy.network, interface_name, proxy.forwards)
     if isinstance(proxy, Passt) and proxy.path:
         lines += ["you can now start qemu (7.2 or later), for example with:", f"    {qemu_command(proxy)}"]
-    level = logging.INFO if isinstance(proxy, Passt) else logging.DEBUG
     for line in lines:
         log.log(level, "%s", line)
 
