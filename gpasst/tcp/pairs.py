@@ -169,13 +169,13 @@ class StreamPair:
 
     @property
     def state(self) -> State:
-        """The state of the connection on the guest's side."""
+        """The state of the connection on the guest's side, named as that of a connection that crosses the link."""
         guest, host = self.ways if self.listener.inside else self.ways[::-1]
         if self.connecting:
-            return State.SYN_SENT
-        if guest.ended:
-            return State.FIN_WAIT_2
-        return State.CLOSE_WAIT if host.finished else State.ESTABLISHED
+            return State.CONNECTING if self.listener.inside else State.SYN_SENT
+        if guest.finished:
+            return State.CLOSE_WAIT
+        return State.FIN_WAIT_2 if host.finished else State.ESTABLISHED
 
 
 class StreamPairs:

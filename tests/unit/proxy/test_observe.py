@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,8 @@ from gpasst.flow.record import Flow
 from gpasst.proxy.observe import DROP_LOG_SECONDS, DropLog, Splices, flows, statistics
 from gpasst.tcp.connection import Connection
 from gpasst.tcp.header import Header
+from gpasst.tcp.listener import TcpListener
+from gpasst.tcp.pairs import StreamPair
 from gpasst.tcp.states import State
 from gpasst.tcp.table import ConnectionTable
 from gpasst.tcp.window import Budget
@@ -62,6 +65,27 @@ def test_a_connection_is_shown_with_its_state() -> None:
     found = statistics(counters, host.path, NO_PAIRS, table)
     assert (found.connections, found.segments_up, found.tcp_bytes_down) == (2, 5, 7)
     assert (found.datagrams_up, found.bytes_down, found.peers) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["to-namespace", "to-host"])
+def test_a_splice_pair_is_shown_from_both_sides(inside: bool) -> None:
+    nobody: Any = None
+    client, local, remote = ((ip("127.0.0.1"), port) for port in (40000, 40001, 80))
+    if not inside:
+        local, remote = (ip(GUEST4), 40001), (ip(GUEST4), 80)
+    listener = TcpListener(4, 8080, 80, b"", inside, nobody)
+    pair = StreamPair(listener, nobody, client, ip("127.0.0.1"), nobody, local, remote, nobody, 997.0)
+    host, counters = Host(), Counters()
+    (flow,) = flows(host.path, Splices(None, [pair]), (), 1000.0)
+    source = ("127.0.0.1", 40000)
+    if inside:
+        expected = Flow("tcp", source, ("127.0.0.1", 8080), ("127.0.0.1", 80), 40001, 3, True, "CONNECTING")
+    else:
+        expected = Flow("tcp", (GUEST4, 80), (GUEST4, 40001), source, 8080, 3, True, "SYN-SENT")
+    assert flow == expected
+    counters.tcp.spliced.bytes = 9
+    found = statistics(counters, host.path, Splices(None, [pair]), ())
+    assert (found.pairs, found.connections, found.tcp_bytes_spliced, found.bytes_spliced) == (1, 0, 9, 0)
 
 
 def test_statistics_count_mappings_and_peers() -> None:
