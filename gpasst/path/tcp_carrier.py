@@ -4,7 +4,8 @@ Theory of operation: what comes in small pieces is received and sent, which cost
 buffer, the way goes over to a borrowed pipe, through which pages move without being copied (splice(2)), until it brings
 less than that. Where it gets no pipe it peeks, and discards what the target took. So of each way at most one small
 piece is kept. That the source has no more is not believed when the kernel says so to a pipe, since it also does before
-a mark of urgent data; the receive that follows decides.
+a mark of urgent data, and where the stream ends behind that, calls it the end (tcp_splice_read of net/ipv4/tcp.c); the
+receive that follows decides.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ class Carrier:
         return None
 
     def _fill(self, way: Way, pipe: Pipe) -> bool:
-        """Move bytes from the source of a way into a pipe; return whether there were any, or the end.
+        """Move bytes from the source of a way into a pipe; return whether there were any.
 
         :raises OSError: if the source was reset.
         """
@@ -164,8 +165,7 @@ class Carrier:
             else:
                 self._pipes.give_back(pipe, empty=True)
         way.bulk = count >= COPIED_BYTES
-        way.ended = not count
-        return True
+        return count > 0
 
     def _copy(self, way: Way) -> Outcome | None:
         """Move bytes without a pipe, and keep none; return what is in the way of more.
