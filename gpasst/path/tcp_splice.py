@@ -52,6 +52,7 @@ MANY = 256  # pairs, whose memory is worth giving back
 TRIES = 4  # sockets tried until one is not connected to itself
 
 _NOBODY = None, 0
+_RESET = frozenset((errno.ECONNRESET, errno.EPIPE))  # errors of a connection that was accepted
 _ARRIVES = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR
 
 
@@ -225,11 +226,16 @@ class TcpSplice:
         if client.events & EPOLLERR:
             self._close(pair, reset=True)
         elif own.events & (EPOLLERR | EPOLLHUP):
-            if own.source.getsockopt(SOL_SOCKET, SO_ERROR) == errno.ECONNREFUSED:
-                self._counters.refusals += 1
+            number = own.source.getsockopt(SOL_SOCKET, SO_ERROR)
+            if number in _RESET:
+                pair.connecting = False
+                self._break(pair, 1)
             else:
-                self._counters.drop(Drop.UNREACHABLE)
-            self._close(pair, reset=True)
+                if number == errno.ECONNREFUSED:
+                    self._counters.refusals += 1
+                else:
+                    self._counters.drop(Drop.UNREACHABLE)
+                self._close(pair, reset=True)
         elif own.events & EPOLLOUT:
             pair.connecting = False
         return pair.open and not pair.connecting
