@@ -21,6 +21,8 @@ SUITES = (
     "forwards",
     "test_programs.py",
     "test_modes.py",
+    "test_rootlesskit.py",
+    "test_service.py",
     "test_cli.py",
     "test_dhcp.py",
     "passt",
