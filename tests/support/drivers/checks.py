@@ -1,8 +1,8 @@
-"""Running a table of checks of one driver: each passes with figures, or fails with a reason.
+"""Running tables of checks, one for each driver: each passes with figures, or fails with a reason.
 
 Theory of operation: the process builds the tree, then becomes the host of `tests.support.lab`, whose network ends at a
-remote machine, and enters the tree there. After each check the driver is made to forget its containers or machines, and
-the check has failed if a program is left in the tree that was not there before.
+remote machine, and enters the tree there, once for each driver. After each check the driver is made to forget its
+containers or machines, and the check has failed if a program is left in the tree that was not there before.
 """
 
 from __future__ import annotations

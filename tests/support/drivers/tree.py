@@ -1,12 +1,12 @@
-"""A system tree of a later Debian, in which real drivers start gpasst in pasta's place.
+"""A system tree of a later Debian, in which real drivers start gpasst in pasta's and passt's place.
 
-Theory of operation: `build` makes the tree with debootstrap, once; a stamp in it states what it was made from, and a
-tree with another stamp is made anew. Its packages and gpasst's dependencies come from the machine's package sources, so
-`build` runs before the network is left. It then installs gpasst from this source tree, each time.
+Theory of operation: `build` makes the tree with debootstrap and apt-get, once; a stamp in it states what it was made
+from, and a tree with another stamp is made anew. Its packages and gpasst's dependencies come from the machine's package
+sources, so `build` runs before the network is left. It then installs gpasst from this source tree, each time.
 
-`enter` starts a holder, which makes the tree its root (`enter.sh`) in mount and PID namespaces of its own and sleeps.
-Programs join these namespaces with nsenter, as an ordinary user; whatever is left of them ends with the holder. They
-share the network namespace of whoever calls.
+`enter` starts a holder, which makes the tree its root (`enter.sh`) in namespaces of its own and becomes their first
+process: one that only reaps, or systemd. Programs join these namespaces with nsenter, as an ordinary user or as root;
+whatever is left of them ends with the holder. They share the network namespace of whoever calls.
 """
 
 from __future__ import annotations
