@@ -67,7 +67,7 @@ def facts() -> HostFacts:
     with Session() as session:
         links = [_link(body) for body in session.dump(RTM_GETLINK, LINK.pack(0, 0, 0, 0, 0))]
         addresses = [parse_address(body) for body in addresses_of(session) if body[0] in FAMILIES]
-        dumped = [body for family in FAMILIES for body in _dump_routes(session, family)]
+        dumped = [body for family in FAMILIES for body in routes_of(session, family)]
     routes = [route for body in dumped if (route := _route(body))]
     routes.sort(key=lambda route: (route["family"], route["destination"] is not None, route["metric"]))
     return {"links": links, "addresses": addresses, "routes": routes, "ephemeral": ephemeral_ports()}
@@ -87,11 +87,11 @@ def addresses_of(session: Session, family: int = 0) -> list[bytes]:
     return session.dump(RTM_GETADDR, ADDRESS.pack(family, 0, 0, 0, 0))
 
 
-def _dump_routes(session: Session, family: int) -> list[bytes]:
-    """Return the messages of the routes of one family, mostly those of the main table alone."""
+def routes_of(session: Session, family: int, table: int = RT_TABLE_MAIN) -> list[bytes]:
+    """Return the messages of the routes of one family, mostly those of one table alone."""
     head = ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
     try:
-        return session.dump(RTM_GETROUTE, head + attribute(RTA_TABLE, NUMBER.pack(RT_TABLE_MAIN)))
+        return session.dump(RTM_GETROUTE, head + attribute(RTA_TABLE, NUMBER.pack(table)))
     except NetlinkError as error:
         if error.code not in NO_TABLE:
             raise

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 from gpasst.errors import ConfigurationError, GpasstError, PlatformError
-from gpasst.helper.discovery import FAMILIES, addresses_of, parse_address
+from gpasst.helper.discovery import FAMILIES, addresses_of, parse_address, routes_of
 from gpasst.helper.request import OpenRequest, Route
 from gpasst.helper.rtnetlink import (
     ADDRESS,
@@ -37,7 +37,6 @@ from gpasst.linux import (
     AF_INET6,
     IFA_ADDRESS,
     IFA_F_NODAD,
-    IFA_F_TENTATIVE,
     IFA_LOCAL,
     IFF_UP,
     IFLA_ADDRESS,
@@ -51,6 +50,7 @@ from gpasst.linux import (
     NLM_F_REPLACE,
     RT_SCOPE_LINK,
     RT_SCOPE_UNIVERSE,
+    RT_TABLE_LOCAL,
     RT_TABLE_MAIN,
     RTA_DST,
     RTA_GATEWAY,
@@ -62,7 +62,7 @@ from gpasst.linux import (
     RTM_NEWROUTE,
     RTN_UNICAST,
     RTNH_F_ONLINK,
-    RTNLGRP_IPV6_IFADDR,
+    RTNLGRP_IPV6_ROUTE,
     RTPROT_STATIC,
 )
 
@@ -118,7 +118,7 @@ def configure(request: OpenRequest, name: str | None, reused: bool = False) -> F
         lacking: list[int] = []
         notes: list[str] = []
         if request.configure:
-            with Session(RTNLGRP_IPV6_IFADDR) as changes:
+            with Session(RTNLGRP_IPV6_ROUTE) as changes:
                 has_ipv6 = _add_link_local(session, index, link_local_address(mac))
                 for number, family in NUMBERS.items():
                     if number == V6 and not has_ipv6 and number in request.optional:
@@ -289,25 +289,25 @@ def _covered(gateway: str, addresses: tuple[tuple[str, int], ...]) -> bool:
 
 
 def await_addresses(session: Session, changes: Session, index: int) -> None:
-    """Return when the addresses of a link can be used.
+    """Return when the IPv6 addresses of a link can be used.
 
-    Without duplicate address detection, too, the kernel leaves the last step to a work queue, which gives an address
-    its route (net/ipv6/addrconf.c, addrconf_dad_begin); what is sent to it before that is lost.
+    Also without duplicate address detection the kernel leaves it to a work queue to make the route of an address
+    (net/ipv6/addrconf.c, addrconf_dad_begin), and what is sent there before that is lost. The address itself shows no
+    difference.
 
     :param session: makes the requests.
-    :param changes: hears of changes of IPv6 addresses since before they were added.
+    :param changes: hears of changes of IPv6 routes since before the addresses were added.
     :param index: of the link.
     """
+    found = [body for body in addresses_of(session, AF_INET6) if parse_address(body)["index"] == index]
+    wanted = {parse_attributes(body, ADDRESS.size)[IFA_ADDRESS] for body in found}
 
-    def tentative() -> bool:
-        found = map(parse_address, addresses_of(session, AF_INET6))
-        return any(address["index"] == index and address["flags"] & IFA_F_TENTATIVE for address in found)
+    def lacking() -> bool:
+        routes = routes_of(session, AF_INET6, RT_TABLE_LOCAL)
+        return not wanted <= {parse_attributes(body, ROUTE.size).get(RTA_DST) for body in routes}
 
-    while tentative():
-        if not changes.await_change(ADDRESS_SECONDS):
-            return
-    # The route is made under the lock that every change takes, just after the flag goes.
-    _change_link(session, index, up=True)
+    while lacking() and changes.await_change(ADDRESS_SECONDS):
+        pass
 
 
 def _read_link_local(session: Session, index: int) -> str | None:

@@ -1,4 +1,4 @@
-"""An address that the kernel has not put to use yet is waited for."""
+"""An address of a new link is waited for until the kernel takes what is sent to it."""
 
 from __future__ import annotations
 
@@ -7,49 +7,54 @@ from typing import cast
 import pytest
 
 from gpasst.helper import netlink
-from gpasst.helper.rtnetlink import ADDRESS, Session, attributes
-from gpasst.linux import AF_INET6, IFA_ADDRESS, IFA_F_NODAD, IFA_F_TENTATIVE, RTM_GETADDR, RTM_NEWLINK
+from gpasst.helper.rtnetlink import ADDRESS, NUMBER, ROUTE, Session, attribute, attributes
+from gpasst.linux import (
+    AF_INET6,
+    IFA_ADDRESS,
+    IFA_F_NODAD,
+    RT_TABLE_LOCAL,
+    RTA_DST,
+    RTA_TABLE,
+    RTM_GETADDR,
+    RTM_GETROUTE,
+)
 
 INDEX, OTHER = 2, 3
+ADDRESSES = [bytes(15) + bytes((number,)) for number in (1, 2)]
 
 
 class Kernel:
-    """Shows an address as tentative so many times; announces each change."""
+    """Lists the addresses of a link, and one more of their routes after each change that it announces.
 
-    def __init__(self, times: int, index: int = INDEX, announces: bool = True) -> None:
-        self.times, self.index, self.announces = times, index, announces
-        self.calls: list[object] = []
+    :param routes: how many it has made at first.
+    """
+
+    def __init__(self, routes: int, index: int = INDEX, announces: bool = True) -> None:
+        self.routes, self.index, self.announces = routes, index, announces
+        self.waits = 0
 
     def dump(self, kind: int, body: bytes) -> list[bytes]:
-        assert kind == RTM_GETADDR and body[0] == AF_INET6
-        flags = IFA_F_NODAD | (IFA_F_TENTATIVE if self.times > 0 else 0)
-        self.calls.append("list")
-        head = ADDRESS.pack(AF_INET6, 64, flags, 0, self.index)
-        return [head + attributes([(IFA_ADDRESS, bytes(15) + b"\x01")])]
-
-    def request(self, kind: int, body: bytes, flags: int = 0) -> list[bytes]:
-        del body, flags
-        self.calls.append(kind)
-        return []
+        assert body[0] == AF_INET6
+        if kind == RTM_GETADDR:
+            head = ADDRESS.pack(AF_INET6, 64, IFA_F_NODAD, 0, self.index)
+            return [head + attributes([(IFA_ADDRESS, address)]) for address in ADDRESSES]
+        assert kind == RTM_GETROUTE and body.endswith(attribute(RTA_TABLE, NUMBER.pack(RT_TABLE_LOCAL)))
+        head = ROUTE.pack(AF_INET6, 128, 0, 0, RT_TABLE_LOCAL, 0, 0, 0, 0)
+        return [head + attributes([(RTA_DST, address)]) for address in ADDRESSES[: self.routes]]
 
     def await_change(self, seconds: float) -> bool:
         assert seconds > 0
-        self.calls.append("wait")
-        self.times -= 1
+        self.waits += 1
+        self.routes += 1
         return self.announces
 
 
 @pytest.mark.parametrize(
-    ("kernel", "calls"),
-    [
-        (Kernel(0), ["list", RTM_NEWLINK]),
-        (Kernel(2), ["list", "wait", "list", "wait", "list", RTM_NEWLINK]),
-        (Kernel(2, OTHER), ["list", RTM_NEWLINK]),
-        (Kernel(2, announces=False), ["list", "wait"]),
-    ],
-    ids=["at once", "later", "of another link", "never"],
+    ("kernel", "waits"),
+    [(Kernel(2), 0), (Kernel(1), 1), (Kernel(0), 2), (Kernel(0, OTHER), 0), (Kernel(0, announces=False), 1)],
+    ids=["at once", "one", "both", "of another link", "never"],
 )
-def test_addresses_are_waited_for(kernel: Kernel, calls: list[object]) -> None:
+def test_addresses_are_waited_for(kernel: Kernel, waits: int) -> None:
     session = cast(Session, kernel)
     netlink.await_addresses(session, session, INDEX)
-    assert kernel.calls == calls
+    assert kernel.waits == waits
