@@ -1,0 +1,32 @@
+"""The programs that the README shows, run as they stand there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.need import need
+
+pytestmark = pytest.mark.usefixtures("tun", "remote")
+
+README = Path(__file__).parents[2] / "README.md"
+PROGRAMS = re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_the_test_of_the_first_page(tmp_path: Path) -> None:
+    need("curl")
+    (program,) = (text for text in PROGRAMS if "def test_" in text)
+    file = tmp_path / "test_readme.py"
+    file.write_text(program, encoding="utf-8")
+    command = [sys.executable, "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, "1 passed" in done.stdout) == (0, True), done.stdout
+
+
+def test_the_example_in_python() -> None:
+    (program,) = (text for text in PROGRAMS if "def test_" not in text)
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=60)
