@@ -10,11 +10,9 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import socket
-import subprocess
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 
@@ -29,9 +27,15 @@ from gpasst.helper.client import OpenRequest, enter_command
 from gpasst.helper.kept import ANSWER_SECONDS, LateError, Namespace
 from gpasst.host.sockets import text
 from gpasst.hub import wait_read
+from gpasst.linux import AF_INET, SOCK_DGRAM
 from gpasst.packet.address import is_link_local
 from gpasst.packet.dns_names import encode_text
 from gpasst.proxy.proxy import Proxy
+
+if TYPE_CHECKING:
+    # Together they take 4 ms to import, and a proxy for a container needs neither.
+    import socket
+    import subprocess
 
 LOOK_SECONDS = 0.1  # to wait for an answer that is late before asking again
 KILL_SECONDS = 0.5  # between SIGTERM and SIGKILL for programs that outlive their namespace
@@ -83,12 +87,14 @@ class Pasta(Connection):
         """End the programs that run in the namespace, stop the proxy, close the namespace. More calls do nothing."""
         programs, self._programs = self._programs, []
         running = [program for program in programs if program.poll() is None]
+        if running:
+            from subprocess import TimeoutExpired
         for program in running:
             program.terminate()
         for program in running:
             try:
                 program.wait(KILL_SECONDS)
-            except subprocess.TimeoutExpired:
+            except TimeoutExpired:
                 program.kill()
                 program.wait()
         super().close()
@@ -108,6 +114,8 @@ class Pasta(Connection):
         :raises FileNotFoundError: if there is no such program.
         :raises PermissionError: if none of its name may be executed.
         """
+        import subprocess
+
         command, options = self._command(args, options)
         return subprocess.run(command, **options)  # check is the caller's
 
@@ -123,6 +131,8 @@ class Pasta(Connection):
         :raises FileNotFoundError: if there is no such program.
         :raises PermissionError: if none of its name may be executed.
         """
+        import subprocess
+
         self._opened()
         here = self._runtime
         assert here is not None
@@ -166,8 +176,8 @@ class Pasta(Connection):
 
     def socket(
         self,
-        family: int = socket.AF_INET,
-        type: int = socket.SOCK_DGRAM,
+        family: int = AF_INET,
+        type: int = SOCK_DGRAM,
         proto: int = 0,
     ) -> socket.socket:
         """Make a socket in the namespace; it stays there, whatever thread or process uses it.
@@ -177,6 +187,8 @@ class Pasta(Connection):
         :param proto: protocol number, likewise.
         :raises PlatformError: if the namespace does not make it.
         """
+        import socket
+
         namespace = self._joined()
         assert self._runtime is not None
         descriptor = self._runtime.call(lambda: _socket_inside(namespace, family, type, proto))

@@ -8,8 +8,11 @@ the proxy.
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import MutableMapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
 
 NOTIFY_SOCKET = "NOTIFY_SOCKET"  # environment variable, of sd_notify(3)
 SEND_SECONDS = 1.0  # for a manager that reads nothing; the proxy goes on without it
@@ -31,6 +34,8 @@ class Manager:
         address = environment.pop(NOTIFY_SOCKET, "")
         if not address:
             return
+        import socket
+
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         sock.settimeout(SEND_SECONDS)
         try:

@@ -14,10 +14,9 @@ import gc
 import logging
 import os
 import signal
-import socket
-import subprocess
+from _socket import if_indextoname
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 import gevent.event
@@ -40,6 +39,9 @@ from gpasst.commands.process import (
 )
 from gpasst.commands.signals import PROGRAM_SIGNALS, ProgramSignals, heeded
 from gpasst.helper.client import Helper
+
+if TYPE_CHECKING:
+    import subprocess
 
 GRACE_SECONDS = 0.3  # for the command to end by itself after a signal
 
@@ -100,7 +102,7 @@ def serve(
         if isinstance(proxy, Passt) and proxy.path and identity:
             # Whoever the proxy becomes has to be able to remove it, and qemu may run as the same.
             os.chown(proxy.path, *identity)
-        announce(proxy, socket.if_indextoname)
+        announce(proxy, if_indextoname)
         program = None
         if program_signals is not None and isinstance(proxy, Pasta):
             program = _start(proxy, invocation, program_signals)
