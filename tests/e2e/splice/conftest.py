@@ -10,6 +10,7 @@ import pytest
 import gpasst
 from tests.support.engines import ENGINES
 from tests.support.lab import Remote
+from tests.support.stream_ways import INWARD, OUTWARD, SERVICE, StreamWay
 from tests.support.ways import Way
 
 
@@ -26,3 +27,16 @@ def net(request: pytest.FixtureRequest, tun: None, remote: Remote) -> Iterator[g
 def way(request: pytest.FixtureRequest, net: gpasst.Pasta, family: int) -> Way:
     ports = (5300, 5301) if request.param else (8053, 8054)
     return Way(net, family, request.param, *ports)
+
+
+@pytest.fixture(scope="module")
+def streams(tun: None, remote: Remote) -> Iterator[gpasst.Pasta]:
+    """A namespace and its host, which lead to each other's port 80."""
+    del tun, remote
+    with gpasst.Pasta(config_net=True, tcp_ports=f"{INWARD}:{SERVICE}", tcp_ns=f"{OUTWARD}:{SERVICE}") as opened:
+        yield opened
+
+
+@pytest.fixture(params=[False, True], ids=["to-namespace", "to-host"])
+def stream_way(request: pytest.FixtureRequest, streams: gpasst.Pasta, family: int) -> StreamWay:
+    return StreamWay(streams, family, request.param, OUTWARD if request.param else INWARD)
