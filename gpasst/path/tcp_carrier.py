@@ -46,6 +46,10 @@ class Outcome(Enum):
     """The target was reset, or takes nothing more ever."""
 
 
+# Names of the module, which are found in a tenth of the time.
+MORE, EMPTY, BLOCKED, ENDED, SOURCE_BROKEN, TARGET_BROKEN = Outcome
+
+
 class Carrier:
     """Moves the bytes of ways.
 
@@ -73,11 +77,11 @@ class Carrier:
         pieces = 0
         for turn in range(ROUNDS):
             if turn and self._stopwatch() >= deadline:
-                return Outcome.MORE
+                return MORE
             if (way.kept or way.piped) and (outcome := self._deliver(way)):
                 return outcome
             if way.ended:
-                return Outcome.ENDED
+                return ENDED
             try:
                 if way.bulk:
                     pipe = self._pipes.borrow()
@@ -93,22 +97,29 @@ class Carrier:
                 break
             except OSError:
                 # Everything that came before has been taken.
-                return Outcome.SOURCE_BROKEN
+                return SOURCE_BROKEN
             if not count:
                 way.ended = True
                 continue
             pieces += 1
-            way.kept = self._buffer[:count]
-            if outcome := self._deliver(way):
-                return outcome
+            piece = self._buffer[:count]
+            try:
+                taken = way.target.send(piece, _SEND_FLAGS)
+            except BlockingIOError:
+                taken = 0
+            except OSError:
+                return TARGET_BROKEN
+            self._spliced.bytes += taken
             way.bulk = count >= COPIED_BYTES
-            if not way.bulk and not way.thorough:
+            if taken < count:
+                way.kept = bytes(piece[taken:])
+            elif not way.bulk and not way.thorough:
                 break
         else:
-            return Outcome.MORE
+            return MORE
         if pieces == 1 and self._conversed:
             self._conversed(way)
-        return Outcome.EMPTY
+        return EMPTY
 
     def forget(self, way: Way) -> None:
         """Let go of the bytes that a way has for its target."""
@@ -135,10 +146,9 @@ class Carrier:
                 way.piped -= taken
                 self._spliced.bytes += taken
         except BlockingIOError:
-            way.kept = bytes(way.kept)  # what it lies in is for all
-            return Outcome.BLOCKED
+            return BLOCKED
         except OSError:
-            return Outcome.TARGET_BROKEN
+            return TARGET_BROKEN
         if way.pipe:
             self._pipes.give_back(way.pipe, empty=True)
             way.pipe = None
@@ -178,9 +188,9 @@ class Carrier:
         try:
             taken = way.target.send(self._buffer[:count], _SEND_FLAGS)
         except BlockingIOError:
-            return Outcome.BLOCKED
+            return BLOCKED
         except OSError:
-            return Outcome.TARGET_BROKEN
+            return TARGET_BROKEN
         self._spliced.bytes += taken
         discard(way.source, taken)
         return None

@@ -39,7 +39,7 @@ from gpasst.linux import (
     SOL_SOCKET,
 )
 from gpasst.path.budget import STEP_SECONDS
-from gpasst.path.tcp_carrier import Carrier, Outcome
+from gpasst.path.tcp_carrier import BLOCKED, ENDED, MORE, SOURCE_BROKEN, TARGET_BROKEN, Carrier
 from gpasst.tcp.listener import TcpListener
 from gpasst.tcp.pairs import End, StreamPair, StreamPairs, Worker
 
@@ -268,15 +268,16 @@ class TcpSplice:
         """Move what comes from the socket with an index; a way that is still due then has more."""
         way = pair.ways[index]
         outcome = self._carrier.carry(way, self._deadline)
-        if outcome is not Outcome.MORE:
-            way.due = False
-        if outcome is Outcome.BLOCKED:
+        if outcome is MORE:
+            return
+        way.due = False
+        if outcome is BLOCKED:
             way.blocked = True
-        elif outcome is Outcome.ENDED:
+        elif outcome is ENDED:
             self._finish(pair, index)
-        elif outcome is Outcome.SOURCE_BROKEN:
+        elif outcome is SOURCE_BROKEN:
             self._close(pair, reset=True)
-        elif outcome is Outcome.TARGET_BROKEN:
+        elif outcome is TARGET_BROKEN:
             self._break(pair, 1 - index)
 
     def _finish(self, pair: StreamPair, index: int) -> None:

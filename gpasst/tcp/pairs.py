@@ -96,7 +96,7 @@ class Way:
     def __init__(self, source: StreamSocket, target: StreamSocket) -> None:
         self.source = source
         self.target = target
-        self.kept: bytes | memoryview = b""
+        self.kept = b""
         self.pipe: Pipe | None = None
         self.piped = self.events = 0
         self.waits = True
