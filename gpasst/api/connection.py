@@ -17,10 +17,11 @@ from gpasst.counters import Statistics
 from gpasst.errors import ConfigurationError
 from gpasst.flow.network import GuestNetwork
 from gpasst.flow.record import Flow, Forward
-from gpasst.proxy.proxy import Proxy
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from gpasst.proxy.proxy import Proxy
 
 T = TypeVar("T")
 
@@ -113,11 +114,11 @@ class Connection:
 
     def statistics(self) -> Statistics:
         """Return the counters of traffic and drops."""
-        return self._call(Proxy.statistics)
+        return self._call(lambda proxy: proxy.statistics())
 
     def flows(self) -> tuple[Flow, ...]:
         """Return every tracked peer and splice pair."""
-        return self._call(Proxy.flows)
+        return self._call(lambda proxy: proxy.flows())
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the proxy has no guest any more: its namespace, or its only virtual machine, has ended.

@@ -16,7 +16,6 @@ from gpasst.flow.network import build_network
 from gpasst.flow.resolver_file import parse_resolver_file
 from gpasst.hub import wait_read
 from gpasst.link.listener import GuestListener
-from gpasst.proxy.proxy import Proxy
 from gpasst.runtime import Runtime
 
 
@@ -52,6 +51,8 @@ class Passt(Connection):
         return "-device", "virtio-net-pci,netdev=gpasst", "-netdev", netdev
 
     def _open(self, here: Runtime) -> None:
+        from gpasst.proxy.proxy import Proxy
+
         config = self.config
         facts = here.helper().facts(wait_read)
         network = build_network(config, facts, parse_resolver_file(read_text(RESOLVER_FILE)), advertises=True)

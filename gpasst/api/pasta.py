@@ -8,6 +8,7 @@ Programs are run in the namespace by a small program that joins it and then beco
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import shutil
 import time
@@ -30,7 +31,6 @@ from gpasst.hub import wait_read
 from gpasst.linux import AF_INET, SOCK_DGRAM
 from gpasst.packet.address import is_link_local
 from gpasst.packet.dns_names import encode_text
-from gpasst.proxy.proxy import Proxy
 
 if TYPE_CHECKING:
     # Together they take 4 ms to import, and a proxy for a container needs neither.
@@ -69,9 +69,11 @@ class Pasta(Connection):
         helper = here.helper()
         facts = helper.facts(wait_read)
         network = build_network(config, facts, parse_resolver_file(read_text(RESOLVER_FILE)))
-        namespace = helper.open(_request(config, network, self._runas), wait_read)
+        namespace = helper.open(_request(config, network, self._runas), _wait_busily)
         report(*network.notes, *namespace.notes)
         network = network.without(namespace.lacking)
+        from gpasst.proxy.proxy import Proxy
+
         try:
             first, last = facts["ephemeral"]
             proxy = Proxy(config, network, namespace, (first, last), polls=here.polls)
@@ -224,6 +226,12 @@ class Pasta(Connection):
         self._opened()
         assert self._namespace is not None
         return self._namespace
+
+
+def _wait_busily(descriptor: int) -> None:
+    """Wait for the helper's answer, and import meanwhile what comes next: making a namespace takes as long as that."""
+    importlib.import_module("gpasst.proxy.proxy")
+    wait_read(descriptor)
 
 
 def _socket_inside(namespace: Namespace, family: int, type: int, proto: int) -> int:

@@ -62,7 +62,7 @@ from gpasst.linux import (
     RTM_NEWROUTE,
     RTN_UNICAST,
     RTNH_F_ONLINK,
-    RTNLGRP_IPV6_ROUTE,
+    RTNLGRP_IPV6_IFADDR,
     RTPROT_STATIC,
 )
 
@@ -118,7 +118,7 @@ def configure(request: OpenRequest, name: str | None, reused: bool = False) -> F
         lacking: list[int] = []
         notes: list[str] = []
         if request.configure:
-            with Session(RTNLGRP_IPV6_ROUTE) as changes:
+            with Session(RTNLGRP_IPV6_IFADDR) as changes:
                 has_ipv6 = _add_link_local(session, index, link_local_address(mac))
                 for number, family in NUMBERS.items():
                     if number == V6 and not has_ipv6 and number in request.optional:
@@ -293,10 +293,10 @@ def await_addresses(session: Session, changes: Session, index: int) -> None:
 
     Also without duplicate address detection the kernel leaves it to a work queue to make the route of an address
     (net/ipv6/addrconf.c, addrconf_dad_begin), and what is sent there before that is lost. The address itself shows no
-    difference.
+    difference. It is announced at that moment, and the route is not.
 
     :param session: makes the requests.
-    :param changes: hears of changes of IPv6 routes since before the addresses were added.
+    :param changes: hears of changes of IPv6 addresses since before they were added.
     :param index: of the link.
     """
     found = [body for body in addresses_of(session, AF_INET6) if parse_address(body)["index"] == index]
@@ -307,7 +307,8 @@ def await_addresses(session: Session, changes: Session, index: int) -> None:
         return not wanted <= {parse_attributes(body, ROUTE.size).get(RTA_DST) for body in routes}
 
     while lacking() and changes.await_change(ADDRESS_SECONDS):
-        pass
+        # It waits for the lock under which the queue works, which makes the route right after the announcement.
+        _change_link(session, index, up=True)
 
 
 def _read_link_local(session: Session, index: int) -> str | None:

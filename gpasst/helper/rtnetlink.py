@@ -75,6 +75,8 @@ class Session:
         self._socket = _socket.socket(AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, NETLINK_ROUTE)
         self._sequence = 0
         if group:
+            # One without an address of its own hears nothing (net/netlink/af_netlink.c, do_one_broadcast).
+            self._socket.bind((0, 0))
             self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
         # The kernel then lists what the request names, and nothing else (Linux 4.20).
         with suppress(OSError):

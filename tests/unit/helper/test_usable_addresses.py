@@ -17,6 +17,7 @@ from gpasst.linux import (
     RTA_TABLE,
     RTM_GETADDR,
     RTM_GETROUTE,
+    RTM_NEWLINK,
 )
 
 INDEX, OTHER = 2, 3
@@ -24,14 +25,14 @@ ADDRESSES = [bytes(15) + bytes((number,)) for number in (1, 2)]
 
 
 class Kernel:
-    """Lists the addresses of a link, and one more of their routes after each change that it announces.
+    """Lists the addresses of a link, and makes one more of their routes right after each change that it announces.
 
     :param routes: how many it has made at first.
     """
 
     def __init__(self, routes: int, index: int = INDEX, announces: bool = True) -> None:
         self.routes, self.index, self.announces = routes, index, announces
-        self.waits = 0
+        self.waits = self.making = 0
 
     def dump(self, kind: int, body: bytes) -> list[bytes]:
         assert body[0] == AF_INET6
@@ -42,10 +43,17 @@ class Kernel:
         head = ROUTE.pack(AF_INET6, 128, 0, 0, RT_TABLE_LOCAL, 0, 0, 0, 0)
         return [head + attributes([(RTA_DST, address)]) for address in ADDRESSES[: self.routes]]
 
+    def request(self, kind: int, body: bytes, flags: int = 0) -> list[bytes]:
+        """Take the lock, and so wait until what was announced is done."""
+        del body, flags
+        assert kind == RTM_NEWLINK
+        self.routes, self.making = self.routes + self.making, 0
+        return []
+
     def await_change(self, seconds: float) -> bool:
         assert seconds > 0
         self.waits += 1
-        self.routes += 1
+        self.making += self.announces
         return self.announces
 
 
