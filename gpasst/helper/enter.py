@@ -153,9 +153,11 @@ def _execute(command: list[str]) -> int:
             os.execv(path, command)
         except (FileNotFoundError, NotADirectoryError):
             continue
+        except PermissionError:
+            refusal = refusal or "permission denied; make it executable: chmod +x"
         except OSError as error:
             refusal = refusal or str(error.strerror)
-    _complain(f"{command[0]}: {refusal or 'command not found'}")
+    _complain(f"{command[0]}: {refusal or 'command not found; check its name and PATH'}")
     return STATUS_NOT_EXECUTABLE if refusal else STATUS_NOT_FOUND
 
 

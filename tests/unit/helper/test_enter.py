@@ -27,11 +27,17 @@ def test_enter_status(bare: Namespace, init: bool) -> None:
 @pytest.mark.parametrize("init", [False, True])
 def test_enter_bad_commands(bare: Namespace, init: bool, tmp_path: Path) -> None:
     done = inside(bare, "no-such-command", init=init)
-    assert (done.returncode, done.stderr) == (127, "gpasst: no-such-command: command not found\n")
+    assert (done.returncode, done.stderr) == (
+        127,
+        "gpasst: no-such-command: command not found; check its name and PATH\n",
+    )
     plain = tmp_path / "plain"
     plain.write_text("")
     done = inside(bare, str(plain), init=init)
-    assert (done.returncode, done.stderr) == (126, f"gpasst: {plain}: Permission denied\n")
+    assert (done.returncode, done.stderr) == (
+        126,
+        f"gpasst: {plain}: permission denied; make it executable: chmod +x\n",
+    )
 
 
 @pytest.mark.parametrize("init", [False, True])
