@@ -12,27 +12,18 @@ import gpasst
 
 PACKAGE = Path(gpasst.__file__).parent
 ROOT = "gpasst"  # the package itself names its public names' homes, and loads them when they are used
-# Rooms of one floor may use each other and what is below.
-FLOORS = (
-    ("errors", "counters", "features", "linux", "records"),
-    ("codec", "layouts", "declare", "formats", "wire", "values", "option", "config", "portspec", "ranges"),
-    ("helper", "hub"),
-    ("packet",),
-    ("flow",),
-    ("udp",),
-    ("tcp",),
-    ("services",),
-    ("host",),
-    ("link",),
-    ("path",),
-    ("proxy",),
-    ("runtime",),
-    ("api",),
-    ("commands",),
-    ("cli", "__main__"),
-)
+PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
+NAMES_WIDTH = 27  # columns of the drawing, in which the rooms of a floor stand
 LONGEST_MODULE = 400  # lines
-LEVELS = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def drawn() -> list[list[str]]:
+    """Return the rooms of each floor, from the highest."""
+    drawing = PAGE.read_text(encoding="utf-8").partition("## The house")[2].split("```")[1].removeprefix("text\n")
+    return [rooms for line in drawing.splitlines() if (rooms := line[:NAMES_WIDTH].split())]
+
+
+LEVELS = {room: level for level, rooms in enumerate(reversed(drawn())) for room in rooms}
 
 
 def module_name(path: Path) -> str:
@@ -69,9 +60,10 @@ def test_every_module_has_a_room_and_every_room_a_module() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(IMPORTS))
-def test_no_import_leads_to_a_higher_floor(name: str) -> None:
-    level = LEVELS[room_of(name)]
-    assert [other for other in sorted(IMPORTS[name] - {ROOT}) if LEVELS[room_of(other)] > level] == []
+def test_imports_lead_to_lower_floors(name: str) -> None:
+    room = room_of(name)
+    others = {other for other in IMPORTS[name] - {ROOT} if room_of(other) != room}
+    assert [other for other in sorted(others) if LEVELS[room_of(other)] >= LEVELS[room]] == []
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
