@@ -50,9 +50,10 @@ def text() -> str:
     """Return the text of the module."""
     lines = [HEAD]
     for name in used():
-        lines.append(f'    "{name}": (\n')
-        lines += [f"        ({', '.join(map(literal, row))}),\n" for row in rows(DECLARED[name])]
-        lines.append("    ),\n")
+        found = [f"({', '.join(map(literal, row))})," for row in rows(DECLARED[name])]
+        # As `ruff format` has it.
+        whole = "".join(f"\n        {row}" for row in found) + "\n    " if len(found) > 1 else found[0]
+        lines.append(f'    "{name}": ({whole}),\n')
     return "".join([*lines, "}\n"])
 
 
