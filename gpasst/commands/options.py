@@ -73,8 +73,8 @@ PROCESS_OPTIONS = {
     "foreground": ("--foreground", Option("stay in the foreground", short="-f")),
     "pid_file": ("--pid", Option("write the process ID to FILE", "FILE", "-P", kind=str)),
     "runas": ("--runas", Option("identity to take on as root [nobody]", "UID[:GID]", kind=str)),
-    "debug": ("--debug", Option("log everything but single packets", short="-d")),
-    "trace": ("--trace", Option("log everything")),
+    "debug": ("--debug", Option("log more", short="-d")),
+    "trace": ("--trace", Option("the same as --debug")),
     "quiet": ("--quiet", Option("log errors only", short="-q")),
     "no_pidns": (
         "--no-pidns",
