@@ -175,7 +175,7 @@ class Config:
     )
 
     dns: Sequence[str] = declare(
-        (), "resolvers that the guest is told", "ADDR|none", "-D", group="names", rule=none_or(check_address)
+        (), "resolvers to advertise", "ADDR|none", "-D", group="names", rule=none_or(check_address)
     )
     dns_forward: Sequence[str] = declare(
         (), "address that leads to the host's resolver, once a family", "ADDR", group="names", rule=check_dns_forward
@@ -184,17 +184,17 @@ class Config:
         (), "the host's resolver, once a family [first in resolv.conf]", "ADDR", group="names", rule=check_address
     )
     search: Sequence[str] = declare(
-        (), "search domains that the guest is told", "NAMES|none", "-S", group="names", rule=none_or(check_domains)
+        (), "search domains to advertise", "NAMES|none", "-S", group="names", rule=none_or(check_domains)
     )
-    dhcp_dns: bool = declare(False, "tell the guest resolvers", group="names", mode="pasta")
-    no_dhcp_dns: bool = declare(False, "do not tell the guest resolvers", group="names", mode="passt")
-    dhcp_search: bool = declare(False, "tell the guest search domains", group="names", mode="pasta")
-    no_dhcp_search: bool = declare(False, "do not tell the guest search domains", group="names", mode="passt")
+    dhcp_dns: bool = declare(False, "advertise resolvers", group="names", mode="pasta")
+    no_dhcp_dns: bool = declare(False, "do not advertise resolvers", group="names", mode="passt")
+    dhcp_search: bool = declare(False, "advertise search domains", group="names", mode="pasta")
+    no_dhcp_search: bool = declare(False, "do not advertise search domains", group="names", mode="passt")
     hostname: str | None = declare(
-        None, "host name of a new namespace, and in DHCP", "NAME", "-H", group="names", rule=check_host_name
+        None, "host name of the guest, and of a new namespace", "NAME", "-H", group="names", rule=check_host_name
     )
     fqdn: str | None = declare(
-        None, "full domain name that the guest is told by DHCP and DHCPv6", "NAME", group="names", rule=check_host_name
+        None, "full domain name of the guest, in DHCP and DHCPv6", "NAME", group="names", rule=check_host_name
     )
 
     tcp_ports: Sequence[str] = declare((), "TCP ports of the host that lead to the guest", "SPEC", "-t", "ports")

@@ -122,7 +122,7 @@ class SocketPool:
         if len(ready) < count:
             family = family_constant(kind.family)
             made = self._make(family, kind.type, 0, count - len(ready))
-            # A class that is told what they are does not ask the kernel.
+            # With family and type given, the class does not ask the kernel for them.
             ready += [RawSocket(family, kind.type, 0, descriptor) for descriptor in made]
 
     def close(self) -> None:

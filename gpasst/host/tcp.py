@@ -142,7 +142,7 @@ def accept(listener: HostSocket) -> tuple[RawSocket, bytes, int, int]:
     descriptor, name = listener._accept()  # type: ignore[attr-defined]  # noqa: SLF001
     address, port = end_of(name)
     family, scope = (AF_INET, 0) if len(name) == _ADDRESS4_FIELDS else (AF_INET6, name[3])
-    # A class that is told what it is does not ask the kernel.
+    # With family and type given, the class does not ask the kernel for them.
     return RawSocket(family, SOCK_STREAM, 0, descriptor), address, port, scope
 
 
