@@ -21,8 +21,10 @@ from gpasst.commands.process import (
     CommandError,
     check_socket,
     choose_identity,
+    complain,
     go_to_background,
     open_standard_descriptors,
+    say,
 )
 from gpasst.errors import ConfigurationError, GpasstError
 
@@ -44,40 +46,48 @@ ABSENT_COMMANDS = ("doctor", "ctl")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the console script; return its exit status."""
+    """Run the console script; return its exit status, or end the process with it if no arguments are given."""
     open_standard_descriptors()
     argv = list(sys.argv[1:] if arguments is None else arguments)
     called = os.path.basename(sys.argv[0])
     if arguments is None and called in MODES:
         argv.insert(0, called)
-    command = argv[0] if argv else ""
     try:
-        if command in MODES:
-            status = run_proxy(command, argv[1:])
-            if arguments is None:
-                leave(status)
-            return status
-        if command == "demo":
-            return run_demo(argv[1:])
+        status = run(argv)
     except GpasstError as error:
-        print(f"gpasst: {error}", file=sys.stderr)
-        return error.status if isinstance(error, CommandError) else EXIT_FAILURE
+        complain(f"gpasst: {error}")
+        status = error.status if isinstance(error, CommandError) else EXIT_FAILURE
     except KeyboardInterrupt:
         from signal import SIGINT
 
-        return SIGNAL_BASE + SIGINT
+        status = SIGNAL_BASE + SIGINT
+    if arguments is None:
+        leave(status)
+    return status
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run a command; return its exit status.
+
+    :raises GpasstError: if something is in the way, other than the command line.
+    """
+    command = argv[0] if argv else ""
+    if command in MODES:
+        return run_proxy(command, argv[1:])
+    if command == "demo":
+        return run_demo(argv[1:])
     if command in ("--version", "-V"):
-        print(f"gpasst {__version__}")
+        say(f"gpasst {__version__}")
         return 0
     if command in ("--help", "-h"):
-        print(USAGE, end="")
+        say(USAGE, end="")
         return 0
     if command in ABSENT_COMMANDS:
-        print(f"gpasst: {command} is not available yet; see gpasst --help", file=sys.stderr)
+        complain(f"gpasst: {command} is not available yet; see gpasst --help")
     elif command:
-        print(f"gpasst: unknown command {command}; see gpasst --help", file=sys.stderr)
+        complain(f"gpasst: unknown command {command}; see gpasst --help")
     else:
-        print(USAGE, end="", file=sys.stderr)
+        complain(USAGE, end="")
     return EXIT_USAGE
 
 
@@ -91,7 +101,7 @@ def leave(status: int) -> NoReturn:
 
 def refuse(command: str, error: ConfigurationError) -> int:
     """Print the one line that refuses a command line; return the exit status."""
-    print(f"gpasst {command}: {error}; see gpasst {command} --help", file=sys.stderr)
+    complain(f"gpasst {command}: {error}; see gpasst {command} --help")
     return EXIT_USAGE
 
 

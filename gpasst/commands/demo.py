@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from gpasst.api.pasta import Pasta
+from gpasst.commands.process import say
 from gpasst.errors import PlatformError
 from gpasst.host.sockets import text
 from gpasst.packet.address import ANY, is_link_local
@@ -103,12 +104,12 @@ def run(as_json: bool = False) -> int:
     """Run the demo; return the exit status.
 
     :param as_json: print the figures as one line of JSON instead of a table.
-    :raises GpasstError: if a namespace, the service or the client cannot be started.
+    :raises GpasstError: if a namespace, the service or the client cannot be started, or standard output is in the way.
     """
     began = time.perf_counter()
     forwarded, remapped, outside = free_ports(3)
     forwarded_tcp, outside_tcp = free_ports(2, socket.SOCK_STREAM)
-    say: Callable[[str], None] = (lambda line: None) if as_json else (lambda line: print(line, flush=True))
+    show: Callable[[str], None] = (lambda line: None) if as_json else say
     rows: list[Row] = []
     ports = f"{forwarded}:{INSIDE_PORT},{remapped}:{INSIDE_PORT + 1}"
     streams: list[Streams] = []
@@ -120,34 +121,34 @@ def run(as_json: bool = False) -> int:
     ) as net:
         opened = time.perf_counter() - began
         families = [network.family for network in (net.network.ip4, net.network.ip6) if network]
-        say(f"A namespace with the network of this machine, ready in {opened * 1000:.0f} ms.\n")
-        say(COLUMNS)
-        say("-" * len(COLUMNS))
+        show(f"A namespace with the network of this machine, ready in {opened * 1000:.0f} ms.\n")
+        show(COLUMNS)
+        show("-" * len(COLUMNS))
         for row in _rows(net, families, forwarded, remapped, outside):
             rows.append(row)
             verdict = "intact" if row.good else "WRONG" if row.wrong else "LOST"
-            say(
+            show(
                 f"{row.path:<52} {row.sent:>7} {row.received:>9}  {verdict:<8} {row.round_trip_us:>7.0f} us "
                 f"{row.datagrams_per_second:>12,} {row.megabits_per_second:>8,.0f}"
             )
         statistics = net.statistics()
-        say(f"\n{STREAM_COLUMNS}\n{'-' * len(STREAM_COLUMNS)}")
+        show(f"\n{STREAM_COLUMNS}\n{'-' * len(STREAM_COLUMNS)}")
         for result in _streams(net, families, forwarded_tcp, outside_tcp):
             streams.append(result)
-            say(str(result))
+            show(str(result))
     good = bool(rows) and all(row.good for row in rows) and all(result.intact for result in streams)
     seconds = time.perf_counter() - began
     if as_json:
         lists = {"rows": [asdict(row) for row in rows], "streams": [asdict(result) for result in streams]}
-        print(json.dumps({"good": good, "seconds": round(seconds, 3), **lists}))
+        say(json.dumps({"good": good, "seconds": round(seconds, 3), **lists}))
         return 0 if good else 1
-    say(
+    show(
         f"\nThe proxy moved {statistics.datagrams_up + statistics.datagrams_down:,} datagrams through the tap and "
         f"{statistics.datagrams_spliced:,} past it, "
         f"{statistics.superframes_up + statistics.superframes_down + statistics.superframes_spliced:,} times several "
         "in one system call."
     )
-    say(f"{'All arrived, unchanged.' if good else 'Something was lost or changed.'} It took {seconds:.1f} s.")
+    show(f"{'All arrived, unchanged.' if good else 'Something was lost or changed.'} It took {seconds:.1f} s.")
     return 0 if good else 1
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from gpasst import __version__
 from gpasst.commands.arguments import Argument, Divided, Given, divide
-from gpasst.commands.process import LOG_SIZE_DEFAULT, LOG_SIZE_MINIMUM, ProcessOptions
+from gpasst.commands.process import LOG_SIZE_DEFAULT, LOG_SIZE_MINIMUM, ProcessOptions, say
 from gpasst.config import Config, given_fields, long_option, options
 from gpasst.errors import ConfigurationError
 from gpasst.option import Option, check_value
@@ -187,7 +187,7 @@ def read(mode: str, argv: Sequence[str]) -> Invocation:
     divided = divide(_arguments(mode), argv, f"gpasst {mode}")
     given = divided.given
     if HELP in given or VERSION in given:
-        print(help_text(mode) if HELP in given else f"gpasst {__version__}\n", end="")
+        say(help_text(mode) if HELP in given else f"gpasst {__version__}\n", end="")
         raise SystemExit(0)
     fields = {
         name: _field(long_option(name), option, given[name]) for name, option in options(mode).items() if name in given
@@ -278,7 +278,7 @@ def read_demo(argv: Sequence[str]) -> bool:
     known = dict.fromkeys(("-h", "--help"), Argument(HELP, ends=True))
     divided = divide(known | {"--json": Argument("json")}, argv, "gpasst demo")
     if HELP in divided.given:
-        print(DEMO_USAGE, end="")
+        say(DEMO_USAGE, end="")
         raise SystemExit(0)
     if divided.words:
         raise ConfigurationError(

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import re
 import stat
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from signal import SIGTERM
 from typing import NamedTuple, NoReturn
 
@@ -136,12 +138,31 @@ def take_on(identity: tuple[int, int]) -> None:
 
 def open_standard_descriptors() -> None:
     """Open standard input, output and error where they are closed, so that no other file gets their numbers."""
-    for descriptor in STANDARD:
+    for descriptor, name in zip(STANDARD, ("stdin", "stdout", "stderr"), strict=True):
         try:
             os.fstat(descriptor)
         except OSError:
             # The lowest number that is free; those below are open by now.
             os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:  # as Python leaves it where the descriptor is closed when it starts
+            setattr(sys, name, os.fdopen(descriptor, "w" if descriptor else "r", encoding="utf-8", closefd=False))
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Print a text on standard output.
+
+    :raises PlatformError: if it cannot be written.
+    """
+    try:
+        print(text, end=end, flush=True)
+    except OSError as error:
+        raise PlatformError(f"standard output: {error.strerror}", "lead it to where it can be written") from None
+
+
+def complain(text: str, end: str = "\n") -> None:
+    """Print a text on standard error, as far as that takes it."""
+    with suppress(OSError):
+        print(text, end=end, file=sys.stderr, flush=True)
 
 
 def go_to_background(kept: int | None = None) -> Callable[[], None]:

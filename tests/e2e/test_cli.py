@@ -292,6 +292,27 @@ def test_help_and_version() -> None:
         assert cli(*arguments).stdout == f"gpasst {gpasst.__version__}\n"
 
 
+@pytest.mark.parametrize("arguments", [("--version",), ("--help",), ("pasta", "--help"), ("demo", "--help")])
+def test_what_cannot_be_printed_is_one_line(arguments: tuple[str, ...]) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([*GPASST, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "gpasst: standard output: No space left on device; lead it to where it can be written\n"
+
+
+@pytest.mark.parametrize("arguments", [(), ("nonsense",), ("pasta", "--nonsense")])
+def test_an_error_that_cannot_be_printed_keeps_its_status(arguments: tuple[str, ...]) -> None:
+    with open("/dev/full", "wb") as full:
+        assert subprocess.run([*GPASST, *arguments], stderr=full, check=False).returncode == 2
+
+
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&-", "2>&-"])
+def test_the_exit_status_is_passed_on_without_standard_descriptors(closed: str) -> None:
+    program = [*GPASST, "pasta", *AS_ROOT, "--", "sh", "-c", "exit 42"]
+    done = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *program], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (42, b"", b"")
+
+
 def test_called_as_pasta(tmp_path: Path) -> None:
     link = tmp_path / "pasta"
     link.write_text(
