@@ -11,7 +11,8 @@ sockets that are bound on the other side, address by address (`automatic`):
    like one on every address. In the namespace only loopback traffic is spliced, so it asks for none.
 3. The proxy's own sockets ask for none, so that the two directions do not follow each other.
 4. In the namespace a port that a program there has bound itself asks for none (`unclaimed`): the guest's own socket
-   comes first. Linux lets a program bind beside an open listener only if both have SO_REUSEADDR or SO_REUSEPORT.
+   comes first. Linux lets a program bind beside an open listener only if both have SO_REUSEPORT, or for UDP
+   SO_REUSEADDR.
 """
 
 from __future__ import annotations

@@ -207,7 +207,8 @@ def bind_listener(sock: RawSocket, at: BindAddress, freebind: bool, shared: bool
     :param sock: a prepared socket of the side and family of `at`.
     :param at: the address to bind to.
     :param freebind: allow an address that the host does not have yet.
-    :param shared: let programs with SO_REUSEADDR, or of the same user with SO_REUSEPORT, bind the same port afterwards.
+    :param shared: let programs of the same user with SO_REUSEPORT, or for UDP any with SO_REUSEADDR, bind the same port
+        afterwards.
     :raises OSError: if the kernel refuses an option or the address.
     """
     try:
