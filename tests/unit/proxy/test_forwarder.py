@@ -190,7 +190,7 @@ def test_explicit_rules_are_opened_on_both_sides() -> None:
 
 
 def test_tcp_listens_on_both_sides() -> None:
-    first, second, inside = free_ports(3)
+    first, second, inside = free_ports(3, socket.SOCK_STREAM)
     ports = f"{first}:80", f"127.0.0.1/{second}:192.0.2.5/81"
     with bench(udp_ports=str(first), tcp_ports=ports, tcp_ns=(f"{inside}:54",)) as it:
         it.forwarder.open()
@@ -215,7 +215,7 @@ def test_tcp_listens_on_both_sides() -> None:
 
 def test_a_tcp_port_can_be_had_again_at_once() -> None:
     """Although connections of the listener before are in TIME-WAIT."""
-    (port,) = free_ports(1)
+    (port,) = free_ports(1, socket.SOCK_STREAM)
     for _ in range(2):
         with bench(tcp_ports=(str(port),)) as it:
             it.forwarder.open()
@@ -226,7 +226,7 @@ def test_a_tcp_port_can_be_had_again_at_once() -> None:
 
 
 def test_both_families_of_tcp_have_their_own_listener() -> None:
-    (port,) = free_ports(1)
+    (port,) = free_ports(1, socket.SOCK_STREAM)
     with bench(tcp_ports=(str(port),), ipv4_only=False) as it:
         it.forwarder.open()
         assert [(one.address, one.port) for one in it.forwarder.listed()] == [("0.0.0.0", port), ("::", port)]
@@ -273,7 +273,7 @@ def test_a_chosen_port_is_free_in_all_families(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_named_port_that_is_taken_is_an_error(protocol: str) -> None:
-    (free,) = free_ports(1)
+    (free,) = free_ports(1, KINDS[protocol])
     with bench() as nothing, taken(protocol=protocol) as port:
         nothing.forwarder.open()
         with bench(**on_host(protocol, f"{free},{port}")) as it:
@@ -293,7 +293,7 @@ def test_a_port_without_splice_pairs_is_not_kept() -> None:
 
 
 def test_a_rule_of_exclusions_passes_over_a_port_that_is_taken(protocol: str) -> None:
-    (free,) = free_ports(1)
+    (free,) = free_ports(1, KINDS[protocol])
     with taken(protocol=protocol) as port:
         low, high = sorted((port, free))
         ranges = ((1, low - 1), (low + 1, high - 1), (high + 1, 65535))
@@ -309,7 +309,7 @@ def test_a_rule_of_exclusions_passes_over_a_port_that_is_taken(protocol: str) ->
 
 @pytest.mark.usefixtures("lists_sockets")
 def test_an_automatic_rule_follows_what_is_bound(protocol: str) -> None:
-    port, target = free_ports(2)
+    port, target = free_ports(2, KINDS[protocol])
     with bench(**on_host(protocol, f"{port}:{target},auto")) as it:
         it.forwarder.open()
         assert it.forwarder.automatic
@@ -324,7 +324,7 @@ def test_an_automatic_rule_follows_what_is_bound(protocol: str) -> None:
 
 @pytest.mark.usefixtures("lists_sockets")
 def test_a_port_that_is_taken_is_tried_again(protocol: str) -> None:
-    port, target = free_ports(2)
+    port, target = free_ports(2, KINDS[protocol])
     with bench(**on_host(protocol, f"{port}:{target},auto")) as it, taken(target, protocol=protocol):
         it.forwarder.open()
         with taken(port, protocol=protocol):
@@ -334,7 +334,7 @@ def test_a_port_that_is_taken_is_tried_again(protocol: str) -> None:
 
 @pytest.mark.usefixtures("lists_sockets")
 def test_each_protocol_follows_its_own_sockets() -> None:
-    port, target = free_ports(2)
+    port, target = free_ports(2, socket.SOCK_STREAM)
     rule = (f"{port}:{target},auto",)
     with bench(udp_ports=rule, tcp_ports=rule) as it:
         it.forwarder.open()
@@ -366,7 +366,7 @@ def test_services_on_loopback_are_followed_where_loopback_is_kept(protocol: str)
     with taken(address="127.0.0.1", protocol=protocol) as target, bench(**on_host(protocol, "auto")) as it:
         it.forwarder.open()
         assert target not in it.look()
-    (port,) = free_ports(1)
+    (port,) = free_ports(1, KINDS[protocol])
     with taken(address="127.0.0.1", protocol=protocol) as target:
         with bench(**on_host(protocol, f"{port}:{target},auto"), host_lo_to_ns_lo=True) as it:
             it.forwarder.open()
@@ -382,7 +382,7 @@ def test_a_kernel_that_lists_one_protocol_only(monkeypatch: pytest.MonkeyPatch) 
 
     whole = SockDiag.scan
     monkeypatch.setattr(SockDiag, "scan", scan)
-    port, target = free_ports(2)
+    port, target = free_ports(2, socket.SOCK_STREAM)
     rule = (f"{port}:{target},auto",)
     with bench(udp_ports=rule, tcp_ports=rule) as it, taken(target, protocol="tcp"):
         it.forwarder.open()
@@ -393,7 +393,7 @@ def test_a_kernel_that_lists_one_protocol_only(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.usefixtures("lists_sockets")
 def test_sockets_of_the_proxy_are_not_followed(protocol: str) -> None:
-    port, target = free_ports(2)
+    port, target = free_ports(2, KINDS[protocol])
     with (
         bench(**on_host(protocol, f"{port}:{target},auto")) as it,
         socket.socket(socket.AF_INET, KINDS[protocol]) as own,
