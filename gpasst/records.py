@@ -56,6 +56,7 @@ else:
             body["__record_fields__"] = tuple(declared)
             body["__dataclass_fields__"] = _Described()
             body.setdefault("__repr__", _represent)
+            body["__replace__"] = replace  # of copy.replace (Python 3.13)
             if eq:
                 compared = [item.name for item in declared if item.compare]
                 body |= _compared(attrgetter(*compared), frozen)

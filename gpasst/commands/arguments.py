@@ -100,7 +100,7 @@ def _complete(known: Mapping[str, Argument], beginning: str) -> str:
     :raises ConfigurationError: if several options begin with it.
     """
     found = sorted(name for name in known if name.startswith(beginning))
-    if beginning in known or not found:
+    if beginning in known or beginning == END or not found:
         return beginning
     # Two names of one option leave no choice.
     if len({known[name] for name in found}) > 1:

@@ -15,7 +15,7 @@ import ipaddress
 import os
 import struct
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from gpasst.errors import ConfigurationError, GpasstError, PlatformError
@@ -285,7 +285,12 @@ def _covered(gateway: str, addresses: tuple[tuple[str, int], ...]) -> bool:
     address = ipaddress.ip_address(gateway)
     if isinstance(address, ipaddress.IPv6Address) and address.is_link_local:
         return True
-    return any(address in ipaddress.ip_network(f"{text}/{prefix}", strict=False) for text, prefix in addresses)
+    return any(address in _network(text, prefix) for text, prefix in addresses)
+
+
+@lru_cache(maxsize=1024)  # asked for each route of a host, of which there may be thousands
+def _network(address: str, prefix: int) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    return ipaddress.ip_network(f"{address}/{prefix}", strict=False)
 
 
 def await_addresses(session: Session, changes: Session, index: int) -> None:

@@ -111,5 +111,10 @@ class Kept:
     one: int
 
 
+def test_a_record_has_what_copies_of_later_pythons_call() -> None:
+    kept: Any = Kept(3)
+    assert kept.__replace__(one=4) == Kept(4)  # by copy.replace of Python 3.13
+
+
 def test_a_frozen_record_survives_pickling() -> None:
     assert pickle.loads(pickle.dumps(Kept(3))) == Kept(3)

@@ -69,7 +69,7 @@ def test_options_and_words(argv: tuple[str, ...], given: dict[str, list[str]], w
         (("-x",), "-x is not an option or argument of program; leave it out"),
         (("-lx",), "-x is not an option or argument of program; leave it out"),
         (("-l=5",), "-= is not an option or argument of program; leave it out"),
-        (("--=5",), "-- is ambiguous; write one of --gone, --left, --right, --rightmost, --size, --size-of, --stop"),
+        (("--=5",), "-- is not an option or argument of program; leave it out"),
         (("--left=5",), "--left takes no value; write --left alone"),
         (("-l-r",), "-l takes no value; write -l alone"),
         (("-l-",), "-l takes no value; write -l alone"),
