@@ -7,13 +7,13 @@ Theory of operation: the proxy lives on the runtime's hub, so every question to 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gpasst import runtime
 from gpasst.config import Config, given_fields
-from gpasst.counters import Statistics
+from gpasst.counters import Drop, Statistics
 from gpasst.errors import ConfigurationError
 from gpasst.flow.network import GuestNetwork
 from gpasst.flow.record import Flow, Forward
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 RESOLVER_FILE = "/etc/resolv.conf"
+PORTS_NAMED = 10  # in a message
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +120,37 @@ class Connection:
     def flows(self) -> tuple[Flow, ...]:
         """Return every tracked peer and splice pair."""
         return self._call(lambda proxy: proxy.flows())
+
+    def port(self, protocol: str, target: int) -> int:
+        """Return the host's port that leads to one of the guest's, such as one that the kernel chose for ``0:53``.
+
+        Of several the one that was opened first is returned.
+
+        :param protocol: ``"tcp"`` or ``"udp"``.
+        :param target: the guest's port.
+        :raises ConfigurationError: if none leads there.
+        """
+        forwards = [forward for forward in self.forwards if not forward.inside]
+        for forward in forwards:
+            if (forward.protocol, forward.target) == (protocol, target):
+                return forward.port
+        others = ", ".join(f"{forward.protocol} {forward.port}:{forward.target}" for forward in forwards[:PORTS_NAMED])
+        raise ConfigurationError(
+            f"no port of the host leads to {protocol} {target}", f"forward it; these are: {others or 'none'}"
+        )
+
+    def assert_no_drops(self, allow: Iterable[Drop] = ()) -> None:
+        """Check that nothing was dropped; what every guest sends by itself counts as ignored, not as dropped.
+
+        :param allow: reasons that are no fault.
+        :raises AssertionError: naming each other reason, and how often it was one.
+        """
+        __tracebackhide__ = True  # pytest shows the caller's line
+        allowed = {reason.value for reason in allow}
+        drops = sorted(item for item in self.statistics().drops.items() if item[0] not in allowed)
+        if drops:
+            listed = ", ".join(f"{count} {reason}" for reason, count in drops)
+            raise AssertionError(f"dropped: {listed}")
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the proxy has no guest any more: its namespace, or its only virtual machine, has ended.

@@ -21,14 +21,16 @@ from gpasst import runtime
 from gpasst.api.connection import RESOLVER_FILE, Connection, read_text, report
 from gpasst.api.joined import NamespaceWatch, leads
 from gpasst.config import Config
+from gpasst.errors import ConfigurationError, PlatformError
 from gpasst.features import Feature
 from gpasst.flow.network import GuestNetwork, build_network
 from gpasst.flow.resolver_file import parse_resolver_file
 from gpasst.helper.client import OpenRequest, enter_command
 from gpasst.helper.kept import ANSWER_SECONDS, LateError, Namespace
+from gpasst.host.sock_diag import SockDiag
 from gpasst.host.sockets import text
 from gpasst.hub import wait_read
-from gpasst.linux import AF_INET, SOCK_DGRAM
+from gpasst.linux import AF_INET, AF_NETLINK, NETLINK_SOCK_DIAG, SOCK_DGRAM, SOCK_RAW
 from gpasst.packet.address import is_link_local
 from gpasst.packet.dns_names import encode_text
 
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     import subprocess
 
 LOOK_SECONDS = 0.1  # to wait for an answer that is late before asking again
+BOUND_SECONDS = 0.005  # between two looks at bound ports; one takes 0.1 ms
+PROTOCOLS = ("tcp", "udp")
 KILL_SECONDS = 0.5  # between SIGTERM and SIGKILL for programs that outlive their namespace
 NETNS_FOLDER = "/run/netns"
 
@@ -196,6 +200,24 @@ class Pasta(Connection):
         descriptor = self._runtime.call(lambda: _socket_inside(namespace, family, type, proto))
         return socket.socket(family, type, proto, descriptor)
 
+    def wait_bound(self, protocol: str, port: int, timeout: float = 5.0) -> None:
+        """Wait until a program in the namespace has bound a port; of TCP, until it listens.
+
+        The kernel's list of sockets is looked at, so the program itself sees nothing of it.
+
+        :param protocol: ``"tcp"`` or ``"udp"``.
+        :param port: the port.
+        :param timeout: seconds.
+        :raises ConfigurationError: if it is another protocol.
+        :raises PlatformError: if none has bound it by then, naming the ports that are bound; or if the kernel does not
+            list sockets.
+        """
+        if protocol not in PROTOCOLS:
+            raise ConfigurationError(f"{protocol} is no protocol with ports", f"name one of {', '.join(PROTOCOLS)}")
+        namespace = self._joined()
+        assert self._runtime is not None
+        self._runtime.call(lambda: _await_bound(namespace, protocol, port, timeout))
+
     def exists(self) -> bool:
         """Return whether the file that named a joined namespace still leads to it.
 
@@ -250,6 +272,29 @@ def _socket_inside(namespace: Namespace, family: int, type: int, proto: int) -> 
         # The proxy may take the late answer too, and then nothing is readable.
         with gevent.Timeout(LOOK_SECONDS, False):
             wait_read(namespace.fileno())
+
+
+def _await_bound(namespace: Namespace, protocol: str, port: int, timeout: float) -> None:
+    """Do what `Pasta.wait_bound` does, on a hub.
+
+    :raises PlatformError: as that says.
+    """
+    until = time.monotonic() + timeout
+    scanner = SockDiag(_socket_inside(namespace, AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG), protocol)
+    try:
+        while True:
+            bound = {sock.port for sock in scanner.scan(wait_read).values()}
+            if port in bound:
+                return
+            if time.monotonic() >= until:
+                listed = ", ".join(map(str, sorted(bound))) or "none"
+                raise PlatformError(
+                    f"no program in the namespace has bound {protocol} port {port} within {timeout} s",
+                    f"see whether it has started; bound ports of {protocol}: {listed}",
+                )
+            gevent.sleep(BOUND_SECONDS)
+    finally:
+        scanner.close()
 
 
 def _request(config: Config, network: GuestNetwork, runas: tuple[int, int] | None) -> OpenRequest:

@@ -10,8 +10,9 @@ from typing import Any, cast
 import gevent
 import pytest
 
-from gpasst import Config, ConfigurationError, Passt, Pasta
+from gpasst import Config, ConfigurationError, Drop, Forward, Passt, Pasta, Statistics
 from gpasst.api.connection import Connection, read_text
+from gpasst.counters import Counters
 from gpasst.proxy.proxy import Proxy
 from gpasst.runtime import Runtime
 
@@ -21,6 +22,11 @@ class Stub:
 
     def __init__(self) -> None:
         self.closed = 0
+        self.forwards: tuple[Forward, ...] = ()
+        self.counters = Counters()
+
+    def statistics(self) -> Statistics:
+        return self.counters.snapshot(0, 0, 0, 0)
 
     def close(self) -> None:
         self.closed += 1
@@ -162,3 +168,45 @@ def test_options_are_checked_before_anything_is_opened() -> None:
 
 def test_a_file_that_cannot_be_read_is_empty() -> None:
     assert read_text("/nosuch/resolv.conf") == ""
+
+
+def open_stub() -> tuple[Stubbed, Stub]:
+    connection = Stubbed()
+    connection.open()
+    stub = connection.made[0]()
+    assert stub is not None
+    return connection, stub
+
+
+def test_the_port_that_leads_to_one_of_the_guest() -> None:
+    connection, stub = open_stub()
+    stub.forwards = (
+        Forward("tcp", "127.0.0.1", 53, None, 5353, inside=True),
+        Forward("udp", "0.0.0.0", 40001, None, 53, chosen=True),
+        Forward("tcp", "0.0.0.0", 40002, None, 53, chosen=True),
+        Forward("tcp", "::", 40003, None, 53, chosen=True),
+    )
+    assert connection.port("udp", 53) == 40001
+    assert connection.port("tcp", 53) == 40002
+    with pytest.raises(ConfigurationError, match="no port of the host leads to tcp 5353") as caught:
+        connection.port("tcp", 5353)
+    assert caught.value.remedy == "forward it; these are: udp 40001:53, tcp 40002:53, tcp 40003:53"
+    stub.forwards = ()
+    with pytest.raises(ConfigurationError, match="these are: none"):
+        connection.port("udp", 53)
+    connection.close()
+
+
+def test_drops_are_named_with_their_reasons() -> None:
+    connection, stub = open_stub()
+    stub.counters.drop(Drop.MEMBERSHIP)
+    connection.assert_no_drops()
+    stub.counters.drop(Drop.TAP_FULL, 2)
+    stub.counters.drop(Drop.FILTERED)
+    with pytest.raises(AssertionError) as caught:
+        connection.assert_no_drops()
+    assert str(caught.value) == f"dropped: 1 {Drop.FILTERED.value}, 2 {Drop.TAP_FULL.value}"
+    with pytest.raises(AssertionError, match=f"^dropped: 1 {Drop.FILTERED.value}$"):
+        connection.assert_no_drops(allow=[Drop.TAP_FULL])
+    connection.assert_no_drops(allow=[Drop.TAP_FULL, Drop.FILTERED])
+    connection.close()
