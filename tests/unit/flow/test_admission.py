@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gpasst.flow.admission import ALL, SOURCES_LIMIT, Admission, Rate
 
 START = 1e6  # seconds
+EARLY = 0.75  # of a token, which a frame may come before it is there, so that rounding costs no frame
+ROUNDING = 1e-6  # tokens; times near START are exact to a tenth of a nanosecond
 
 
 def admitted(admission: Admission, source: bytes, now: float, frames: int) -> int:
@@ -63,6 +65,7 @@ def test_the_sources_that_are_remembered_are_bounded() -> None:
     assert admitted(admission, b"kept", START, 10 * SOURCES_LIMIT) == 8 * SOURCES_LIMIT
 
 
+@example([(0, 0.0), (0, 0.25)], 1, 1)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.floats(0, 0.5)), max_size=200),
     st.integers(1, 20),
@@ -80,4 +83,4 @@ def test_no_more_than_burst_and_rate_are_admitted_in_any_time(
     for seen in times.values():
         for first in range(len(seen)):
             passed = seen[-1] - seen[first]
-            assert len(seen) - first <= burst + per_second * passed + 0.6
+            assert len(seen) - first <= burst + per_second * passed + EARLY + ROUNDING
