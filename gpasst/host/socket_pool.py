@@ -22,6 +22,8 @@ from gpasst.helper.kept import SOCKETS_PER_MESSAGE, LateError
 from gpasst.host.sockets import family_constant
 from gpasst.linux import SOCK_DGRAM, SOCK_NONBLOCK, SOCK_STREAM
 
+READY = 64  # sockets of a kind kept for splice pairs; one message of the helper brings that many
+READY_SHARE = 16  # of a low limit of open files, the part that they may take
 PAUSE_SECONDS = 0.05  # for one answer; on a busy machine it takes some milliseconds
 
 # Makes sockets in the namespace: (family constant, type, protocol, count) to descriptors.
@@ -49,6 +51,14 @@ def datagrams(family: int) -> Kind:
 def streams(family: int) -> Kind:
     """Return the kind of TCP sockets of `family`, 4 or 6, which never wait."""
     return Kind(family, SOCK_STREAM | SOCK_NONBLOCK)
+
+
+def kept_ready(line: int) -> int:
+    """Return how many sockets of a kind are kept for splice pairs.
+
+    :param line: how many files may be open before idle sockets give way.
+    """
+    return min(READY, line // READY_SHARE + 1)
 
 
 class SocketPool:

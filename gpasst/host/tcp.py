@@ -75,6 +75,7 @@ def open_outbound(network: FamilyNetwork) -> RawSocket:
     """
     sock = RawSocket(family_constant(network.family), SOCK_STREAM, 0)
     try:
+        prepare_stream(sock)
         if network.outbound_interface:
             sock.setsockopt(SOL_SOCKET, SO_BINDTODEVICE, network.outbound_interface.encode())
         if network.outbound:
@@ -86,23 +87,21 @@ def open_outbound(network: FamilyNetwork) -> RawSocket:
 
 
 def prepare(sock: RawSocket, peek_offset: bool) -> None:
-    """Set the options of every socket that stands for a connection.
-
-    Urgent data stays in line, since a peek would stop before it, and the guest gets no urgent pointer.
+    """Set the options of a socket that stands for a connection, beyond those of `prepare_stream`.
 
     :param sock: the socket.
     :param peek_offset: let each peek begin behind what was peeked before.
     :raises OSError: if the kernel refuses one.
     """
     sock.setblocking(False)
-    sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
-    sock.setsockopt(SOL_SOCKET, SO_OOBINLINE, 1)
     if peek_offset:
         sock.setsockopt(SOL_SOCKET, SO_PEEK_OFF, 0)
 
 
-def prepare_spliced(sock: RawSocket) -> None:
-    """Set the options of a splice pair's own socket.
+def prepare_stream(sock: RawSocket) -> None:
+    """Set the options of every socket that carries data; one that is accepted has them from its listener.
+
+    Urgent data stays in line, since a peek or splice(2) would stop before it, and the other end gets no urgent pointer.
 
     :raises OSError: if the kernel refuses one.
     """
@@ -113,7 +112,7 @@ def prepare_spliced(sock: RawSocket) -> None:
 def prepare_listener(sock: RawSocket, family: int) -> RawSocket:
     """Set the options of a listener on a new socket and return it: non-blocking, one family only.
 
-    The kernel passes those of splice pairs on to each socket that it accepts. With SO_REUSEADDR its port can be had
+    The kernel passes those of `prepare_stream` on to each socket that it accepts. With SO_REUSEADDR its port can be had
     again while connections of an earlier listener are in TIME-WAIT.
 
     :param sock: the socket; closed on failure.
@@ -123,7 +122,7 @@ def prepare_listener(sock: RawSocket, family: int) -> RawSocket:
     try:
         sock.setblocking(False)
         sock.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-        prepare_spliced(sock)
+        prepare_stream(sock)
         if family == V6:
             sock.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, 1)
     except OSError:

@@ -21,9 +21,9 @@ from gpasst.errors import GpasstError, PacketError
 from gpasst.flow.loopback import LoopbackTargets
 from gpasst.host.descriptors import Descriptors
 from gpasst.host.pipes import Pipes
-from gpasst.host.socket_pool import SocketPool, streams
+from gpasst.host.socket_pool import SocketPool, kept_ready, streams
 from gpasst.host.sockets import family_constant, socket_address
-from gpasst.host.tcp import Epoll, close_with_reset, end_of, prepare_spliced
+from gpasst.host.tcp import Epoll, close_with_reset, end_of, prepare_stream
 from gpasst.linux import (
     EPOLLERR,
     EPOLLET,
@@ -45,8 +45,6 @@ from gpasst.tcp.pairs import End, StreamPair, StreamPairs, Worker
 
 EVENTS = EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLET
 EVENTS_AT_ONCE = 64
-POOL = 64  # sockets of a family kept ready; one message of the helper brings that many
-POOL_SHARE = 16  # of a low limit of open files, the part that the pool of a family may take
 SPARE = 64  # greenlets kept for new pairs
 MANY = 256  # pairs, whose memory is worth giving back
 TRIES = 4  # sockets tried until one is not connected to itself
@@ -110,7 +108,7 @@ class TcpSplice:
         :raises GpasstError: if the namespace makes no sockets.
         """
         if not inside:
-            self._pool.keep(streams(family), min(POOL, self._descriptors.line // POOL_SHARE + 1))
+            self._pool.keep(streams(family), kept_ready(self._descriptors.line))
 
     def open(self, listener: TcpListener, client: RawSocket, source: End, addressed: End) -> None:
         """Set up the pair of an accepted client.
@@ -325,7 +323,7 @@ class TcpSplice:
             except (OSError, GpasstError) as error:
                 raise PacketError(Drop.NO_SOCKET) from error
             try:
-                prepare_spliced(sock)
+                prepare_stream(sock)
                 sock = self._descriptors.settle(sock)
                 number = sock.connect_ex(target)
                 local = end_of(sock.getsockname())

@@ -26,7 +26,7 @@ from gpasst.host.descriptors import Descriptors, exhausted
 from gpasst.host.raw import RawSockets
 from gpasst.host.receive import Receiver
 from gpasst.host.send import SEGMENTS_PER_SEND, answering, send_run
-from gpasst.host.socket_pool import SocketPool, datagrams
+from gpasst.host.socket_pool import SocketPool, datagrams, kept_ready
 from gpasst.host.sockets import family_constant, new_udp_socket, prepare, socket_address, text
 from gpasst.packet.address import ANY
 from gpasst.packet.icmp_error import port_unreachable
@@ -34,8 +34,6 @@ from gpasst.path.budget import BATCHES_PER_STEP, STEP_SECONDS
 from gpasst.udp.mapping import Listener
 from gpasst.udp.pairs import Pair, Pairs, Route
 
-POOL_SHARE = 16  # of a low limit of open files, the part that the pool of a family may take
-POOL = 64  # sockets of a family kept ready; one message of the helper brings that many
 TRIES = 4  # sockets tried until one does not happen to be bound to its own target
 ADDRESS_BYTES = {4: 4, 6: 16}
 
@@ -89,7 +87,7 @@ class UdpSplice:
         :raises GpasstError: if the namespace makes no sockets.
         """
         if not inside:
-            self._pool.keep(datagrams(family), min(POOL, self._descriptors.line // POOL_SHARE + 1))
+            self._pool.keep(datagrams(family), kept_ready(self._descriptors.line))
         self._raw.open(inside, family)
 
     def open(self, listener: Listener, key: bytes, source: bytes, port: int, scope: int, addressed: bytes) -> Pair:

@@ -9,13 +9,13 @@ import pytest
 
 import gpasst
 from gpasst.counters import Drop
-from gpasst.path.udp_splice import POOL
+from gpasst.host.socket_pool import READY
 from tests.support.ready import stopped, until
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 
 PORT = 5000
-SENDERS = POOL + 8
+SENDERS = READY + 8
 
 
 def test_flows_go_on_while_it_is_stopped_and_new_ones_come_when_it_goes_on() -> None:
@@ -33,8 +33,8 @@ def test_flows_go_on_while_it_is_stopped_and_new_ones_come_when_it_goes_on() -> 
             for _ in range(SENDERS):
                 ask()
             until(lambda: net.statistics().drops, "what needs a socket more than there are is dropped")
-            until(lambda: net.statistics().pairs == POOL, "those that are ready are used")
-            assert net.statistics().drops == {Drop.NO_SOCKET.value: SENDERS - POOL}
+            until(lambda: net.statistics().pairs == READY, "those that are ready are used")
+            assert net.statistics().drops == {Drop.NO_SOCKET.value: SENDERS - READY}
 
         def carried() -> bool:
             before = net.statistics().pairs

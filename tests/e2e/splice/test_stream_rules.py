@@ -13,7 +13,7 @@ import pytest
 
 import gpasst
 from gpasst.counters import Drop
-from gpasst.path.tcp_splice import POOL
+from gpasst.host.socket_pool import READY
 from tests.support.cli import AS_ROOT, cli
 from tests.support.families import ANY, FAMILY, LOOPBACK
 from tests.support.forwards import automatic
@@ -175,7 +175,7 @@ def test_a_keeper_that_answers_nothing_stops_new_connections_alone() -> None:
             while carries():
                 count += 1
                 stack.enter_context(accepted(server))
-            assert count <= POOL
+            assert count <= READY
             assert net.statistics().drops == {Drop.NO_SOCKET.value: 1}
             assert first.recv(9) == b"?"
         until(carries, "a new client after it went on")

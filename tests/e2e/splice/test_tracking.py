@@ -11,8 +11,8 @@ from contextlib import ExitStack
 import pytest
 
 from gpasst.flow.record import Flow
+from gpasst.host.socket_pool import READY
 from gpasst.linux import UDP_SEGMENT
-from gpasst.path.udp_splice import POOL
 from tests.support.families import FAMILY
 from tests.support.guests import call, expire, proxy_of, scan
 from tests.support.ways import (
@@ -110,11 +110,11 @@ def test_new_pairs_take_their_sockets_from_the_pool(way: Way, monkeypatch: pytes
     monkeypatch.setattr(pool, "_make", asking)
     with monkeypatch.context() as without_refill, way.service() as service, ExitStack() as stack:
         without_refill.setattr(pool, "refill", lambda: None)
-        for _ in range(POOL):
+        for _ in range(READY):
             exchange(way, stack.enter_context(way.client()), service)
         assert asked == []
     scan(way.net)
-    assert asked == [(FAMILY[way.family], socket.SOCK_DGRAM, 0, POOL)]
+    assert asked == [(FAMILY[way.family], socket.SOCK_DGRAM, 0, READY)]
 
 
 @superframes_only

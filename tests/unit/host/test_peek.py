@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from gpasst.host.peek import LAYOUTS, RUN_BYTES, RUNS, Peeker, StreamPeeker, TapPeeker, discard
-from gpasst.host.tcp import lacking, peek_from_start, prepare
+from gpasst.host.tcp import lacking, peek_from_start, prepare, prepare_stream
 from gpasst.linux import SO_PEEK_OFF
 from tests.support.families import FAMILIES, FAMILY, LOOPBACK
 from tests.support.streams import noise
@@ -30,6 +30,7 @@ def pair(family: int = 4, offset: bool = True) -> Iterator[tuple[socket.socket, 
         remote = socket.create_connection(server.getsockname()[:2], 2)
         ours, _ = server.accept()
     with ours, remote:
+        prepare_stream(ours)
         prepare(ours, offset and not lacking())
         remote.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield ours, remote

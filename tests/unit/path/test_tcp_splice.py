@@ -14,10 +14,11 @@ import pytest
 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError, PlatformError
+from gpasst.host.socket_pool import READY, READY_SHARE
 from gpasst.path import tcp_splice
 from gpasst.path.budget import STEP_SECONDS
 from gpasst.path.tcp_carrier import Carrier
-from gpasst.path.tcp_splice import POOL, POOL_SHARE, TRIES
+from gpasst.path.tcp_splice import TRIES
 from gpasst.tcp.pairs import StreamPair
 from gpasst.tcp.states import State
 from tests.support.addresses import ip
@@ -90,17 +91,17 @@ def test_half_a_connection_goes_on(by: str, inside: bool) -> None:
 def test_sockets_of_the_namespace_come_from_the_pool(inside: bool) -> None:
     with spliced(4, inside) as it, ExitStack() as stack:
         it.splice.listen(inside, 4)
-        assert it.made == ([] if inside else [POOL])
+        assert it.made == ([] if inside else [READY])
         for _ in range(3):
             for sock in it.open()[:2]:
                 stack.enter_context(sock)
-        assert it.made == ([] if inside else [POOL])
+        assert it.made == ([] if inside else [READY])
 
 
 def test_a_low_limit_makes_a_small_pool() -> None:
     with spliced(limit=256) as it:
         it.splice.listen(False, 4)
-        assert it.made == [it.descriptors.line // POOL_SHARE + 1]
+        assert it.made == [it.descriptors.line // READY_SHARE + 1]
 
 
 def test_who_must_not_have_a_pair_is_reset() -> None:
@@ -180,7 +181,7 @@ def test_a_socket_that_connects_to_itself_by_chance_is_not_taken(monkeypatch: py
 
     with spliced() as it, it.client() as client:
         it.service.close()
-        monkeypatch.setattr(tcp_splice, "prepare_spliced", bind_once)
+        monkeypatch.setattr(tcp_splice, "prepare_stream", bind_once)
         pair = it.accept()
         assert bound and bound[0].fileno() == -1
         assert pair.local != pair.remote

@@ -18,11 +18,11 @@ from gpasst.host.descriptors import Descriptors
 from gpasst.host.raw import RawSockets
 from gpasst.host.receive import sender_key, split_key
 from gpasst.host.receive_contiguous import ContiguousReceiver
-from gpasst.host.socket_pool import SocketPool
+from gpasst.host.socket_pool import READY, SocketPool
 from gpasst.packet import icmp_error
 from gpasst.packet.parse import Packet
 from gpasst.path import udp_splice
-from gpasst.path.udp_splice import POOL, UdpSplice
+from gpasst.path.udp_splice import UdpSplice
 from gpasst.udp.mapping import Listener
 from gpasst.udp.pairs import Pair, Pairs
 from tests.support.addresses import ip
@@ -160,12 +160,12 @@ def test_superframes_both_ways(family: int, features: frozenset[Feature]) -> Non
 def test_sockets_of_the_namespace_come_from_the_pool(family: int) -> None:
     with splice(family) as case:
         case.splice.listen(False, family)
-        assert (case.asked, case.raw.opened) == ([POOL], [(False, family)])
-        clients = [case.bound() for _ in range(POOL)]
+        assert (case.asked, case.raw.opened) == ([READY], [(False, family)])
+        clients = [case.bound() for _ in range(READY)]
         for client in clients:
             case.open(client)
             client.close()
-        assert case.asked == [POOL], "nobody was asked"
+        assert case.asked == [READY], "nobody was asked"
 
 
 @FAMILIES
