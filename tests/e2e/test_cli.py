@@ -15,6 +15,7 @@ import pytest
 import gpasst
 from tests.support.cli import AS_ROOT, GPASST, cli, ended
 from tests.support.lab import REMOTE4, bound, host_socket
+from tests.support.programs import started
 from tests.support.ready import sleeper, until
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
@@ -76,12 +77,8 @@ def test_the_tap_is_ready_when_the_command_starts() -> None:
             "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.settimeout(5); "
             f"s.sendto(b'x', ('192.0.2.1', {server.getsockname()[1]})); print(s.recv(9).decode())"
         )
-        program = subprocess.Popen(
-            [*GPASST, "pasta", *AS_ROOT, "--config-net", "--", sys.executable, "-c", script],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        with program:
+        command = [*GPASST, "pasta", *AS_ROOT, "--config-net", "--", sys.executable, "-c", script]
+        with started(command, stdout=subprocess.PIPE, text=True) as program:
             server.settimeout(20)
             _, sender = server.recvfrom(9)
             server.sendto(b"good", sender)
@@ -103,7 +100,7 @@ def test_a_forward_reaches_the_command() -> None:
         "-c",
         ECHO_ONCE,
     ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
+    with started(command, stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout is not None and program.stdout.readline() == "bound\n"
         with bound(host_socket(socket.AF_INET), "127.0.0.1") as client:
             client.sendto(b"hello", ("127.0.0.1", 5055))
@@ -114,7 +111,7 @@ def test_a_forward_reaches_the_command() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_everything_within_a_second(number: signal.Signals) -> None:
     command = [*GPASST, "pasta", "--config-net", "--", "sh", "-c", "echo up; exec sleep 1000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as program:
+    with started(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as program:
         assert program.stdout is not None and program.stdout.readline() == "up\n"
         assert len(members(program.pid)) >= 3
         began = time.monotonic()
@@ -127,7 +124,7 @@ def test_a_signal_ends_everything_within_a_second(number: signal.Signals) -> Non
 
 def test_killing_the_proxy_leaves_nothing_behind() -> None:
     command = [*GPASST, "pasta", "--", "sh", "-c", "echo up; exec sleep 1000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as program:
+    with started(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as program:
         assert program.stdout is not None and program.stdout.readline() == "up\n"
         program.kill()
         program.wait(10)

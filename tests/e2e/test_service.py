@@ -14,6 +14,7 @@ import pytest
 
 import gpasst
 from tests.support.cli import AS_ROOT, GPASST, cli, ended
+from tests.support.programs import started
 from tests.support.ready import PATIENCE, sleeper
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
@@ -93,7 +94,7 @@ def test_forking(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     options = [*AS_ROOT, "--config-net", "-I", "joined", "--pid", str(pid_file)]
     with gpasst.Pasta() as owner, sleeper(owner) as process:
-        with subprocess.Popen([*GPASST, "pasta", *options, str(process.pid)]) as first:
+        with started([*GPASST, "pasta", *options, str(process.pid)]) as first:
             assert first.wait(PATIENCE) == 0
         number = int(pid_file.read_text(encoding="ascii"))
         assert number != first.pid

@@ -7,10 +7,14 @@ import sys
 
 from tests.support.lab import INHERITED, Remote
 
+TEST_SECONDS = 90  # after which a test counts as hanging: where it hangs is printed, and the run ends
+
 
 def command(*arguments: str) -> list[str]:
     """Return the command line of a pytest that imports what this one does, and writes nothing beside the tests."""
-    return [sys.executable, "-m", "pytest", "--import-mode=append", "-p", "no:cacheprovider", "-q", *arguments]
+    limit = ["-o", f"faulthandler_timeout={TEST_SECONDS}", "-o", "faulthandler_exit_on_timeout=true"]
+    quiet = ["--import-mode=append", "-p", "no:cacheprovider", "-q"]
+    return [sys.executable, "-m", "pytest", *quiet, *limit, *arguments]
 
 
 def environment(remote: Remote, folder: str) -> dict[str, str]:

@@ -11,6 +11,19 @@ from typing import Any
 from tests.support.need import need
 from tests.support.ready import udp_port_bound
 
+END_SECONDS = 30  # for a program that ends by itself
+
+
+@contextmanager
+def started(command: list[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """Run a program that ends by itself; it is killed where the block fails, which would wait for it otherwise."""
+    with subprocess.Popen(command, **options) as program:
+        try:
+            yield program
+            program.wait(END_SECONDS)
+        finally:
+            program.kill()
+
 
 @contextmanager
 def service(command: list[str], port: int) -> Iterator[subprocess.Popen[Any]]:

@@ -17,6 +17,7 @@ from gpasst.commands.process import choose_identity
 from tests.support.cli import AS_ROOT, GPASST, cli, ended
 from tests.support.lab import FAR4, HOST4, Remote, bound
 from tests.support.passt import EPHEMERAL, PROGRAM_PORT, greeted, text
+from tests.support.programs import started
 from tests.support.ready import unix_listening, until
 from tests.support.scripted import Guest
 
@@ -79,9 +80,8 @@ def test_the_program_takes_an_inherited_socket() -> None:
     ours, theirs = socket.socketpair()
     with ours, Guest(theirs) as guest:
         command = [*GPASST, "passt", *AS_ROOT, "-f", "-q", "--fd", str(ours.fileno())]
-        program = subprocess.Popen(command, pass_fds=[ours.fileno()], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        ours.close()
-        with program:
+        with started(command, pass_fds=[ours.fileno()], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as program:
+            ours.close()
             guest.socket.settimeout(20)
             greeted(guest)
             guest.socket.close()

@@ -20,7 +20,7 @@ from tests.support.cli import cli
 from tests.support.families import FAMILY, LOOPBACK
 from tests.support.lab import REMOTE, Remote
 from tests.support.need import need
-from tests.support.programs import dnsmasq, service
+from tests.support.programs import dnsmasq, service, started
 from tests.support.ready import until
 from tests.support.streams import MEBI, PORT, listening, noise, patient, received
 
@@ -194,7 +194,7 @@ def test_a_terminals_exchange_through_socat(net: gpasst.Pasta, family: int) -> N
 def test_iperf3(net: gpasst.Pasta, family: int, option: str) -> None:
     port = free_port(family)
     server = [need("iperf3"), "--server", "--one-off", "--bind", LOOPBACK[family], "--port", str(port)]
-    with subprocess.Popen([*server, "--forceflush"], stdout=subprocess.PIPE, text=True) as program:
+    with started([*server, "--forceflush"], stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout is not None
         # A trial connection would be its only client.
         assert any("listening" in line for line in program.stdout)
