@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PlatformError
 from gpasst.link.output import open_output
-from gpasst.packet.segmentation import split
+from gpasst.link.recorder import Record
 from gpasst.wire import PCAP_FILE_CODEC, PCAP_RECORD_CODEC
 
 # More than the largest frame, 65535 bytes of IPv6 payload and its headers.
@@ -30,12 +29,11 @@ class Capture:
     """A pcap file being written.
 
     :param path: file to create or truncate; mode 0600.
-    :param clock: returns wall clock time in nanoseconds.
     :param counters: count the frames that are missing from the file.
     :raises PlatformError: if the file cannot be opened or written.
     """
 
-    def __init__(self, path: str, clock: Callable[[], int], counters: Counters) -> None:
+    def __init__(self, path: str, counters: Counters) -> None:
         try:
             self._fd = open_output(path, os.O_WRONLY | os.O_TRUNC | os.O_NONBLOCK)
         except OSError as error:
@@ -46,19 +44,18 @@ class Capture:
             os.close(self._fd)
             raise _refused(path, error) from error
         self._path = path
-        self._clock = clock
         self._counters = counters
         self._failed = False
         self._rest = b""  # of a record of which a pipe has taken the start
 
-    def write(self, *parts: bytes | bytearray | memoryview) -> None:
-        """Record a frame or superframe: virtio-net header and frame, in consecutive parts.
+    def write(self, record: Record) -> None:
+        """Write the frames of a record.
 
         Frames that cannot be written are counted as `Drop.CAPTURE`; the first failure is logged.
         """
-        seconds, nanoseconds = divmod(self._clock(), SECOND)
+        seconds, nanoseconds = divmod(record.time, SECOND)
         records = []
-        for frame in split(b"".join(parts)):
+        for frame in record.frames():
             header = PCAP_RECORD_CODEC.pack(
                 seconds=seconds, microseconds=nanoseconds // MICROSECOND, captured=len(frame), length=len(frame)
             )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from typing import Protocol
 
-from gpasst.link.capture import Capture
+from gpasst.link.recorder import Recorder
 
 TRANSIENT = frozenset((errno.EAGAIN, errno.EINTR, errno.ENOBUFS, errno.ENOMEM))
 """Errors of one call that say nothing about the link: the next call may succeed."""
@@ -67,10 +67,10 @@ class RunHeader(Protocol):
 class Link(Protocol):
     """The guest's end of the proxy.
 
-    :ivar capture: where frames are recorded, None where they are not.
+    :ivar recorder: records what crosses, None while nobody wants that.
     """
 
-    capture: Capture | None
+    recorder: Recorder | None
 
     @property
     def ready(self) -> bool:

@@ -20,8 +20,8 @@ from collections import deque
 from collections.abc import Callable
 
 from gpasst.counters import Counters, Drop, Tally
-from gpasst.link.capture import Capture
 from gpasst.link.port import TRANSIENT, RunHeader
+from gpasst.link.recorder import Recorder
 from gpasst.linux import MSG_DONTWAIT, MSG_NOSIGNAL, UIO_MAXIOV
 from gpasst.wire import FRAME_MINIMUM_BYTES, STREAM_LENGTH_BYTES, VIRTIO_NET_BLANK
 
@@ -42,7 +42,7 @@ class Stream:
     :param counters: where traffic and drops are counted.
     :param await_room: begins to call a function when a socket takes more.
     :param stop_awaiting: stops that.
-    :param capture: where to record what crosses, or None.
+    :ivar recorder: records what crosses, None while nobody wants that.
     :ivar emptied: called when nothing waits for the guest any more.
     """
 
@@ -51,10 +51,9 @@ class Stream:
         counters: Counters,
         await_room: Callable[[RawSocket, Callable[[], None]], None],
         stop_awaiting: Callable[[], None],
-        capture: Capture | None = None,
     ) -> None:
         self.socket: RawSocket | None = None
-        self.capture = capture
+        self.recorder: Recorder | None = None
         self._counters = counters
         self._tallies = {protocol: traffic.up for protocol, traffic in counters.traffic.items()}
         self._await_room = await_room
@@ -165,7 +164,7 @@ class Stream:
                     # The reader of the stream finds out by itself, and ends the connection.
                     self._counters.drop(Drop.NO_GUEST, sum(frames for frames, *_ in gathered))
                     return
-            if self.capture is None and sent == sum(map(len, pieces)):
+            if self.recorder is None and sent == sum(map(len, pieces)):
                 for frames, _, total, _, tally in gathered:
                     self._count(tally, frames, total)
                 return
@@ -229,8 +228,8 @@ class Stream:
                     self._queue.append(memoryview(bytes(frame))[sent:])
                     self._queued += size - sent
                 sent = max(0, sent - size)
-                if self.capture is not None:
-                    self.capture.write(VIRTIO_NET_BLANK, frame[STREAM_LENGTH_BYTES:])
+                if self.recorder is not None:
+                    self.recorder.write(True, VIRTIO_NET_BLANK, frame[STREAM_LENGTH_BYTES:])
                 carried += 1
                 carried_bytes += min(segment, total - number * segment)
             if carried:

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 
 from gpasst.counters import Counters, Drop
 from gpasst.helper.tap import IOC_WRITE
-from gpasst.link.capture import Capture
 from gpasst.link.port import RunHeader
+from gpasst.link.recorder import Recorder
 from gpasst.linux import TUNATTACHFILTER, TUNDETACHFILTER
 from gpasst.wire import VIRTIO_NET_BLANK
 
@@ -34,7 +34,7 @@ class Tap:
     :param fd: the device, opened with IFF_VNET_HDR, not blocking.
     :param counters: where traffic and drops are counted.
     :param superframes: families whose superframes the device takes, by protocol.
-    :param capture: where to record what crosses, or None.
+    :ivar recorder: records what crosses, None while nobody wants that.
     """
 
     ready = True  # a tap always has its guest
@@ -45,10 +45,9 @@ class Tap:
         fd: int,
         counters: Counters,
         superframes: Mapping[str, frozenset[int]],
-        capture: Capture | None = None,
     ) -> None:
         self.fd = fd
-        self.capture = capture
+        self.recorder: Recorder | None = None
         self._counters = counters
         self._tallies = {protocol: traffic.up for protocol, traffic in counters.traffic.items()}
         self._superframes = superframes
@@ -121,8 +120,8 @@ class Tap:
             os.writev(self.fd, parts)
         except OSError as error:
             return error.errno or errno.EIO
-        if self.capture is not None:
-            self.capture.write(*parts)
+        if self.recorder is not None:
+            self.recorder.write(True, *parts)
         return 0
 
     def _lost(self, failure: int, count: int) -> None:

@@ -146,7 +146,7 @@ class StreamReader:
 
         `_unread` is set if whole frames may be left, which is so after an error too.
         """
-        buffer, view, counters, capture = self._buffer, self._view, self._counters, self._stream.capture
+        buffer, view, counters, recorder = self._buffer, self._view, self._counters, self._stream.recorder
         at, moved, runs = self._at, 0, 0
         # Also where the next line that is reached is that of an error.
         self._unread = True
@@ -175,8 +175,8 @@ class StreamReader:
                 start = at
                 at += size
                 moved += 1
-                if capture is not None:
-                    capture.write(VIRTIO_NET_BLANK, view[start + STREAM_LENGTH_BYTES : at])
+                if recorder is not None:
+                    recorder.write(False, VIRTIO_NET_BLANK, view[start + STREAM_LENGTH_BYTES : at])
                 taken = self._frame(start, size, end)
                 if taken > 1:
                     moved += taken - 1
@@ -197,7 +197,7 @@ class StreamReader:
         if found is None:
             if self._tcp is not None:
                 # Where frames are recorded, each is taken by itself.
-                last = 0 if self._stream.capture is not None else end
+                last = 0 if self._stream.recorder is not None else end
                 taken = self._tcp.frame(
                     self._buffer, self._view, at - STREAM_LEAD_BYTES, size + STREAM_LEAD_BYTES, last
                 )
@@ -211,7 +211,7 @@ class StreamReader:
         # Where frames are recorded, each is taken by itself.
         most = min(self._most, (end - at) // size, RUN_BYTES[6] // length if length else 1)
         taken = 1
-        if most > 1 and self._stream.capture is None:
+        if most > 1 and self._stream.recorder is None:
             repeats = _REPEATING[peer.udp_socket.family]
             pattern = repeats(buffer, at)
             behind = at + size

@@ -81,8 +81,8 @@ class TapReader:
         self._buffer = bytearray(2 * FRAME_BYTES)
         self._view = memoryview(self._buffer)
         self._head = bytearray(HEADERS[6])
-        # Without the kernel's help in splitting there is no use in joining; captured frames are read one by one.
-        self._joins = features >= {Feature.JOIN, Feature.GSO} and tap.capture is None
+        # Without the kernel's help in splitting there is no use in joining.
+        self._joins = features >= {Feature.JOIN, Feature.GSO}
         self._last: Peer | None = None
         self._single = 0
 
@@ -94,7 +94,7 @@ class TapReader:
         if self._backlog.behind:
             self._backlog.step()
             return 0
-        fd, counters, capture = self._tap.fd, self._counters, self._tap.capture
+        fd, counters, recorder = self._tap.fd, self._counters, self._tap.recorder
         vector = [self._buffer]
         readv = os.readv
         # Looking for a second frame costs a system call. Where there was none for a while it is left to the watcher,
@@ -123,8 +123,9 @@ class TapReader:
             while size > 0:
                 # A frame that ended a run is in the buffer already, and may begin the next one.
                 counters.frames_down += 1
-                if capture is not None:
-                    capture.write(self._view[:size])
+                if recorder is not None:
+                    recorder.write(False, self._view[:size])
+                    self._last = None  # recorded frames are read one by one
                 size, joined = self._frame(size)
                 counters.frames_down += joined
                 read += 1 + joined

@@ -22,6 +22,7 @@ from gpasst.host.socket_pool import SocketPool
 from gpasst.link.capture import Capture
 from gpasst.link.listener import GuestListener
 from gpasst.link.port import LinkGone
+from gpasst.link.recorder import Recorder
 from gpasst.link.stream import Stream
 from gpasst.link.tap import Tap
 from gpasst.packet import icmp_error
@@ -78,27 +79,33 @@ class Inside:
 
 
 def build_link(base: Base) -> Tap | Stream | None:
-    """Make the guest's end, None with ``--splice-only``.
-
-    :raises PlatformError: if the capture file cannot be opened.
-    """
-    config, namespace, counters, watchers = base.config, base.namespace, base.counters, base.watchers
+    """Make the guest's end, None with ``--splice-only``."""
+    namespace, counters, watchers = base.namespace, base.counters, base.watchers
     if namespace and namespace.tap < 0:
         return None
-    capture = Capture(config.pcap, time.time_ns, counters) if config.pcap else None
     if namespace:
         superframes = {
             "udp": _offloaded(base, namespace, Feature.USO, USO_FAMILIES),
             "tcp": _offloaded(base, namespace, Feature.TSO, TSO_FAMILIES),
         }
-        return Tap(namespace.tap, counters, superframes, capture)
+        return Tap(namespace.tap, counters, superframes)
 
     return Stream(
         counters,
         lambda sock, empty: watchers.watch(ROOM, sock.fileno(), empty, events=WRITE),
         lambda: watchers.unwatch(ROOM),
-        capture,
     )
+
+
+def build_recorder(base: Base, link: Tap | Stream) -> Recorder:
+    """Make the recorder of a link, with the capture file if there is one.
+
+    :raises PlatformError: if that cannot be opened.
+    """
+    recorder = Recorder(link, time.time_ns)
+    if base.config.pcap:
+        recorder.add(Capture(base.config.pcap, base.counters))
+    return recorder
 
 
 def _offloaded(base: Base, namespace: Namespace, feature: Feature, names: Mapping[int, str]) -> frozenset[int]:

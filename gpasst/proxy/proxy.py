@@ -30,7 +30,7 @@ from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.portspec import EPHEMERAL
 from gpasst.proxy import observe
 from gpasst.proxy.base import build_base
-from gpasst.proxy.build import End, build_inside, build_link, build_services, build_udp, watch_listener
+from gpasst.proxy.build import End, build_inside, build_link, build_recorder, build_services, build_udp, watch_listener
 from gpasst.proxy.build_tcp import build_tcp, build_tcp_listeners, build_tcp_splice
 from gpasst.proxy.clock import Clock
 from gpasst.proxy.follower import Follower
@@ -54,6 +54,7 @@ class Proxy:
     :ivar clock: the time.
     :ivar finished: set when the guest is gone for good.
     :ivar link: the guest's end, None with ``--splice-only``.
+    :ivar recorder: records what crosses the link, None with ``--splice-only``.
     :ivar udp: the sockets of UDP.
     :ivar tcp: the connections of TCP that cross the link, None where they are not carried.
     :ivar tcp_splice: the splice pairs of TCP, None where loopback traffic crosses the link.
@@ -100,8 +101,9 @@ class Proxy:
             closing(base.pool.close)
         closing(base.raw.close)
         link = self.link = build_link(base)
-        if link and link.capture:
-            closing(link.capture.close)
+        self.recorder = build_recorder(base, link) if link else None
+        if self.recorder:
+            closing(self.recorder.close)
         icmp = IcmpToGuest(link, base.guest, base.counters)
         handlers, router = build_services(base, link) if link else (None, None)
         self._timers = timers = Timers(base.watchers, self.clock.precise)
@@ -200,8 +202,6 @@ class Proxy:
         self._closing.close()
 
     def _finish(self) -> None:
-        if self.link:
-            self.link.capture = None
         if isinstance(self.link, Stream):
             self.link.emptied.clear()
         self._drop_log.write(None)

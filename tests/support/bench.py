@@ -17,8 +17,8 @@ from gpasst.flow.guest import Guest
 from gpasst.host.descriptors import Descriptors
 from gpasst.host.receive import sender_key
 from gpasst.host.receive_contiguous import ContiguousReceiver
-from gpasst.link.capture import Capture
 from gpasst.link.port import RunHeader
+from gpasst.link.recorder import Recorder
 from gpasst.packet.parse import Packet, parse_ip
 from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.path.udp_sockets import MappingSockets, ServiceHandler, UdpSockets
@@ -38,7 +38,7 @@ class Link:
     """A guest's end that keeps what is written to it."""
 
     def __init__(self) -> None:
-        self.capture: Capture | None = None
+        self.recorder: Recorder | None = None
         self.ready = True
         self.full = False
         self.frames: list[bytes] = []

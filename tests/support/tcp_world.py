@@ -14,8 +14,8 @@ from gpasst.flow.guest import Guest as Told
 from gpasst.flow.sender import ControlMessage
 from gpasst.formats import PROTOCOL_TCP, STREAM_LEAD_BYTES, STREAM_LENGTH_BYTES, TCP_CODEC, VIRTIO_NET_CODEC
 from gpasst.host.peek import TapPeeker
-from gpasst.link.capture import Capture
 from gpasst.link.port import RunHeader
+from gpasst.link.recorder import Recorder
 from gpasst.linux import (
     EPOLLIN,
     EPOLLOUT,
@@ -219,7 +219,7 @@ class World:
     :param stream: whether segments that follow each other are taken together.
     """
 
-    capture: Capture | None = None
+    recorder: Recorder | None = None
     ready = True
     full = False
     connects = EPOLLOUT

@@ -16,11 +16,17 @@ from gpasst.counters import Counters, Drop
 from gpasst.errors import PlatformError
 from gpasst.formats import PCAP_FILE_CODEC, PCAP_RECORD_CODEC, UDP4, UDP6, VIRTIO_NET_BLANK
 from gpasst.link.capture import SNAP_LENGTH, Capture
+from gpasst.link.recorder import Record
 from tests.support.families import FAMILIES
 from tests.support.headers import header
 
 NOW = 1_700_000_000_123_456_789  # nanoseconds
 FRAME = bytes(range(60))
+
+
+def recorded(*parts: bytes, time: int = NOW) -> Record:
+    """A frame or superframe to the guest."""
+    return Record(time, True, b"".join(parts), "")
 
 
 def records(path: Path) -> list[tuple[int, int, bytes]]:
@@ -40,13 +46,12 @@ def records(path: Path) -> list[tuple[int, int, bytes]]:
 
 
 def test_frames_are_records_with_their_time(tmp_path: Path) -> None:
-    path, times = tmp_path / "guest.pcap", iter((NOW, NOW + 876_543_211))
-    counters = Counters()
-    capture = Capture(str(path), lambda: next(times), counters)
+    path, counters = tmp_path / "guest.pcap", Counters()
+    capture = Capture(str(path), counters)
     assert records(path) == []
-    capture.write(VIRTIO_NET_BLANK, FRAME)
+    capture.write(recorded(VIRTIO_NET_BLANK, FRAME))
     assert records(path) == [(1_700_000_000, 123_456, FRAME)], "each frame is in the file at once"
-    capture.write(VIRTIO_NET_BLANK + FRAME[:20], memoryview(FRAME)[20:])
+    capture.write(recorded(VIRTIO_NET_BLANK, FRAME, time=NOW + 876_543_211))
     capture.close()
     assert records(path) == [(1_700_000_000, 123_456, FRAME), (1_700_000_001, 0, FRAME)]
     assert not counters.drops
@@ -55,7 +60,7 @@ def test_frames_are_records_with_their_time(tmp_path: Path) -> None:
 def test_a_file_that_exists_is_truncated(tmp_path: Path) -> None:
     path = tmp_path / "guest.pcap"
     path.write_bytes(bytes(1000))
-    Capture(str(path), lambda: NOW, Counters()).close()
+    Capture(str(path), Counters()).close()
     assert records(path) == []
 
 
@@ -63,7 +68,7 @@ def test_the_file_is_its_owners_alone(tmp_path: Path) -> None:
     path = tmp_path / "guest.pcap"
     mask = os.umask(0)
     try:
-        Capture(str(path), lambda: NOW, Counters()).close()
+        Capture(str(path), Counters()).close()
     finally:
         os.umask(mask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -73,8 +78,8 @@ def test_the_file_is_its_owners_alone(tmp_path: Path) -> None:
 def test_a_superframe_is_captured_as_its_segments(tmp_path: Path, family: int) -> None:
     path = tmp_path / "guest.pcap"
     payload = os.urandom(2 * 1000 + 7)
-    capture = Capture(str(path), lambda: NOW, Counters())
-    capture.write(bytes(header(family).fill(len(payload), 1000)), payload)
+    capture = Capture(str(path), Counters())
+    capture.write(recorded(bytes(header(family).fill(len(payload), 1000)), payload))
     capture.close()
     frames = [frame for _, _, frame in records(path)]
     headers = (UDP4 if family == 4 else UDP6).size - len(VIRTIO_NET_BLANK)
@@ -85,7 +90,7 @@ def test_a_superframe_is_captured_as_its_segments(tmp_path: Path, family: int) -
 def test_a_file_that_cannot_be_written_is_refused_at_once(path: str) -> None:
     before = os.listdir("/proc/self/fd")
     with pytest.raises(PlatformError, match=f"^--pcap {path}: ") as caught:
-        Capture(path, lambda: NOW, Counters())
+        Capture(path, Counters())
     assert caught.value.remedy == "name a file that can be written"
     assert os.listdir("/proc/self/fd") == before
 
@@ -97,16 +102,17 @@ import json, logging, resource, sys
 from gpasst.counters import Counters
 from gpasst.formats import VIRTIO_NET_BLANK
 from gpasst.link.capture import Capture
+from gpasst.link.recorder import Record
 from tests.support.headers import header
 
 path, limit, writes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 logging.basicConfig(format="%(levelname)s %(name)s %(message)s")
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 counters = Counters()
-capture = Capture(path, lambda: 0, counters)
+capture = Capture(path, counters)
 payload = bytes(1000)
 for _ in range(writes):
-    capture.write(bytes(header(4).fill(len(payload), 100)), payload)
+    capture.write(Record(0, True, bytes(header(4).fill(len(payload), 100)) + payload, ""))
 capture.close()
 print(json.dumps({reason.name: count for reason, count in counters.drops.items()}))
 """
@@ -136,14 +142,14 @@ def test_frames_beyond_a_full_disk_are_counted(tmp_path: Path, whole: int, part:
 def test_capturing_goes_on_when_there_is_room_again(tmp_path: Path) -> None:
     path, counters = tmp_path / "guest.pcap", Counters()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    capture = Capture(str(path), lambda: NOW, counters)
+    capture = Capture(str(path), counters)
     resource.setrlimit(resource.RLIMIT_FSIZE, (PCAP_FILE_CODEC.size + 20, before[1]))
     try:
-        capture.write(VIRTIO_NET_BLANK, FRAME)
+        capture.write(recorded(VIRTIO_NET_BLANK, FRAME))
         assert records(path) == []
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    capture.write(VIRTIO_NET_BLANK, FRAME)
+    capture.write(recorded(VIRTIO_NET_BLANK, FRAME))
     capture.close()
     assert [frame for _, _, frame in records(path)] == [FRAME]
     assert counters.drops == {Drop.CAPTURE: 1}
@@ -153,15 +159,15 @@ def test_a_full_pipe_never_gets_half_a_record(tmp_path: Path) -> None:
     path, counters = tmp_path / "pipe", Counters()
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    capture = Capture(str(path), lambda: NOW, counters)
+    capture = Capture(str(path), counters)
     data = b""
     payload = os.urandom(10 * 1000)
     frame = bytes(header(4).fill(len(payload), 1000)) + payload
     for _ in range(20):
-        capture.write(frame)
+        capture.write(recorded(frame))
     data += os.read(reader, 1 << 20)
     assert counters.drops[Drop.CAPTURE] > 0
-    capture.write(VIRTIO_NET_BLANK, FRAME)
+    capture.write(recorded(VIRTIO_NET_BLANK, FRAME))
     data += os.read(reader, 1 << 20)
     capture.close()
     os.close(reader)
@@ -174,13 +180,13 @@ def test_a_full_pipe_never_gets_half_a_record(tmp_path: Path) -> None:
 def test_links_are_followed_only_where_no_other_can_make_them(tmp_path: Path) -> None:
     path = tmp_path / "link"
     path.symlink_to(tmp_path / "target")
-    Capture(str(path), lambda: NOW, Counters()).close()
+    Capture(str(path), Counters()).close()
     assert records(tmp_path / "target") == []
     tmp_path.chmod(0o777)
     with pytest.raises(PlatformError, match="it is a symbolic link in a folder that others can write"):
-        Capture(str(path), lambda: NOW, Counters())
+        Capture(str(path), Counters())
     path.unlink()
-    Capture(str(path), lambda: NOW, Counters()).close()
+    Capture(str(path), Counters()).close()
 
 
 def test_users_see_the_missing_frames() -> None:

@@ -26,7 +26,8 @@ class Record:
     def __init__(self) -> None:
         self.frames: list[bytes] = []
 
-    def write(self, *parts: bytes) -> None:
+    def write(self, to_guest: bool, *parts: bytes) -> None:
+        assert to_guest
         self.frames.append(b"".join(parts))
 
 
@@ -39,7 +40,8 @@ class Case:
             sock.setblocking(False)
         self.ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         self.counters = Counters()
-        self.tap = Tap(self.ours.fileno(), self.counters, {"udp": superframes}, cast(Any, record))
+        self.tap = Tap(self.ours.fileno(), self.counters, {"udp": superframes})
+        self.tap.recorder = cast(Any, record)
 
     def frames(self) -> list[bytes]:
         found = []

@@ -7,8 +7,8 @@ import socket
 from gpasst.counters import Counters
 from gpasst.features import ALL
 from gpasst.host.receive import Receiver, Run, sender_key
-from gpasst.link.capture import Capture
 from gpasst.link.port import RunHeader
+from gpasst.link.recorder import Recorder
 from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.path.udp_sockets import UdpSockets
 from gpasst.udp.mapping import Peer
@@ -33,7 +33,7 @@ class Written:
 
     ready = True
     full = False
-    capture: Capture | None = None
+    recorder: Recorder | None = None
 
     def __init__(self) -> None:
         self.macs: list[bytes] = []

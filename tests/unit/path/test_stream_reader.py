@@ -133,16 +133,17 @@ class Record:
     def __init__(self) -> None:
         self.frames: list[bytes] = []
 
-    def write(self, *parts: bytes) -> None:
+    def write(self, to_guest: bool, *parts: bytes) -> None:
+        assert not to_guest
         self.frames.append(b"".join(parts)[10:])
 
 
 class Link:
     """What `StreamReader` sees of a stream."""
 
-    def __init__(self, capture: Record | None) -> None:
+    def __init__(self, recorder: Record | None) -> None:
         self.socket: Guest | None = None
-        self.capture = capture
+        self.recorder = recorder
 
 
 class Case:
@@ -365,7 +366,7 @@ def test_hostile_frames_of_a_known_peer_raise_nothing(family: int, at: int, bits
 class FailingRecord(Record):
     """A capture that a defect makes raise at frames with a mark."""
 
-    def write(self, *parts: bytes) -> None:
+    def write(self, to_guest: bool, *parts: bytes) -> None:
         if BAD in b"".join(parts):
             raise RuntimeError("a defect")
 

@@ -39,7 +39,8 @@ class Record:
     def __init__(self) -> None:
         self.frames: list[bytes] = []
 
-    def write(self, *parts: bytes) -> None:
+    def write(self, to_guest: bool, *parts: bytes) -> None:
+        assert not to_guest
         self.frames.append(b"".join(parts))
 
 
@@ -343,27 +344,21 @@ def test_after_single_frames_no_more_than_one_is_looked_for() -> None:
         assert len(moved) <= 6
 
 
-def test_what_was_read_is_recorded_frame_by_frame() -> None:
+def test_frames_are_recorded_one_by_one_while_somebody_records() -> None:
     record = Record()
     with tap() as case, server(4) as host:
-        case.tap.capture = record  # type: ignore[assignment]
-        reader = TapReader(
-            case.tap,
-            FastPath(case.bench.nat.tables),
-            case.bench.udp,
-            case.bench.icmp,
-            case.backlog,
-            case.counters,
-            ALL,
-            case.clock,
-        )
         port, to = free_port(4), host.getsockname()[1]
         frames = [udp_frame(4, port, to, bytes(100)) for _ in range(20)]
-        case.give(*frames)
-        while reader.step():
-            pass
+        down = case.counters.udp.down
+        case.give(frames[0])
+        case.move()
+        for recorder, superframes in ((None, 1), (record, 1), (None, 2)):
+            case.tap.recorder = recorder  # type: ignore[assignment]
+            case.give(*frames)
+            assert case.move() == len(frames)
+            assert down.superframes == superframes
+        assert down.datagrams == 1 + 3 * len(frames)
         assert record.frames == [VIRTIO_NET_BLANK + frame for frame in frames]
-        assert received(host) == [bytes(100)] * 20
 
 
 def test_a_device_that_is_gone_is_an_error() -> None:
