@@ -1,0 +1,52 @@
+"""What a failed test's report says of a namespace or a virtual machine's network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gpasst.api.connection import Connection
+from gpasst.counters import Statistics
+from gpasst.errors import GpasstError
+from gpasst.flow.record import Flow, Forward
+from gpasst.records import fields
+
+FLOWS_SHOWN = 50
+
+
+def describe(connection: Connection, name: str) -> str:
+    """Return the forwards, counters and flows of a connection, one a line.
+
+    :param connection: an open one; of another one the reason is returned.
+    :param name: its name in the report.
+    """
+    try:
+        forwards, statistics, flows = connection.forwards, connection.statistics(), connection.flows()
+    except GpasstError as error:
+        return f"{name}: {error}"
+    lines = [f"{name}:"]
+    lines += [f"  forward {_forward(forward)}" for forward in forwards]
+    lines += [f"  {counter} {value}" for counter, value in _counters(statistics)]
+    lines += [f"  flow {_flow(flow)}" for flow in flows[:FLOWS_SHOWN]]
+    if len(flows) > FLOWS_SHOWN:
+        lines.append(f"  and {len(flows) - FLOWS_SHOWN} more flows")
+    return "\n".join(lines)
+
+
+def _forward(forward: Forward) -> str:
+    interface = f"%{forward.interface}" if forward.interface else ""
+    sides = ("namespace", "host") if forward.inside else ("host", "guest")
+    target = f"{forward.target_address} " if forward.target_address else ""
+    return (
+        f"{forward.protocol} {sides[0]} {forward.address}{interface} port {forward.port} -> "
+        f"{sides[1]} {target}port {forward.target}"
+    )
+
+
+def _flow(flow: Flow) -> str:
+    ends = " ".join(f"{address} {port}" for address, port in (flow.guest, flow.shown, flow.remote))
+    return f"{flow.protocol} {ends}"
+
+
+def _counters(statistics: Statistics) -> list[tuple[str, Any]]:
+    found = [(item.name, getattr(statistics, item.name)) for item in fields(statistics)]
+    return [(name, value) for name, value in found if value]

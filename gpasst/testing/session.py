@@ -1,0 +1,124 @@
+"""What one test has open: the namespaces and links of its fixtures, their captures, and what is reported of them.
+
+Theory of operation: the pytest plugin makes a `Session` for a test that uses one of its fixtures, and hands it every
+event of that test. A capture is written from the start, since nobody knows yet which test will fail; `keep` and `drop`
+decide about the files when the result is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from gpasst.api.connection import Connection
+from gpasst.api.pasta import Pasta
+from gpasst.errors import PlatformError
+from gpasst.testing.needs import obstacle, require
+
+if TYPE_CHECKING:
+    from gpasst.api.passt import Passt
+
+AnyConnection = TypeVar("AnyConnection", bound=Connection)
+
+NAME_LONGEST = 100  # characters of a test's name in that of a file, of the 255 that Linux allows
+
+
+class Session:
+    """The connections of one test.
+
+    :param name: the test's name; the names of its capture files begin with it.
+    :param folder: folder for its captures, None for no captures; it is made if it does not exist.
+    """
+
+    def __init__(self, name: str, folder: str | None) -> None:
+        self._name = _file_name(name)
+        self._folder = folder
+        self._closing = ExitStack()
+        self._opened: list[Connection] = []
+        self._captures: list[str] = []
+
+    def pasta(self, **fields: Any) -> Pasta:
+        """Open a namespace, which is configured unless `fields` say otherwise.
+
+        :param fields: the keywords of `gpasst.Pasta`.
+        :raises unittest.SkipTest: if the machine allows no namespaces; see `gpasst.testing.require`.
+        :raises ConfigurationError: as `gpasst.Pasta` does.
+        :raises PlatformError: if something else is in the way, such as a port that is taken.
+        """
+        fields.setdefault("config_net", not fields.get("splice_only", False))
+        runas = fields.pop("runas", None)
+        net = Pasta(runas=runas, **self._captured(fields))
+        try:
+            return self._open(net)
+        except PlatformError:
+            # If the machine allows no namespace at all, that is a skip.
+            if obstacle():
+                require()
+            raise
+
+    def passt(self, **fields: Any) -> Passt:
+        """Listen for a virtual machine, on a socket in a folder of its own unless `fields` say otherwise.
+
+        :param fields: the keywords of `gpasst.Passt`.
+        :raises ConfigurationError: as `gpasst.Passt` does.
+        :raises PlatformError: likewise.
+        """
+        from gpasst.api.passt import Passt
+
+        if "fd" not in fields and "socket" not in fields:
+            folder = self._closing.enter_context(tempfile.TemporaryDirectory(prefix="gpasst-"))
+            fields["socket"] = os.path.join(folder, "guest.socket")
+        return self._open(Passt(**self._captured(fields)))
+
+    @property
+    def open(self) -> bool:
+        """Whether anything is open."""
+        return bool(self._opened)
+
+    def close(self) -> None:
+        """Close what is open, the last one first."""
+        self._opened.clear()
+        self._closing.close()
+
+    def drop(self) -> None:
+        """Delete the captures."""
+        for path in self._captures:
+            if os.path.exists(path):
+                os.unlink(path)
+
+    def report(self, seed: int) -> str:
+        """Return what is known of each connection: its forwards, counters, flows, fates and capture.
+
+        :param seed: the run's seed, which the report opens with.
+        """
+        from gpasst.testing.report import describe
+
+        parts = [f"seed {seed}: repeat with --gpasst-seed={seed}"]
+        for number, connection in enumerate(self._opened, 1):
+            parts.append(describe(connection, f"{type(connection).__name__} {number}"))
+        parts += [f"capture: {path}" for path in self._captures if os.path.exists(path)]
+        return "\n".join(parts)
+
+    def _open(self, connection: AnyConnection) -> AnyConnection:
+        self._closing.enter_context(connection)
+        self._opened.append(connection)
+        return connection
+
+    def _captured(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return the fields with a capture file, unless they have one."""
+        if self._folder is None or fields.get("pcap") or fields.get("splice_only"):
+            return fields
+        os.makedirs(self._folder, exist_ok=True)
+        path = os.path.join(os.path.abspath(self._folder), f"{self._name}-{len(self._captures) + 1}.pcap")
+        self._captures.append(path)
+        return {**fields, "pcap": path}
+
+
+def _file_name(test: str) -> str:
+    """Return a file's name that stands for a test's: the same for the same, and no other's."""
+    plain = re.sub(r"[^A-Za-z0-9]+", "-", test).strip("-")
+    return f"{plain[-NAME_LONGEST:]}-{hashlib.blake2b(test.encode(), digest_size=4).hexdigest()}"

@@ -1,0 +1,39 @@
+"""Test suites of users, run by a pytest of their own with the plugin."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PATIENCE = 60.0  # seconds until a suite that takes a few counts as hanging
+# The plugin is named, so that a suite sees it whether the package is installed or not, and no other plugin.
+PLUGIN = ("-p", "gpasst.pytest_plugin", "-p", "no:cacheprovider")
+
+
+def command(*options: str) -> list[str]:
+    return [sys.executable, "-W", "error", "-m", "pytest", "-q", *PLUGIN, *options]
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a suite that neither knows the options of the one that starts it."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return {**plain, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def run_suite(folder: Path, text: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run a suite that is one file.
+
+    :param folder: an empty folder for it.
+    """
+    (folder / "test_suite.py").write_text(text, encoding="utf-8")
+    return subprocess.run(
+        command(*options, "test_suite.py"),
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
