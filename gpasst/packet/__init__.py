@@ -1,1 +1,1 @@
-"""Packets as bytes: addresses, checksums, parsing, building, reassembly, segmentation, ICMP errors, names. Pure."""
+"""Packets as bytes: addresses, checksums, parsing, building, cuts, changes, reassembly, ICMP errors, names; pure."""
