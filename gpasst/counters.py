@@ -71,6 +71,9 @@ class Drop(Enum):
     ECHO_DUPLICATE = "repeated echo answer"
     BACKLOG = "more frames for new flows than can be kept"
     RATE = "more frames for new flows or services than are admitted in a second"
+    IMPAIRED = "lost by an impairment rule"
+    IMPAIRMENT_QUEUE = "queue of an impairment's rate full"
+    IMPAIRMENT_FULL = "more frames held by impairments than can be kept"
     CAPTURE = "frame missing from the capture file"
     INTERNAL = "internal error"
 

@@ -25,6 +25,7 @@ from gpasst.wire import (
     IPV4_CODEC,
     IPV6_CODEC,
     TCP_CODEC,
+    TCP_CWR,
     TCP_FIN,
     TCP_PSH,
     UDP_CODEC,
@@ -59,7 +60,6 @@ _NUMBER_BYTES = 4  # of a sequence number
 _WORD = checksum.ONES
 _SEQUENCE_MASK = 0xFFFFFFFF
 _TCP_SEGMENTS = 1024  # of a superframe; more than there are of 64 bytes, less than which no stack sends
-_TCP_CWR = 0x80  # RFC 3168, section 6.1
 _TCP_TYPES = VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6
 
 Buffer = bytes | bytearray | memoryview
@@ -145,7 +145,7 @@ def cut(data: Buffer, shape: Shape, first: int, end: int) -> bytearray:
         if end < shape.count:
             piece[flags] &= ~(TCP_FIN | TCP_PSH)
         if first:
-            piece[flags] &= ~_TCP_CWR
+            piece[flags] &= ~TCP_CWR
             piece[_GSO_TYPE] &= ~VIRTIO_NET_HDR_GSO_ECN
     if end - first == 1:
         piece[_GSO_TYPE] = VIRTIO_NET_HDR_GSO_NONE
