@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gpasst.counters import Drop, Statistics
     from gpasst.errors import ConfigurationError, GpasstError, PacketError, PlatformError
     from gpasst.flow.record import Flow, Forward
+    from gpasst.packet.frame import Frame
 
 __all__ = [
     "Config",
@@ -24,6 +25,7 @@ __all__ = [
     "Drop",
     "Flow",
     "Forward",
+    "Frame",
     "GpasstError",
     "PacketError",
     "Passt",
@@ -39,6 +41,7 @@ _HOMES = {
     "Drop": "gpasst.counters",
     "Flow": "gpasst.flow.record",
     "Forward": "gpasst.flow.record",
+    "Frame": "gpasst.packet.frame",
     "GpasstError": "gpasst.errors",
     "PacketError": "gpasst.errors",
     "Passt": "gpasst.api.passt",
