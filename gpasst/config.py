@@ -262,11 +262,8 @@ class Config:
         if self.pid is not None and (type(self.pid) is not int or self.pid < 1):
             raise ConfigurationError(f"{self.pid} is no process ID", "give the PID of a running process")
         self._check_conflicts()
-        rules = {
-            side: parse(long_option(name), getattr(self, name), side.protocol) for name, side in PORT_OPTIONS.items()
-        }
+        rules = {side: parse_ports(long_option(name), getattr(self, name), side) for name, side in PORT_OPTIONS.items()}
         object.__setattr__(self, "port_rules", rules)
-        self._check_namespace_rules()
 
     def _check_field(self, item: Field[Any], option: Option) -> None:
         """Check each value of a field, and accept one string where several are allowed."""
@@ -361,17 +358,25 @@ class Config:
                     "name the ports, or say all",
                 )
 
-    def _check_namespace_rules(self) -> None:
-        """Check that what listens in the namespace does so on its loopback, since nothing else is spliced."""
-        for name, side in PORT_OPTIONS.items():
-            rules = self.port_rules[side] if side.inside else ()
-            for rule in rules:
-                address = ipaddress.ip_address(rule.address or "127.0.0.1")
-                if not (address.is_loopback or address.is_unspecified) or rule.interface not in (None, "lo"):
-                    raise ConfigurationError(
-                        f"{long_option(name)} {rule.text} is not on the namespace's loopback",
-                        "name ports only, or an address like 127.0.0.53 or ::1",
-                    )
+
+def parse_ports(option: str, specifications: Iterable[str], side: PortSide) -> tuple[ForwardRule, ...]:
+    """Turn port specifications into rules; `gpasst.portspec.parse` says in which order.
+
+    :param option: what was given them, for messages.
+    :param specifications: the specifications in the order given.
+    :param side: where the ports listen.
+    :raises ConfigurationError: naming the specification and what is wrong with it.
+    """
+    rules = parse(option, specifications, side.protocol)
+    for rule in rules if side.inside else ():
+        # Nothing else of the namespace is spliced.
+        address = ipaddress.ip_address(rule.address or "127.0.0.1")
+        if not (address.is_loopback or address.is_unspecified) or rule.interface not in (None, "lo"):
+            raise ConfigurationError(
+                f"{option} {rule.text} is not on the namespace's loopback",
+                "name ports only, or an address like 127.0.0.53 or ::1",
+            )
+    return rules
 
 
 def long_option(name: str) -> str:

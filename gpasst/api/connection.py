@@ -21,6 +21,7 @@ from gpasst.flow.record import Flow, Forward
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from gpasst.api.forwards import AddedForward
     from gpasst.proxy.proxy import Proxy
 
 T = TypeVar("T")
@@ -54,6 +55,7 @@ class Connection:
         self.config = config
         self._runtime: runtime.Runtime | None = None
         self._proxy: Proxy | None = None
+        self._added: set[AddedForward] = set()
 
     def __enter__(self) -> Self:
         self.open()
@@ -102,6 +104,7 @@ class Connection:
     def _close(self) -> None:
         """Stop the proxy on its hub."""
         proxy, self._proxy = self._proxy, None
+        self._added.clear()
         if proxy is not None:
             proxy.close()
 
@@ -138,6 +141,46 @@ class Connection:
         raise ConfigurationError(
             f"no port of the host leads to {protocol} {target}", f"forward it; these are: {others or 'none'}"
         )
+
+    def add_forward(self, protocol: str, specification: str, inside: bool = False) -> AddedForward:
+        """Forward ports from now on, until `remove_forward` or the end.
+
+        ::
+
+            added = net.add_forward("tcp", "0:80")
+            urllib.request.urlopen(f"http://127.0.0.1:{added.port}/")
+            net.remove_forward(added)
+
+        :param protocol: ``"tcp"`` or ``"udp"``.
+        :param specification: the ports, as the options `tcp_ports` and `udp_ports` take them, but not ``auto``.
+        :param inside: let them listen on the namespace's loopback and lead to the host's, as `tcp_ns` and `udp_ns` do.
+        :return: one handle for the whole specification.
+        :raises ConfigurationError: if the specification makes no sense here, or an address or interface does not exist.
+        :raises PlatformError: if a port cannot be had; none of them is open then.
+        """
+        from gpasst.api.forwards import add_forward, parse_forward
+
+        side, rules = parse_forward(self.config, self.mode, protocol, specification, inside)
+        added = self._call(lambda proxy: add_forward(proxy, side, rules))
+        self._added.add(added)
+        return added
+
+    def remove_forward(self, added: AddedForward) -> None:
+        """Close the listeners that `add_forward` has opened, and end what passes them but for accepted connections.
+
+        More calls with the same handle do nothing.
+
+        :param added: what `add_forward` has returned.
+        :raises ConfigurationError: if this connection is closed.
+        """
+
+        def remove(proxy: Proxy) -> None:
+            # Another greenlet may do the same.
+            if added in self._added:
+                self._added.discard(added)
+                proxy.remove_forward(added.added)
+
+        self._call(remove)
 
     def assert_no_drops(self, allow: Iterable[Drop] = ()) -> None:
         """Check that nothing was dropped; what every guest sends by itself counts as ignored, not as dropped.

@@ -19,9 +19,10 @@ import gevent
 
 from gpasst import runtime
 from gpasst.api.connection import RESOLVER_FILE, Connection, read_text, report
+from gpasst.api.forwards import check_protocol
 from gpasst.api.joined import NamespaceWatch, leads
 from gpasst.config import Config
-from gpasst.errors import ConfigurationError, PlatformError
+from gpasst.errors import PlatformError
 from gpasst.features import Feature
 from gpasst.flow.network import GuestNetwork, build_network
 from gpasst.flow.resolver_file import parse_resolver_file
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 0.1  # to wait for an answer that is late before asking again
 BOUND_SECONDS = 0.005  # between two looks at bound ports; one takes 0.1 ms
-PROTOCOLS = ("tcp", "udp")
 KILL_SECONDS = 0.5  # between SIGTERM and SIGKILL for programs that outlive their namespace
 NETNS_FOLDER = "/run/netns"
 
@@ -212,8 +212,7 @@ class Pasta(Connection):
         :raises PlatformError: if none has bound it by then, naming the ports that are bound; or if the kernel does not
             list sockets.
         """
-        if protocol not in PROTOCOLS:
-            raise ConfigurationError(f"{protocol} is no protocol with ports", f"name one of {', '.join(PROTOCOLS)}")
+        check_protocol(protocol)
         namespace = self._joined()
         assert self._runtime is not None
         self._runtime.call(lambda: _await_bound(namespace, protocol, port, timeout))

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 from gpasst.config import Config, PortSide
@@ -29,15 +30,24 @@ from gpasst.records import dataclass
 LOOPBACK_INTERFACE = "lo"
 
 
-@dataclass(frozen=True, slots=True)
 class PortRules:
     """The rules of every protocol and side.
 
-    :ivar table: the rules that listen on a side, in the order in which they are to be opened; a side that has none is
+    :param table: the rules that listen on a side, in the order in which they are to be opened; a side that has none is
         missing.
+    :param ephemeral: first and last ephemeral port of the host (False) and the namespace (True); a missing one has
+        none.
+    :ivar table: the same, with the rules that came since.
     """
 
-    table: Mapping[PortSide, tuple[ForwardRule, ...]]
+    def __init__(
+        self,
+        table: Mapping[PortSide, tuple[ForwardRule, ...]],
+        ephemeral: Mapping[bool, tuple[int, int]] = MappingProxyType({}),
+    ) -> None:
+        self.table = dict(table)
+        self._ephemeral = ephemeral
+        self._shown: dict[PortSide, dict[int, int]] = {}
 
     def of(self, inside: bool, protocol: str = "udp") -> tuple[ForwardRule, ...]:
         """Return the rules that listen in the namespace (`inside`) or on the host."""
@@ -52,12 +62,36 @@ class PortRules:
         """Whether any rule follows what is bound."""
         return any(rule.auto for rules in self.table.values() for rule in rules)
 
-    def shown(self, inside: bool, protocol: str = "udp") -> dict[int, int]:
-        """Return under which port one side knows a port of the other, where that is another number; computed anew.
+    def shown(self, inside: bool, protocol: str = "udp") -> Mapping[int, int]:
+        """Return under which port one side knows a port of the other, where that is another number.
 
         :param inside: whether the namespace is the side that looks: the keys are then ports of the host.
+        :return: the same object at each call, which follows the rules.
         """
-        return reverse(self.of(inside, protocol))
+        side = PortSide(protocol, inside)
+        if side not in self._shown:
+            self._shown[side] = reverse(self.of(inside, protocol))
+        return self._shown[side]
+
+    def lay(self, side: PortSide, rules: Iterable[ForwardRule]) -> tuple[ForwardRule, ...]:
+        """Return parsed rules of one side without its ephemeral ports; none for a side that does not exist."""
+        return lay(rules, self._ephemeral[side.inside]) if side.inside in self._ephemeral else ()
+
+    def add(self, side: PortSide, rules: Iterable[ForwardRule]) -> None:
+        """Enter rules behind the others of their side."""
+        self._replace(side, (*self.table.get(side, ()), *rules))
+
+    def remove(self, side: PortSide, rules: Iterable[ForwardRule]) -> None:
+        """Remove rules, these very objects."""
+        gone = {id(rule) for rule in rules}
+        self._replace(side, tuple(rule for rule in self.table.get(side, ()) if id(rule) not in gone))
+
+    def _replace(self, side: PortSide, rules: tuple[ForwardRule, ...]) -> None:
+        self.table[side] = rules
+        shown = self._shown.get(side)
+        if shown is not None:
+            shown.clear()
+            shown.update(reverse(rules))
 
 
 def lay_rules(config: Config, host: tuple[int, int], namespace: tuple[int, int] | None) -> PortRules:
@@ -67,13 +101,11 @@ def lay_rules(config: Config, host: tuple[int, int], namespace: tuple[int, int] 
     :param host: first and last ephemeral port of the host.
     :param namespace: the same of the namespace, None where there is none: then no rule listens there.
     """
-    ranges = {False: host, True: namespace}
-    table = {}
+    laid = PortRules({}, {False: host, True: namespace} if namespace else {False: host})
     for side, rules in config.port_rules.items():
-        ephemeral = ranges[side.inside]
-        if rules and ephemeral and not getattr(config, f"no_{side.protocol}"):
-            table[side] = lay(rules, ephemeral)
-    return PortRules(table)
+        if not getattr(config, f"no_{side.protocol}") and (found := laid.lay(side, rules)):
+            laid.add(side, found)
+    return laid
 
 
 @dataclass(frozen=True, slots=True)

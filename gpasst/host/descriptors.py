@@ -18,7 +18,7 @@ from _socket import socket as RawSocket  # a class
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from gpasst.errors import PacketError
+from gpasst.errors import PacketError, PlatformError
 from gpasst.flow.sender import HostSocket
 
 RESERVE = 512  # descriptors above the line: for the tap, the helper, listeners and the pool
@@ -100,3 +100,24 @@ class Descriptors:
     def close(self) -> None:
         """Let nobody give way any more."""
         self._holders.clear()
+
+
+def descriptor_room(listeners: int) -> int:
+    """Raise the soft limit of open files to the hard one, and return how many listeners may be open under it.
+
+    :param listeners: how many explicit rules ask for.
+    :raises PlatformError: if they do not fit.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard == resource.RLIM_INFINITY:
+        return sys.maxsize
+    room = max(0, hard - len(os.listdir("/proc/self/fd")) - reserve(hard))
+    if listeners > room:
+        raise PlatformError(
+            f"forwarding needs {listeners} sockets, one a port and family, but only {room} fit the limit of {hard} "
+            "open files",
+            f"raise ulimit -n to {listeners + hard - room}, forward fewer ports, or one family only (-4 or -6)",
+        )
+    return room

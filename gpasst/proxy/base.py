@@ -35,7 +35,7 @@ class Base:
 
     :ivar config: the options.
     :ivar namespace: the guest's namespace, None for a virtual machine.
-    :ivar targets: where loopback traffic leads, None where that crosses the link.
+    :ivar targets: where loopback traffic leads, None for a virtual machine.
     :ivar rules: the forward rules.
     :ivar guest: the guest.
     :ivar counters: all counters.
@@ -86,8 +86,7 @@ def build_base(
     pool = SocketPool(namespace.sockets) if namespace else None
     guest = Guest(network, namespace.mac if namespace else None, link_local)
     targets = None
-    outward = any(found for side, found in config.port_rules.items() if side.inside)
-    if namespace and (outward or not config.no_splice):
+    if namespace:
         targets = LoopbackTargets(guest.addresses, config.keeps_loopback, namespace.index, inward=not config.no_splice)
     return Base(
         config,

@@ -11,25 +11,23 @@ time.
 from __future__ import annotations
 
 import logging
-import os
-import resource
-import sys
 from _socket import socket as RawSocket  # a class
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
-from itertools import groupby
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import count, groupby
 
 from gpasst.config import Config, PortSide
-from gpasst.errors import GpasstError, PlatformError
+from gpasst.errors import ConfigurationError, GpasstError, PlatformError
 from gpasst.flow.listeners import BindAddress, ListenerSpec, PortRules, automatic, explicit, unclaimed
 from gpasst.flow.record import Forward
-from gpasst.host.descriptors import reserve
+from gpasst.host.descriptors import descriptor_room
 from gpasst.host.own_sockets import OwnSockets
 from gpasst.host.sock_diag import SockDiag
 from gpasst.host.socket_pool import SocketPool
 from gpasst.host.sockets import bind_listener, listener_error
 from gpasst.linux import AF_NETLINK, NETLINK_SOCK_DIAG, SOCK_RAW
-from gpasst.portspec import CHOSEN_PORT
+from gpasst.portspec import CHOSEN_PORT, ForwardRule
+from gpasst.proxy.follow_state import FollowState
 from gpasst.proxy.openers import ListenerOpener, Release
 from gpasst.records import dataclass, replace
 
@@ -38,30 +36,6 @@ TRIED_AGAIN = 64  # listeners, at each look
 SIDES = (False, True)  # listening on the host, in the namespace
 
 log = logging.getLogger(__name__)
-
-
-class FollowState:
-    """The automatic listeners of one protocol on one side.
-
-    :ivar seen: keys of the last list of sockets bound on the other side.
-    :ivar specs: the listeners that this list asks for.
-    :ivar pending: those of them that could not be opened yet.
-    :ivar missing: open listeners that the last list did not ask for.
-    :ivar neighbours: keys of the last list of sockets on this side, where that matters.
-    :ivar claimed: listeners whose port a program on this side has bound itself.
-    :ivar full: whether some were left out for the limit of open files.
-    """
-
-    __slots__ = ("claimed", "full", "missing", "neighbours", "pending", "seen", "specs")
-
-    def __init__(self) -> None:
-        self.seen: Collection[bytes] = ()
-        self.specs: dict[BindAddress, ListenerSpec] = {}
-        self.pending: list[ListenerSpec] = []
-        self.missing: set[BindAddress] = set()
-        self.neighbours: Collection[bytes] = ()
-        self.claimed: set[BindAddress] = set()
-        self.full = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +50,20 @@ class Opened:
     spec: ListenerSpec
     socket: RawSocket
     release: Release
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """Listeners that came while the proxy ran.
+
+    :ivar side: where they listen.
+    :ivar rules: what asked for them.
+    :ivar forwards: a record of each.
+    """
+
+    side: PortSide
+    rules: tuple[ForwardRule, ...]
+    forwards: tuple[Forward, ...]
 
 
 class Forwarder:
@@ -113,23 +101,24 @@ class Forwarder:
         self._scanners: dict[PortSide, SockDiag] = {}
         self._following = {side: FollowState() for side in self._followers}
         self._room = 0
+        self._closed = False
 
     def listed(self) -> tuple[Forward, ...]:
         """Return a record of each open listener."""
-        return tuple(
-            Forward(
-                side.protocol,
-                bind.address,
-                bind.port,
-                bind.interface or None,
-                opened.spec.target,
-                opened.spec.rule.target_address,
-                side.inside,
-                opened.spec.rule.auto,
-                opened.spec.rule.first == CHOSEN_PORT,
-            )
-            for side, listeners in self._opened.items()
-            for bind, opened in listeners.items()
+        return tuple(self._record(side, bind) for side, listeners in self._opened.items() for bind in listeners)
+
+    def _record(self, side: PortSide, bind: BindAddress) -> Forward:
+        spec = self._opened[side][bind].spec
+        return Forward(
+            side.protocol,
+            bind.address,
+            bind.port,
+            bind.interface or None,
+            spec.target,
+            spec.rule.target_address,
+            side.inside,
+            spec.rule.auto,
+            spec.rule.first == CHOSEN_PORT,
         )
 
     def open(self) -> None:
@@ -137,31 +126,87 @@ class Forwarder:
 
         :raises GpasstError: if a port of a strict rule cannot be bound, or none of the others; the caller closes.
         """
-        families, lo_only = self._families, self._config.splice_only
         specs = [
             spec
             for inside in SIDES
             for protocol in self._openers
-            for spec in explicit(self._rules.of(inside, protocol), inside, families, lo_only)
+            for spec in self._explicit(PortSide(protocol, inside), self._rules.of(inside, protocol))
         ]
         self._room = descriptor_room(len(specs))
+        self._open_all(specs, {side: [] for side in self._opened}, bool)
+
+    def add(self, side: PortSide, rules: Iterable[ForwardRule], look: Callable[[], object]) -> Added:
+        """Open the listeners of more explicit rules; all or none, as at the start.
+
+        :param side: where they listen.
+        :param rules: the rules, parsed.
+        :param look: called behind each listener; lets others run now and then.
+        :raises ConfigurationError: if they ask for no listener here, or `close` was called meanwhile.
+        :raises GpasstError: if a port of a strict rule cannot be bound, or none of the others.
+        """
+        laid = self._rules.lay(side, rules)
+        specs = list(self._explicit(side, laid))
+        if not specs:
+            raise ConfigurationError("no port is left to forward", "name ports of an address family that is in use")
+        descriptor_room(len(specs))
+        opened: dict[PortSide, list[BindAddress]] = {side: []}
+        try:
+            self._open_all(specs, opened, lambda: self._turn(look))
+        except BaseException:
+            for bind in opened[side]:
+                self._close(side, bind)
+            raise
+        self._rules.add(side, laid)
+        return Added(side, laid, tuple(self._record(side, bind) for bind in opened[side]))
+
+    def remove(self, added: Added, look: Callable[[], object]) -> None:
+        """Close the listeners that a call of `add` has opened, and end what passes them.
+
+        :param look: called behind each peer and splice pair; lets others run now and then.
+        :raises ConfigurationError: if `close` was called meanwhile.
+        """
+        self._rules.remove(added.side, added.rules)
+        rules = {id(rule) for rule in added.rules}
+        for bind in [bind for bind, opened in self._opened[added.side].items() if id(opened.spec.rule) in rules]:
+            self._close(added.side, bind, lambda: self._turn(look))
+            self._turn(look)
+
+    def _turn(self, look: Callable[[], object]) -> None:
+        look()
+        if self._closed:
+            raise ConfigurationError(
+                "the network was closed meanwhile", "let its forwards come and go while it is open"
+            )
+
+    def _explicit(self, side: PortSide, rules: Iterable[ForwardRule]) -> Iterator[ListenerSpec]:
+        return explicit(rules, side.inside, self._families, self._config.splice_only)
+
+    def _open_all(
+        self, specs: list[ListenerSpec], opened: Mapping[PortSide, list[BindAddress]], look: Callable[[], object]
+    ) -> None:
+        """Open the listeners of explicit rules, and enter each in `opened` when it is open.
+
+        :raises GpasstError: as `open` does.
+        """
         self._expect(specs)
         failures: dict[tuple[str, str], list[GpasstError]] = {}
         for _, group in groupby(specs, key=lambda spec: id(spec.rule)):
             of_rule = list(group)
             rule = of_rule[0].rule
             if rule.first == CHOSEN_PORT:
-                self._open_chosen(of_rule)
+                opened[of_rule[0].side].extend(self._open_chosen(of_rule))
+                look()
                 continue
             for spec in of_rule:
                 try:
-                    self._open(spec)
+                    opened[spec.side].append(self._open(spec))
                 except GpasstError as error:
                     if rule.strict:
                         raise
                     failures.setdefault((rule.protocol, rule.text), []).append(error)
+                look()
         for (protocol, text), errors in failures.items():
-            if not any(self._opened[PortSide(protocol, inside)] for inside in SIDES):
+            if not any(binds for side, binds in opened.items() if side.protocol == protocol):
                 raise errors[0]
             log.info("rule %s: %d ports could not be had; the first: %s", text, len(errors), errors[0].message)
 
@@ -246,6 +291,7 @@ class Forwarder:
 
     def close(self) -> None:
         """Close every listener; more calls do nothing."""
+        self._closed = True
         for side, listeners in self._opened.items():
             for bind in list(listeners):
                 self._close(side, bind)
@@ -272,25 +318,26 @@ class Forwarder:
                 pending.append(spec)
         return pending
 
-    def _open_chosen(self, specs: list[ListenerSpec]) -> None:
-        """Open the listeners of a port that the kernel chooses: the same one in each family.
+    def _open_chosen(self, specs: list[ListenerSpec]) -> list[BindAddress]:
+        """Open the listeners of a port that the kernel chooses: the same one in each family; return where they are.
 
         :raises GpasstError: if none can be had.
         """
         side = specs[0].side
-        for choice in range(CHOICES):
+        for choice in count(1):
             opened: list[BindAddress] = []
             try:
                 for spec in specs:
                     port = opened[0].port if opened else CHOSEN_PORT
                     opened.append(self._open(replace(spec, bind=replace(spec.bind, port=port))))
-                return
+                return opened
             except PlatformError:
                 # What is free in one family may be taken in the other.
                 for bind in opened:
                     self._close(side, bind)
-                if not opened or choice == CHOICES - 1:
+                if not opened or choice == CHOICES:
                     raise
+        raise AssertionError  # for type checkers: count() has no end
 
     def _open(self, spec: ListenerSpec) -> BindAddress:
         """Open one listener; return where it is bound.
@@ -319,7 +366,9 @@ class Forwarder:
 
         :param look: called behind each peer and splice pair.
         """
-        opened = self._opened[side][bind]
+        opened = self._opened[side].get(bind)
+        if opened is None:
+            return
         for _ in opened.release():
             look()
         del self._opened[side][bind]
@@ -349,24 +398,3 @@ class Forwarder:
 def _other(side: PortSide) -> PortSide:
     """Return the side that the ports of `side` lead to."""
     return PortSide(side.protocol, not side.inside)
-
-
-def descriptor_room(listeners: int) -> int:
-    """Raise the soft limit of open files to the hard one, and return how many listeners may be open under it.
-
-    :param listeners: how many explicit rules ask for.
-    :raises PlatformError: if they do not fit.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if hard == resource.RLIM_INFINITY:
-        return sys.maxsize
-    room = max(0, hard - len(os.listdir("/proc/self/fd")) - reserve(hard))
-    if listeners > room:
-        raise PlatformError(
-            f"forwarding needs {listeners} sockets, one a port and family, but only {room} fit the limit of {hard} "
-            "open files",
-            f"raise ulimit -n to {listeners + hard - room}, forward fewer ports, or one family only (-4 or -6)",
-        )
-    return room

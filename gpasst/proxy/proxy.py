@@ -17,7 +17,7 @@ from contextlib import ExitStack
 import gevent
 import gevent.event
 
-from gpasst.config import Config
+from gpasst.config import Config, PortSide
 from gpasst.counters import Statistics
 from gpasst.features import Feature
 from gpasst.flow.network import GuestNetwork
@@ -26,15 +26,16 @@ from gpasst.helper.client import Namespace
 from gpasst.host.socket_pool import PAUSE_SECONDS
 from gpasst.link.stream import Stream
 from gpasst.link.tap import Tap
+from gpasst.path.budget import Turns
 from gpasst.path.icmp_to_guest import IcmpToGuest
-from gpasst.portspec import EPHEMERAL
+from gpasst.portspec import EPHEMERAL, ForwardRule
 from gpasst.proxy import observe
 from gpasst.proxy.base import build_base
 from gpasst.proxy.build import End, build_inside, build_link, build_recorder, build_services, build_udp, watch_listener
 from gpasst.proxy.build_tcp import build_tcp, build_tcp_listeners, build_tcp_splice
 from gpasst.proxy.clock import Clock
-from gpasst.proxy.follower import Follower
-from gpasst.proxy.forwarder import Forwarder
+from gpasst.proxy.follower import Follower, others
+from gpasst.proxy.forwarder import Added, Forwarder
 from gpasst.proxy.openers import ListenerOpener, TcpListenerOpener, UdpListenerOpener
 from gpasst.proxy.scan import Scan, trim_memory
 from gpasst.proxy.timers import Timers
@@ -179,6 +180,14 @@ class Proxy:
     def forwards(self) -> tuple[Forward, ...]:
         """The listeners that are open."""
         return self.forwarder.listed()
+
+    def add_forward(self, side: PortSide, rules: Iterable[ForwardRule]) -> Added:
+        """Open the listeners of more rules, all or none, while others run; see `gpasst.proxy.forwarder`."""
+        return self.forwarder.add(side, rules, Turns(others).look)
+
+    def remove_forward(self, added: Added) -> None:
+        """Close the listeners that a call of `add_forward` has opened, while others run."""
+        self.forwarder.remove(added, Turns(others).look)
 
     def statistics(self) -> Statistics:
         """Freeze the counters."""

@@ -423,6 +423,23 @@ def test_each_side_knows_the_others_ports_by_its_own() -> None:
     assert rules.shown(inside=False) == {80: 8080}
 
 
+def test_rules_come_and_go() -> None:
+    rules = lay_rules(Config(udp_ports=("8080:80",)), EPHEMERAL, None)
+    side = PortSide("udp", inside=False)
+    shown = rules.shown(inside=False)
+    more = rules.lay(side, parse("-u", ["5300:53", "~53,~80"], "udp"))
+    rules.add(side, more)
+    assert shown == {80: 8080, 53: 5300}
+    assert not any(rule.first <= EPHEMERAL[0] <= rule.last for rule in rules.of(inside=False)), "laid like the others"
+    # An equal rule is another one.
+    again = parse("-u", ["5300:53"], "udp")
+    rules.remove(side, again)
+    assert shown == {80: 8080, 53: 5300}
+    rules.remove(side, more)
+    assert shown == {80: 8080}
+    assert rules.lay(PortSide("udp", inside=True), again) == ()
+
+
 def test_the_table_is_kept_by_protocol() -> None:
     (rule,) = parse("--tcp-ports", ["8080:80", "auto"], "tcp")[:1]
     rules = PortRules({PortSide("tcp", inside=False): (rule,)})

@@ -19,7 +19,7 @@ from gpasst.commands.demo import free_ports
 from gpasst.config import Config, PortSide
 from gpasst.errors import ConfigurationError, GpasstError, PlatformError
 from gpasst.flow.listeners import BindAddress, PortRules, lay_rules
-from gpasst.host.descriptors import RESERVE
+from gpasst.host.descriptors import RESERVE, descriptor_room
 from gpasst.host.own_sockets import OwnSockets
 from gpasst.host.sock_diag import SockDiag
 from gpasst.host.socket_pool import SocketPool
@@ -27,7 +27,7 @@ from gpasst.host.sockets import bind_listener
 from gpasst.path.udp_splice import UdpSplice
 from gpasst.portspec import lay, parse
 from gpasst.proxy import forwarder, openers
-from gpasst.proxy.forwarder import CHOICES, Forwarder, descriptor_room
+from gpasst.proxy.forwarder import CHOICES, Forwarder
 from gpasst.proxy.openers import TcpListenerOpener, UdpListenerOpener
 from gpasst.tcp.listener import TcpListener
 from gpasst.udp.mapping import Listener
@@ -90,7 +90,8 @@ class Bench:
             keeps_loopback=config.keeps_loopback,
         )
         both = udp, TcpListenerOpener(self, None, self.pool, config.keeps_loopback)
-        self.forwarder = Forwarder(config, PortRules(table), both, config.families, self.pool, self.own)
+        rules = PortRules(table, dict.fromkeys((False, True), ephemeral))
+        self.forwarder = Forwarder(config, rules, both, config.families, self.pool, self.own)
 
     def make(self, family: int, kind: int, protocol: int, count: int) -> list[int]:
         return [socket.socket(family, kind, protocol).detach() for _ in range(count)]
@@ -270,6 +271,76 @@ def test_a_chosen_port_is_free_in_all_families(monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(PlatformError, match="the port is in use"):
             it.forwarder.open()
         assert it.ports == {}
+
+
+def add(it: Bench, protocol: str, *specifications: str, inside: bool = False) -> forwarder.Added:
+    """Add forwards to a running bench."""
+    return it.forwarder.add(PortSide(protocol, inside), parse("add", specifications, protocol), it.count)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_forwards_come_and_go(protocol: str, inside: bool) -> None:
+    first, *ports = free_ports(4, KINDS[protocol])
+    with bench(**on_host(protocol, str(first))) as it:
+        it.forwarder.open()
+        listed = ",".join(f"{port}:{number}" for number, port in enumerate(ports, 1))
+        added = add(it, protocol, listed, inside=inside)
+        assert it.looked == len(ports), "others run in between"
+        assert {(one.port, one.target, one.inside) for one in added.forwards} == {
+            (port, number, inside) for number, port in enumerate(ports, 1)
+        }
+        assert set(it.ports) == {first, *ports}
+        it.nat.peers = 2
+        it.looked = 0
+        it.forwarder.remove(added, it.count)
+        assert it.looked == len(ports) * (3 if protocol == "udp" and not inside else 1), "behind each peer as well"
+        assert set(it.ports) == {first}
+        it.nat.peers = 0
+        for port in ports:
+            with taken(port, protocol=protocol):
+                pass
+        again = add(it, protocol, listed, inside=inside)
+        assert len(again.forwards) == len(ports)
+
+
+def test_an_added_port_of_the_kernels_choice_is_one_for_both_families(protocol: str) -> None:
+    with bench(ipv4_only=False) as it:
+        it.forwarder.open()
+        one, two = add(it, protocol, "0:80").forwards
+        assert (one.port, one.target, one.chosen, two.address) == (two.port, 80, True, "::")
+
+
+def test_of_added_forwards_all_are_open_or_none(protocol: str) -> None:
+    (free,) = free_ports(1, KINDS[protocol])
+    with bench() as it, taken(protocol=protocol) as port:
+        it.forwarder.open()
+        with pytest.raises(PlatformError, match=rf"cannot forward {protocol} port {port} on 0.0.0.0 \(rule {free},"):
+            add(it, protocol, f"{free},{port}")
+        assert it.ports == {}
+        with taken(free, protocol=protocol):
+            pass
+
+
+def test_a_forwarder_that_is_closed_meanwhile_opens_no_more(protocol: str) -> None:
+    ports = free_ports(3, KINDS[protocol])
+    with bench() as it:
+        it.forwarder.open()
+        added = add(it, protocol, ",".join(map(str, ports)))
+
+        def close() -> None:
+            it.forwarder.close()
+
+        with pytest.raises(ConfigurationError, match="was closed meanwhile"):
+            it.forwarder.remove(added, close)
+        with pytest.raises(ConfigurationError, match="was closed meanwhile"):
+            it.forwarder.add(PortSide(protocol, False), parse("add", [str(ports[0])], protocol), close)
+
+
+def test_families_that_are_not_in_use_leave_nothing_to_add(protocol: str) -> None:
+    with bench() as it:
+        it.forwarder.open()
+        with pytest.raises(ConfigurationError, match="no port is left to forward"):
+            add(it, protocol, "[::1]/5000")
 
 
 def test_a_named_port_that_is_taken_is_an_error(protocol: str) -> None:
