@@ -75,6 +75,7 @@ class Drop(Enum):
     IMPAIRMENT_QUEUE = "queue of an impairment's rate full"
     IMPAIRMENT_FULL = "more frames held by impairments than can be kept"
     CAPTURE = "frame missing from the capture file"
+    ANSWER_LATE = "answer of a service whose flow has ended"
     INTERNAL = "internal error"
 
 

@@ -19,9 +19,12 @@ from gpasst.flow.network import GuestNetwork
 from gpasst.flow.record import Flow, Forward
 
 if TYPE_CHECKING:
+    import socket
+
     from typing_extensions import Self
 
     from gpasst.api.forwards import AddedForward
+    from gpasst.api.services import Service
     from gpasst.proxy.proxy import Proxy
 
 T = TypeVar("T")
@@ -194,6 +197,50 @@ class Connection:
         if drops:
             listed = ", ".join(f"{count} {reason}" for reason, count in drops)
             raise AssertionError(f"dropped: {listed}")
+
+    def serve_udp(self, address: str, port: int, handler: Callable[[bytes, tuple[str, int]], bytes | None]) -> Service:
+        """Answer the guest's datagrams to an address and port with a function; no socket of the host takes part.
+
+        Calls run in greenlets of the proxy's hub, up to 1000 at once. A function that waits must wait as gevent does
+        (`gevent.sleep`, not `time.sleep`). An error that it raises is logged and kept (`handler_errors`).
+
+        :param address: a unicast address, which need not exist; IPv4 or IPv6.
+        :param port: 1 to 65535.
+        :param handler: called with the datagram, and address and port of the guest; returns the answer, None for none.
+        :return: the service, which ends with its `close`, with a ``with`` statement or with this connection.
+        :raises ConfigurationError: if nothing can answer there, or something does already.
+        """
+        from gpasst.api.services import serve_udp
+
+        proxy = self._opened()
+        assert self._runtime is not None
+        return serve_udp(self._runtime, proxy, address, port, handler)
+
+    def serve_tcp(
+        self, address: str, port: int, handler: Callable[[socket.socket, tuple[str, int]], object]
+    ) -> Service:
+        """Accept the guest's connections to an address and port with a function; no socket is in the host's network.
+
+        Calls run in greenlets as with `serve_udp`. The stream is closed when the function returns, and reset if it
+        raises an error.
+
+        :param address: a unicast address, which need not exist; IPv4 or IPv6.
+        :param port: 1 to 65535.
+        :param handler: called with a connected socket of `gevent.socket`, and address and port of the guest.
+        :return: the service, as of `serve_udp`.
+        :raises ConfigurationError: if nothing can answer there, or something does already.
+        :raises PlatformError: if the machine allows no further namespace.
+        """
+        from gpasst.api.services import serve_tcp
+
+        proxy = self._opened()
+        assert self._runtime is not None
+        return serve_tcp(self._runtime, proxy, address, port, handler)
+
+    @property
+    def handler_errors(self) -> tuple[str, ...]:
+        """Text of the newest errors of the functions that serve, with their tracebacks, oldest first."""
+        return self._call(lambda proxy: proxy.handler_errors)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the proxy has no guest any more: its namespace, or its only virtual machine, has ended.

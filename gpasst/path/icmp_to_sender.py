@@ -70,7 +70,7 @@ class IcmpToSender:
             raise PacketError(Drop.GUEST_ERROR)
         key = down_key(reported.destination, reported.source, reported.destination_port, reported.source_port)
         peer = self._tables[packet.family].down.get(key)
-        if peer is None:
+        if peer is None or peer.udp_socket.served:
             raise PacketError(Drop.GUEST_ERROR)
         address, port, scope = peer.remote
         try:

@@ -15,15 +15,16 @@ import errno
 import logging
 from _socket import socket as RawSocket  # a class
 from collections.abc import Callable
+from typing import Protocol
 
 from gpasst.counters import Counters, Drop
-from gpasst.errors import PacketError
+from gpasst.errors import GpasstError, PacketError
 from gpasst.flow.guest import Guest
 from gpasst.flow.key import down_key, split
-from gpasst.flow.translation import Addresses
+from gpasst.flow.sender import SocketAddress
 from gpasst.host.descriptors import Descriptors
 from gpasst.host.sockets import socket_address
-from gpasst.host.tcp import close_with_reset, open_outbound, prepare
+from gpasst.host.tcp import close_with_reset, local_port, open_outbound, prepare
 from gpasst.packet.address import family_of
 from gpasst.packet.icmp_error import quoted_packet
 from gpasst.packet.parse import Packet
@@ -44,6 +45,24 @@ PORT_MAXIMUM = 0xFFFF
 log = logging.getLogger(__name__)
 
 
+class ServedStreams(Protocol):
+    """A service of the program, which accepts connections of the guest on a socket that nobody else can reach."""
+
+    @property
+    def address(self) -> SocketAddress:
+        """The address of its listener."""
+
+    def socket(self) -> RawSocket:
+        """Return a socket that can be connected to its listener.
+
+        :raises OSError: if this process may open no more descriptors.
+        :raises GpasstError: if none can be had.
+        """
+
+    def expect(self, port: int, guest: tuple[bytes, int]) -> None:
+        """Take note that the client at a port of that socket stands for an address and port of the guest."""
+
+
 class TcpOpener:
     """Opens connections.
 
@@ -57,6 +76,7 @@ class TcpOpener:
     :param hashed: hashes keys for initial sequence numbers.
     :param counters: where drops are counted.
     :param clock: returns monotonic seconds.
+    :ivar served: services of the program, by address and port.
     """
 
     def __init__(
@@ -83,6 +103,7 @@ class TcpOpener:
         self._drop = counters.drop  # one object for all connections
         self._clock = clock
         self._budget = Budget()
+        self.served: dict[tuple[bytes, int], ServedStreams] = {}
 
     def outbound(self, packet: Packet, segment: Segment, key: bytes) -> None:
         """Open a connection for a SYN of the guest.
@@ -99,17 +120,20 @@ class TcpOpener:
             raise PacketError(Drop.NOT_UNICAST)
         now = self._clock()
         self._make_room()
-        sock = self._socket(addresses)
-        remote = target.address, port, target.scope
+        served = self.served.get((packet.destination, port))
+        sock = self._socket(lambda: open_outbound(addresses.network) if served is None else served.socket())
+        remote = (target.address, port, target.scope) if served is None else (packet.destination, port, 0)
         connection = self._connection(key, State.CONNECTING, remote, now)
         connection.opened(segment.sequence, parse_options(segment.options), segment.window)
-        number = sock.connect_ex(socket_address(*remote))
+        number = sock.connect_ex(socket_address(*remote) if served is None else served.address)
+        if served is not None:
+            served.expect(local_port(sock), (packet.source, guest_port))
         self._enter(connection, sock)
         if number == 0:
             self._sockets.mark(connection, connection.connected())
         elif number != errno.EINPROGRESS:
             self._sockets.mark(connection, self._sockets.unconnected(connection, number))
-        elif target.own:
+        elif target.own or served is not None:
             # The host itself has answered by now, in most cases.
             self._sockets.look()
         self._sockets.ask()
@@ -188,13 +212,13 @@ class TcpOpener:
         if self._table.full:
             self.let_go()
 
-    def _socket(self, addresses: Addresses) -> RawSocket:
-        """Return a socket for a connection of the guest.
+    def _socket(self, opened: Callable[[], RawSocket]) -> RawSocket:
+        """Return a socket for a connection of the guest, which `opened` opens.
 
         :raises PacketError: if none can be had.
         """
         try:
-            sock = self._descriptors.make(lambda: open_outbound(addresses.network))
+            sock = self._descriptors.make(opened)
             try:
                 prepare(sock, self._peek_offset)
                 settled = self._descriptors.settle(sock)
@@ -203,6 +227,8 @@ class TcpOpener:
                 raise
         except OSError as error:
             raise PacketError(Drop.NO_SOCKET, f"no host socket: {error.strerror}") from error
+        except GpasstError as error:
+            raise PacketError(Drop.NO_SOCKET, f"no socket to a service: {error}") from error
         assert isinstance(settled, RawSocket)
         return settled
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import gevent
 import gevent.event
@@ -39,6 +40,9 @@ from gpasst.proxy.forwarder import Added, Forwarder
 from gpasst.proxy.openers import ListenerOpener, TcpListenerOpener, UdpListenerOpener
 from gpasst.proxy.scan import Scan, trim_memory
 from gpasst.proxy.timers import Timers
+
+if TYPE_CHECKING:
+    from gpasst.proxy.served import Served
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +84,7 @@ class Proxy:
         self._base = base = build_base(config, network, namespace, ephemeral, gevent.get_hub(), self.clock, polls)
         self.features, self.counters = base.features, base.counters
         self.link: Tap | Stream | None = None
+        self._served: Served | None = None
         self._drop_log = observe.DropLog(base.counters)
         self._closing = ExitStack()
         self._closing.callback(self._finish)
@@ -188,6 +193,23 @@ class Proxy:
     def remove_forward(self, added: Added) -> None:
         """Close the listeners that a call of `add_forward` has opened, while others run."""
         self.forwarder.remove(added, Turns(others).look)
+
+    @property
+    def served(self) -> Served:
+        """The services of the program, where there is a link."""
+        if self._served is None:
+            from gpasst.proxy.served import Served
+
+            assert self.link is not None
+            opener = self.tcp.opener if self.tcp else None
+            self._served = Served(self.udp.nat, opener, self.link, self.counters)
+            self._closing.callback(self._served.close)
+        return self._served
+
+    @property
+    def handler_errors(self) -> tuple[str, ...]:
+        """Text of the newest errors of services' handlers, with their tracebacks."""
+        return tuple(self._served.errors) if self._served else ()
 
     def statistics(self) -> Statistics:
         """Freeze the counters."""

@@ -45,9 +45,10 @@ class UdpSocket:
     :ivar mapping: the mapping whose own socket it is, None for a listener.
     :ivar peers: peers by raw sender key.
     :ivar splices: whether loopback traffic goes to splice pairs; only a listener's may.
+    :ivar served: whether a service of the program stands here in place of a socket.
     """
 
-    splices = False
+    splices = served = False
 
     __slots__ = ("family", "mapping", "peers", "port", "socket")
 
@@ -57,6 +58,14 @@ class UdpSocket:
         self.socket = sock
         self.mapping: Mapping | None = None
         self.peers: dict[bytes, Peer] = {}
+
+
+class ServedSocket(UdpSocket):
+    """What stands for a host socket between one end of the guest and a service of the program: it has one peer."""
+
+    served = True
+
+    __slots__ = ()
 
 
 class Listener(UdpSocket):

@@ -14,6 +14,8 @@ words of RFC 4787:
    end that the guest knows by another name.
 4. No hairpinning to oneself: a mapping that begins with the host's port of the same number gets another port, and a
    datagram to a port that the mapping itself holds is dropped, since no other program can be bound there.
+5. An address and port that is `served` belongs to a service of the program. Its peers have sockets of their own kind,
+   one each, and the mapping's is left alone.
 
 A `SocketOpener` opens and closes the sockets.
 """
@@ -30,7 +32,7 @@ from gpasst.errors import PacketError
 from gpasst.flow.guest import Guest
 from gpasst.flow.key import down_key
 from gpasst.flow.translation import Target
-from gpasst.packet.address import UNSPECIFIED
+from gpasst.packet.address import UNSPECIFIED, family_of
 from gpasst.udp.header import Header
 from gpasst.udp.mapping import Listener, Mapping, Peer, Table, UdpSocket
 
@@ -38,6 +40,10 @@ PEERS_LOOKED_AT = 1024  # in half a millisecond
 
 # Returns the raw sender key under which datagrams of (family, address, port, scope) arrive.
 SenderKey = Callable[[int, bytes, int, int], bytes]
+# Returns the socket between an address and port of the guest and a service.
+ServedOpener = Callable[[bytes, int], UdpSocket]
+
+SERVED_KEY = b""  # of the one peer of a service's socket
 
 
 class SocketOpener(Protocol):
@@ -63,6 +69,7 @@ class UdpNat:
     :param now: monotonic seconds.
     :ivar guest: the guest.
     :ivar tables: mappings and peers by family.
+    :ivar served: what opens the sockets of services, by address and port.
     """
 
     def __init__(
@@ -75,6 +82,7 @@ class UdpNat:
     ) -> None:
         self.tables: dict[int, Table] = {family: Table(now) for family in guest.addresses}
         self.guest = guest
+        self.served: dict[tuple[bytes, int], ServedOpener] = {}
         # Listeners on every address, by family and the guest's port; each may be a mapping's socket.
         self._general: dict[tuple[int, int], Listener] = {}
         self._opener = opener
@@ -93,11 +101,17 @@ class UdpNat:
         """
         table = self.tables[family]
         target = self.guest.addresses[family].outbound(guest, guest_port, destination, port)
-        key = self._sender_key(family, target.address, port, target.scope)
         mapping = table.mappings.get((guest, guest_port)) or self._mapping(guest, guest_port)
-        udp_socket = self._socket_for(family, mapping, target, port, key)
+        served = self.served.get((destination, port))
+        if served is not None:
+            key, remote = SERVED_KEY, (destination, port, 0)
+            udp_socket = served(guest, guest_port)
+        else:
+            key = self._sender_key(family, target.address, port, target.scope)
+            remote = target.address, port, target.scope
+            udp_socket = self._socket_for(family, mapping, target, port, key)
         header = self._header(family, destination, guest, port, guest_port)
-        peer = Peer(mapping, udp_socket, (destination, port), (target.address, port, target.scope), b"", header)
+        peer = Peer(mapping, udp_socket, (destination, port), remote, b"", header)
         self._close_all(table.add(peer, key))
         return peer
 
@@ -174,6 +188,18 @@ class UdpNat:
                 if table.active(peer):
                     ports[peer.mapping.port] = None
         return list(ports)[:most]
+
+    def end_flows(self, address: bytes, port: int) -> Iterator[None]:
+        """End each flow to an address and port, as the guest knows them.
+
+        :return: yields after half a millisecond's work.
+        """
+        table = self.tables[family_of(address)]
+        for number, peer in enumerate(list(table.down.values()), 1):
+            if peer.shown == (address, port) and table.down.get(peer.down_key) is peer:
+                self._close_all(table.remove(peer))
+            if not number % PEERS_LOOKED_AT:
+                yield
 
     def listen(self, listener: Listener) -> None:
         """Take note of a new listener; it stays its owner's to close."""

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from gpasst.counters import Drop
-from gpasst.errors import PacketError
+from gpasst.errors import PacketError, PlatformError
 from gpasst.flow.network import FamilyNetwork
 from gpasst.formats import TCP_ACK, TCP_RST, TCP_SYN
 from gpasst.host.tcp import open_outbound
@@ -209,6 +209,46 @@ def test_many_refused_connections_leave_nothing_behind() -> None:
 def promised(made: House) -> int:
     """Return the bytes that all connections promise."""
     return made.tcp.opener._budget.promised  # noqa: SLF001
+
+
+class Service:
+    """A service of the program, with a listener on loopback.
+
+    :ivar expected: whom its clients stand for.
+    :ivar lacks: what to raise instead of opening a socket.
+    """
+
+    def __init__(self, server: socket.socket) -> None:
+        self.address = server.getsockname()
+        self.expected: dict[int, tuple[bytes, int]] = {}
+        self.lacks: Exception | None = None
+
+    def socket(self) -> RawSocket:
+        if self.lacks:
+            raise self.lacks
+        sock = RawSocket(socket.AF_INET, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        return sock
+
+    def expect(self, port: int, guest: tuple[bytes, int]) -> None:
+        self.expected[port] = guest
+
+
+@FAMILIES
+def test_a_served_address_leads_to_its_service(family: int) -> None:
+    with house() as made, socket.create_server(("127.0.0.1", 0)) as server:
+        service = Service(server)
+        made.tcp.opener.served[ip(THEIRS[family]), 80] = service
+        syn(made, family, 80, THEIRS[family])
+        remote, client = server.accept()
+        with remote:
+            assert service.expected == {client[1]: (ip(OURS[family]), PORT)}
+            assert only(made).remote == (ip(THEIRS[family]), 80, 0)
+            assert only(made).family == family
+        with without_socket():
+            service.lacks = PlatformError("no more sockets")
+            syn(made, family, 80, THEIRS[family], PORT + 1)
+        assert len(made.tcp.table) == 1
 
 
 # --- Inwards ----------------------------------------------------------------------------------------------------------
