@@ -2,14 +2,19 @@
 
 Theory of operation:
 
-1. `Engine.offer` asks the rules in their order. The first rule whose match fits a frame decides its fate. Frames of one
-   fate that follow each other stay together, so a superframe crosses whole, or in few parts, where its rules allow.
-2. What leaves later stands in one heap by time, and then by the order of its offer. `Engine.due` returns what has come
-   up; `Engine.next_due` says when that will be.
-3. A rule that is removed lets go of what it holds: that is overdue at once, in the order in which it was offered. While
+1. `Engine.offer` asks the rules in their order. The first rule that matches a frame decides its fate, unless the rule
+   says ``continue``. Frames of one fate that follow each other stay together, so a superframe crosses whole, or in few
+   parts, where its rules allow.
+2. A part that passes takes the steps of its rules, one after the other: it lets others pass it, waits for its turn at a
+   rate, and waits for a time (`gpasst.impair.part`). All fates are decided when a frame is offered, so no fate but
+   that of a full queue depends on time.
+3. What leaves later stands in one heap by time. `Engine.due` returns what has come up; `Engine.next_due` says when that
+   will be.
+4. A rule that is removed lets go of what it holds: that is overdue at once, in the order in which it was offered. While
    anything is overdue, what is offered goes behind it.
 
-NOTE: all that is held together is limited in number and in bytes; frames beyond are lost with a reason of their own.
+NOTE: all that is held together is limited in frames and in bytes; frames beyond are lost with a reason of their own. An
+offer takes time in proportion to its frames and the rules that match its flow; what is held adds a logarithm.
 """
 
 from __future__ import annotations
@@ -18,87 +23,21 @@ import heapq
 from collections import deque
 from typing import Final
 
-from gpasst.impair.action import FULL, LOST, PASS, Action, Treatment
-from gpasst.impair.chance import Sequence, threshold
-from gpasst.impair.facts import UNNAMED, Flow, Run
+from gpasst.counters import Drop
+from gpasst.impair.action import PASS, Action, Treatment
+from gpasst.impair.active import ActiveRule
+from gpasst.impair.facts import Flow, Run
+from gpasst.impair.fate import HELD_FULL, QUEUE_FULL
+from gpasst.impair.part import BEHIND, BEHIND_SECONDS, PASSING, QUEUE, Part
 from gpasst.impair.rule import SECOND, Rule
 
-HELD_PARTS: Final = 32768
+HELD_FRAMES: Final = 65536
 HELD_BYTES: Final = 64 << 20
 FLOWS_REMEMBERED: Final = 4096
 ACTIONS_PER_STEP: Final = 128  # about as many as frames are read in one step of the tap
 
-
-class ActiveRule:
-    """A rule in force, in one direction of one link.
-
-    :ivar rule: the rule.
-    :ivar seed: what its chance depends on.
-    :ivar hits: frames that it has matched; a superframe counts as the frames that it stands for.
-    """
-
-    def __init__(self, rule: Rule, seed: int, towards: str) -> None:
-        self.rule = rule
-        self.seed = seed
-        self.hits = 0
-        self.removed = False
-        self._loss = Sequence(repr(rule), seed, "loss")
-        self._lost_below = threshold(rule.loss)
-
-    def concerns(self, flow: Flow) -> bool:
-        """Return whether the rule may match frames of a flow."""
-        rule = self.rule
-        if rule.partition:
-            return True
-        if flow.protocol not in (rule.protocols or UNNAMED):
-            return False
-        return not rule.dport or any(first <= flow.dport <= last for first, last in rule.dport)
-
-    def judge(self, part: _Part) -> list[_Part]:
-        """Return the parts that a part falls into by the fates of its frames."""
-        n, self.hits = self.hits, self.hits + part.stop - part.first
-        if self.rule.partition:
-            part.treatment = LOST
-            return [part]
-        if not self._lost_below:
-            part.wait, part.holder = self.rule.delay, self
-            return [part]
-        parts: list[_Part] = []
-        at = part.first
-        fate = None
-        for index in range(part.first, part.stop):
-            n += 1
-            lost = self._loss.number(n) < self._lost_below
-            if lost != fate:
-                if fate is not None:
-                    parts.append(self._part(part.run, at, index, fate))
-                at, fate = index, lost
-        parts.append(self._part(part.run, at, part.stop, bool(fate)))
-        return parts
-
-    def _part(self, run: Run, first: int, stop: int, lost: bool) -> _Part:
-        return _Part(run, first, stop, LOST, 0, self) if lost else _Part(run, first, stop, PASS, self.rule.delay, self)
-
-
-class _Part:
-    """Part of a run, on its way."""
-
-    __slots__ = ("first", "holder", "order", "run", "stop", "treatment", "wait")
-
-    def __init__(
-        self, run: Run, first: int, stop: int, treatment: Treatment, wait: int, holder: ActiveRule | None
-    ) -> None:
-        self.run = run
-        self.first = first
-        self.stop = stop
-        self.treatment = treatment
-        self.wait = wait
-        self.holder = holder
-        self.order = 0
-
-    @property
-    def size(self) -> int:
-        return self.run.frame_bytes(self.first, self.stop)
+_QUEUE_FULL: Final = Treatment(str(QUEUE_FULL), Drop.IMPAIRMENT_QUEUE)
+_HELD_FULL: Final = Treatment(str(HELD_FULL), Drop.IMPAIRMENT_FULL)
 
 
 class Engine:
@@ -106,16 +45,20 @@ class Engine:
 
     It belongs to one thread and one event loop. Times are seconds of one clock that never goes back.
 
-    :param towards: the direction's name, ``"guest"`` or ``"host"`` on the link of a namespace.
+    :param towards: the direction's name, ``"guest"`` or ``"host"`` on the link of a namespace. Fates depend on it, so
+        a rule of both directions has fates of its own in each.
+    :ivar towards: the direction's name.
+    :ivar rules: the rules in force, in their order.
     """
 
     def __init__(self, towards: str) -> None:
         self.towards = towards
         self.rules: list[ActiveRule] = []
         self._concerned: dict[Flow, tuple[ActiveRule, ...]] = {}
-        self._heap: list[tuple[float, int, _Part]] = []
-        self._overdue: deque[_Part] = deque()
-        self._order = 0
+        self._heap: list[tuple[float, int, Part, int]] = []
+        self._overdue: deque[Part] = deque()
+        self._serial = 0
+        self._frames = 0
         self._bytes = 0
 
     def add(self, rule: Rule, seed: int) -> ActiveRule:
@@ -130,18 +73,31 @@ class Engine:
         return active
 
     def remove(self, active: ActiveRule) -> None:
-        """End a rule. What it holds is due at once, in the order in which it was offered: see `due`."""
-        if active.removed:
+        """End a rule. What it holds is due at once, in the order in which it was offered: see `due`.
+
+        A rule that is not in force is ignored.
+        """
+        if active not in self.rules:
             return
         active.removed = True
         self.rules.remove(active)
         self._concerned.clear()
-        released = [entry for entry in self._heap if entry[2].holder is active]
-        if released:
-            self._heap = [entry for entry in self._heap if entry[2].holder is not active]
-            heapq.heapify(self._heap)
-            released.sort(key=lambda entry: entry[1])
-            self._overdue += [part for _, _, part in released]
+        held, kept = [], []
+        for entry in self._heap:
+            _, _, part, step = entry
+            if part.step != step:
+                continue
+            holder, kind, _ = part.steps[step - 1]
+            if holder is not active:
+                kept.append(entry)
+            elif kind != QUEUE:
+                held.append(part)
+        if active.queue is not None:
+            held += active.queue.parts
+        heapq.heapify(kept)
+        self._heap = kept
+        held.sort(key=lambda part: (part.order, part.first))
+        self._overdue += held
 
     def concerns(self, flow: Flow) -> bool:
         """Return whether any rule may match frames of a flow; where none may, they need not be offered.
@@ -151,23 +107,23 @@ class Engine:
         return bool(self._overdue or self._concerning(flow))
 
     def offer(self, run: Run, now: float) -> list[Action]:
-        """Return what leaves at once of a frame or a superframe; the rest is held.
+        """Return what leaves at once of a frame or a superframe, and of what it has let pass; the rest is held.
 
         :param run: the frames.
         :param now: seconds.
         """
-        parts = [_Part(run, 0, run.count, PASS, 0, None)]
+        parts = [Part(run, 0, run.count, PASS)]
         for active in self._concerning(run.flow):
-            parts = active.judge(parts[0])
-            break
+            judged: list[Part] = []
+            for part in parts:
+                if part.open:
+                    active.judge(part, now, judged)
+                else:
+                    judged.append(part)
+            parts = judged
         actions: list[Action] = []
         for part in parts:
-            if part.treatment.lost:
-                actions.append(Action(run, part.first, part.stop, part.treatment))
-            elif part.wait or self._overdue:
-                self._hold(part, now, actions)
-            else:
-                actions.append(Action(run, part.first, part.stop, part.treatment))
+            self._advance(part, now, actions, bool(self._overdue))
         return actions
 
     @property
@@ -185,9 +141,17 @@ class Engine:
         """
         actions: list[Action] = []
         while self._overdue and len(actions) < most:
-            self._release(self._overdue.popleft(), actions)
+            self._advance(self._overdue.popleft(), now, actions, False)
         while self._heap and self._heap[0][0] <= now and len(actions) < most:
-            self._release(heapq.heappop(self._heap)[2], actions)
+            at, _, part, step = heapq.heappop(self._heap)
+            if part.step != step:
+                continue
+            active, kind, _ = part.steps[step - 1]
+            if kind == QUEUE:
+                assert active.queue is not None
+                active.queue.end()
+                self._serve(active, at)
+            self._advance(part, at, actions, bool(self._overdue))
         return actions
 
     def _concerning(self, flow: Flow) -> tuple[ActiveRule, ...]:
@@ -198,18 +162,101 @@ class Engine:
             found = self._concerned[flow] = tuple(active for active in self.rules if active.concerns(flow))
         return found
 
-    def _hold(self, part: _Part, now: float, actions: list[Action]) -> None:
-        size = part.size
-        if len(self._heap) + len(self._overdue) >= HELD_PARTS or self._bytes + size > HELD_BYTES:
-            actions.append(Action(part.run, part.first, part.stop, FULL))
-            return
-        self._bytes += size
-        self._order += 1
-        if part.wait:
-            heapq.heappush(self._heap, (now + part.wait / SECOND, self._order, part))
-        else:
-            self._overdue.append(part)
+    def _advance(self, part: Part, at: float, actions: list[Action], behind: bool) -> None:
+        """Take a part to its next step, or let it leave.
 
-    def _release(self, part: _Part, actions: list[Action]) -> None:
-        self._bytes -= part.size
+        :param at: when its last step ended.
+        :param behind: whether it leaves behind what is overdue.
+        """
+        steps = part.steps
+        while part.step < len(steps):
+            active, kind, number = steps[part.step]
+            part.step += 1
+            if active.removed:
+                continue
+            if kind == PASSING:
+                self._pass(active, part, number, at, actions, behind)
+            elif not self._hold(part):
+                self._lose(part, _HELD_FULL, actions)
+            elif kind == QUEUE:
+                self._enter(active, part, at, actions)
+            elif kind == BEHIND:
+                active.behind.append((number, part, part.step))
+                self._push(at + BEHIND_SECONDS, part)
+            else:
+                self._push(at + number / SECOND, part)
+            return
+        part.step = len(steps) + 1
+        if behind and not part.treatment.lost:
+            if self._hold(part):
+                self._overdue.append(part)
+            else:
+                self._lose(part, _HELD_FULL, actions)
+            return
+        if part.order:
+            self._frames -= part.frames
+            self._bytes -= part.size
         actions.append(Action(part.run, part.first, part.stop, part.treatment))
+
+    def _pass(
+        self, active: ActiveRule, part: Part, offset: int, at: float, actions: list[Action], behind: bool
+    ) -> None:
+        """Let a part pass, and each frame behind that has let as many pass as it had to.
+
+        :param offset: number of the rule's frame at index 0 of the run.
+        """
+        end = offset + part.stop
+        rest: Part | None = part
+        while active.behind and active.behind[0][0] < end:
+            number, waiting, step = active.behind.popleft()
+            if waiting.step != step:
+                continue
+            before = number + 1 - offset
+            if rest is not None and before > rest.first:
+                passing, rest = rest, rest.cut(before) if before < rest.stop else None
+                self._advance(passing, at, actions, behind)
+            self._advance(waiting, at, actions, behind)
+        if rest is not None:
+            self._advance(rest, at, actions, behind)
+
+    def _enter(self, active: ActiveRule, part: Part, at: float, actions: list[Action]) -> None:
+        """Let a part wait for its turn at the rate of a rule."""
+        queue = active.queue
+        assert queue is not None
+        idle = not queue.parts
+        for dropped in queue.enter(part):
+            _, _, offset = dropped.steps[dropped.step - 1]
+            active.log.add(at, offset + dropped.first, dropped.frames, QUEUE_FULL, dropped.run, dropped.stop)
+            self._lose(dropped, _QUEUE_FULL, actions)
+        if idle:
+            self._serve(active, at)
+
+    def _serve(self, active: ActiveRule, at: float) -> None:
+        """Put what waits for the rate of a rule on the link."""
+        queue = active.queue
+        assert queue is not None
+        if queue.parts:
+            self._push(queue.begin(at), queue.parts[0])
+
+    def _push(self, due: float, part: Part) -> None:
+        self._serial += 1
+        heapq.heappush(self._heap, (due, self._serial, part, part.step))
+
+    def _hold(self, part: Part) -> bool:
+        """Count a part as held; return whether there is room."""
+        if part.order:
+            return True
+        frames, size = part.frames, part.size
+        if self._frames + frames > HELD_FRAMES or self._bytes + size > HELD_BYTES:
+            return False
+        self._frames += frames
+        self._bytes += size
+        self._serial += 1
+        part.order = self._serial
+        return True
+
+    def _lose(self, part: Part, treatment: Treatment, actions: list[Action]) -> None:
+        if part.order:
+            self._frames -= part.frames
+            self._bytes -= part.size
+        actions.append(Action(part.run, part.first, part.stop, treatment))

@@ -23,7 +23,7 @@ def test_partition_loses_every_protocol() -> None:
     assert engine.concerns(arp)
     (action,) = engine.offer(Run(arp, "arp", 42), now=0)
     assert action.treatment.drop is Drop.IMPAIRED
-    assert spans(engine.offer(Run(QUERY, "many", 100, count=3), now=0)) == [("many", 0, 3, "lost")]
+    assert spans(engine.offer(Run(QUERY, "many", 100, count=3), now=0)) == [("many", 0, 3, "lost: partition")]
     assert active.hits == 4
 
 

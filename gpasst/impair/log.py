@@ -1,0 +1,119 @@
+"""The log of fates: what happened to which frame of a rule."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from operator import itemgetter
+from typing import Final
+
+from gpasst.impair.facts import Flow, Run
+from gpasst.impair.fate import Fate
+from gpasst.records import dataclass
+
+LOG_FRAMES: Final = 10_000  # the last of which are kept
+
+_Entry = tuple[float, int, int, Fate, Flow, int, int]  # time, first n, frames, fate, flow, length, bytes of the last
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What happened to one frame.
+
+    :ivar n: its number among the frames that the rule matched, `nth` and `every` left out.
+    :ivar fate: what happened, in words.
+    :ivar flow: protocol, source and destination.
+    :ivar length: bytes of the frame, without preamble and FCS.
+    """
+
+    n: int
+    fate: str
+    flow: str
+    length: int
+
+    def __str__(self) -> str:
+        return f"{self.n} {self.fate}: {self.flow}, {self.length} bytes"
+
+
+class FateLog:
+    """What happened to the last `LOG_FRAMES` frames that one rule matched in one direction.
+
+    Two logs are equal if the rules, the seeds and all lines are. `fates` leaves out what a run of a program changes by
+    itself, such as a port that the kernel chose.
+
+    :ivar rule: the text of the rule, with its seed.
+    :ivar towards: the direction's name.
+    """
+
+    def __init__(self, rule: str, towards: str) -> None:
+        self.rule = rule
+        self.towards = towards
+        self._entries: deque[_Entry] = deque()
+        self._frames = 0
+
+    def add(self, now: float, n: int, count: int, fate: Fate, run: Run, stop: int) -> None:
+        """Enter what happened to consecutive frames.
+
+        :param now: seconds.
+        :param n: number of the first.
+        :param count: frames.
+        :param fate: what happened to each.
+        :param run: where they come from; it is not kept.
+        :param stop: index behind the last of them in the run.
+        """
+        length = run.length
+        last = run.last if run.last and stop == run.count else length
+        entries = self._entries
+        entries.append((now, n, count, fate, run.flow, length, last))
+        self._frames += count
+        while self._frames - entries[0][2] >= LOG_FRAMES:
+            self._frames -= entries.popleft()[2]
+
+    def last(self, most: int = LOG_FRAMES) -> Iterator[tuple[float, Line]]:
+        """Yield the time of each frame, in seconds of the engine's clock, and what happened to it.
+
+        :param most: frames, the last of which are yielded.
+        """
+        entries, frames = [], 0
+        for entry in reversed(self._entries):
+            if frames >= most:
+                break
+            entries.append(entry)
+            frames += entry[2]
+        skipped = max(0, frames - most)
+        for now, n, count, fate, flow, length, last in reversed(entries):
+            text, name = str(fate), str(flow)
+            for index in range(skipped, count):
+                yield now, Line(n + index, text, name, last if index == count - 1 else length)
+            skipped = 0
+
+    @property
+    def fates(self) -> list[tuple[int, str]]:
+        """The number and the fate of each frame."""
+        return [(line.n, line.fate) for line in self]
+
+    def __iter__(self) -> Iterator[Line]:
+        return (line for _, line in self.last())
+
+    def __len__(self) -> int:
+        return min(self._frames, LOG_FRAMES)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, FateLog):
+            return NotImplemented
+        return (self.towards, self.rule) == (other.towards, other.rule) and list(self) == list(other)
+
+    def __hash__(self) -> int:
+        return hash((self.towards, self.rule))
+
+    def __str__(self) -> str:
+        return "\n".join([f"{self.rule} [to the {self.towards}]", *map(str, self)])
+
+
+def latest(logs: Iterable[FateLog], most: int) -> list[str]:
+    """Return the last lines of several logs, each with its rule and direction, the newest last.
+
+    :param most: lines.
+    """
+    lines = [(now, f"{log.rule} [to the {log.towards}]: {line}") for log in logs for now, line in log.last(most)]
+    return [text for _, text in sorted(lines, key=itemgetter(0))[-most:]] if most else []
