@@ -69,6 +69,19 @@ class Connection:
     ) -> None:
         self.close()
 
+    async def __aenter__(self) -> Self:
+        from gpasst.api.asynchronous import open_elsewhere
+
+        await open_elsewhere(self.open, self.close)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        from gpasst.api.asynchronous import close_elsewhere
+
+        await close_elsewhere(self.close)
+
     def open(self) -> None:
         """Start the proxy; traffic can pass when this returns.
 

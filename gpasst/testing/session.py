@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 AnyConnection = TypeVar("AnyConnection", bound=Connection)
 
+WORKER = "PYTEST_XDIST_WORKER"  # environment variable of a worker of pytest-xdist: its name
 NAME_LONGEST = 100  # characters of a test's name in that of a file, of the 255 that Linux allows
 
 
@@ -35,7 +36,7 @@ class Session:
     """
 
     def __init__(self, name: str, folder: str | None) -> None:
-        self._name = _file_name(name)
+        self._name = _file_name(name, os.environ.get(WORKER, ""))
         self._folder = folder
         self._closing = ExitStack()
         self._opened: list[Connection] = []
@@ -118,7 +119,8 @@ class Session:
         return {**fields, "pcap": path}
 
 
-def _file_name(test: str) -> str:
-    """Return a file's name that stands for a test's: the same for the same, and no other's."""
-    plain = re.sub(r"[^A-Za-z0-9]+", "-", test).strip("-")
-    return f"{plain[-NAME_LONGEST:]}-{hashlib.blake2b(test.encode(), digest_size=4).hexdigest()}"
+def _file_name(test: str, worker: str) -> str:
+    """Return a file's name that stands for a test in a worker: the same for the same, and no other's."""
+    plain = re.sub(r"[^A-Za-z0-9]+", "-", test).strip("-")[-NAME_LONGEST:]
+    digest = hashlib.blake2b(test.encode(), digest_size=4).hexdigest()
+    return "-".join(part for part in (plain, worker, digest) if part)

@@ -1,13 +1,18 @@
-"""The pytest plugin, in suites of users. Takes 10 seconds."""
+"""The pytest plugin, in suites of users. Takes 12 seconds."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from gpasst.testing import needs
-from tests.support.suites import run_suite
+from tests.support.cli import ended
+from tests.support.ready import until
+from tests.support.suites import PATIENCE, run_suite, started_suite
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 
@@ -79,17 +84,17 @@ def test_captures(tmp_path: Path, option: str) -> None:
     assert len(list((tmp_path / "captures").iterdir())) == (4 if option == "--gpasst-pcap" else 0)
 
 
-UNPERMITTED = """
-import pytest
+REFUSED = """
 import gpasst
-from gpasst.testing import needs, require
-
-@pytest.fixture(autouse=True)
-def _no_namespaces(monkeypatch):
-    monkeypatch.setattr(gpasst.Pasta, "open", refuse)
 
 def refuse(net):
     raise gpasst.PlatformError("no namespaces here", "buy another machine")
+
+gpasst.Pasta.open = refuse
+"""
+
+UNPERMITTED = f"""{REFUSED}
+from gpasst.testing import require
 
 def test_a_fixture(gpasst_pasta):
     pass
@@ -119,3 +124,77 @@ def test_another_obstacle_is_no_skip(tmp_path: Path) -> None:
 
 def test_the_machine_allows_namespaces() -> None:
     assert needs.obstacle() is None
+
+
+SHARED_OUT = """
+import os
+import pytest
+
+@pytest.mark.parametrize("number", range(6))
+def test_one_of_many(gpasst_factory, number):
+    nets = [gpasst_factory(tcp_ports="0:80", udp_ports="0:53") for _ in range(2)]
+    helpers = {net._runtime.helper().pid for net in nets}
+    assert len(helpers) == 1
+    with open("helpers", "a") as file:
+        print(os.environ.get("PYTEST_XDIST_WORKER"), *helpers, file=file)
+"""
+
+
+def test_each_worker_of_xdist_has_a_helper_of_its_own(tmp_path: Path) -> None:
+    done = run_suite(tmp_path, SHARED_OUT, "-p", "xdist", "-n", "2", "--dist", "each", "--gpasst-pcap=captures")
+    assert (done.returncode, "12 passed" in done.stdout) == (0, True), done.stdout
+    used = {tuple(line.split()) for line in (tmp_path / "helpers").read_text(encoding="ascii").splitlines()}
+    assert {worker for worker, _ in used} == {"gw0", "gw1"}
+    assert len({helper for _, helper in used}) == len(used) == 2
+    assert len(list((tmp_path / "captures").iterdir())) == 24
+
+
+ENDLESS = """
+import sys
+
+def test_that_is_killed(gpasst_pasta, capsys):
+    programs = [gpasst_pasta.popen(["sleep", "1000"], init=init) for init in (False, True)]
+    with capsys.disabled():
+        print("pids", *(program.pid for program in programs), flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_programs_end_when_pytest_is_killed(tmp_path: Path) -> None:
+    with started_suite(tmp_path, ENDLESS, "-s") as suite:
+        assert suite.stdout is not None
+        line = next(line for line in iter(suite.stdout.readline, "") if "pids" in line)
+        handles = [os.pidfd_open(int(pid)) for pid in line.partition("pids ")[2].split()]
+        assert [ended(handle) for handle in handles] == [False, False]
+        suite.kill()
+        for handle in handles:
+            until(lambda handle=handle: ended(handle), "program ended")
+            os.close(handle)
+
+
+IN_UNITTEST = """
+import unittest
+import gpasst
+from gpasst.testing import require
+
+class Tests(unittest.TestCase):
+    def test_a_namespace(self):
+        require()
+        with gpasst.Pasta(config_net=True) as net:
+            self.assertEqual(net.run(["true"]).returncode, 0)
+            net.assert_no_drops()
+
+if __name__ == "__main__":
+    unittest.main()
+"""
+
+
+@pytest.mark.parametrize("demanded", ["", "1"])
+def test_unittest_needs_no_plugin(tmp_path: Path, demanded: str) -> None:
+    file = tmp_path / "tests.py"
+    for obstacle, outcome in (("", "OK\n"), (REFUSED, "FAILED (errors=1)\n" if demanded else "OK (skipped=1)\n")):
+        file.write_text(obstacle + IN_UNITTEST, encoding="utf-8")
+        command = [sys.executable, "-W", "error", str(file)]
+        environment = {**os.environ, needs.DEMANDED: demanded}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+        assert done.stderr.endswith(outcome), done.stderr

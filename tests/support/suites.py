@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
 
 PATIENCE = 60.0  # seconds until a suite that takes a few counts as hanging
 # The plugin is named, so that a suite sees it whether the package is installed or not, and no other plugin.
@@ -27,13 +30,31 @@ def run_suite(folder: Path, text: str, *options: str) -> subprocess.CompletedPro
 
     :param folder: an empty folder for it.
     """
+    with started_suite(folder, text, *options) as suite:
+        output, _ = suite.communicate()
+    return subprocess.CompletedProcess(suite.args, suite.returncode, output)
+
+
+@contextmanager
+def started_suite(folder: Path, text: str, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """Start a suite that is one file, and kill what is left of it in the end, or when it takes too long.
+
+    :param folder: an empty folder for it.
+    """
     (folder / "test_suite.py").write_text(text, encoding="utf-8")
-    return subprocess.run(
+    with subprocess.Popen(
         command(*options, "test_suite.py"),
         cwd=folder,
         env=environment(),
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    ) as suite:
+        limit = Timer(PATIENCE, suite.kill)
+        limit.start()
+        try:
+            yield suite
+        finally:
+            limit.cancel()
+            suite.kill()
