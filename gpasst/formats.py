@@ -36,9 +36,11 @@ from construct import (
     Int8ub,
     Int16ub,
     Int16ul,
+    Int16un,
     Int32sn,
     Int32ub,
     Int32un,
+    Int64sn,
     Peek,
     Rebuild,
     Struct,
@@ -411,6 +413,64 @@ PCAP_RECORD = Header(
 """Head of one captured frame, 16 bytes in native byte order (libpcap's pcap-savefile).
 
 `seconds` and `microseconds` since 1970; `captured` bytes follow, of `length` on the wire.
+"""
+
+PCAPNG_END = Header("length" / Int32un)
+"""The length of a block once more, at its end, so that a file can be read backwards; 4 bytes.
+
+All blocks of a pcapng file are those of draft-ietf-opsawg-pcapng, here in native byte order, and a multiple of 4 bytes
+long. `length` counts all of a block.
+"""
+
+PCAPNG_SECTION = Header(
+    "type" / Default(Int32un, PCAPNG_SECTION_TYPE),
+    "length" / Default(Int32un, 28),
+    "magic" / Default(Int32un, PCAPNG_MAGIC),
+    "version_major" / Default(Int16un, 1),
+    "version_minor" / _zero(Int16un),
+    "section_length" / Default(Int64sn, -1),
+    "end" / Default(Int32un, 28),
+)
+"""The section header block that begins a file, without options, 28 bytes (section 4.1).
+
+`magic` shows the byte order; `section_length` is -1 where the section is as long as the file.
+"""
+
+PCAPNG_INTERFACE = Header(
+    "type" / Default(Int32un, PCAPNG_INTERFACE_TYPE),
+    "length" / Int32un,
+    "link_type" / Default(Int16un, PCAP_LINK_ETHERNET),
+    "reserved" / _zero(Int16un),
+    "snap_length" / Int32un,
+)
+"""Head of an interface description block, 16 bytes (section 4.2); options follow, and `PCAPNG_END`."""
+
+PCAPNG_PACKET = Header(
+    "type" / Default(Int32un, PCAPNG_PACKET_TYPE),
+    "length" / Int32un,
+    "interface" / Int32un,
+    "time_high" / Int32un,
+    "time_low" / Int32un,
+    "captured" / Int32un,
+    "original" / Int32un,
+)
+"""Head of an enhanced packet block, 28 bytes (section 4.3).
+
+`interface` counts the interface blocks before it, from 0. The time is in the interface's units since 1970. `captured`
+bytes follow, of `original` on the wire, with padding; then options, and `PCAPNG_END`.
+"""
+
+PCAPNG_OPTION = Header("code" / Int16un, "length" / Int16un)
+"""Head of an option, 4 bytes (section 3.5); `length` bytes follow, with padding. Both are 0 in the last of a list."""
+
+PCAPNG_FLAGS = Header(
+    "code" / Default(Int16un, PCAPNG_OPTION_FLAGS),
+    "length" / Default(Int16un, 4),
+    Bits(Int32un, ("others", 30, 0), ("direction", 2)),
+)
+"""The option of an enhanced packet block with its flags, 8 bytes (section 4.3.1).
+
+`direction` is that of the interface: `PCAPNG_INBOUND` or `PCAPNG_OUTBOUND`.
 """
 
 # --- Stacks of the data path --------------------------------------------------------------------------------

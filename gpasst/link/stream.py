@@ -224,6 +224,9 @@ class Stream:
                     # A frame that was begun has to be completed.
                     if not sent and self._queued + size > QUEUE_BYTES:
                         self._counters.drop(Drop.STREAM_FULL)
+                        if self.recorder is not None:
+                            body = frame[STREAM_LENGTH_BYTES:]
+                            self.recorder.write(True, VIRTIO_NET_BLANK, body, comment=Drop.STREAM_FULL.value)
                         continue
                     self._queue.append(memoryview(bytes(frame))[sent:])
                     self._queued += size - sent

@@ -23,6 +23,8 @@ from gpasst.wire import VIRTIO_NET_BLANK
 
 # The tap driver takes any frame whose IP packet is legal; the largest has 65535 bytes of IPv6 payload.
 FRAME_BYTES = 65536 + 128
+Parts = list[bytes | bytearray | memoryview]  # of a frame, one behind the other
+
 SOCK_FILTER_BYTES = 8  # linux/filter.h
 
 _sock_fprog = struct.Struct("@HP").pack  # linux/filter.h: number of instructions, and where they are
@@ -63,7 +65,8 @@ class Tap:
         tally = self._tallies[header.protocol]
         single = segment >= total
         if single or header.family in self._superframes[header.protocol]:
-            failure = self._write([header.fill(total, segment), *payload])
+            parts: Parts = [header.fill(total, segment), *payload]
+            failure = self._write(parts)
             if not failure:
                 tally.bytes += total
                 if single:
@@ -73,31 +76,34 @@ class Tap:
                     tally.datagrams += -(-total // segment)
                 return
             if single or failure != errno.EINVAL:
-                self._lost(failure, 1 if single else -(-total // segment))
+                self._lost(failure, parts, 1 if single else -(-total // segment))
                 return
         data = memoryview(b"".join(payload))
         for start in range(0, total, segment):
             piece = data[start : start + segment]
-            failure = self._write([header.fill_complete(piece, start), piece])
+            parts = [header.fill_complete(piece, start), piece]
+            failure = self._write(parts)
             if failure:
-                self._lost(failure, 1)
+                self._lost(failure, parts)
             else:
                 tally.datagrams += 1
                 tally.bytes += len(piece)
 
     def write_bare(self, header: RunHeader) -> None:
         """Write one frame without payload."""
-        failure = self._write([header.fill(0, 0)])
+        parts: Parts = [header.fill(0, 0)]
+        failure = self._write(parts)
         if failure:
-            self._lost(failure, 1)
+            self._lost(failure, parts)
         else:
             self._tallies[header.protocol].datagrams += 1
 
     def write_frame(self, frame: bytes) -> None:
         """Write one complete Ethernet frame."""
-        failure = self._write([VIRTIO_NET_BLANK, frame])
+        parts: Parts = [VIRTIO_NET_BLANK, frame]
+        failure = self._write(parts)
         if failure:
-            self._lost(failure, 1)
+            self._lost(failure, parts)
         else:
             self._counters.frames_up += 1
 
@@ -114,7 +120,7 @@ class Tap:
     def flush(self) -> None:
         """Do nothing: every frame has been written at once."""
 
-    def _write(self, parts: list[bytes | bytearray | memoryview]) -> int:
+    def _write(self, parts: Parts) -> int:
         """Write a frame in parts; return the errno, 0 for success."""
         try:
             os.writev(self.fd, parts)
@@ -124,5 +130,8 @@ class Tap:
             self.recorder.write(True, *parts)
         return 0
 
-    def _lost(self, failure: int, count: int) -> None:
-        self._counters.drop(Drop.TAP_FULL if failure == errno.EAGAIN else Drop.TAP_FAILED, count)
+    def _lost(self, failure: int, parts: Parts, count: int = 1) -> None:
+        reason = Drop.TAP_FULL if failure == errno.EAGAIN else Drop.TAP_FAILED
+        self._counters.drop(reason, count)
+        if self.recorder is not None:
+            self.recorder.write(True, *parts, comment=reason.value)

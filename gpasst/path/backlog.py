@@ -26,6 +26,7 @@ from collections.abc import Callable
 
 from gpasst.counters import Counters, Drop
 from gpasst.flow.admission import Admission
+from gpasst.link.recorder import UNRECORDED, Recorded
 from gpasst.path.budget import BACKLOG_SECONDS
 from gpasst.path.unknown import FLOW, RATES, flow_of, kind_of, source_port
 
@@ -48,6 +49,7 @@ class Backlog:
     :param counters: where drops are counted.
     :param clock: returns seconds, for the budget of a step and for the rates.
     :param routers: addresses of the guest's gateway.
+    :param link: where the frames come from, whose recorder takes note of the reason of a drop.
     :ivar frames: how many frames wait.
     :ivar seen: how many frames of each kind came.
     :ivar refused_ports: source ports of UDP and TCP that exceeded the rate lately; of one frame in `FRAMES_PER_LOOK`.
@@ -62,12 +64,14 @@ class Backlog:
         counters: Counters,
         clock: Callable[[], float] = time.perf_counter,
         routers: frozenset[bytes] = frozenset(),
+        link: Recorded = UNRECORDED,
     ) -> None:
         self._dispatch = dispatch
         self._knows = knows
         self._again = again
         self._counters = counters
         self._routers = routers
+        self._link = link
         self._clock = clock
         self._groups: OrderedDict[bytes, deque[tuple[bytes, int]]] = OrderedDict()
         self.seen = [0] * len(RATES)
@@ -87,6 +91,8 @@ class Backlog:
         self.seen[kind] += 1
         if not self._admissions[kind].admit(source, self._clock()):
             self._counters.drop(Drop.RATE)
+            if self._link.recorder is not None:
+                self._link.recorder.note(frame, Drop.RATE)
             if kind == FLOW and not self.seen[kind] % FRAMES_PER_LOOK:
                 self.refused_ports.append(source_port(frame))
             return
@@ -102,6 +108,8 @@ class Backlog:
             or (len(group) + 1) * size > BYTES_LIMIT // GROUP_SHARE
         ):
             self._counters.drop(Drop.BACKLOG)
+            if self._link.recorder is not None:
+                self._link.recorder.note(frame, Drop.BACKLOG)
             if not group:
                 del self._groups[key]
             return

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PacketError
 from gpasst.flow.guest import Guest
+from gpasst.link.recorder import UNRECORDED, Recorded
 from gpasst.packet.parse import Packet, parse_ip
 from gpasst.packet.reassembly import Reassembly
 from gpasst.records import replace
@@ -33,6 +34,7 @@ class Dispatch:
     :param handlers: handlers by (family, IP protocol number).
     :param counters: where drops are counted.
     :param now: returns monotonic seconds.
+    :param link: where the frames come from, whose recorder takes note of the reason of a drop.
     """
 
     def __init__(
@@ -42,12 +44,14 @@ class Dispatch:
         handlers: Mapping[tuple[int, int], Handler],
         counters: Counters,
         now: Callable[[], int],
+        link: Recorded = UNRECORDED,
     ) -> None:
         self._guest = guest
         self._arp = arp
         self._handlers = handlers
         self._counters = counters
         self._now = now
+        self._link = link
         self._reassembly = Reassembly()
 
     def frame(self, frame: memoryview, segment: int = 0) -> None:
@@ -60,6 +64,8 @@ class Dispatch:
             self._frame(frame, segment)
         except PacketError as error:
             self._counters.drop(error.reason)
+            if self._link.recorder is not None:
+                self._link.recorder.note(frame, error.reason)
 
     def scan(self, now: int) -> None:
         """Let go of fragments whose rest has not come by `now`, in monotonic seconds."""

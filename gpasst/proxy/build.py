@@ -19,7 +19,6 @@ from gpasst.host.receive import SLOTS, Receiver, sender_key
 from gpasst.host.receive_contiguous import ContiguousReceiver
 from gpasst.host.receive_framed import FramedReceiver
 from gpasst.host.socket_pool import SocketPool
-from gpasst.link.capture import Capture
 from gpasst.link.listener import GuestListener
 from gpasst.link.port import LinkGone
 from gpasst.link.recorder import Recorder
@@ -52,6 +51,7 @@ from gpasst.udp.nat import UdpNat
 from gpasst.udp.pairs import Pair, Pairs
 from gpasst.wire import PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP
 
+STREAM_NAME = "guest"  # in a capture, of the interface of a virtual machine, whose own name nobody knows here
 ROOM = "room in the guest's socket"  # owner of the one watcher that is no socket's own
 
 # Where the guest is: a namespace with its tap, a socket where guests connect, or a connected one.
@@ -102,9 +102,14 @@ def build_recorder(base: Base, link: Tap | Stream) -> Recorder:
 
     :raises PlatformError: if that cannot be opened.
     """
-    recorder = Recorder(link, time.time_ns)
+    watchers = base.watchers
+    name = base.namespace.name if base.namespace else STREAM_NAME
+    recorder = Recorder(link, name, time.time_ns, lambda: flush_step.ask())
+    flush_step = watchers.repeat(watchers.worker(recorder.flush, conversational=False))
     if base.config.pcap:
-        recorder.add(Capture(base.config.pcap, base.counters))
+        from gpasst.link.capture_file import CaptureFile
+
+        recorder.add(CaptureFile(base.config.pcap, base.counters).interface(name))
     return recorder
 
 
@@ -229,7 +234,7 @@ def build_inside(
     base.descriptors.add(pings)
     echoes = watchers.worker(pings.step, conversational=False)
     table = _handlers(base, udp, pings, handlers, tcp)
-    dispatch = Dispatch(base.guest, handlers.arp, table, counters, base.clock.now)
+    dispatch = Dispatch(base.guest, handlers.arp, table, counters, base.clock.now, link)
     fastpath = FastPath({} if config.no_udp else udp.nat.tables)
     frames = tcp.frames if tcp else None
     knows = fastpath.knows
@@ -237,7 +242,8 @@ def build_inside(
     def known(frame: bytes) -> bool:
         return knows(frame) or (frames is not None and frames.knows(frame))
 
-    backlog = Backlog(dispatch.frame, known, lambda: backlog_step.ask(), counters, routers=base.guest.routers)
+    routers = base.guest.routers
+    backlog = Backlog(dispatch.frame, known, lambda: backlog_step.ask(), counters, routers=routers, link=link)
     backlog_step = watchers.repeat(watchers.worker(backlog.step, conversational=False))
     advertiser = Advertiser(link, base.guest, router, counters, base.clock.now)
     session = tap_filter = None

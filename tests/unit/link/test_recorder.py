@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from gpasst.link.recorder import Record, Recorder
+from collections.abc import Sequence
+
+from gpasst.capture.record import Record
+from gpasst.counters import Drop
+from gpasst.link.recorder import BATCH_BYTES, BATCH_RECORDS, UNRECORDED, Recorder
 from gpasst.wire import VIRTIO_NET_BLANK
-from tests.support.headers import header
 
 FRAME = bytes(range(60))
+
+
+def nothing() -> None:
+    """Nobody asks for a flush but the test."""
 
 
 class Link:
@@ -20,10 +27,12 @@ class Kept:
 
     def __init__(self) -> None:
         self.records: list[Record] = []
+        self.batches: list[int] = []
         self.closed = 0
 
-    def write(self, record: Record) -> None:
-        self.records.append(record)
+    def take(self, records: Sequence[Record]) -> None:
+        self.records += records
+        self.batches.append(len(records))
 
     def close(self) -> None:
         self.closed += 1
@@ -31,7 +40,7 @@ class Kept:
 
 def test_the_link_has_a_recorder_only_while_there_are_sinks() -> None:
     link, one, other = Link(), Kept(), Kept()
-    recorder = Recorder(link, lambda: 0)
+    recorder = Recorder(link, "eth0", lambda: 0, nothing)
     assert link.recorder is None
     recorder.add(one)
     recorder.add(other)
@@ -47,38 +56,35 @@ def test_the_link_has_a_recorder_only_while_there_are_sinks() -> None:
 def test_each_sink_gets_what_crosses_while_it_is_there() -> None:
     link, one, other = Link(), Kept(), Kept()
     times = iter((10, 20, 30))
-    recorder = Recorder(link, lambda: next(times))
+    recorder = Recorder(link, "eth0", lambda: next(times), nothing)
     recorder.add(one)
     recorder.write(True, VIRTIO_NET_BLANK, FRAME)
     recorder.add(other)
     recorder.write(False, VIRTIO_NET_BLANK + FRAME[:20], memoryview(FRAME)[20:], comment="lost")
     recorder.remove(one)
     recorder.write(True, VIRTIO_NET_BLANK, FRAME)
-    assert [(item.time, item.to_guest, item.comment) for item in one.records] == [(10, True, ""), (20, False, "lost")]
-    assert [item.time for item in other.records] == [20, 30]
+    recorder.flush()
+    found = [(item.time_ns, item.to_guest, item.comment) for item in one.records]
+    assert found == [(10, True, ""), (20, False, "lost")]
+    assert [item.time_ns for item in other.records] == [20, 30]
     assert all(item.data == VIRTIO_NET_BLANK + FRAME for item in one.records + other.records)
     assert list(one.records[0].frames()) == [FRAME]
 
 
-def test_a_record_is_as_many_frames_as_its_superframe() -> None:
-    payload = bytes(2500)
-    record = Record(0, True, bytes(header(4).fill(len(payload), 1000)) + payload, "")
-    assert len(list(record.frames())) == 3
-
-
 def test_what_is_written_is_a_copy() -> None:
     link, sink = Link(), Kept()
-    recorder = Recorder(link, lambda: 0)
+    recorder = Recorder(link, "eth0", lambda: 0, nothing)
     recorder.add(sink)
     buffer = bytearray(VIRTIO_NET_BLANK + FRAME)
     recorder.write(False, memoryview(buffer))
     buffer[:] = bytes(len(buffer))
+    recorder.flush()
     assert sink.records[0].data == VIRTIO_NET_BLANK + FRAME
 
 
 def test_the_end_closes_every_sink_once() -> None:
     link, one, other = Link(), Kept(), Kept()
-    recorder = Recorder(link, lambda: 0)
+    recorder = Recorder(link, "eth0", lambda: 0, nothing)
     recorder.add(one)
     recorder.add(other)
     recorder.remove(other)
@@ -86,3 +92,54 @@ def test_the_end_closes_every_sink_once() -> None:
     recorder.close()
     assert link.recorder is None
     assert (one.closed, other.closed) == (1, 0), "a sink that was removed is its owner's"
+
+
+def test_records_are_handed_over_together_when_asked() -> None:
+    link, sink = Link(), Kept()
+    asked: list[int] = []
+    recorder = Recorder(link, "eth0", lambda: 0, lambda: asked.append(1))
+    recorder.add(sink)
+    for _ in range(3):
+        recorder.write(True, VIRTIO_NET_BLANK, FRAME)
+    assert (sink.batches, len(asked)) == ([], 1)
+    recorder.flush()
+    recorder.flush()
+    assert sink.batches == [3]
+    recorder.write(True, VIRTIO_NET_BLANK, FRAME)
+    assert (sink.batches, len(asked)) == ([3], 2)
+    recorder.close()
+    assert sink.batches == [3, 1]
+
+
+def test_what_waits_is_bounded() -> None:
+    link, sink = Link(), Kept()
+    recorder = Recorder(link, "eth0", lambda: 0, nothing)
+    recorder.add(sink)
+    for _ in range(BATCH_RECORDS + 1):
+        recorder.write(True, VIRTIO_NET_BLANK, FRAME)
+    assert sink.batches == [BATCH_RECORDS]
+    recorder.flush()
+    for _ in range(17):
+        recorder.write(True, bytes(BATCH_BYTES // 16))
+    assert sink.batches == [BATCH_RECORDS, 1, 16]
+
+
+def test_the_reason_of_a_drop_is_noted_with_the_latest_of_equal_frames() -> None:
+    link, sink = Link(), Kept()
+    recorder = Recorder(link, "eth0", lambda: 0, nothing)
+    recorder.add(sink)
+    for to_guest, frame, comment in [
+        (False, FRAME, ""),
+        (False, FRAME, ""),
+        (True, FRAME, ""),
+        (False, FRAME[:-1], ""),
+        (False, FRAME[::-1], "lost"),
+    ]:
+        recorder.write(to_guest, VIRTIO_NET_BLANK, frame, comment=comment)
+    recorder.note(memoryview(FRAME), Drop.RATE)
+    recorder.note(FRAME[::-1], Drop.RATE)
+    recorder.note(b"unknown", Drop.RATE)
+    recorder.flush()
+    recorder.note(FRAME[:-1], Drop.RATE)
+    assert [item.comment for item in sink.records] == ["", Drop.RATE.value, "", "", "lost"]
+    assert UNRECORDED.recorder is None

@@ -76,12 +76,14 @@ class Record:
 
     def __init__(self) -> None:
         self.frames: list[bytes] = []
+        self.lost: list[bytes] = []
 
-    def write(self, to_guest: bool, *parts: bytes) -> None:
+    def write(self, to_guest: bool, *parts: bytes, comment: str = "") -> None:
         assert to_guest
+        assert comment in ("", Drop.STREAM_FULL.value)
         data = b"".join(parts)
         assert data[:VIRTIO] == bytes(VIRTIO)
-        self.frames.append(data[VIRTIO:])
+        (self.lost if comment else self.frames).append(data[VIRTIO:])
 
 
 class Case:
@@ -233,6 +235,7 @@ def test_whatever_the_kernel_takes_whole_frames_come_out_in_order(
     assert up.datagrams + case.counters.frames_up == len(sent)
     if case.record:
         assert case.record.frames == sent
+        assert len(case.record.lost) == case.dropped()
 
 
 @pytest.mark.parametrize("number", [errno.ENOMEM, errno.ENOBUFS, errno.EINTR])
@@ -514,4 +517,5 @@ def test_what_is_recorded_is_what_was_sent_or_waits() -> None:
         case.run(4, bytes(2500), 1000)
         case.stream.flush()
     assert record.frames == frames(kernel.data)
-    assert len(record.frames) + case.dropped() == len(case.written)
+    assert len(record.frames) + len(record.lost) == len(case.written)
+    assert len(record.lost) == case.dropped()

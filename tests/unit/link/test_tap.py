@@ -25,10 +25,14 @@ class Record:
 
     def __init__(self) -> None:
         self.frames: list[bytes] = []
+        self.lost: list[tuple[bytes, str]] = []
 
-    def write(self, to_guest: bool, *parts: bytes) -> None:
+    def write(self, to_guest: bool, *parts: bytes, comment: str = "") -> None:
         assert to_guest
-        self.frames.append(b"".join(parts))
+        if comment:
+            self.lost.append((b"".join(parts), comment))
+        else:
+            self.frames.append(b"".join(parts))
 
 
 class Case:
@@ -153,7 +157,7 @@ def test_a_complete_frame(case: Case) -> None:
 
 
 @FAMILIES
-def test_what_was_written_is_recorded_and_nothing_else(family: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_written_is_recorded_and_what_was_lost_with_the_reason(family: int) -> None:
     record = Record()
     case = Case(record=record)
     case.tap.write_frame(bytes(60))
@@ -162,6 +166,7 @@ def test_what_was_written_is_recorded_and_nothing_else(family: int, monkeypatch:
     case.ours.close()
     case.tap.write_frame(bytes(60))
     assert len(record.frames) == 2
+    assert record.lost == [(VIRTIO_NET_BLANK + bytes(60), Drop.TAP_FAILED.value)]
     case.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -45,7 +46,13 @@ class Case:
         self.time = 0.0
         self.cost = 0.0  # seconds that a frame takes
         self.remembers = remembers
-        self.backlog = Backlog(self.dispatch, self.knows, self.again, self.counters, lambda: self.time)
+        self.recorder: Any = None
+        self.noted: list[tuple[bytes, Drop]] = []
+        self.backlog = Backlog(self.dispatch, self.knows, self.again, self.counters, lambda: self.time, link=self)
+
+    def note(self, frame: memoryview, reason: Drop) -> None:
+        """Take note of a dropped frame, in the place of a recorder."""
+        self.noted.append((bytes(frame), reason))
 
     def dispatch(self, frame: memoryview, segment: int) -> None:
         self.dispatched.append(bytes(frame))
@@ -203,6 +210,18 @@ def test_a_step_ends_when_its_time_is_over_but_moves_one_frame() -> None:
     case.cost = 0.4 * BACKLOG_SECONDS
     case.backlog.step()
     assert (len(case.dispatched), case.asked) == (3, 1), "nothing is left to ask for"
+
+
+def test_the_reason_of_a_drop_is_noted_while_somebody_records() -> None:
+    case = Case(remembers=False)
+    share = FRAMES_LIMIT // GROUP_SHARE
+    case.add(*[ip4(9, b"flood")] * (share + 1))
+    case.recorder = case
+    case.add(ip4(9, b"flood"))
+    assert case.noted == [(ip4(9, b"flood"), Drop.BACKLOG)]
+    rate = RATES[ARP].burst
+    case.add(*[arp(bytes((i & 1,))) for i in range(rate + 1)])
+    assert case.noted[1:] == [(arp(b"\0"), Drop.RATE)]
 
 
 def test_one_flood_fills_only_its_share() -> None:

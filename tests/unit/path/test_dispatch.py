@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -36,10 +37,21 @@ class Case:
         self.arps: list[bytes] = []
         self.packets: list[Packet] = []
         self.now = NOW
+        self.recorder: Any = None
+        self.noted: list[tuple[bytes, Drop]] = []
         handlers = {(family, UDP): self.keep for family in (4, 6)}
         self.dispatch = Dispatch(
-            self.guest, lambda payload: self.arps.append(bytes(payload)), handlers, self.counters, lambda: self.now
+            self.guest,
+            lambda payload: self.arps.append(bytes(payload)),
+            handlers,
+            self.counters,
+            lambda: self.now,
+            self,
         )
+
+    def note(self, frame: memoryview, reason: Drop) -> None:
+        """Take note of a dropped frame, in the place of a recorder."""
+        self.noted.append((bytes(frame), reason))
 
     def keep(self, packet: Packet) -> None:
         if bytes(packet.payload[8:]) == b"refuse":
@@ -60,6 +72,15 @@ def test_a_packet_goes_to_the_handler_of_its_protocol(family: int) -> None:
     assert (packet.source, packet.destination) == (ip(GUEST[family]), ip(GATEWAY[family]))
     assert bytes(packet.payload[8:]) == b"data"
     assert case.counters.drops == {}
+
+
+def test_the_reason_of_a_drop_is_noted_while_somebody_records() -> None:
+    case = Case()
+    refused = udp_frame(4, 1, 2, b"refuse")
+    case.take(refused)
+    case.recorder = case
+    case.take(udp_frame(4, 1, 2, b"data"), refused, b"short")
+    assert case.noted == [(refused, Drop.HAIRPIN), (b"short", Drop.FRAME_SHORT)]
 
 
 @FAMILIES
