@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Final
 
 from gpasst.impair.action import Treatment
 from gpasst.impair.facts import Run
 from gpasst.impair.fate import PASSES, Chooser, Fate, treatment_of_long, treatment_of_lost
 from gpasst.impair.grammar import essence, text
+from gpasst.impair.hold import BEHIND, ORDINARY, PASSING, QUEUE, WAIT, Holder, Part, Steps
 from gpasst.impair.log import FateLog
 from gpasst.impair.match import Matcher
-from gpasst.impair.part import BEHIND, PASSING, QUEUE, WAIT, Part, Steps
-from gpasst.impair.queue import ORDINARY, RateQueue
 from gpasst.impair.rule import Rule
 from gpasst.records import replace
 from gpasst.wire import ETHERNET_CODEC
@@ -20,7 +18,7 @@ from gpasst.wire import ETHERNET_CODEC
 _ETHERNET: Final = ETHERNET_CODEC.size  # bytes that do not count for an MTU
 
 
-class ActiveRule:
+class ActiveRule(Holder):
     """A rule in force.
 
     :param rule: the rule.
@@ -29,20 +27,13 @@ class ActiveRule:
     :ivar rule: the rule.
     :ivar seed: what its chance depends on.
     :ivar hits: frames that it has matched; a superframe counts as the frames that it stands for.
-    :ivar log: what happened to them.
-    :ivar removed: whether it has ended.
-    :ivar queue: what waits for its rate, None without one.
-    :ivar behind: what lets others pass: the number of the frame that is the last of these, the part, and its step.
     """
 
     def __init__(self, rule: Rule, seed: int, towards: str) -> None:
+        super().__init__(rule.rate, rule.queue or ORDINARY, FateLog(text(replace(rule, seed=seed)), towards))
         self.rule = rule
         self.seed = seed
         self.hits = 0
-        self.log = FateLog(text(replace(rule, seed=seed)), towards)
-        self.removed = False
-        self.queue = RateQueue(rule.rate, rule.queue or ORDINARY) if rule.rate else None
-        self.behind: deque[tuple[int, Part, int]] = deque()
         self._n = 0
         self._matcher = Matcher(rule)
         self._chooser = Chooser(rule, f"{towards} {essence(rule)}", seed)

@@ -6,7 +6,7 @@ Theory of operation:
    says ``continue``. Frames of one fate that follow each other stay together, so a superframe crosses whole, or in few
    parts, where its rules allow.
 2. A part that passes takes the steps of its rules, one after the other: it lets others pass it, waits for its turn at a
-   rate, and waits for a time (`gpasst.impair.part`). All fates are decided when a frame is offered, so no fate but
+   rate, and waits for a time (`gpasst.impair.hold`). All fates are decided when a frame is offered, so no fate but
    that of a full queue depends on time.
 3. What leaves later stands in one heap by time. `Engine.due` returns what has come up; `Engine.next_due` says when that
    will be.
@@ -28,7 +28,7 @@ from gpasst.impair.action import PASS, Action, Treatment
 from gpasst.impair.active import ActiveRule
 from gpasst.impair.facts import Flow, Run
 from gpasst.impair.fate import HELD_FULL, QUEUE_FULL
-from gpasst.impair.part import BEHIND, BEHIND_SECONDS, PASSING, QUEUE, Part
+from gpasst.impair.hold import BEHIND, BEHIND_SECONDS, PASSING, QUEUE, Holder, Part
 from gpasst.impair.rule import SECOND, Rule
 
 HELD_FRAMES: Final = 65536
@@ -198,9 +198,7 @@ class Engine:
             self._bytes -= part.size
         actions.append(Action(part.run, part.first, part.stop, part.treatment))
 
-    def _pass(
-        self, active: ActiveRule, part: Part, offset: int, at: float, actions: list[Action], behind: bool
-    ) -> None:
+    def _pass(self, active: Holder, part: Part, offset: int, at: float, actions: list[Action], behind: bool) -> None:
         """Let a part pass, and each frame behind that has let as many pass as it had to.
 
         :param offset: number of the rule's frame at index 0 of the run.
@@ -219,7 +217,7 @@ class Engine:
         if rest is not None:
             self._advance(rest, at, actions, behind)
 
-    def _enter(self, active: ActiveRule, part: Part, at: float, actions: list[Action]) -> None:
+    def _enter(self, active: Holder, part: Part, at: float, actions: list[Action]) -> None:
         """Let a part wait for its turn at the rate of a rule."""
         queue = active.queue
         assert queue is not None
@@ -231,7 +229,7 @@ class Engine:
         if idle:
             self._serve(active, at)
 
-    def _serve(self, active: ActiveRule, at: float) -> None:
+    def _serve(self, active: Holder, at: float) -> None:
         """Put what waits for the rate of a rule on the link."""
         queue = active.queue
         assert queue is not None

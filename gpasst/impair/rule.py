@@ -86,7 +86,7 @@ class Rule:
     :ivar corrupt: probability that one bit of a frame is flipped.
     :ivar payload: whether such a frame has a right checksum.
     :ivar rate: bits a second; 0 for no limit.
-    :ivar queue: what waits for the rate, None for `gpasst.impair.queue.ORDINARY`.
+    :ivar queue: what waits for the rate, None for `gpasst.impair.hold.ORDINARY`.
     :ivar mtu: bytes of IP packets that pass; 0 for no limit.
     :ivar icmp: whether the sender of a longer one has an ICMP error.
     :ivar mark: probability that an ECN-capable packet is marked as CE.
