@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from gpasst.api.forwards import AddedForward
+    from gpasst.api.resolver import Delay, Resolver, Truncate
     from gpasst.api.services import Service
+    from gpasst.dns import Records
     from gpasst.proxy.proxy import Proxy
 
 T = TypeVar("T")
@@ -59,6 +61,7 @@ class Connection:
         self._runtime: runtime.Runtime | None = None
         self._proxy: Proxy | None = None
         self._added: set[AddedForward] = set()
+        self._resolvers: list[Resolver] = []
 
     def __enter__(self) -> Self:
         self.open()
@@ -98,6 +101,7 @@ class Connection:
     def close(self) -> None:
         """Stop the proxy and close all that belongs to it. More calls do nothing."""
         here, self._runtime = self._runtime, None
+        self._resolvers.clear()
         if here is not None:
             here.call(self._close)
 
@@ -249,6 +253,29 @@ class Connection:
         proxy = self._opened()
         assert self._runtime is not None
         return serve_tcp(self._runtime, proxy, address, port, handler)
+
+    def dns(self, records: Records, *, address: str = "", delay: Delay = 0.0, truncate: Truncate = False) -> Resolver:
+        """Answer the guest's DNS queries by UDP and TCP; programs that are started from now on ask this resolver.
+
+        Programs of a namespace find it in a /etc/resolv.conf of their own; a virtual machine must be told its address.
+
+        :param records: values by name: ``"192.0.2.80"``, a list of addresses, one of the outcomes in `gpasst.dns` such
+            as ``"NXDOMAIN"``, or a type and its data such as ``"MX 10 mail.example.org"``. ``"*.example.org"`` stands
+            for all names below it, and ``"*"`` for all that nothing else fits, which do not exist without it.
+        :param address: the address that answers; empty for one that exists nowhere.
+        :param delay: seconds until each answer, or a function that returns them for a `gpasst.dns.Query`.
+        :param truncate: whether answers by UDP are cut short; or such a function.
+        :return: the resolver, which ends with its `close`, with a ``with`` statement or with this connection.
+        :raises ConfigurationError: for records that make no sense, or an address where nothing can answer or something
+            does.
+        :raises PlatformError: if dnspython is not installed, or the machine allows no further namespace.
+        """
+        from gpasst.api.resolver import Resolver
+
+        serve_tcp = None if self.config.no_tcp else self.serve_tcp
+        resolver = Resolver(self.network, self.serve_udp, serve_tcp, records, address, delay, truncate)
+        self._resolvers = [*(other for other in self._resolvers if other.open), resolver]
+        return resolver
 
     @property
     def handler_errors(self) -> tuple[str, ...]:

@@ -176,7 +176,8 @@ class Pasta(Connection):
         if os.sep not in argv[0] and shutil.which(argv[0], path=path) is None:
             number = errno.EACCES if shutil.which(argv[0], os.F_OK, path) else errno.ENOENT
             raise OSError(number, os.strerror(number), argv[0])
-        command, descriptors = enter_command(namespace, argv, init, self._runas, ready)
+        resolver_file = next((found.file for found in reversed(self._resolvers) if found.open), "")
+        command, descriptors = enter_command(namespace, argv, init, self._runas, ready, resolver_file)
         options["pass_fds"] = (*options.get("pass_fds", ()), *descriptors)
         return command, options
 

@@ -188,6 +188,7 @@ def enter_command(
     init: bool = False,
     runas: tuple[int, int] | None = None,
     ready: int | None = None,
+    resolver_file: str = "",
 ) -> tuple[list[str], tuple[int, ...]]:
     """Return the command line that runs `argv` in the namespace, and the descriptors to inherit (`pass_fds`).
 
@@ -196,6 +197,7 @@ def enter_command(
     :param init: run it as process 1 of new PID and mount namespaces.
     :param runas: user and group id to take on first; those the namespace was opened with.
     :param ready: writing end of a pipe, whose reading end ends when the command has been executed.
+    :param resolver_file: what the command finds in /etc/resolv.conf, empty for what everybody does.
     :raises PlatformError: if there is no interpreter to run it with.
     """
     command = [*_interpreter(), os.path.join(os.path.dirname(__file__), "enter.py"), "--tied", str(os.getpid())]
@@ -209,6 +211,8 @@ def enter_command(
         command += ["--runas", f"{runas[0]}:{runas[1]}"]
     if init:
         command.append("--init")
+    if resolver_file:
+        command += ["--resolver-file", resolver_file]
     if ready is not None:
         command += ["--ready", str(ready)]
         inherited.append(ready)

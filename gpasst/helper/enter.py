@@ -1,6 +1,7 @@
 """Run a command in a namespace that is held by descriptor.
 
-    python -I -S PATH --tied PID [--userns FD] [--netns FD] [--uts FD] [--ipc FD] [--runas UID:GID] [--init] -- ARGV
+    python -I -S PATH --tied PID [--userns FD] [--netns FD] [--uts FD] [--ipc FD] [--runas UID:GID]
+        [--resolver-file TEXT] [--init] -- ARGV
 
 Theory of operation: joining a user namespace is refused to processes with threads, so the program that wants to run a
 command cannot join on its behalf between fork and exec in a safe way. This file is executed instead, joins, closes the
@@ -17,6 +18,9 @@ parent: it passes signals on and repeats the status at the end. Two traits of pr
    command ends this one with SIGKILL, reported as the signal that was sent.
 2. It must not outlive this process: PR_SET_PDEATHSIG ends it as well (this process has one thread, so the death of the
    thread and of the process are the same).
+
+With `--resolver-file` the command has a mount namespace of its own, in which another file covers /etc/resolv.conf, as
+ip-netns(8) does it. That file is in a file system in memory, which ends with the last process of the command.
 
 Signals from the terminal reach the command without help, since it is in the same process group; they are recognised by
 their origin and not sent twice.
@@ -50,8 +54,15 @@ PR_SET_DUMPABLE = 4
 MS_NOSUID = 0x2
 MS_NODEV = 0x4
 MS_NOEXEC = 0x8
+MS_BIND = 0x1000
 MS_REC = 0x4000
 MS_PRIVATE = 0x40000
+
+MNT_DETACH = 2
+
+RESOLVER_FILE = "/etc/resolv.conf"
+SCRATCH = "/tmp"  # a folder that every system has, covered for a moment
+EVERYBODY_READS = 0o644
 
 SI_KERNEL = 0x80  # si_code of what the terminal sends
 
@@ -109,6 +120,14 @@ def mount(source: str, target: str, kind: str | None, flags: int) -> None:
     _check(_libc.mount(*texts, ctypes.c_ulong(flags), None))
 
 
+def unmount(target: str) -> None:
+    """Take a file system off the tree; it ends with its last user.
+
+    :raises OSError: if a permission is in the way.
+    """
+    _check(_libc.umount2(target.encode(), MNT_DETACH))
+
+
 def drop_identity(uid: int, gid: int) -> None:
     """Become another user for good, without supplementary groups.
 
@@ -131,7 +150,7 @@ def _complain(text: str) -> None:
     os.write(2, f"gpasst: {text}\n".encode(errors="surrogateescape"))
 
 
-def _join(descriptors: dict[str, int], runas: tuple[int, int] | None) -> None:
+def _join(descriptors: dict[str, int], runas: tuple[int, int] | None, resolver_file: str) -> None:
     # With a user namespace, joining is the new identity's right; without, it is root's alone.
     if runas and "--userns" in descriptors:
         drop_identity(*runas)
@@ -139,8 +158,25 @@ def _join(descriptors: dict[str, int], runas: tuple[int, int] | None) -> None:
         if option in descriptors:
             setns(descriptors[option], kind)
             os.close(descriptors[option])
+    if resolver_file:
+        _cover_resolver_file(resolver_file)
     if runas and "--userns" not in descriptors:
         drop_identity(*runas)
+
+
+def _cover_resolver_file(text: str) -> None:
+    _unshare_mounts()
+    mount("none", SCRATCH, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    path = f"{SCRATCH}/resolv.conf"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
+    os.write(descriptor, text.encode())
+    os.fchmod(descriptor, EVERYBODY_READS)
+    os.close(descriptor)
+    try:
+        mount(path, RESOLVER_FILE, None, MS_BIND)
+    except FileNotFoundError as error:
+        raise OSError(error.errno, f"there is no {RESOLVER_FILE} to cover; make an empty one") from None
+    unmount(SCRATCH)
 
 
 def _execute(command: list[str]) -> int:
@@ -168,10 +204,14 @@ def _candidates(name: str) -> list[str]:
     return [os.path.join(folder, name) for folder in os.environ.get("PATH", os.defpath).split(os.pathsep)]
 
 
+def _unshare_mounts() -> None:
+    unshare(CLONE_NEWNS)
+    mount("none", "/", None, MS_REC | MS_PRIVATE)
+
+
 def _mount_proc() -> None:
     try:
-        unshare(CLONE_NEWNS)
-        mount("none", "/", None, MS_REC | MS_PRIVATE)
+        _unshare_mounts()
         mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     except OSError:
         # Containers that cover parts of /proc forbid it; the command then sees the processes outside.
@@ -265,6 +305,7 @@ def main(arguments: list[str]) -> int:
     init = False
     parent = 0
     ready: int | None = None
+    resolver_file = ""
     rest = iter(options)
     for option in rest:
         if option == "--init":
@@ -275,13 +316,15 @@ def main(arguments: list[str]) -> int:
             # The exec closes it, so that the reader of the pipe sees an end of file when the command runs.
             ready = int(next(rest))
             os.set_inheritable(ready, False)
+        elif option == "--resolver-file":
+            resolver_file = next(rest)
         elif option == "--runas":
             uid, gid = next(rest).split(":")
             runas = int(uid), int(gid)
         else:
             descriptors[option] = int(next(rest))
     try:
-        _join(descriptors, runas)
+        _join(descriptors, runas, resolver_file)
         # Another identity or user namespace would have undone it.
         _tie(parent)
         if init:

@@ -85,6 +85,8 @@ class DatagramService:
         self._nat.served.pop(self._place, None)
         self.handlers.close()
         self._end_flows()
+        # Its owner may refer back to this one, and both would have to wait for the garbage collector.
+        self._handler = _nothing
 
     def _take(self, data: bytes, guest: End) -> bool:
         return self.handlers.add(partial(self._call, data, guest))
@@ -161,6 +163,7 @@ class StreamService:
         self._accepting.kill()
         self._listener.close()
         self.handlers.close()
+        self._handler = _nothing
 
     def _accept(self) -> None:
         while True:
@@ -259,6 +262,10 @@ class Served:
         if self._namespace is not None:
             self._namespace.close()
             self._namespace = None
+
+
+def _nothing(*_: object) -> None:
+    """Do nothing: the handler of a closed service."""
 
 
 def _check_free(served: Collection[tuple[bytes, int]], address: bytes, port: int, name: str) -> None:

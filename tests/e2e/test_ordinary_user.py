@@ -24,6 +24,7 @@ SUITES = (
     "test_rootlesskit.py",
     "test_service.py",
     "test_served.py",
+    "test_dns.py",
     "test_cli.py",
     "test_dhcp.py",
     "passt",

@@ -21,6 +21,7 @@ PURE = sorted(
             "formats",
             "codec",
             "declare",
+            "dns",
             "layouts",
             "wire",
             "portspec",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from tests.support.namespaces import (
     inode,
     inside,
 )
+from tests.support.need import ROOT_ONLY
 
 
 @pytest.mark.parametrize("init", [False, True])
@@ -64,6 +66,30 @@ def test_enter_joins_all_namespaces(bare: Namespace) -> None:
     said = inside(bare, "readlink", *(f"/proc/self/ns/{name}" for name in names)).stdout.split()
     descriptors = (bare.userns, bare.netns, bare.uts, bare.ipc)
     assert said == [f"{name}:[{inode(fd)}]" for name, fd in zip(names, descriptors, strict=True)]
+
+
+@pytest.mark.parametrize("init", [False, True])
+def test_a_command_has_a_resolver_file_of_its_own(bare: Namespace, init: bool) -> None:
+    script = ["sh", "-c", "cat /etc/resolv.conf; stat -c '%a %s' /etc/resolv.conf; ls /tmp"]
+    command, inherited = enter_command(bare, script, init, resolver_file="nameserver 192.0.2.53\n")
+    before = Path("/etc/resolv.conf").read_text(encoding="utf-8")
+    done = subprocess.run(command, pass_fds=inherited, stdout=subprocess.PIPE, text=True, timeout=PATIENCE)
+    first, status, *rest = done.stdout.splitlines()
+    assert (first, status) == ("nameserver 192.0.2.53", "644 22")
+    assert rest == sorted(name for name in os.listdir("/tmp") if not name.startswith("."))
+    assert Path("/etc/resolv.conf").read_text(encoding="utf-8") == before
+
+
+def test_without_a_file_to_cover_one_line_says_so(bare: Namespace) -> None:
+    command, inherited = enter_command(bare, ["true"], resolver_file="nameserver 192.0.2.53\n")
+    without = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /etc && exec "$@"', "sh"]
+    if subprocess.run([*without, "true"], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip(ROOT_ONLY)
+    done = subprocess.run([*without, *command], pass_fds=inherited, stderr=subprocess.PIPE, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stderr) == (
+        125,
+        "gpasst: cannot enter the namespace: there is no /etc/resolv.conf to cover; make an empty one\n",
+    )
 
 
 def test_init_is_process_one(bare: Namespace) -> None:
