@@ -254,7 +254,7 @@ class Connection:
         assert self._runtime is not None
         return serve_tcp(self._runtime, proxy, address, port, handler)
 
-    def dns(self, records: Records, *, address: str = "", delay: Delay = 0.0, truncate: Truncate = False) -> Resolver:
+    def dns(self, records: Records, *, address: str = "", delay: Delay = 0, truncate: Truncate = False) -> Resolver:
         """Answer the guest's DNS queries by UDP and TCP; programs that are started from now on ask this resolver.
 
         Programs of a namespace find it in a /etc/resolv.conf of their own; a virtual machine must be told its address.
@@ -263,7 +263,8 @@ class Connection:
             as ``"NXDOMAIN"``, or a type and its data such as ``"MX 10 mail.example.org"``. ``"*.example.org"`` stands
             for all names below it, and ``"*"`` for all that nothing else fits, which do not exist without it.
         :param address: the address that answers; empty for one that exists nowhere.
-        :param delay: seconds until each answer, or a function that returns them for a `gpasst.dns.Query`.
+        :param delay: time until each answer, in seconds or as text such as ``"20ms"``; or a function that returns that
+            for a `gpasst.dns.Query`.
         :param truncate: whether answers by UDP are cut short; or such a function.
         :return: the resolver, which ends with its `close`, with a ``with`` statement or with this connection.
         :raises ConfigurationError: for records that make no sense, or an address where nothing can answer or something

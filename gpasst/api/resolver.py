@@ -19,9 +19,12 @@ import gevent
 
 from gpasst import dns
 from gpasst.dns import Query, Records, Zone
+from gpasst.errors import ConfigurationError
 from gpasst.flow.network import GuestNetwork
 from gpasst.flow.translation import DNS_PORT
 from gpasst.host.sockets import text
+from gpasst.impair.quantities import parse_time
+from gpasst.impair.rule import SECOND
 from gpasst.packet.address import is_link_local
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ DOCUMENTED = {4: "192.0.2.0/24", 6: "2001:db8::/64"}  # networks that exist nowh
 HOST_NUMBERS = (53, 54)  # the second where the first is the guest's own
 QUERIES_KEPT = 10_000
 
-Delay = float | Callable[[Query], float]
+Delay = float | str | Callable[[Query], float | str]
 Truncate = bool | Callable[[Query], bool]
 
 _length = struct.Struct(">H")
@@ -50,7 +53,8 @@ class Resolver:
     :param serve_tcp: `Connection.serve_tcp`, None where the guest has no TCP.
     :param records: see `gpasst.dns.Records`.
     :param address: the address that it answers for, empty for one that exists nowhere.
-    :param delay: seconds until each answer, or a function that returns them for a query.
+    :param delay: time until each answer, in seconds or as text such as ``"20ms"``; or a function that returns that for
+        a query.
     :param truncate: whether answers by UDP are cut short, so that clients ask again by TCP; or a function that returns
         that for a query.
     :raises ConfigurationError: for records that make no sense, or an address where nothing can answer, or something
@@ -70,7 +74,7 @@ class Resolver:
         truncate: Truncate,
     ) -> None:
         self._zone = Zone(records)
-        self._delay = delay
+        self._delay = delay if callable(delay) else _seconds(delay)
         self._truncate = truncate
         self._number = 0
         self._queries: deque[Query] = deque(maxlen=QUERIES_KEPT)
@@ -136,7 +140,7 @@ class Resolver:
         self._number += 1
         query = Query(self._number, *dns.question(message), transport, peer)
         self._queries.append(query)
-        seconds = self._delay(query) if callable(self._delay) else self._delay
+        seconds = _seconds(self._delay(query)) if callable(self._delay) else self._delay
         if seconds:
             gevent.sleep(seconds)
         response = self._zone.respond(message)
@@ -144,6 +148,19 @@ class Resolver:
             return None
         truncate = self._truncate(query) if callable(self._truncate) else self._truncate
         return dns.to_wire(response, message, transport, truncate and transport == "udp")
+
+
+def _seconds(delay: float | str) -> float:
+    """Return a time in seconds.
+
+    :raises ConfigurationError: if it is none.
+    """
+    if not isinstance(delay, str):
+        return delay
+    try:
+        return parse_time(delay) / SECOND
+    except ConfigurationError as error:
+        raise ConfigurationError(f"delay {delay}: {error.message}", error.remedy) from None
 
 
 def _address(network: GuestNetwork) -> str:

@@ -14,13 +14,14 @@ FLOWS_SHOWN = 50
 
 
 def describe(connection: Connection, name: str) -> str:
-    """Return the forwards, counters and flows of a connection, one a line.
+    """Return the forwards, counters and flows of a connection, one a line, and the errors of functions that serve.
 
     :param connection: an open one; of another one the reason is returned.
     :param name: its name in the report.
     """
     try:
         forwards, statistics, flows = connection.forwards, connection.statistics(), connection.flows()
+        errors = connection.handler_errors
     except GpasstError as error:
         return f"{name}: {error}"
     lines = [f"{name}:"]
@@ -29,6 +30,7 @@ def describe(connection: Connection, name: str) -> str:
     lines += [f"  flow {_flow(flow)}" for flow in flows[:FLOWS_SHOWN]]
     if len(flows) > FLOWS_SHOWN:
         lines.append(f"  and {len(flows) - FLOWS_SHOWN} more flows")
+    lines += [f"  {line}" for error in errors for line in error.splitlines()]
     return "\n".join(lines)
 
 

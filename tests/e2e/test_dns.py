@@ -103,7 +103,9 @@ def test_an_answer_comes_late(net: gpasst.Pasta) -> None:
         assert shown(net, "sh", "-c", f"{ask} late.test & {ask} now.test; wait").split() == ["192.0.2.80"] * 2
         assert time.monotonic() - began >= LATE
         assert [query.number for query in resolver.queries] == [1, 2]
-    with net.dns({"*": "192.0.2.80"}, delay=LATE) as resolver:
+    with pytest.raises(ConfigurationError, match="delay soon: a time is 0 to 3600 s"):
+        net.dns({}, delay="soon")
+    with net.dns({"*": "192.0.2.80"}, delay=f"{LATE}s") as resolver:
         began = time.monotonic()
         assert dig(net, f"@{resolver.address}", "a.test") == ["192.0.2.80"]
         assert time.monotonic() - began >= LATE

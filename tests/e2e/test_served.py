@@ -24,6 +24,7 @@ from tests.support.lab import FAR, HOST4, Remote, bound
 from tests.support.machines import Machine
 from tests.support.ready import until
 from tests.support.streams import noise
+from tests.support.suites import run_suite
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 
@@ -360,6 +361,23 @@ def test_nothing_is_left_of_services() -> None:
     for _ in range(3):
         use()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_an_error_of_a_handler_is_in_the_report_of_a_failed_test(tmp_path: Path) -> None:
+    suite = """
+def test_fails(gpasst_pasta):
+    def handler(data, peer):
+        raise LookupError("what the handler says")
+
+    with gpasst_pasta.serve_udp("203.0.113.77", 53, handler), gpasst_pasta.socket() as sock:
+        sock.settimeout(0.2)
+        sock.sendto(b"?", ("203.0.113.77", 53))
+        sock.recv(9)
+"""
+    done = run_suite(tmp_path, suite)
+    section = done.stdout.partition("-- gpasst --")[2]
+    assert "  error of the handler of udp 203.0.113.77 port 53\n" in section
+    assert "  LookupError: what the handler says\n" in section
 
 
 @pytest.mark.parametrize(
