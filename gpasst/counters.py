@@ -73,6 +73,7 @@ class Drop(Enum):
     RATE = "more frames for new flows or services than are admitted in a second"
     IMPAIRED = "lost by an impairment rule"
     IMPAIRMENT_QUEUE = "queue of an impairment's rate full"
+    CHECKSUM = "wrong checksum, after an impairment"
     IMPAIRMENT_FULL = "more frames held by impairments than can be kept"
     CAPTURE = "frame missing from the capture file"
     ANSWER_LATE = "answer of a service whose flow has ended"

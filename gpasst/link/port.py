@@ -8,7 +8,7 @@ fills it once for the run, another link once for each segment.
 from __future__ import annotations
 
 import errno
-from typing import Protocol
+from typing import Final, Protocol
 
 from gpasst.link.recorder import Recorder
 
@@ -26,6 +26,10 @@ class RunHeader(Protocol):
     `offset` is the payload bytes of the run before the segment at hand: the distance of its sequence number from the
     run's, where the protocol has such.
     """
+
+    @property
+    def buffer(self) -> bytearray:
+        """The headers as they were filled last; addresses, ports and flags are right at any time."""
 
     @property
     def protocol(self) -> str:
@@ -97,3 +101,70 @@ class Link(Protocol):
 
     def flush(self) -> None:
         """Send what was gathered; called before the buffers of `write_run` are used again."""
+
+
+class Writer(Protocol):
+    """What takes the place of a link's writes: see `divert`."""
+
+    def write_run(self, header: RunHeader, total: int, segment: int, payload: list[memoryview]) -> None:
+        """Write one run; see `Link.write_run`."""
+
+    def write_bare(self, header: RunHeader) -> None:
+        """Write one frame without payload."""
+
+    def write_frame(self, frame: bytes) -> None:
+        """Write one complete Ethernet frame."""
+
+
+def divert(link: Link, writer: Writer | None) -> None:
+    """Let a writer take what is written to a link from now on; None ends that.
+
+    The link's own attributes stand before the methods of its class, so a link that is not diverted pays nothing.
+    """
+    for name in ("write_run", "write_bare", "write_frame"):
+        if writer is not None:
+            setattr(link, name, getattr(writer, name))
+        elif name in vars(link):
+            delattr(link, name)
+
+
+FREE: Final = 0
+"""No rule is about the flow of the frame."""
+PASSED: Final = 1
+"""The frame goes on as it is, but those behind it have to be asked for."""
+TAKEN: Final = 2
+"""The frame is carried later, or has been, or is lost."""
+
+
+class Gate(Protocol):
+    """Stands between a reader of the link and everything else."""
+
+    def take(self, buffer: memoryview, at: int, end: int) -> int:
+        """Return what becomes of a frame of the guest: `FREE`, `PASSED` or `TAKEN`.
+
+        :param buffer: where it lies; valid during the call.
+        :param at: where its virtio-net header begins, or would.
+        :param end: where it ends.
+        """
+
+
+class ImpairableLink(Link, Protocol):
+    """A link that weather can stand before.
+
+    :ivar gate: asked for each frame of the guest, None while no rule of weather is in force for these.
+    """
+
+    gate: Gate | None
+
+    def superframe(self, header: RunHeader, total: int, segment: int, payload: list[memoryview]) -> bytes:
+        """Return a run as it would cross a link that offloads: its headers and segments; see `write_run`."""
+
+    def write_held(self, data: bytes, count: int, head: int, family: int, protocol: str) -> None:
+        """Write a frame or superframe that was held; what cannot be written is counted.
+
+        :param data: its virtio-net header and the frame.
+        :param count: how many frames it is.
+        :param head: bytes before its payload.
+        :param family: 4 or 6.
+        :param protocol: what it counts for, such as ``"udp"``; empty for the frame of a service.
+        """

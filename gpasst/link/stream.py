@@ -20,10 +20,11 @@ from collections import deque
 from collections.abc import Callable
 
 from gpasst.counters import Counters, Drop, Tally
-from gpasst.link.port import TRANSIENT, RunHeader
+from gpasst.link.port import TRANSIENT, Gate, RunHeader
 from gpasst.link.recorder import Recorder
 from gpasst.linux import MSG_DONTWAIT, MSG_NOSIGNAL, UIO_MAXIOV
-from gpasst.wire import FRAME_MINIMUM_BYTES, STREAM_LENGTH_BYTES, VIRTIO_NET_BLANK
+from gpasst.packet.segmentation import split
+from gpasst.wire import FRAME_MINIMUM_BYTES, STREAM_LENGTH_BYTES, VIRTIO_NET_BLANK, VIRTIO_NET_CODEC
 
 FRAME_MINIMUM = 14  # bytes; an Ethernet header
 FRAME_MAXIMUM = 65535  # bytes of a frame from the guest
@@ -43,6 +44,7 @@ class Stream:
     :param await_room: begins to call a function when a socket takes more.
     :param stop_awaiting: stops that.
     :ivar recorder: records what crosses, None while nobody wants that.
+    :ivar gate: asked for each frame of the guest, None while no rule of weather is in force for these.
     :ivar emptied: called when nothing waits for the guest any more.
     """
 
@@ -54,6 +56,7 @@ class Stream:
     ) -> None:
         self.socket: RawSocket | None = None
         self.recorder: Recorder | None = None
+        self.gate: Gate | None = None
         self._counters = counters
         self._tallies = {protocol: traffic.up for protocol, traffic in counters.traffic.items()}
         self._await_room = await_room
@@ -141,10 +144,31 @@ class Stream:
 
     def write_frame(self, frame: bytes) -> None:
         """Write one complete Ethernet frame."""
+        self._gather(frame, 0, None)
+        self.flush()
+
+    def superframe(self, header: RunHeader, total: int, segment: int, payload: list[memoryview]) -> bytes:
+        """Return a run as it would cross a link that offloads; see `gpasst.link.port.Link.superframe`."""
+        frames, gap = payload[0], STREAM_LENGTH_BYTES + header.size
+        step = gap + max(segment, FRAME_MINIMUM_BYTES - header.size)
+        head = header.fill(total, segment)
+        places = zip(range(gap, len(frames), step), range(0, total, segment or 1), strict=False)
+        return b"".join((head, *(frames[at : at + min(segment, total - before)] for at, before in places)))
+
+    def write_held(self, data: bytes, count: int, head: int, family: int, protocol: str) -> None:
+        """Gather a frame or superframe that was held; see `gpasst.link.port.Link.write_held`."""
+        tally = self._tallies.get(protocol)
+        bare = head - VIRTIO_NET_CODEC.size
+        for frame in split(data):
+            self._gather(frame, len(frame) - bare, tally)
+
+    def _gather(self, frame: bytes, size: int, tally: Tally | None) -> None:
+        """Gather one complete Ethernet frame with `size` bytes of payload."""
         padded = frame.ljust(FRAME_MINIMUM_BYTES, b"\0")
         self._pieces.append(memoryview(len(padded).to_bytes(STREAM_LENGTH_BYTES, "big") + padded))
-        self._gathered.append((1, len(padded) + STREAM_LENGTH_BYTES, 0, 0, None))
-        self.flush()
+        self._gathered.append((1, len(padded) + STREAM_LENGTH_BYTES, size, size, tally))
+        if len(self._pieces) == UIO_MAXIOV:
+            self.flush()
 
     def flush(self) -> None:
         """Send what was gathered, or queue it."""

@@ -16,9 +16,10 @@ from collections.abc import Mapping
 
 from gpasst.counters import Counters, Drop
 from gpasst.helper.tap import IOC_WRITE
-from gpasst.link.port import RunHeader
+from gpasst.link.port import Gate, RunHeader
 from gpasst.link.recorder import Recorder
 from gpasst.linux import TUNATTACHFILTER, TUNDETACHFILTER
+from gpasst.packet.segmentation import split
 from gpasst.wire import VIRTIO_NET_BLANK
 
 # The tap driver takes any frame whose IP packet is legal; the largest has 65535 bytes of IPv6 payload.
@@ -37,6 +38,7 @@ class Tap:
     :param counters: where traffic and drops are counted.
     :param superframes: families whose superframes the device takes, by protocol.
     :ivar recorder: records what crosses, None while nobody wants that.
+    :ivar gate: asked for each frame of the guest, None while no rule of weather is in force for these.
     """
 
     ready = True  # a tap always has its guest
@@ -50,6 +52,7 @@ class Tap:
     ) -> None:
         self.fd = fd
         self.recorder: Recorder | None = None
+        self.gate: Gate | None = None
         self._counters = counters
         self._tallies = {protocol: traffic.up for protocol, traffic in counters.traffic.items()}
         self._superframes = superframes
@@ -104,6 +107,28 @@ class Tap:
         failure = self._write(parts)
         if failure:
             self._lost(failure, parts)
+        else:
+            self._counters.frames_up += 1
+
+    def superframe(self, header: RunHeader, total: int, segment: int, payload: list[memoryview]) -> bytes:
+        """Return a run as it would cross a link that offloads; see `gpasst.link.port.Link.superframe`."""
+        return b"".join((header.fill(total, segment), *payload))
+
+    def write_held(self, data: bytes, count: int, head: int, family: int, protocol: str) -> None:
+        """Write a frame or superframe that was held; see `gpasst.link.port.Link.write_held`."""
+        failure = errno.EINVAL
+        if count == 1 or family in self._superframes[protocol]:
+            failure = self._write([data])
+        if failure == errno.EINVAL and count > 1:
+            for frame in split(data):
+                self.write_held(VIRTIO_NET_BLANK + frame, 1, head, family, protocol)
+        elif failure:
+            self._lost(failure, [data], count)
+        elif protocol:
+            tally = self._tallies[protocol]
+            tally.superframes += count > 1
+            tally.datagrams += count
+            tally.bytes += len(data) - head
         else:
             self._counters.frames_up += 1
 

@@ -97,6 +97,15 @@ def corrupt(data: Buffer, bit: int, valid: bool) -> bytes:
     return bytes(frame)
 
 
+def protected(data: Buffer) -> bool:
+    """Return whether a receiver finds damage of a complete frame by a checksum.
+
+    :param data: virtio-net header and frame.
+    """
+    found = _transport(bytearray(data))
+    return found is not None and found.field > 0
+
+
 def mark_congestion(data: Buffer) -> bytes:
     """Return a frame or superframe with the mark of a congested router (RFC 3168, section 5).
 

@@ -25,7 +25,8 @@ from gpasst.flow.key import down_key
 from gpasst.host.raw import RawSockets
 from gpasst.host.sockets import family_constant, socket_address
 from gpasst.linux import SOCK_DGRAM
-from gpasst.packet.icmp_error import Reported, lowers_path_mtu, message, parse, quoted_udp
+from gpasst.packet.address import family_of
+from gpasst.packet.icmp_error import Problem, Reported, lowers_path_mtu, message, parse, quoted_udp
 from gpasst.packet.parse import Packet
 from gpasst.udp.mapping import Peer, Table
 from gpasst.wire import PROTOCOL_TCP, PROTOCOL_UDP
@@ -72,14 +73,24 @@ class IcmpToSender:
         peer = self._tables[packet.family].down.get(key)
         if peer is None or peer.udp_socket.served:
             raise PacketError(Drop.GUEST_ERROR)
+        self.report(peer, reported.problem, reported.payload)
+
+    def report(self, peer: Peer, problem: Problem, payload: bytes) -> None:
+        """Report to the sender of a datagram what became of it.
+
+        :param peer: the datagram's peer.
+        :param problem: what became of it.
+        :param payload: the start of its payload.
+        :raises PacketError: `Drop.GUEST_ERROR`, if that cannot be sent.
+        """
         address, port, scope = peer.remote
         try:
             local = peer.local or _own_address(peer)
         except OSError as error:
             raise PacketError(Drop.GUEST_ERROR) from error
         # What the sender sent: to the host's address and port, where the guest saw its own.
-        quoted = quoted_udp(address, port, local[: len(address)], peer.udp_socket.port, reported.payload)
-        if not self._raw.send(False, message(packet.family, reported.problem, quoted), address, scope, local):
+        quoted = quoted_udp(address, port, local[: len(address)], peer.udp_socket.port, payload)
+        if not self._raw.send(False, message(family_of(address), problem, quoted), address, scope, local):
             raise PacketError(Drop.GUEST_ERROR)
         self._counters.errors_down += 1
 

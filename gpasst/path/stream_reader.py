@@ -12,6 +12,9 @@ A frame of illegal length is skipped, as many bytes as its length says.
 
 The place in the stream moves past a frame before the frame is carried, and what has been received is kept whatever is
 raised. An internal error therefore costs the frame that met it, and the next step goes on behind that frame.
+
+Where frames are recorded, or rules of weather are in force, each frame is first shown to these. A frame that weather
+has held comes back by `inject`.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from gpasst.counters import Counters, Drop
 from gpasst.features import ALL, Feature
 from gpasst.host.receive import RUN_BYTES
 from gpasst.host.send import SEGMENTS_PER_SEND, send_one, send_slices, sender_to
-from gpasst.link.port import TRANSIENT, LinkGone
+from gpasst.link.port import FREE, PASSED, TAKEN, TRANSIENT, LinkGone
 from gpasst.link.stream import FRAME_MAXIMUM, FRAME_MINIMUM, Stream
 from gpasst.linux import MSG_DONTWAIT
 from gpasst.path.backlog import Backlog
@@ -129,14 +132,7 @@ class StreamReader:
         finally:
             if self._unread:
                 self._again()
-        if self._tcp_queue:
-            assert self._tcp is not None
-            self._tcp.run(deadline)
-        if self._backlog.frames:
-            self._backlog.drain(deadline)
-            if self._tcp_queue:
-                assert self._tcp is not None
-                self._tcp.run(self._clock() + BACKLOG_SECONDS)
+        self._follow(deadline)
         if self._gone and not self._backlog.frames:
             raise LinkGone(self._gone)
         return moved
@@ -146,7 +142,8 @@ class StreamReader:
 
         `_unread` is set if whole frames may be left, which is so after an error too.
         """
-        buffer, view, counters, recorder = self._buffer, self._view, self._counters, self._stream.recorder
+        buffer, view, counters = self._buffer, self._view, self._counters
+        watched = self._stream.recorder is not None or self._stream.gate is not None
         at, moved, runs = self._at, 0, 0
         # Also where the next line that is reached is that of an error.
         self._unread = True
@@ -175,9 +172,12 @@ class StreamReader:
                 start = at
                 at += size
                 moved += 1
-                if recorder is not None:
-                    recorder.write(False, VIRTIO_NET_BLANK, view[start + STREAM_LENGTH_BYTES : at])
-                taken = self._frame(start, size, end)
+                behind = end
+                if watched and (fate := self._show(start, at)) != FREE:
+                    if fate == TAKEN:
+                        continue
+                    behind = at
+                taken = self._frame(buffer, view, start, size, behind)
                 if taken > 1:
                     moved += taken - 1
                     at += (taken - 1) * size
@@ -191,27 +191,60 @@ class StreamReader:
             counters.frames_down += moved
         return moved
 
-    def _frame(self, at: int, size: int, end: int) -> int:
-        """Carry the frame of `size` bytes at `at`, and those behind it that repeat it; return how many it was."""
-        found = self._fastpath.lookup(self._buffer, at - STREAM_LEAD_BYTES, size + STREAM_LEAD_BYTES)
+    def caught_up(self) -> bool:
+        """Let frames of known flows that wait in the backlog be carried; return whether none is left."""
+        if self._backlog.behind:
+            self._backlog.step()
+        return not self._backlog.behind
+
+    def inject(self, data: bytes) -> None:
+        """Carry a frame, given with its virtio-net header, as if it had just been received."""
+        buffer = bytearray(data)
+        self._frame(buffer, memoryview(buffer), STREAM_LEAD_BYTES, len(data) - STREAM_LEAD_BYTES, len(data))
+
+    def settle(self) -> None:
+        """Do what follows from frames that were injected."""
+        self._follow(self._clock() + BACKLOG_SECONDS)
+
+    def _follow(self, deadline: float) -> None:
+        """Do the work of connections, and dispatch the backlog, until `deadline`."""
+        if self._tcp_queue:
+            assert self._tcp is not None
+            self._tcp.run(deadline)
+        if self._backlog.frames:
+            self._backlog.drain(deadline)
+            if self._tcp_queue:
+                assert self._tcp is not None
+                self._tcp.run(self._clock() + BACKLOG_SECONDS)
+
+    def _show(self, start: int, end: int) -> int:
+        """Show the frame from `start` to `end` to weather and recorder; return what becomes of it.
+
+        That is `FREE` where those that repeat it may be joined with it.
+        """
+        gate, recorder = self._stream.gate, self._stream.recorder
+        fate = FREE if gate is None else gate.take(self._view, start - STREAM_LEAD_BYTES, end)
+        if recorder is not None and fate != TAKEN:
+            recorder.write(False, VIRTIO_NET_BLANK, self._view[start + STREAM_LENGTH_BYTES : end])
+            return PASSED
+        return fate
+
+    def _frame(self, buffer: bytearray, view: memoryview, at: int, size: int, end: int) -> int:
+        """Carry the frame of `size` bytes at `at`, and those up to `end` that repeat it; return how many it was."""
+        found = self._fastpath.lookup(buffer, at - STREAM_LEAD_BYTES, size + STREAM_LEAD_BYTES)
         if found is None:
             if self._tcp is not None:
-                # Where frames are recorded, each is taken by itself.
-                last = 0 if self._stream.recorder is not None else end
-                taken = self._tcp.frame(
-                    self._buffer, self._view, at - STREAM_LEAD_BYTES, size + STREAM_LEAD_BYTES, last
-                )
+                taken = self._tcp.frame(buffer, view, at - STREAM_LEAD_BYTES, size + STREAM_LEAD_BYTES, end)
                 if taken:
                     return taken
-            self._backlog.add(self._view[at + STREAM_LENGTH_BYTES : at + size], 0)
+            self._backlog.add(view[at + STREAM_LENGTH_BYTES : at + size], 0)
             return 1
         peer, headers, length = found
-        buffer, view, counters = self._buffer, self._view, self._counters
+        counters = self._counters
         sender = peer.sender or sender_to(peer)
-        # Where frames are recorded, each is taken by itself.
         most = min(self._most, (end - at) // size, RUN_BYTES[6] // length if length else 1)
         taken = 1
-        if most > 1 and self._stream.recorder is None:
+        if most > 1:
             repeats = _REPEATING[peer.udp_socket.family]
             pattern = repeats(buffer, at)
             behind = at + size

@@ -4,6 +4,9 @@ Theory of operation: `step` reads frames, a bounded number and for a bounded tim
 ordinary UDP frame of a known peer costs one look at its headers, one look-up by their raw bytes and one send
 (`fastpath`). Frames that repeat the one before are joined to one send. Every other frame goes to the backlog, which is
 dispatched when the known ones have been carried.
+
+Where frames are recorded, or rules of weather are in force, each frame is first shown to these. A frame that weather
+has held comes back by `inject`.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from gpasst.counters import Counters, Drop
 from gpasst.features import ALL, Feature
 from gpasst.host.receive import RUN_BYTES
 from gpasst.host.send import SEGMENTS_PER_SEND, send_one, sender_to
-from gpasst.link.port import TRANSIENT, LinkGone
+from gpasst.link.port import FREE, TAKEN, TRANSIENT, LinkGone
 from gpasst.link.tap import FRAME_BYTES, Tap
 from gpasst.linux import UDP_MAX_SEGMENTS
 from gpasst.path.backlog import Backlog
@@ -94,7 +97,8 @@ class TapReader:
         if self._backlog.behind:
             self._backlog.step()
             return 0
-        fd, counters, recorder = self._tap.fd, self._counters, self._tap.recorder
+        fd, counters = self._tap.fd, self._counters
+        watched = self._tap.recorder is not None or self._tap.gate is not None
         vector = [self._buffer]
         readv = os.readv
         # Looking for a second frame costs a system call. Where there was none for a while it is left to the watcher,
@@ -123,9 +127,9 @@ class TapReader:
             while size > 0:
                 # A frame that ended a run is in the buffer already, and may begin the next one.
                 counters.frames_down += 1
-                if recorder is not None:
-                    recorder.write(False, self._view[:size])
-                    self._last = None  # recorded frames are read one by one
+                if watched and self._show(size):
+                    read += 1
+                    break
                 size, joined = self._frame(size)
                 counters.frames_down += joined
                 read += 1 + joined
@@ -138,19 +142,59 @@ class TapReader:
                 elif now >= deadline:
                     break
         self._single = single + 1 if read <= 1 else 0
+        if self._tcp_queue or self._backlog.frames:
+            deadline = deadline or self._clock() + STEP_SECONDS
+            # Frames of known flows may wait in the kernel's queue behind others, which only reading overtakes.
+            self._follow(deadline, hurries=size != _DRAINED and budget > 1)
+        return read
+
+    def caught_up(self) -> bool:
+        """Let frames of known flows that wait in the backlog be carried; return whether none is left."""
+        if self._backlog.behind:
+            self._backlog.step()
+        return not self._backlog.behind
+
+    def inject(self, data: bytes) -> None:
+        """Carry a frame or superframe, given with its virtio-net header, as if it had just been read.
+
+        Not to be called while one that has been read is carried: they share a buffer.
+        """
+        size = len(data)
+        self._buffer[:size] = data
+        self._last = None
+        self._frame(size)
+        self._last = None
+
+    def settle(self) -> None:
+        """Do what follows from frames that were injected."""
+        self._follow(self._clock() + BACKLOG_SECONDS)
+
+    def _follow(self, deadline: float, hurries: bool = False) -> None:
+        """Do the work of connections, and dispatch the backlog, until `deadline`.
+
+        :param hurries: whether the backlog has `BACKLOG_SECONDS` at most.
+        """
         if self._tcp_queue:
             assert self._tcp is not None
-            self._tcp.run(deadline or self._clock() + STEP_SECONDS)
+            self._tcp.run(deadline)
         if self._backlog.frames:
-            if size == _DRAINED or budget == 1:
-                self._backlog.drain(deadline or self._clock() + STEP_SECONDS)
-            else:
-                # Frames of known flows may wait in the kernel's queue behind others, which only reading overtakes.
-                self._backlog.drain(self._clock() + BACKLOG_SECONDS)
+            self._backlog.drain(self._clock() + BACKLOG_SECONDS if hurries else deadline)
             if self._tcp_queue:
                 assert self._tcp is not None
                 self._tcp.run(self._clock() + BACKLOG_SECONDS)
-        return read
+
+    def _show(self, size: int) -> bool:
+        """Show the frame in the buffer to weather and recorder; return whether weather has taken it."""
+        gate, recorder = self._tap.gate, self._tap.recorder
+        fate = FREE if gate is None else gate.take(self._view, 0, size)
+        if fate != FREE:
+            self._last = None  # what is behind it has to be shown, too
+        if fate == TAKEN:
+            return True
+        if recorder is not None:
+            recorder.write(False, self._view[:size])
+            self._last = None  # recorded frames are read one by one
+        return False
 
     def _frame(self, size: int) -> tuple[int, int]:
         """Carry the frame in the buffer, `size` bytes with its virtio-net header, and those that repeat it.

@@ -64,6 +64,7 @@ log = logging.getLogger(__name__)
 class Inside:
     """The parts between the link and the sockets.
 
+    :ivar reader: the frames of the guest.
     :ivar dispatch: frames of no known flow.
     :ivar pings: echo.
     :ivar advertiser: frames that nobody asked for.
@@ -71,6 +72,7 @@ class Inside:
     :ivar tap_filter: lets the kernel sample floods of a tap, None for a stream.
     """
 
+    reader: TapReader | StreamReader
     dispatch: Dispatch
     pings: PingSockets
     advertiser: Advertiser
@@ -247,6 +249,7 @@ def build_inside(
     backlog_step = watchers.repeat(watchers.worker(backlog.step, conversational=False))
     advertiser = Advertiser(link, base.guest, router, counters, base.clock.now)
     session = tap_filter = None
+    reader: TapReader | StreamReader
     if isinstance(link, Tap):
 
         def ports(limit: int) -> list[int]:
@@ -254,11 +257,11 @@ def build_inside(
             return found + (tcp.table.ports(limit - len(found)) if tcp else [])
 
         tap_filter = TapFilter(link, backlog, counters, base.guest.routers, ports)
-        tap_reader = TapReader(link, fastpath, udp, icmp, backlog, counters, base.features, tcp=frames)
+        reader = tap_reader = TapReader(link, fastpath, udp, icmp, backlog, counters, base.features, tcp=frames)
         _watch_tap(watchers, link, tap_reader, ended)
     else:
         assert not isinstance(end, Namespace)
-        stream_reader = StreamReader(
+        reader = stream_reader = StreamReader(
             link, fastpath, icmp, backlog, lambda: session_step.ask(), counters, base.features, tcp=frames
         )
         session = GuestSession(
@@ -276,7 +279,7 @@ def build_inside(
         )
         worker = watchers.worker(session.step)
         session_step = watchers.repeat(worker)
-    return Inside(dispatch, pings, advertiser, session, tap_filter)
+    return Inside(reader, dispatch, pings, advertiser, session, tap_filter)
 
 
 def _handlers(

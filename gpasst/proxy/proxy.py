@@ -42,6 +42,7 @@ from gpasst.proxy.scan import Scan, trim_memory
 from gpasst.proxy.timers import Timers
 
 if TYPE_CHECKING:
+    from gpasst.link.impaired import Impaired
     from gpasst.proxy.served import Served
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ class Proxy:
         self.features, self.counters = base.features, base.counters
         self.link: Tap | Stream | None = None
         self._served: Served | None = None
+        self._impaired: Impaired | None = None
         self._drop_log = observe.DropLog(base.counters)
         self._closing = ExitStack()
         self._closing.callback(self._finish)
@@ -110,7 +112,7 @@ class Proxy:
         self.recorder = build_recorder(base, link) if link else None
         if self.recorder:
             closing(self.recorder.close)
-        icmp = IcmpToGuest(link, base.guest, base.counters)
+        icmp = self._icmp = IcmpToGuest(link, base.guest, base.counters)
         handlers, router = build_services(base, link) if link else (None, None)
         self._timers = timers = Timers(base.watchers, self.clock.precise)
         closing(timers.close)
@@ -210,6 +212,17 @@ class Proxy:
     def handler_errors(self) -> tuple[str, ...]:
         """Text of the newest errors of services' handlers, with their tracebacks."""
         return tuple(self._served.errors) if self._served else ()
+
+    def impaired(self) -> Impaired | None:
+        """Return the weather of the link, made when it is first asked for; None with ``--splice-only``."""
+        if self._impaired is None and self.link and self._inside:
+            from gpasst.proxy.build_impaired import build_impaired
+
+            self._impaired = build_impaired(
+                self._base, self.link, self._inside.reader, self.udp, self._icmp, self.tcp, self._timers
+            )
+            self._closing.callback(self._impaired.close)
+        return self._impaired
 
     def statistics(self) -> Statistics:
         """Freeze the counters."""

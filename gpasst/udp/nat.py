@@ -156,6 +156,22 @@ class UdpNat:
         self._close_all(table.add(peer, key))
         return peer
 
+    def rebind(self, mapping: Mapping) -> None:
+        """Give a mapping's own sockets other ports, as a NAT does that has lost its state; its peers stay.
+
+        :raises PacketError: if no socket can be had; the mapping keeps what it has.
+        """
+        for index, old in enumerate(mapping.sockets):
+            if old.mapping is not mapping or old.served:
+                continue
+            # The old one is still bound, so the kernel chooses another port.
+            new = mapping.sockets[index] = self._opener.open(old.family, 0)
+            new.mapping, old.mapping = mapping, None
+            new.peers, old.peers = old.peers, {}
+            for peer in new.peers.values():
+                peer.udp_socket, peer.sender = new, None
+            self._opener.close(old)
+
     def scan(self, now: int, timeout: int) -> Iterator[int]:
         """Let go of what has been idle for more than `timeout` seconds at `now`.
 

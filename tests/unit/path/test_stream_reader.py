@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from gpasst.counters import Counters, Drop
 from gpasst.features import ALL, Feature
-from gpasst.formats import ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_TCP, PROTOCOL_UDP
+from gpasst.formats import ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_TCP, PROTOCOL_UDP, VIRTIO_NET_BLANK
+from gpasst.link.port import FREE, PASSED, TAKEN
 from gpasst.linux import SOL_UDP, UDP_SEGMENT
 from gpasst.path.backlog import Backlog
 from gpasst.path.budget import RECEIVES_PER_STEP, STEP_SECONDS
@@ -144,6 +145,7 @@ class Link:
     def __init__(self, recorder: Record | None) -> None:
         self.socket: Guest | None = None
         self.recorder = recorder
+        self.gate: Any = None
 
 
 class Case:
@@ -682,3 +684,42 @@ def test_an_error_of_one_receive_is_no_guest_that_is_gone(number: int) -> None:
     assert case.reader.step() == 0
     assert case.move(framed(ARP)) == 1
     assert case.counters.drops == {}
+
+
+class Gate:
+    """Takes every frame, or lets it pass, or says that no rule is about it."""
+
+    def __init__(self, fate: int) -> None:
+        self.fate = fate
+        self.frames: list[bytes] = []
+
+    def take(self, buffer: memoryview, at: int, end: int) -> int:
+        # Where there is no virtio-net header its last bytes are the frame's length.
+        self.frames.append(VIRTIO_NET_BLANK + bytes(buffer[at + len(VIRTIO_NET_BLANK) : end]))
+        return self.fate
+
+
+@pytest.mark.parametrize("fate", [FREE, PASSED])
+def test_only_frames_that_no_rule_is_about_leave_together(fate: int) -> None:
+    case = Case()
+    case.move(framed(udp(bytes(100))))
+    case.link.gate = gate = Gate(fate)
+    assert case.move(framed(udp(bytes(100))) * 5) == 5
+    assert case.payloads == [bytes(100)] * 6
+    assert case.host.calls == ([1, 5] if fate == FREE else [1] * 6)
+    assert len(gate.frames) == (1 if fate == FREE else 5)
+
+
+@FAMILIES
+def test_frames_that_weather_took_come_back_later(family: int) -> None:
+    case = Case()
+    case.link.gate = gate = Gate(TAKEN)
+    frames = [udp(bytes((number,)) * 100, family) for number in range(5)]
+    assert case.move(b"".join(map(framed, frames))) == 5
+    assert case.payloads == []
+    for _ in range(2):
+        for frame in gate.frames:
+            case.reader.inject(frame)
+        case.reader.settle()
+    assert case.payloads == [bytes((number,)) * 100 for number in range(5)] * 2
+    assert case.reader.caught_up()

@@ -18,7 +18,7 @@ from gpasst.counters import Drop
 from gpasst.features import ALL, Feature
 from gpasst.formats import VIRTIO_NET_BLANK, VIRTIO_NET_CODEC
 from gpasst.host import sockets
-from gpasst.link.port import LinkGone
+from gpasst.link.port import FREE, PASSED, TAKEN, LinkGone
 from gpasst.link.tap import Tap
 from gpasst.path.backlog import Backlog
 from gpasst.path.budget import BACKLOG_SECONDS, FRAMES_PER_STEP, STEP_SECONDS
@@ -359,6 +359,54 @@ def test_frames_are_recorded_one_by_one_while_somebody_records() -> None:
             assert down.superframes == superframes
         assert down.datagrams == 1 + 3 * len(frames)
         assert record.frames == [VIRTIO_NET_BLANK + frame for frame in frames]
+
+
+class Gate:
+    """Takes every frame, or lets it pass, or says that no rule is about it."""
+
+    def __init__(self, fate: int) -> None:
+        self.fate = fate
+        self.frames: list[bytes] = []
+
+    def take(self, buffer: memoryview, at: int, end: int) -> int:
+        self.frames.append(bytes(buffer[at:end]))
+        return self.fate
+
+
+@pytest.mark.parametrize(("fate", "superframes"), [(FREE, 1), (PASSED, 0)])
+def test_frames_that_no_rule_is_about_are_joined(fate: int, superframes: int) -> None:
+    with tap() as case, server(4) as host:
+        port, to = free_port(4), host.getsockname()[1]
+        frames = [udp_frame(4, port, to, bytes(100)) for _ in range(20)]
+        down = case.counters.udp.down
+        case.give(frames[0])
+        case.move()
+        gate = Gate(fate)
+        case.tap.gate = gate
+        case.give(*frames)
+        assert case.move() == len(frames)
+        assert (down.datagrams, down.superframes) == (1 + len(frames), superframes)
+        assert gate.frames == [VIRTIO_NET_BLANK + frame for frame in frames[: 20 if fate == PASSED else 2]]
+
+
+@FAMILIES
+def test_frames_that_weather_took_come_back_later(family: int) -> None:
+    with tap() as case, server(family) as host:
+        port, to = free_port(family), host.getsockname()[1]
+        frames = [udp_frame(family, port, to, bytes((number,)) * 100) for number in range(5)]
+        gate = Gate(TAKEN)
+        case.tap.gate = gate
+        case.give(*frames)
+        assert case.move() == len(frames)
+        assert received(host) == []
+        for frame in gate.frames:
+            case.reader.inject(frame)
+        case.reader.settle()
+        assert received(host) == [bytes((number,)) * 100 for number in range(5)]
+        for frame in gate.frames:
+            case.reader.inject(frame)
+        assert len(received(host)) == len(frames), "its flow is known now"
+        assert case.reader.caught_up()
 
 
 def test_a_device_that_is_gone_is_an_error() -> None:

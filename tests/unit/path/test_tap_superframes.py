@@ -36,7 +36,7 @@ class Tap:
     """A tap that is a socket: one message, one frame."""
 
     def __init__(self) -> None:
-        self.recorder = None
+        self.recorder = self.gate = None
         self.program, self._device = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._device.setblocking(False)
         self.fd = self._device.fileno()
