@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from gpasst.errors import PlatformError
 from gpasst.host.sockets import text
 from gpasst.packet.address import ANY, is_link_local
 from gpasst.records import asdict, dataclass
+from gpasst.testing.ports import free_ports
 
 PEER = os.path.join(os.path.dirname(__file__), "demo_peer.py")
 INSIDE_PORT = 7000
@@ -107,8 +107,8 @@ def run(as_json: bool = False) -> int:
     :raises GpasstError: if a namespace, the service or the client cannot be started, or standard output is in the way.
     """
     began = time.perf_counter()
-    forwarded, remapped, outside = free_ports(3)
-    forwarded_tcp, outside_tcp = free_ports(2, socket.SOCK_STREAM)
+    forwarded, remapped, outside = free_ports(3, "udp")
+    forwarded_tcp, outside_tcp = free_ports(2, "tcp")
     show: Callable[[str], None] = (lambda line: None) if as_json else say
     rows: list[Row] = []
     ports = f"{forwarded}:{INSIDE_PORT},{remapped}:{INSIDE_PORT + 1}"
@@ -229,22 +229,3 @@ def _service(address: str, port: int, net: Pasta | None, mode: str = "serve") ->
         service.wait()
         if service.stdout is not None:
             service.stdout.close()
-
-
-def free_ports(count: int, kind: socket.SocketKind = socket.SOCK_DGRAM) -> list[int]:
-    """Return ports that are free in both families, of the kernel's choice; UDP's unless `kind` says otherwise."""
-    held = []
-    try:
-        for _ in range(count):
-            try:
-                sock = socket.socket(socket.AF_INET6, kind)
-                held.append(sock)
-                sock.bind(("::", 0))
-            except OSError:  # a kernel without IPv6
-                sock = socket.socket(socket.AF_INET, kind)
-                held.append(sock)
-                sock.bind(("0.0.0.0", 0))
-        return [int(sock.getsockname()[1]) for sock in held[-count:]]
-    finally:
-        for sock in held:
-            sock.close()

@@ -9,11 +9,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gpasst.testing.echo import Echo
+    from gpasst.testing.flat import assert_flat
+    from gpasst.testing.machines import hosts
     from gpasst.testing.needs import require
+    from gpasst.testing.ports import free_port
 
-__all__ = ["require"]
+__all__ = ["Echo", "assert_flat", "free_port", "hosts", "require"]
 
 _HOMES = {
+    "Echo": "gpasst.testing.echo",
+    "assert_flat": "gpasst.testing.flat",
+    "free_port": "gpasst.testing.ports",
+    "hosts": "gpasst.testing.machines",
     "require": "gpasst.testing.needs",
 }
 

@@ -18,19 +18,13 @@ from typing import Any
 import pytest
 
 import gpasst
+from gpasst.testing import free_port
 from tests.support.cli import AS_ROOT, GPASST, ended
 from tests.support.lab import host_socket
 from tests.support.need import need
 from tests.support.ready import sleeper, until
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
-
-
-def free_port() -> int:
-    """A UDP port of the kernel's choice."""
-    with host_socket(socket.AF_INET) as sock:
-        sock.bind(("0.0.0.0", 0))
-        return int(sock.getsockname()[1])
 
 
 def is_free(port: int) -> bool:
@@ -61,7 +55,7 @@ def background(tmp_path: Path, *options: str, **others: Any) -> Iterator[int]:
 def test_a_joined_namespace_that_is_gone_frees_its_ports(tmp_path: Path, named: str, identity: list[str]) -> None:
     folder = tmp_path / "private"
     folder.mkdir(mode=0o700)
-    link, port = folder / "netns", free_port()
+    link, port = folder / "netns", free_port("udp")
     with gpasst.Pasta() as owner, sleeper(owner) as process:
         link.symlink_to(f"/proc/{process.pid}/ns/net")
         user = ["--userns", f"/proc/{process.pid}/ns/user"]

@@ -25,6 +25,7 @@ SUITES = (
     "test_service.py",
     "test_served.py",
     "test_dns.py",
+    "test_testing.py",
     "test_cli.py",
     "test_dhcp.py",
     "passt",

@@ -22,6 +22,7 @@ from gpasst.link.recorder import Recorder
 from gpasst.packet.parse import Packet, parse_ip
 from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.path.udp_sockets import MappingSockets, ServiceHandler, UdpSockets
+from gpasst.testing import free_port
 from gpasst.udp.mapping import UdpSocket
 from gpasst.udp.nat import UdpNat
 from tests.support import scripted
@@ -100,7 +101,7 @@ class Bench:
         self, family: int, target: tuple[Any, ...], payload: bytes = b"?", port: int = 0, segment: int = 0
     ) -> None:
         """Let the guest send to a socket of the test; without `port` from one that is free on the host."""
-        packet = udp_packet(family, port or free_port(family), target[1], payload)
+        packet = udp_packet(family, port or free_port("udp"), target[1], payload)
         self.udp.outbound(replace(packet, segment=segment))
 
     def receive(self) -> None:
@@ -130,12 +131,6 @@ def server(family: int) -> Iterator[socket.socket]:
         sock.bind((LOOPBACK[family], 0))
         sock.settimeout(2)
         yield sock
-
-
-def free_port(family: int) -> int:
-    with socket.socket(FAMILY[family], socket.SOCK_DGRAM) as sock:
-        sock.bind(("", 0))
-        return int(sock.getsockname()[1])
 
 
 def udp_frame(family: int, port: int, to_port: int, payload: bytes, target: str = "") -> bytes:

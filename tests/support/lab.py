@@ -1,11 +1,10 @@
 """The hosts that the end-to-end tests run on, made of network namespaces.
 
-The test process itself becomes the *host*: it moves into a fresh network namespace with an upstream interface `up0`
-(192.0.2.2 and 192.0.2.3, 2001:db8::2) whose other end is in the *remote* machine's namespace (192.0.2.1, 2001:db8::1,
-the default gateway; 198.51.100.9 and 2001:db8:1::9 behind it, and .10 and ::10 behind a path of MTU 1280; a router
-towards 203.0.113.0/24 and 2001:db8:2::/64, where nobody is). Of these networks, the second quarter has no route on the
-host (and two addresses that it prohibits and discards), the third is unreachable for the remote machine, and the last
-has a next hop of MTU 1280 there.
+The test process itself becomes the *host* of `gpasst.testing.hosts`, with a second address (192.0.2.3). The *remote*
+machine has another one, too (198.51.100.10 and 2001:db8:1::10, behind a path of MTU 1280), and is a router towards
+203.0.113.0/24 and 2001:db8:2::/64, where nobody is. Of these networks, the second quarter has no route on the host (and
+two addresses that it prohibits and discards), the third is unreachable for the remote machine, and the last has a next
+hop of MTU 1280 there.
 *Guests* are what the tests open with `gpasst.Pasta`, and the virtual machines of `tests.support.vm`.
 Nothing can leave these namespaces. Mounts are private, too, with a /dev/net/tun for the run alone.
 
@@ -18,25 +17,24 @@ import ctypes
 import os
 import socket
 import stat
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from gpasst.helper import pool
-from gpasst.helper.channel import Channel, pair
+from gpasst.helper.channel import Channel
+from gpasst.helper.enter import CLONE_NEWNS, unshare
+from gpasst.linux import IFA_F_NODAD
+from gpasst.testing import hosts, machines
 
 TUN = "/dev/net/tun"
-CLONE_NEWNS = 0x00020000
-CLONE_NEWUSER = 0x10000000
-CLONE_NEWNET = 0x40000000
 MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 0x1000, 0x4000, 0x40000, 2  # linux/mount.h
 CAPABILITY_VERSION = 0x20080522  # _LINUX_CAPABILITY_VERSION_3 of linux/capability.h
-HOST4, HOST4_SECOND, HOST6 = "192.0.2.2", "192.0.2.3", "2001:db8::2"
-REMOTE4, REMOTE6 = "192.0.2.1", "2001:db8::1"
+HOST4, HOST4_SECOND, HOST6 = machines.HOST4, "192.0.2.3", machines.HOST6
+REMOTE4, REMOTE6 = machines.GATEWAY4, machines.GATEWAY6
 NARROW4, NARROW6, NARROW_MTU = "198.51.100.10", "2001:db8:1::10", 1280
-FAR4, FAR6 = "198.51.100.9", "2001:db8:1::9"
+FAR4, FAR6 = machines.FAR4, machines.FAR6
 BEYOND4, BEYOND6 = "203.0.113.9", "2001:db8:2::9"
 NOWHERE4, NOWHERE6 = "203.0.113.73", "2001:db8:2:0:4000::9"
 UNREACHABLE4, UNREACHABLE6 = "203.0.113.137", "2001:db8:2:0:8000::9"
@@ -47,7 +45,7 @@ PROHIBITED = {4: "203.0.113.80", 6: "2001:db8:2:0:4000::80"}
 BLACKHOLE = {4: "203.0.113.81", 6: "2001:db8:2:0:4000::81"}
 NARROW, BEYOND, NOWHERE = {4: NARROW4, 6: NARROW6}, {4: BEYOND4, 6: BEYOND6}, {4: NOWHERE4, 6: NOWHERE6}
 UNREACHABLE, TIGHT = {4: UNREACHABLE4, 6: UNREACHABLE6}, {4: TIGHT4, 6: TIGHT6}
-UPSTREAM = "up0"
+UPSTREAM = machines.UPSTREAM
 INHERITED = "GPASST_TEST_REMOTE"  # environment variable: descriptor of the remote machine's channel
 PATIENCE = 2.0  # seconds until something that should take milliseconds counts as lost
 
@@ -59,17 +57,11 @@ def _check(result: int) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-class Remote:
-    """The remote machine: gives sockets that live there."""
+class Remote(machines.RemoteMachine):
+    """The remote machine, with sockets of bounded patience."""
 
-    def __init__(self, channel: Channel) -> None:
-        self.channel = channel
-
-    def socket(self, family: int, kind: int = socket.SOCK_DGRAM) -> socket.socket:
-        """Make a socket in the remote machine's namespace."""
-        request = {"do": "sockets", "family": int(family), "type": int(kind), "proto": 0, "count": 1}
-        _, (descriptor,) = self.channel.call(request)
-        sock = socket.socket(family, kind, fileno=descriptor)
+    def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_DGRAM, proto: int = 0) -> socket.socket:
+        sock = super().socket(family, kind, proto)
         sock.settimeout(PATIENCE)
         return sock
 
@@ -81,30 +73,12 @@ def become_host() -> Remote:
 
         return Remote(Channel(_socket.socket(fileno=int(os.environ[INHERITED]))))
     if os.geteuid() == 0:
-        _check(_libc.unshare(CLONE_NEWNET | CLONE_NEWNS))
+        unshare(CLONE_NEWNS)
         _open_tun()
-    else:
-        uid, gid = os.getuid(), os.getgid()
-        _check(_libc.unshare(CLONE_NEWUSER | CLONE_NEWNET))
-        for name, text in (("uid_map", f"{uid} {uid} 1"), ("setgroups", "deny"), ("gid_map", f"{gid} {gid} 1")):
-            Path(f"/proc/self/{name}").write_text(text, encoding="ascii")
-    host = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    _check(_libc.unshare(CLONE_NEWNET))
-    remote = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    ours, theirs = pair()
-    os.set_inheritable(theirs.fileno(), True)
-    # Started here and now, it stays in the remote machine's namespace.
-    command = [sys.executable, "-I", "-S", pool.__file__, str(theirs.fileno())]
-    os.posix_spawn(sys.executable, command, os.environ, setpgroup=0)
-    theirs.close()
-    _configure_remote(host)
-    _check(_libc.setns(host, CLONE_NEWNET))
-    _configure_host()
-    os.close(host)
-    os.close(remote)
+    made = hosts(_configure_host, _configure_remote)
     if os.geteuid():
         _drop_capabilities()
-    return Remote(Channel(ours))
+    return Remote(made.remote.channel)
 
 
 def _open_tun() -> None:
@@ -135,27 +109,18 @@ def _drop_capabilities() -> None:
     _check(_libc.capset(header, (ctypes.c_uint32 * 6)()))
 
 
-def _configure_remote(host: int) -> None:
-    from pyroute2 import IPRoute
-
-    with IPRoute() as route:
-        route.link("set", index=1, state="up")
-        route.link("add", ifname="dn0", kind="veth", peer={"ifname": UPSTREAM, "net_ns_fd": host})
-        (index,) = route.link_lookup(ifname="dn0")
-        _no_generated_addresses(route, index)
-        route.link("set", index=index, state="up", mtu=65520)
-        for address, prefix in ((REMOTE4, 24), (FAR4, 32), (NARROW4, 32)):
-            route.addr("add", index=index, address=address, prefixlen=prefix)
-        for address, prefix in ((REMOTE6, 64), (FAR6, 128), (NARROW6, 128), (REMOTE_LINK_LOCAL, 64)):
-            route.addr("add", index=index, address=address, prefixlen=prefix, flags=0x02)
-        # Only whose TTL is used up is told so; all else would come back to the host, which is no router.
-        route.route("add", dst="203.0.113.0/24", gateway=HOST4)
-        route.route("add", dst="2001:db8:2::/64", gateway=HOST6, family=socket.AF_INET6)
-        route.route("add", dst="203.0.113.128/26", type="unreachable")
-        route.route("add", dst="2001:db8:2:0:8000::/66", type="unreachable", family=socket.AF_INET6)
-        narrow = {"mtu": NARROW_MTU}
-        route.route("add", dst="203.0.113.192/26", gateway=HOST4, metrics=narrow)
-        route.route("add", dst="2001:db8:2:0:c000::/66", gateway=HOST6, family=socket.AF_INET6, metrics=narrow)
+def _configure_remote(route: Any, index: int) -> None:
+    route.addr("add", index=index, address=NARROW4, prefixlen=32)
+    for address, prefix in ((NARROW6, 128), (REMOTE_LINK_LOCAL, 64)):
+        route.addr("add", index=index, address=address, prefixlen=prefix, flags=IFA_F_NODAD)
+    # Only whose TTL is used up is told so; all else would come back to the host, which is no router.
+    route.route("add", dst="203.0.113.0/24", gateway=HOST4)
+    route.route("add", dst="2001:db8:2::/64", gateway=HOST6, family=socket.AF_INET6)
+    route.route("add", dst="203.0.113.128/26", type="unreachable")
+    route.route("add", dst="2001:db8:2:0:8000::/66", type="unreachable", family=socket.AF_INET6)
+    narrow = {"mtu": NARROW_MTU}
+    route.route("add", dst="203.0.113.192/26", gateway=HOST4, metrics=narrow)
+    route.route("add", dst="2001:db8:2:0:c000::/66", gateway=HOST6, family=socket.AF_INET6, metrics=narrow)
     # Tests want every error: no type is limited but one that nobody sends.
     for name, value in (
         ("ipv4/ip_forward", "1"),
@@ -166,41 +131,24 @@ def _configure_remote(host: int) -> None:
         Path(f"/proc/sys/net/{name}").write_text(value, encoding="ascii")
 
 
-def _configure_host() -> None:
-    from pyroute2 import IPRoute
-
-    with IPRoute() as route:
-        route.link("set", index=1, state="up")
-        (index,) = route.link_lookup(ifname=UPSTREAM)
-        _no_generated_addresses(route, index)
-        route.link("set", index=index, state="up", mtu=65520)
-        for address in (HOST4, HOST4_SECOND):
-            route.addr("add", index=index, address=address, prefixlen=24)
-        for address in (HOST6, HOST_LINK_LOCAL):
-            route.addr("add", index=index, address=address, prefixlen=64, flags=0x02)
-        route.route("add", dst="default", gateway=REMOTE4)
-        route.route("add", dst="default", gateway=REMOTE6, family=socket.AF_INET6)
-        # Where the search for a route ends without one.
-        route.route("add", dst="203.0.113.64/26", type="throw")
-        route.route("add", dst="2001:db8:2:0:4000::/66", type="throw", family=socket.AF_INET6)
-        for kind, targets in (("prohibit", PROHIBITED), ("blackhole", BLACKHOLE)):
-            route.route("add", dst=f"{targets[4]}/32", type=kind)
-            route.route("add", dst=f"{targets[6]}/128", type=kind, family=socket.AF_INET6)
-        narrow = {"mtu": NARROW_MTU}
-        route.route("add", dst=f"{NARROW4}/32", gateway=REMOTE4, metrics=narrow)
-        route.route("add", dst=f"{NARROW6}/128", gateway=REMOTE6, family=socket.AF_INET6, metrics=narrow)
+def _configure_host(route: Any, index: int) -> None:
+    route.addr("add", index=index, address=HOST4_SECOND, prefixlen=24)
+    route.addr("add", index=index, address=HOST_LINK_LOCAL, prefixlen=64, flags=IFA_F_NODAD)
+    # Where the search for a route ends without one.
+    route.route("add", dst="203.0.113.64/26", type="throw")
+    route.route("add", dst="2001:db8:2:0:4000::/66", type="throw", family=socket.AF_INET6)
+    for kind, targets in (("prohibit", PROHIBITED), ("blackhole", BLACKHOLE)):
+        route.route("add", dst=f"{targets[4]}/32", type=kind)
+        route.route("add", dst=f"{targets[6]}/128", type=kind, family=socket.AF_INET6)
+    narrow = {"mtu": NARROW_MTU}
+    route.route("add", dst=f"{NARROW4}/32", gateway=REMOTE4, metrics=narrow)
+    route.route("add", dst=f"{NARROW6}/128", gateway=REMOTE6, family=socket.AF_INET6, metrics=narrow)
     for name, value in (("ping_group_range", "0 65535"), ("ip_unprivileged_port_start", "0")):
         try:
             Path(f"/proc/sys/net/ipv4/{name}").write_text(value, encoding="ascii")
         except OSError:
             # An ordinary user's namespace admits only its own group.
             Path(f"/proc/sys/net/ipv4/{name}").write_text(f"{os.getgid()} {os.getgid()}", encoding="ascii")
-
-
-def _no_generated_addresses(route: object, index: int) -> None:
-    """Keep the kernel from making link-local addresses, which duplicate address detection would delay."""
-    none = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", 1)]})]}
-    route.link("set", index=index, IFLA_AF_SPEC=none)  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import gpasst
+from gpasst.testing import free_port
 from tests.support.cli import cli
 from tests.support.families import FAMILY, LOOPBACK
 from tests.support.lab import REMOTE, Remote
@@ -77,13 +78,6 @@ def url(scheme: str, family: int, address: str, port: int, name: str) -> str:
     return f"{scheme}://{address if family == 4 else f'[{address}]'}:{port}/{name}"
 
 
-def free_port(family: int) -> int:
-    """Return a port that nobody listens at."""
-    with socket.socket(FAMILY[family]) as sock:
-        sock.bind((LOOPBACK[family], 0))
-        return int(sock.getsockname()[1])
-
-
 def accepts(family: int, port: int) -> bool:
     with socket.socket(FAMILY[family]) as sock:
         return sock.connect_ex((LOOPBACK[family], port)) == 0
@@ -104,7 +98,7 @@ def running(command: Sequence[str], family: int, port: int, **options: Any) -> I
 @contextmanager
 def http(family: int, folder: Path) -> Iterator[int]:
     """Python's HTTP server on the host's loopback; yields its port."""
-    port = free_port(family)
+    port = free_port("tcp")
     command = [sys.executable, "-m", "http.server", str(port), "--bind", LOOPBACK[family], "--directory", str(folder)]
     with running(command, family, port):
         yield port
@@ -172,7 +166,7 @@ def test_tls(net: gpasst.Pasta, family: int, tmp_path: Path) -> None:
 
 def test_a_terminals_exchange_through_socat(net: gpasst.Pasta, family: int) -> None:
     """A line there, a line back, as a login does it."""
-    port = free_port(family)
+    port = free_port("tcp")
     kind = f"TCP{family}"
     server = [need("socat"), f"{kind}-LISTEN:{port},bind={LOOPBACK[family]},reuseaddr,fork", "EXEC:cat"]
     client = [need("socat"), "STDIO", f"{kind}:{REMOTE[family] if family == 4 else f'[{REMOTE[family]}]'}:{port}"]
@@ -192,7 +186,7 @@ def test_a_terminals_exchange_through_socat(net: gpasst.Pasta, family: int) -> N
 
 @pytest.mark.parametrize("option", ["", "--reverse", "--bidir"])
 def test_iperf3(net: gpasst.Pasta, family: int, option: str) -> None:
-    port = free_port(family)
+    port = free_port("tcp")
     server = [need("iperf3"), "--server", "--one-off", "--bind", LOOPBACK[family], "--port", str(port)]
     with started([*server, "--forceflush"], stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout is not None

@@ -13,9 +13,10 @@ from gpasst.packet import icmp_error
 from gpasst.packet.icmp_error import CLOSED_PORT, Problem
 from gpasst.packet.parse import parse_ip
 from gpasst.packet.refusal import refusal
+from gpasst.testing import free_port
 from gpasst.udp.mapping import Peer, UdpSocket
 from tests.support.addresses import GUEST_MAC, HOST_MAC, ip
-from tests.support.bench import GATEWAY, GUEST, Bench, bench, free_port, server, udp_packet
+from tests.support.bench import GATEWAY, GUEST, Bench, bench, server, udp_packet
 from tests.support.families import FAMILIES
 
 MULTICAST = {4: "239.1.2.3", 6: "ff0e::1234"}
@@ -39,7 +40,7 @@ def asked(bench: Bench, family: int, payload: bytes = b"payload") -> tuple[UdpSo
     """Let the guest ask a port that is closed; return the socket, the peer and both ports."""
     with server(family) as closed:
         nobody = closed.getsockname()
-    port = free_port(family)
+    port = free_port("udp")
     bench.send(family, nobody, payload, port)
     (udp_socket,) = bench.watched
     (peer,) = udp_socket.peers.values()
@@ -79,7 +80,7 @@ def test_an_error_about_a_peer_that_is_gone_is_only_counted(family: int) -> None
 @pytest.mark.parametrize("number", [errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EPERM])
 def test_what_the_kernel_refuses_is_reported_as_a_router_would(family: int, number: int) -> None:
     with bench() as it:
-        peer = it.nat.outbound(family, ip(GUEST[family]), ip(FAR[family]), free_port(family), 9)
+        peer = it.nat.outbound(family, ip(GUEST[family]), ip(FAR[family]), free_port("udp"), 9)
         it.icmp.refused(peer, number, memoryview(b"never sent"))
         source, error = reported(it)
         assert source == GATEWAY[family]
@@ -91,7 +92,7 @@ def test_what_the_kernel_refuses_is_reported_as_a_router_would(family: int, numb
 @FAMILIES
 def test_a_long_datagram_is_quoted_in_part(family: int) -> None:
     with bench() as it:
-        peer = it.nat.outbound(family, ip(GUEST[family]), ip(FAR[family]), free_port(family), 9)
+        peer = it.nat.outbound(family, ip(GUEST[family]), ip(FAR[family]), free_port("udp"), 9)
         it.icmp.refused(peer, errno.EHOSTUNREACH, memoryview(bytes(60_000)))
         _, error = reported(it)
         assert 400 < len(error.payload) <= 1280
@@ -101,7 +102,7 @@ def test_a_long_datagram_is_quoted_in_part(family: int) -> None:
 @FAMILIES
 def test_errors_that_mean_nothing_to_the_guest_are_none(family: int) -> None:
     with bench() as it:
-        peer = it.nat.outbound(family, ip(GUEST[family]), ip(FAR[family]), free_port(family), 9)
+        peer = it.nat.outbound(family, ip(GUEST[family]), ip(FAR[family]), free_port("udp"), 9)
         for number in (errno.ENOBUFS, errno.ECONNREFUSED, errno.EINVAL):
             it.icmp.refused(peer, number, memoryview(b"?"))
         assert (it.link.frames, it.counters.errors_up) == ([], 0)
@@ -111,7 +112,7 @@ def test_errors_that_mean_nothing_to_the_guest_are_none(family: int) -> None:
 def test_nobody_hears_of_what_went_to_a_group(family: int) -> None:
     """RFC 1122, section 3.2.2; RFC 4443, section 2.4 (e.3)."""
     with bench() as it:
-        peer = it.nat.outbound(family, ip(GUEST[family]), ip(MULTICAST[family]), free_port(family), 9)
+        peer = it.nat.outbound(family, ip(GUEST[family]), ip(MULTICAST[family]), free_port("udp"), 9)
         it.icmp.refused(peer, errno.ENETUNREACH, memoryview(b"?"))
         assert (it.link.frames, it.counters.errors_up) == ([], 0)
 
@@ -120,7 +121,7 @@ def test_nobody_hears_of_what_went_to_a_group(family: int) -> None:
 def test_nobody_hears_of_a_broadcast(number: int) -> None:
     """The host's socket refuses broadcasts with the error of a prohibiting route."""
     with bench() as it:
-        peer = it.nat.outbound(4, ip(GUEST[4]), ip("255.255.255.255"), free_port(4), 9)
+        peer = it.nat.outbound(4, ip(GUEST[4]), ip("255.255.255.255"), free_port("udp"), 9)
         it.icmp.refused(peer, number, memoryview(b"?"))
         assert (it.link.frames, it.counters.errors_up) == ([], 0)
 
@@ -128,7 +129,7 @@ def test_nobody_hears_of_a_broadcast(number: int) -> None:
 @FAMILIES
 def test_the_quoted_packet_is_the_guests_own(family: int) -> None:
     with bench() as it:
-        peer = it.nat.outbound(family, ip(GUEST[family]), ip(FAR[family]), free_port(family), 9)
+        peer = it.nat.outbound(family, ip(GUEST[family]), ip(FAR[family]), free_port("udp"), 9)
         peer.set_tos_ttl(0xB811)
         it.icmp.refused(peer, errno.EHOSTUNREACH, memoryview(b"?"))
         quoted = it.link.frames[0][14 + (20 if family == 4 else 40) + 8 :]
@@ -141,7 +142,7 @@ def test_the_quoted_packet_is_the_guests_own(family: int) -> None:
 @FAMILIES
 def test_where_no_address_of_the_guest_is_known_the_error_is_dropped(family: int) -> None:
     with bench() as it:
-        peer = it.nat.outbound(family, ip(GUEST[family]), ip(FAR[family]), free_port(family), 9)
+        peer = it.nat.outbound(family, ip(GUEST[family]), ip(FAR[family]), free_port("udp"), 9)
         addresses = it.guest.addresses[family]
         addresses.seen = addresses.link_local = None
         it.icmp.refused(peer, errno.EHOSTUNREACH, memoryview(b"?"))

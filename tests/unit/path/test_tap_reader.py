@@ -25,7 +25,8 @@ from gpasst.path.budget import BACKLOG_SECONDS, FRAMES_PER_STEP, STEP_SECONDS
 from gpasst.path.dispatch import Dispatch
 from gpasst.path.fastpath import FastPath
 from gpasst.path.tap_reader import FRAMES_PER_LOOK, TapReader
-from tests.support.bench import NOW, Bench, free_port, server, udp_frame
+from gpasst.testing import free_port
+from tests.support.bench import NOW, Bench, server, udp_frame
 from tests.support.families import FAMILIES
 
 UDP = 17
@@ -118,7 +119,7 @@ def received(host: socket.socket) -> list[bytes]:
 @pytest.mark.parametrize("features", WAYS, ids=["all", "no join", "no GSO", "none"])
 def test_equal_frames_of_one_flow_arrive_in_order(family: int, features: frozenset[Feature]) -> None:
     with tap(features) as case, server(family) as host:
-        port = free_port(family)
+        port = free_port("udp")
         sent = [bytes([number]) * 100 for number in range(150)] + [b"short"]
         case.give(*(udp_frame(family, port, host.getsockname()[1], data) for data in sent))
         assert case.move() == 151
@@ -144,7 +145,7 @@ def test_an_error_of_one_read_does_not_end_the_tap(number: int, reads: int, monk
 
     with tap() as case, server(4) as host:
         sent = [bytes([size]) * 100 for size in range(4)]
-        case.give(*(udp_frame(4, free_port(4), host.getsockname()[1], data) for data in sent[:1]))
+        case.give(*(udp_frame(4, free_port("udp"), host.getsockname()[1], data) for data in sent[:1]))
         case.move()
         peer = next(iter(case.bench.nat.tables[4]))
         case.give(*(udp_frame(4, peer.mapping.port, host.getsockname()[1], data) for data in sent[1:]))
@@ -163,12 +164,12 @@ def test_an_error_of_another_call_does_not_end_the_tap(monkeypatch: pytest.Monke
             raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
 
     with tap() as case, server(4) as host:
-        case.give(udp_frame(4, free_port(4), host.getsockname()[1], b"lost"))
+        case.give(udp_frame(4, free_port("udp"), host.getsockname()[1], b"lost"))
         with monkeypatch.context() as patch:
             patch.setattr(sockets, "RawSocket", Socket)
             case.move()
         assert case.counters.drops == {Drop.NO_SOCKET: 1}
-        case.give(udp_frame(4, free_port(4), host.getsockname()[1], b"carried"))
+        case.give(udp_frame(4, free_port("udp"), host.getsockname()[1], b"carried"))
         case.move()
         assert received(host) == [b"carried"]
 
@@ -186,7 +187,7 @@ def test_whatever_the_guest_sends_each_flow_arrives_as_it_was_sent(
 ) -> None:
     with tap(features) as case, server(4) as four, server(6) as six:
         hosts = {4: four, 6: six}
-        ports = {family: [free_port(family) for _ in range(3)] for family in (4, 6)}
+        ports = {family: [free_port("udp") for _ in range(3)] for family in (4, 6)}
         sent: dict[int, dict[int, list[bytes]]] = {4: {}, 6: {}}
         for family, host in hosts.items():
             # From here on every flow is known, so runs are joined.
@@ -215,7 +216,7 @@ def test_whatever_the_guest_sends_each_flow_arrives_as_it_was_sent(
 @FAMILIES
 def test_a_superframe_of_a_known_flow_leaves_as_one(family: int) -> None:
     with tap() as case, server(family) as host:
-        port, to = free_port(family), host.getsockname()[1]
+        port, to = free_port("udp"), host.getsockname()[1]
         payload = bytes(at * 7 & 0xFF for at in range(2500))
         virtio = VIRTIO_NET_CODEC.pack(flags=NEEDS_CHECKSUM, gso_type=GSO_UDP_L4, gso_size=1000)
         for turn in range(2):
@@ -228,7 +229,7 @@ def test_a_superframe_of_a_known_flow_leaves_as_one(family: int) -> None:
 @FAMILIES
 def test_a_superframe_without_segments_is_malformed(family: int) -> None:
     with tap() as case, server(family) as host:
-        port, to = free_port(family), host.getsockname()[1]
+        port, to = free_port("udp"), host.getsockname()[1]
         virtio = VIRTIO_NET_CODEC.pack(flags=NEEDS_CHECKSUM, gso_type=GSO_UDP_L4, gso_size=0)
         case.give(udp_frame(family, port, to, b"first"))
         case.give(udp_frame(family, port, to, b"of a known flow"), virtio=virtio)
@@ -241,7 +242,7 @@ def test_a_superframe_without_segments_is_malformed(family: int) -> None:
 @FAMILIES
 def test_a_frame_that_ends_a_run_begins_the_next(family: int) -> None:
     with tap() as case, server(family) as host:
-        port, to = free_port(family), host.getsockname()[1]
+        port, to = free_port("udp"), host.getsockname()[1]
         sent = [b"a" * 100, b"b" * 100, b"c" * 100, b"d" * 50, b"e" * 50, b"f" * 50, b"", b"g" * 100]
         case.give(udp_frame(family, port, to, b"known from now on"))
         case.move()
@@ -253,11 +254,11 @@ def test_a_frame_that_ends_a_run_begins_the_next(family: int) -> None:
 @FAMILIES
 def test_other_frames_wait_until_known_ones_have_gone(family: int) -> None:
     with tap() as case, server(family) as host:
-        port, to = free_port(family), host.getsockname()[1]
+        port, to = free_port("udp"), host.getsockname()[1]
         case.give(udp_frame(family, port, to, b"known"))
         case.move()
         received(host)
-        case.give(udp_frame(family, free_port(family), to, b"new"), udp_frame(family, port, to, b"known"))
+        case.give(udp_frame(family, free_port("udp"), to, b"new"), udp_frame(family, port, to, b"known"))
         case.reader.step()
         assert received(host) == [b"known", b"new"]
 
@@ -271,7 +272,7 @@ def test_arp_is_dispatched() -> None:
 
 def test_a_step_moves_a_bounded_number_of_frames() -> None:
     with tap(frozenset()) as case, server(4) as host:
-        port, to = free_port(4), host.getsockname()[1]
+        port, to = free_port("udp"), host.getsockname()[1]
         case.give(*(udp_frame(4, port, to, b"?") for _ in range(FRAMES_PER_STEP + 1)))
         assert case.reader.step() == FRAMES_PER_STEP
         assert case.reader.step() == 1
@@ -279,7 +280,7 @@ def test_a_step_moves_a_bounded_number_of_frames() -> None:
 
 def test_a_step_ends_when_its_time_is_over() -> None:
     with tap(frozenset()) as case, server(4) as host:
-        port, to = free_port(4), host.getsockname()[1]
+        port, to = free_port("udp"), host.getsockname()[1]
         case.give(udp_frame(4, port, to, b"known"))
         case.move()
         case.give(*(udp_frame(4, port, to, b"?") for _ in range(FRAMES_PER_STEP)))
@@ -291,7 +292,7 @@ def test_a_step_ends_when_its_time_is_over() -> None:
 def test_what_has_no_time_left_is_asked_for_again() -> None:
     with tap() as case, server(4) as host:
         case.ticks = STEP_SECONDS
-        frames = [udp_frame(4, free_port(4), host.getsockname()[1], b"new") for _ in range(5)]
+        frames = [udp_frame(4, free_port("udp"), host.getsockname()[1], b"new") for _ in range(5)]
         case.give(*frames)
         assert case.reader.step() == 5
         assert (case.asked, case.backlog.frames) == (1, 4)
@@ -314,7 +315,7 @@ def test_while_more_frames_wait_in_the_kernel_little_time_is_taken_for_the_unkno
 def test_nothing_is_read_while_frames_wait_whose_flow_is_known_by_now() -> None:
     """Those behind them would overtake them."""
     with tap() as case, server(4) as host:
-        port, to = free_port(4), host.getsockname()[1]
+        port, to = free_port("udp"), host.getsockname()[1]
         for payload in (b"1", b"2", b"3"):
             case.backlog.add(memoryview(udp_frame(4, port, to, payload)), 0)
         case.backlog.drain(0.0)
@@ -331,7 +332,7 @@ def test_nothing_is_read_while_frames_wait_whose_flow_is_known_by_now() -> None:
 def test_after_single_frames_no_more_than_one_is_looked_for() -> None:
     """But for one step of eight, which checks whether that still holds."""
     with tap(frozenset()) as case, server(4) as host:
-        port, to = free_port(4), host.getsockname()[1]
+        port, to = free_port("udp"), host.getsockname()[1]
         for _ in range(3):
             case.give(udp_frame(4, port, to, b"?"))
             assert case.reader.step() == 1
@@ -347,7 +348,7 @@ def test_after_single_frames_no_more_than_one_is_looked_for() -> None:
 def test_frames_are_recorded_one_by_one_while_somebody_records() -> None:
     record = Record()
     with tap() as case, server(4) as host:
-        port, to = free_port(4), host.getsockname()[1]
+        port, to = free_port("udp"), host.getsockname()[1]
         frames = [udp_frame(4, port, to, bytes(100)) for _ in range(20)]
         down = case.counters.udp.down
         case.give(frames[0])
@@ -376,7 +377,7 @@ class Gate:
 @pytest.mark.parametrize(("fate", "superframes"), [(FREE, 1), (PASSED, 0)])
 def test_frames_that_no_rule_is_about_are_joined(fate: int, superframes: int) -> None:
     with tap() as case, server(4) as host:
-        port, to = free_port(4), host.getsockname()[1]
+        port, to = free_port("udp"), host.getsockname()[1]
         frames = [udp_frame(4, port, to, bytes(100)) for _ in range(20)]
         down = case.counters.udp.down
         case.give(frames[0])
@@ -392,7 +393,7 @@ def test_frames_that_no_rule_is_about_are_joined(fate: int, superframes: int) ->
 @FAMILIES
 def test_frames_that_weather_took_come_back_later(family: int) -> None:
     with tap() as case, server(family) as host:
-        port, to = free_port(family), host.getsockname()[1]
+        port, to = free_port("udp"), host.getsockname()[1]
         frames = [udp_frame(family, port, to, bytes((number,)) * 100) for number in range(5)]
         gate = Gate(TAKEN)
         case.tap.gate = gate

@@ -12,8 +12,9 @@ import pytest
 from gpasst.counters import Drop
 from gpasst.flow.key import down_key
 from gpasst.path.udp_service import Answers, End, ServiceSocket, serving
+from gpasst.testing import free_port
 from tests.support.addresses import SERVER4, SERVER6, ip
-from tests.support.bench import GUEST, Bench, bench, free_port, server, udp_packet
+from tests.support.bench import GUEST, Bench, bench, server, udp_packet
 from tests.support.families import FAMILIES
 
 PORT = 53
@@ -95,7 +96,7 @@ def test_what_there_is_no_room_for_is_counted_as_of_a_full_socket() -> None:
 @FAMILIES
 def test_one_port_of_the_guest_speaks_to_services_and_hosts(family: int) -> None:
     with case(family) as it, server(family) as host:
-        port = free_port(family)
+        port = free_port("udp")
         it.send(b"served", port)
         it.it.send(family, host.getsockname(), b"carried", port)
         assert host.recvfrom(99)[0] == b"carried"

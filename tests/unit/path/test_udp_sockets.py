@@ -12,9 +12,10 @@ from gpasst.features import ALL, Feature
 from gpasst.link.port import RunHeader
 from gpasst.linux import SOL_UDP, UDP_SEGMENT
 from gpasst.path.budget import BATCHES_PER_STEP, STEP_SECONDS
+from gpasst.testing import free_port
 from gpasst.udp.mapping import Listener
 from tests.support.addresses import ip
-from tests.support.bench import GATEWAY, GUEST, Bench, bench, free_port, server, udp_packet
+from tests.support.bench import GATEWAY, GUEST, Bench, bench, server, udp_packet
 from tests.support.families import ANY, FAMILIES, FAMILY, LOOPBACK
 from tests.support.replies import refused
 
@@ -39,7 +40,7 @@ def listener(it: Bench, family: int) -> Listener:
 @FAMILIES
 def test_there_and_back(family: int) -> None:
     with bench() as it, server(family) as host:
-        port = free_port(family)
+        port = free_port("udp")
         it.send(family, host.getsockname(), b"question", port)
         data, sender = host.recvfrom(99)
         assert (data, sender[1]) == (b"question", port)
@@ -78,7 +79,7 @@ def test_a_superframe_of_the_host_is_a_run(family: int, gro: bool) -> None:
 @FAMILIES
 def test_one_guest_port_has_one_socket(family: int) -> None:
     with bench() as it, server(family) as one, server(family) as other:
-        port = free_port(family)
+        port = free_port("udp")
         for host in (one, other):
             it.send(family, host.getsockname(), port=port)
         assert one.recvfrom(9)[1] == other.recvfrom(9)[1]
@@ -191,7 +192,7 @@ def test_an_error_costs_no_datagram_behind_it(family: int) -> None:
     with bench() as it, server(family) as host:
         with server(family) as closed:
             nobody = closed.getsockname()
-        port = free_port(family)
+        port = free_port("udp")
         it.send(family, host.getsockname(), b"?", port)
         _, sender = host.recvfrom(9)
         it.send(family, nobody, b"?", port)
@@ -236,7 +237,7 @@ def test_a_datagram_that_is_malformed_opens_nothing(family: int) -> None:
 @FAMILIES
 def test_tos_and_ttl_follow_the_datagrams(family: int) -> None:
     with bench() as it, server(family) as host:
-        port = free_port(family)
+        port = free_port("udp")
         it.send(family, host.getsockname(), port=port)
         _, sender = host.recvfrom(9)
         (peer,) = it.nat.tables[family]

@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import pytest
 
-from gpasst.commands.demo import free_ports
 from gpasst.config import Config, PortSide
 from gpasst.errors import ConfigurationError, GpasstError, PlatformError
 from gpasst.flow.listeners import BindAddress, PortRules, lay_rules
@@ -30,6 +29,7 @@ from gpasst.proxy import forwarder, openers
 from gpasst.proxy.forwarder import CHOICES, Forwarder
 from gpasst.proxy.openers import TcpListenerOpener, UdpListenerOpener
 from gpasst.tcp.listener import TcpListener
+from gpasst.testing.ports import free_ports
 from gpasst.udp.mapping import Listener
 from gpasst.udp.nat import UdpNat
 from tests.support.lab import HOST4
@@ -179,7 +179,7 @@ def protocol(request: pytest.FixtureRequest) -> str:
 
 
 def test_explicit_rules_are_opened_on_both_sides() -> None:
-    first, second, inside = free_ports(3)
+    first, second, inside = free_ports(3, "udp")
     with bench(udp_ports=(f"{first}:53", f"127.0.0.1/{second}"), udp_ns=f"{inside}:54") as it:
         it.forwarder.open()
         assert it.ports == {first: 53, second: second, inside: 54}
@@ -191,7 +191,7 @@ def test_explicit_rules_are_opened_on_both_sides() -> None:
 
 
 def test_tcp_listens_on_both_sides() -> None:
-    first, second, inside = free_ports(3, socket.SOCK_STREAM)
+    first, second, inside = free_ports(3, "tcp")
     ports = f"{first}:80", f"127.0.0.1/{second}:192.0.2.5/81"
     with bench(udp_ports=str(first), tcp_ports=ports, tcp_ns=(f"{inside}:54",)) as it:
         it.forwarder.open()
@@ -216,7 +216,7 @@ def test_tcp_listens_on_both_sides() -> None:
 
 def test_a_tcp_port_can_be_had_again_at_once() -> None:
     """Although connections of the listener before are in TIME-WAIT."""
-    (port,) = free_ports(1, socket.SOCK_STREAM)
+    (port,) = free_ports(1, "tcp")
     for _ in range(2):
         with bench(tcp_ports=(str(port),)) as it:
             it.forwarder.open()
@@ -227,7 +227,7 @@ def test_a_tcp_port_can_be_had_again_at_once() -> None:
 
 
 def test_both_families_of_tcp_have_their_own_listener() -> None:
-    (port,) = free_ports(1, socket.SOCK_STREAM)
+    (port,) = free_ports(1, "tcp")
     with bench(tcp_ports=(str(port),), ipv4_only=False) as it:
         it.forwarder.open()
         assert [(one.address, one.port) for one in it.forwarder.listed()] == [("0.0.0.0", port), ("::", port)]
@@ -280,7 +280,7 @@ def add(it: Bench, protocol: str, *specifications: str, inside: bool = False) ->
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_forwards_come_and_go(protocol: str, inside: bool) -> None:
-    first, *ports = free_ports(4, KINDS[protocol])
+    first, *ports = free_ports(4, protocol)
     with bench(**on_host(protocol, str(first))) as it:
         it.forwarder.open()
         listed = ",".join(f"{port}:{number}" for number, port in enumerate(ports, 1))
@@ -311,7 +311,7 @@ def test_an_added_port_of_the_kernels_choice_is_one_for_both_families(protocol: 
 
 
 def test_of_added_forwards_all_are_open_or_none(protocol: str) -> None:
-    (free,) = free_ports(1, KINDS[protocol])
+    (free,) = free_ports(1, protocol)
     with bench() as it, taken(protocol=protocol) as port:
         it.forwarder.open()
         with pytest.raises(PlatformError, match=rf"cannot forward {protocol} port {port} on 0.0.0.0 \(rule {free},"):
@@ -322,7 +322,7 @@ def test_of_added_forwards_all_are_open_or_none(protocol: str) -> None:
 
 
 def test_a_forwarder_that_is_closed_meanwhile_opens_no_more(protocol: str) -> None:
-    ports = free_ports(3, KINDS[protocol])
+    ports = free_ports(3, protocol)
     with bench() as it:
         it.forwarder.open()
         added = add(it, protocol, ",".join(map(str, ports)))
@@ -344,7 +344,7 @@ def test_families_that_are_not_in_use_leave_nothing_to_add(protocol: str) -> Non
 
 
 def test_a_named_port_that_is_taken_is_an_error(protocol: str) -> None:
-    (free,) = free_ports(1, KINDS[protocol])
+    (free,) = free_ports(1, protocol)
     with bench() as nothing, taken(protocol=protocol) as port:
         nothing.forwarder.open()
         with bench(**on_host(protocol, f"{free},{port}")) as it:
@@ -353,7 +353,7 @@ def test_a_named_port_that_is_taken_is_an_error(protocol: str) -> None:
 
 
 def test_a_port_without_splice_pairs_is_not_kept() -> None:
-    port, *_ = free_ports(1)
+    port, *_ = free_ports(1, "udp")
     with bench(splice=cast(UdpSplice, NoSplice()), udp_ports=str(port)) as it:
         with pytest.raises(PlatformError, match="too many open files") as caught:
             it.forwarder.open()
@@ -364,7 +364,7 @@ def test_a_port_without_splice_pairs_is_not_kept() -> None:
 
 
 def test_a_rule_of_exclusions_passes_over_a_port_that_is_taken(protocol: str) -> None:
-    (free,) = free_ports(1, KINDS[protocol])
+    (free,) = free_ports(1, protocol)
     with taken(protocol=protocol) as port:
         low, high = sorted((port, free))
         ranges = ((1, low - 1), (low + 1, high - 1), (high + 1, 65535))
@@ -380,7 +380,7 @@ def test_a_rule_of_exclusions_passes_over_a_port_that_is_taken(protocol: str) ->
 
 @pytest.mark.usefixtures("lists_sockets")
 def test_an_automatic_rule_follows_what_is_bound(protocol: str) -> None:
-    port, target = free_ports(2, KINDS[protocol])
+    port, target = free_ports(2, protocol)
     with bench(**on_host(protocol, f"{port}:{target},auto")) as it:
         it.forwarder.open()
         assert it.forwarder.automatic
@@ -395,7 +395,7 @@ def test_an_automatic_rule_follows_what_is_bound(protocol: str) -> None:
 
 @pytest.mark.usefixtures("lists_sockets")
 def test_a_port_that_is_taken_is_tried_again(protocol: str) -> None:
-    port, target = free_ports(2, KINDS[protocol])
+    port, target = free_ports(2, protocol)
     with bench(**on_host(protocol, f"{port}:{target},auto")) as it, taken(target, protocol=protocol):
         it.forwarder.open()
         with taken(port, protocol=protocol):
@@ -405,7 +405,7 @@ def test_a_port_that_is_taken_is_tried_again(protocol: str) -> None:
 
 @pytest.mark.usefixtures("lists_sockets")
 def test_each_protocol_follows_its_own_sockets() -> None:
-    port, target = free_ports(2, socket.SOCK_STREAM)
+    port, target = free_ports(2, "tcp")
     rule = (f"{port}:{target},auto",)
     with bench(udp_ports=rule, tcp_ports=rule) as it:
         it.forwarder.open()
@@ -437,7 +437,7 @@ def test_services_on_loopback_are_followed_where_loopback_is_kept(protocol: str)
     with taken(address="127.0.0.1", protocol=protocol) as target, bench(**on_host(protocol, "auto")) as it:
         it.forwarder.open()
         assert target not in it.look()
-    (port,) = free_ports(1, KINDS[protocol])
+    (port,) = free_ports(1, protocol)
     with taken(address="127.0.0.1", protocol=protocol) as target:
         with bench(**on_host(protocol, f"{port}:{target},auto"), host_lo_to_ns_lo=True) as it:
             it.forwarder.open()
@@ -453,7 +453,7 @@ def test_a_kernel_that_lists_one_protocol_only(monkeypatch: pytest.MonkeyPatch) 
 
     whole = SockDiag.scan
     monkeypatch.setattr(SockDiag, "scan", scan)
-    port, target = free_ports(2, socket.SOCK_STREAM)
+    port, target = free_ports(2, "tcp")
     rule = (f"{port}:{target},auto",)
     with bench(udp_ports=rule, tcp_ports=rule) as it, taken(target, protocol="tcp"):
         it.forwarder.open()
@@ -464,7 +464,7 @@ def test_a_kernel_that_lists_one_protocol_only(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.usefixtures("lists_sockets")
 def test_sockets_of_the_proxy_are_not_followed(protocol: str) -> None:
-    port, target = free_ports(2, KINDS[protocol])
+    port, target = free_ports(2, protocol)
     with (
         bench(**on_host(protocol, f"{port}:{target},auto")) as it,
         socket.socket(socket.AF_INET, KINDS[protocol]) as own,
@@ -494,7 +494,7 @@ def test_others_run_while_many_are_opened() -> None:
 
 @pytest.mark.usefixtures("lists_sockets")
 def test_others_run_while_the_peers_of_a_listener_end() -> None:
-    port, target = free_ports(2)
+    port, target = free_ports(2, "udp")
     with bench(udp_ports=f"{port}:{target},auto") as it:
         it.forwarder.open()
         with taken(target):
@@ -507,7 +507,7 @@ def test_others_run_while_the_peers_of_a_listener_end() -> None:
 
 @pytest.mark.usefixtures("lists_sockets")
 def test_a_listener_is_closed_even_if_that_is_broken_off() -> None:
-    port, target = free_ports(2)
+    port, target = free_ports(2, "udp")
     with bench(udp_ports=f"{port}:{target},auto") as it:
         it.forwarder.open()
         with taken(target):
@@ -557,6 +557,6 @@ def test_more_ports_than_open_files_is_an_error() -> None:
 
 
 def test_a_rule_for_an_interface_that_does_not_exist_is_an_error() -> None:
-    (port,) = free_ports(1)
+    (port,) = free_ports(1, "udp")
     with bench(udp_ports=f"%nosuch0/{port}") as it, pytest.raises(ConfigurationError, match="no such interface"):
         it.forwarder.open()

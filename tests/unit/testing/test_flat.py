@@ -1,0 +1,78 @@
+"""The check that repeats leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from gpasst.testing import assert_flat, flat
+from gpasst.testing.flat import Usage, usage
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test leaves behind on purpose goes away by no waiting."""
+    monkeypatch.setattr(flat, "SETTLE_SECONDS", 0.0)
+
+
+@pytest.fixture(name="held")
+def _held() -> Iterator[ExitStack]:
+    with ExitStack() as held:
+        yield held
+
+
+def test_an_action_without_traces_is_flat() -> None:
+    counted = []
+    assert_flat(lambda: counted.append(1), repeats=30, warm=10)
+    assert len(counted) == 30
+
+
+def test_descriptors_that_stay_are_seen(held: ExitStack) -> None:
+    def leave() -> None:
+        held.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+
+    with pytest.raises(AssertionError, match="10 repeats have left something behind"):
+        assert_flat(leave, repeats=11, warm=1)
+
+
+def test_threads_that_stay_are_seen(held: ExitStack) -> None:
+    end = threading.Event()
+    held.callback(end.set)
+    with pytest.raises(AssertionError, match="threads"):
+        assert_flat(lambda: threading.Thread(target=end.wait).start(), repeats=2, warm=1)
+
+
+def sleeper() -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+
+
+def test_processes_that_stay_are_seen(held: ExitStack) -> None:
+    with pytest.raises(AssertionError, match="processes"):
+        assert_flat(lambda: held.enter_context(sleeper()), repeats=2, warm=1)
+
+
+def test_memory_that_stays_is_seen() -> None:
+    kept: list[bytes] = []
+    with pytest.raises(AssertionError, match="memory"):
+        assert_flat(lambda: kept.append(b"x" * (1 << 20)), repeats=11, warm=1)
+
+
+def test_a_process_and_its_descendants_count(held: ExitStack) -> None:
+    before = usage()
+    held.enter_context(sleeper())
+    after = usage()
+    assert after.processes == before.processes + 1
+    assert after.threads >= before.threads + 1
+    assert after.exceeds(before)
+    assert not before.exceeds(after)
+
+
+def test_memory_has_an_allowance() -> None:
+    assert not Usage(1, 1, 1, 100).exceeds(Usage(1, 1, 1, 50), 50)
+    assert Usage(1, 1, 1, 101).exceeds(Usage(1, 1, 1, 50), 50)
