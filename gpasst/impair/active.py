@@ -6,7 +6,7 @@ from typing import Final
 
 from gpasst.impair.action import Treatment
 from gpasst.impair.facts import Run
-from gpasst.impair.fate import PASSES, Chooser, Fate, treatment_of_long, treatment_of_lost
+from gpasst.impair.fate import Chooser, Fate, treatment_of_long, treatment_of_lost
 from gpasst.impair.grammar import essence, text
 from gpasst.impair.hold import BEHIND, ORDINARY, PASSING, QUEUE, WAIT, Holder, Part, Steps
 from gpasst.impair.log import FateLog
@@ -16,6 +16,7 @@ from gpasst.records import replace
 from gpasst.wire import ETHERNET_CODEC
 
 _ETHERNET: Final = ETHERNET_CODEC.size  # bytes that do not count for an MTU
+_NOT_CHOSEN: Final = Fate("not chosen")  # of a frame that `nth` leaves out: it passes those that wait behind it
 
 
 class ActiveRule(Holder):
@@ -38,7 +39,8 @@ class ActiveRule(Holder):
         self._matcher = Matcher(rule)
         self._chooser = Chooser(rule, f"{towards} {essence(rule)}", seed)
         self._steady = self._chooser.steady
-        self._whole = not (self._matcher.picks or self._chooser.chancy or rule.mtu)
+        self._alike = not (self._matcher.picks or rule.mtu)
+        self._changes = bool(rule.corrupt or rule.mark or rule.rebind)
         self._wait: Steps = ((self, WAIT, rule.delay),) if rule.delay else ()
         self._simple = self.queue is None and not rule.gap
         self._lost = treatment_of_lost(rule)
@@ -58,30 +60,40 @@ class ActiveRule(Holder):
         :param now: seconds.
         :param parts: what they fall into is added to it, in order.
         """
-        if self._whole:
+        first, stop = part.first, part.stop
+        if self._alike and (stop - first == 1 or not self._chooser.chancy):
             n = self._n + 1
-            self._n += part.frames
-            self._settle(part, part.first, part.stop, self._steady, n, now, parts)
+            self._n += stop - first
+            fate = self._chooser.fate(n) if self._chooser.chancy else self._steady
+            self._settle(part, first, stop, fate, n, now, parts)
             return
-        run, first, fate, numbered = part.run, part.first, None, 0
-        for index in range(part.first, part.stop):
+        self._judge_each(part, now, parts)
+
+    def _judge_each(self, part: Part, now: float, parts: list[Part]) -> None:
+        """Decide about the frames of a part one by one, and keep together those of one fate."""
+        first, stop = part.first, part.stop
+        run, numbered = part.run, 0
+        fate: Fate | None = None
+        for index in range(first, stop):
             found = self._fate(run, index)
             # What changes its place, is doubled or is corrupt stands alone, however many frames came at once.
             if found != fate or (found is not None and (found.place or found.twice or found.corrupt >= 0)):
                 if index > first:
                     self._settle(part, first, index, fate, numbered, now, parts)
                 first, fate, numbered = index, found, self._n
-        if part.stop > first:
-            self._settle(part, first, part.stop, fate, numbered, now, parts)
+        self._settle(part, first, stop, fate, numbered, now, parts)
 
     def _fate(self, run: Run, index: int) -> Fate | None:
-        """Return the fate of a frame, None for one that the rule does not match."""
+        """Return the fate of a frame, None for one that the rule is not about."""
+        if self._alike:
+            self._n += 1
+            return self._chooser.fate(self._n)
         if not self._matcher.fits(run, index):
             return None
         self._n += 1
         n = self._n
         if not self._matcher.selects(n):
-            return None
+            return _NOT_CHOSEN if self.rule.gap else None
         fate = self._chooser.fate(n)
         mtu = self.rule.mtu
         if mtu and not fate.lost and run.frame_bytes(index, index + 1) - _ETHERNET > mtu:
@@ -92,32 +104,39 @@ class ActiveRule(Holder):
         self, part: Part, first: int, stop: int, fate: Fate | None, n: int, now: float, parts: list[Part]
     ) -> None:
         """Add what becomes of the frames of one fate, the first of which has number `n`."""
-        run = part.run
+        if stop - first != part.stop - part.first:
+            part = Part(part.run, first, stop, part.treatment, part.steps)
+        parts.append(part)
         if fate is None:
-            parts.append(Part(run, first, stop, part.treatment, part.steps))
+            return
+        if fate is _NOT_CHOSEN:
+            part.steps = (*part.steps, (self, PASSING, n - first))
             return
         self.hits += stop - first
-        self.log.add(now, n, stop - first, fate, run, stop)
+        self.log.add(now, n, stop - first, fate, part.run, stop)
+        part.open = self.rule.goes_on
         if fate.lost:
-            parts.append(Part(run, first, stop, self._too_long if fate is self._long else self._lost, (), False))
+            part.treatment = self._too_long if fate is self._long else self._lost
+            part.steps, part.open = (), False
             return
-        treatment = part.treatment if fate[4:] == PASSES[4:] else self._changed(part.treatment, fate)
-        steps = part.steps + self._steps(fate, n, n - first)
-        parts.append(Part(run, first, stop, treatment, steps, self.rule.goes_on))
+        if self._changes:
+            part.treatment = self._changed(part.treatment, fate)
+        steps = self._wait if self._simple and fate.delay == self.rule.delay else self._steps(fate, n, n - first)
+        part.steps = part.steps + steps if part.steps else steps
         if fate.twice:
-            parts.append(Part(run, first, stop, treatment, steps, self.rule.goes_on))
+            parts.append(Part(part.run, first, stop, part.treatment, part.steps, part.open))
 
     def _changed(self, treatment: Treatment, fate: Fate) -> Treatment:
         """Return a treatment with what a fate changes."""
         mark, rebind = treatment.mark or fate.mark, treatment.rebind or fate.rebind
         if fate.corrupt < 0:
+            if (mark, rebind) == (treatment.mark, treatment.rebind):
+                return treatment
             return replace(treatment, mark=mark, rebind=rebind)
         return replace(treatment, corrupt=fate.corrupt, payload=self.rule.payload, mark=mark, rebind=rebind)
 
     def _steps(self, fate: Fate, n: int, offset: int) -> Steps:
         """Return what holds frames of a fate, the first of which has number `n`, and index `n` - `offset`."""
-        if self._simple:
-            return self._wait if fate.delay == self.rule.delay else ((self, WAIT, fate.delay),) if fate.delay else ()
         steps: Steps = ()
         if self.rule.gap:
             steps = ((self, BEHIND, n + fate.place) if fate.place else (self, PASSING, offset),)

@@ -28,7 +28,7 @@ from gpasst.impair.action import PASS, Action, Treatment
 from gpasst.impair.active import ActiveRule
 from gpasst.impair.facts import Flow, Run
 from gpasst.impair.fate import HELD_FULL, QUEUE_FULL
-from gpasst.impair.hold import BEHIND, BEHIND_SECONDS, PASSING, QUEUE, Holder, Part
+from gpasst.impair.hold import BEHIND_SECONDS, PASSING, QUEUE, WAIT, Holder, Part
 from gpasst.impair.rule import SECOND, Rule
 
 HELD_FRAMES: Final = 65536
@@ -49,6 +49,8 @@ class Engine:
         a rule of both directions has fates of its own in each.
     :ivar towards: the direction's name.
     :ivar rules: the rules in force, in their order.
+    :ivar frames_held: frames that are held now, at most `HELD_FRAMES`.
+    :ivar bytes_held: their bytes, at most `HELD_BYTES`.
     """
 
     def __init__(self, towards: str) -> None:
@@ -58,8 +60,8 @@ class Engine:
         self._heap: list[tuple[float, int, Part, int]] = []
         self._overdue: deque[Part] = deque()
         self._serial = 0
-        self._frames = 0
-        self._bytes = 0
+        self.frames_held = 0
+        self.bytes_held = 0
 
     def add(self, rule: Rule, seed: int) -> ActiveRule:
         """Put a rule in force, behind those that are.
@@ -113,7 +115,7 @@ class Engine:
         :param now: seconds.
         """
         parts = [Part(run, 0, run.count, PASS)]
-        for active in self._concerning(run.flow):
+        for active in self._concerned.get(run.flow) or self._concerning(run.flow):
             judged: list[Part] = []
             for part in parts:
                 if part.open:
@@ -123,7 +125,10 @@ class Engine:
             parts = judged
         actions: list[Action] = []
         for part in parts:
-            self._advance(part, now, actions, bool(self._overdue))
+            if part.steps or self._overdue:
+                self._advance(part, now, actions, bool(self._overdue))
+            else:
+                actions.append(Action(run, part.first, part.stop, part.treatment))
         return actions
 
     @property
@@ -176,26 +181,26 @@ class Engine:
                 continue
             if kind == PASSING:
                 self._pass(active, part, number, at, actions, behind)
-            elif not self._hold(part):
+            elif not (part.order or self._hold(part)):
                 self._lose(part, _HELD_FULL, actions)
+            elif kind == WAIT:
+                self._push(at + number / SECOND, part)
             elif kind == QUEUE:
                 self._enter(active, part, at, actions)
-            elif kind == BEHIND:
+            else:
                 active.behind.append((number, part, part.step))
                 self._push(at + BEHIND_SECONDS, part)
-            else:
-                self._push(at + number / SECOND, part)
             return
         part.step = len(steps) + 1
         if behind and not part.treatment.lost:
-            if self._hold(part):
+            if part.order or self._hold(part):
                 self._overdue.append(part)
             else:
                 self._lose(part, _HELD_FULL, actions)
             return
         if part.order:
-            self._frames -= part.frames
-            self._bytes -= part.size
+            self.frames_held -= part.frames
+            self.bytes_held -= part.size
         actions.append(Action(part.run, part.first, part.stop, part.treatment))
 
     def _pass(self, active: Holder, part: Part, offset: int, at: float, actions: list[Action], behind: bool) -> None:
@@ -241,20 +246,20 @@ class Engine:
         heapq.heappush(self._heap, (due, self._serial, part, part.step))
 
     def _hold(self, part: Part) -> bool:
-        """Count a part as held; return whether there is room."""
-        if part.order:
-            return True
-        frames, size = part.frames, part.size
-        if self._frames + frames > HELD_FRAMES or self._bytes + size > HELD_BYTES:
+        """Count a part as held that is not; return whether there is room."""
+        frames = self.frames_held + part.stop - part.first
+        size = part.run.frame_bytes(part.first, part.stop)
+        if frames > HELD_FRAMES or self.bytes_held + size > HELD_BYTES:
             return False
-        self._frames += frames
-        self._bytes += size
+        self.frames_held = frames
+        self.bytes_held += size
+        part.size = size
         self._serial += 1
         part.order = self._serial
         return True
 
     def _lose(self, part: Part, treatment: Treatment, actions: list[Action]) -> None:
         if part.order:
-            self._frames -= part.frames
-            self._bytes -= part.size
+            self.frames_held -= part.frames
+            self.bytes_held -= part.size
         actions.append(Action(part.run, part.first, part.stop, treatment))

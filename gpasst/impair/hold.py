@@ -43,9 +43,10 @@ class Part:
     :ivar step: the next of the steps.
     :ivar open: whether later rules are asked about them.
     :ivar order: their place in the order of what the engine holds, 0 while they are not held.
+    :ivar size: their bytes, once they are held.
     """
 
-    __slots__ = ("first", "open", "order", "run", "step", "steps", "stop", "treatment")
+    __slots__ = ("first", "open", "order", "run", "size", "step", "steps", "stop", "treatment")
 
     def __init__(
         self, run: Run, first: int, stop: int, treatment: Treatment, steps: Steps = (), goes_on: bool = True
@@ -58,22 +59,21 @@ class Part:
         self.step = 0
         self.open = goes_on
         self.order = 0
+        self.size = 0
 
     @property
     def frames(self) -> int:
         """How many frames it has."""
         return self.stop - self.first
 
-    @property
-    def size(self) -> int:
-        """Their bytes."""
-        return self.run.frame_bytes(self.first, self.stop)
-
     def cut(self, at: int) -> Part:
         """Keep the frames before index `at`, and return the others."""
         rest = Part(self.run, at, self.stop, self.treatment, self.steps, self.open)
         rest.step, rest.order = self.step, self.order
         self.stop = at
+        if self.order:
+            rest.size = self.run.frame_bytes(at, rest.stop)
+            self.size -= rest.size
         return rest
 
 
@@ -108,9 +108,12 @@ class RateQueue:
                     dropped.append(self._drop_oldest())
             room = self._room(piece)
             if room < piece.frames:
-                excess = piece.cut(piece.first + room)
+                if self._head and room:
+                    excess, piece = piece, piece.cut(piece.stop - room)
+                else:
+                    excess = piece.cut(piece.first + room)
                 if rest is not None and not self._head:
-                    excess.stop, rest = rest.stop, None
+                    excess.stop, excess.size, rest = rest.stop, excess.size + rest.size, None
                 dropped.append(excess)
             if room:
                 self._count(piece, 1)

@@ -61,13 +61,13 @@ class FateLog:
         :param run: where they come from; it is not kept.
         :param stop: index behind the last of them in the run.
         """
-        length = run.length
-        last = run.last if run.last and stop == run.count else length
+        last = run.last if run.last and stop == run.count else run.length
         entries = self._entries
-        entries.append((now, n, count, fate, run.flow, length, last))
+        entries.append((now, n, count, fate, run.flow, run.length, last))
         self._frames += count
-        while self._frames - entries[0][2] >= LOG_FRAMES:
-            self._frames -= entries.popleft()[2]
+        if self._frames > LOG_FRAMES:
+            while self._frames - entries[0][2] >= LOG_FRAMES:
+                self._frames -= entries.popleft()[2]
 
     def last(self, most: int = LOG_FRAMES) -> Iterator[tuple[float, Line]]:
         """Yield the time of each frame, in seconds of the engine's clock, and what happened to it.

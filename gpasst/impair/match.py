@@ -30,7 +30,7 @@ class Matcher:
         if rule.flags or rule.no_flags or rule.reset:
             self._protocols = frozenset((TCP,))
         self._every_protocol = rule.partition and not rule.protocols
-        self._networks = [(field, [_network(prefix) for prefix in field]) for field in (rule.src, rule.dst)]
+        self._src, self._dst = ([_network(prefix) for prefix in prefixes] for prefixes in (rule.src, rule.dst))
         self._flags = rule.flags | rule.no_flags
         self._looks = bool(rule.size or self._flags or rule.when)
         self._firsts = [first for first, _ in rule.nth]
@@ -42,10 +42,12 @@ class Matcher:
         rule = self._rule
         if not self._every_protocol and flow.protocol not in self._protocols:
             return False
-        for (_, networks), address in zip(self._networks, (flow.source, flow.destination), strict=True):
-            if networks and not any(_within(address, network) for network in networks):
-                return False
-        return _in(flow.sport, rule.sport) and _in(flow.dport, rule.dport)
+        return (
+            _within(flow.source, self._src)
+            and _within(flow.destination, self._dst)
+            and _in(flow.sport, rule.sport)
+            and _in(flow.dport, rule.dport)
+        )
 
     def fits(self, run: Run, index: int) -> bool:
         """Return whether the rule, but for its `nth`, is about the frame of an index in a run of such a flow."""
@@ -77,15 +79,17 @@ class Matcher:
 
 
 def _network(prefix: Prefix) -> tuple[int, int, int]:
-    """Return the bytes of a prefix's address, the bits of it that do not count, and the rest as a number."""
+    """Return the bytes of a prefix's address, the bits of it that do not count, and the others as a number."""
     packed, bits = prefix
     ignored = len(packed) * _BYTE - bits
     return len(packed), ignored, int.from_bytes(packed, "big") >> ignored
 
 
-def _within(address: bytes, network: tuple[int, int, int]) -> bool:
-    size, ignored, value = network
-    return len(address) == size and int.from_bytes(address, "big") >> ignored == value
+def _within(address: bytes, networks: list[tuple[int, int, int]]) -> bool:
+    if not networks:
+        return True
+    number = int.from_bytes(address, "big")
+    return any(len(address) == size and number >> ignored == value for size, ignored, value in networks)
 
 
 def _in(number: int, ranges: tuple[Range, ...]) -> bool:

@@ -52,7 +52,7 @@ MTU_MAXIMUM: Final = 65535
 GAP_MAXIMUM: Final = 1000  # frames
 DELAYS_MAXIMUM: Final = 4096  # measured values
 RANGES_MAXIMUM: Final = 4096  # of one part; far more than a rule that anybody reads
-SEED_MAXIMUM: Final = (1 << 63) - 1
+SEED_MAXIMUM: Final = (1 << 64) - 1
 BURST: Final = Burst(CERTAIN // 100, CERTAIN // 4, 0, CERTAIN)
 """Of ``loss burst``: one frame in a hundred begins a burst of four on average, and all of a burst is lost."""
 

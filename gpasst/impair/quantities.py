@@ -18,7 +18,7 @@ from gpasst.impair.rule import CERTAIN, SECOND
 from gpasst.ranges import Range, merged
 
 _NUMBER: Final = re.compile(r"([0-9]{1,15})?(?:\.([0-9]{0,15}))?(?:e([+-]?[0-9]{1,2}))?\s*([^0-9.\s]*)", re.ASCII)
-_DIGITS: Final = re.compile("[0-9]{1,18}", re.ASCII)
+_DIGITS: Final = re.compile("[0-9]{1,20}", re.ASCII)
 
 _PERCENT: Final = CERTAIN // 100
 _TIMES: Final = {"us": 1, "µs": 1, "ms": 1000, "s": SECOND}

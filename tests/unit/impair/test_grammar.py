@@ -180,7 +180,7 @@ WRONG = [
     ("dport 9-8: loss 1%", "dport 9-8: a range ends before it begins; write 8-9"),
     ("nth every 0: loss 1%", "nth every 0: a whole number has to be at least 1; write it like 10"),
     ("when x: loss 1%", "when x: a predicate is a Python function; give it to net.impair(when=...)"),
-    ("loss 1% seed x", "seed x: a whole number has to be 0 to 9223372036854775807; write it like 10"),
+    ("loss 1% seed x", "seed x: a whole number has to be 0 to 18446744073709551615; write it like 10"),
     ("loss 1% dport 53", "dport stands behind the effects, or lacks a colon; write it like udp dport 53: loss 30%"),
     ("dport 53 loss 1%", "dport stands behind the effects, or lacks a colon; write it like udp dport 53: loss 30%"),
     (
