@@ -34,6 +34,13 @@ def patched() -> bool:
     return monkey is not None and bool(monkey.is_module_patched("socket"))
 
 
+def readable(descriptor: int) -> bool:
+    """Return whether a descriptor is readable now."""
+    poll = original("select", "poll")()
+    poll.register(descriptor, READ)  # which is POLLIN, too
+    return bool(poll.poll(0))
+
+
 def wait_read(descriptor: int) -> None:
     """Let others run until a descriptor is readable."""
     hub = gevent.get_hub()

@@ -64,6 +64,10 @@ class Runtime:
         """Run `function` where the hub runs, and return or raise what it does."""
         return function()
 
+    def breathe(self) -> None:
+        """Let others on the hub have their turn, in the midst of long work of the caller's."""
+        gevent.sleep(0)
+
     def wait_end(self, descriptor: int) -> None:
         """Wait until the writing end of a pipe is closed; nothing is ever written to it."""
         wait_read(descriptor)
@@ -137,6 +141,9 @@ class BackgroundRuntime(Runtime):
                 outcome.clear()
         result: T = outcome[0]
         return result
+
+    def breathe(self) -> None:
+        """Do nothing: the caller has a thread of its own."""
 
     def wait_end(self, descriptor: int) -> None:
         """Wait in the caller's thread, which no hub needs."""

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gpasst import runtime
+from gpasst.api.observed import Observed
 from gpasst.config import Config, given_fields
 from gpasst.counters import Drop, Statistics
 from gpasst.errors import ConfigurationError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from gpasst.api.forwards import AddedForward
     from gpasst.api.resolver import Delay, Resolver, Truncate
     from gpasst.api.services import Service
+    from gpasst.capture.history import History
     from gpasst.dns import Records
     from gpasst.proxy.proxy import Proxy
 
@@ -37,18 +39,19 @@ PORTS_NAMED = 10  # in a message
 log = logging.getLogger(__name__)
 
 
-class Connection:
+class Connection(Observed):
     """The base of `Pasta` and `Passt`.
 
     :param config: the options.
     :param fields: the same as the fields of a `Config`; one of both is empty.
+    :param record: keep what crosses last.
     :raises ConfigurationError: if an option makes no sense, or belongs to the other class.
     :ivar config: the options.
     """
 
     mode = ""
 
-    def __init__(self, config: Config | None, fields: dict[str, Any]) -> None:
+    def __init__(self, config: Config | None, fields: dict[str, Any], record: bool = False) -> None:
         if config is not None and fields:
             raise ConfigurationError("a Config and keywords were given", "give one of them")
         if config is None:
@@ -60,6 +63,8 @@ class Connection:
         self.config = config
         self._runtime: runtime.Runtime | None = None
         self._proxy: Proxy | None = None
+        self._history: History | None = None
+        self._record = record
         self._added: set[AddedForward] = set()
         self._resolvers: list[Resolver] = []
 
@@ -96,6 +101,10 @@ class Connection:
         if self._runtime is not None:
             raise ConfigurationError(f"this {type(self).__name__} is open already", "make another one")
         self._runtime = here
+        if self._record:
+            from gpasst.capture.history import History
+
+            self._history = History()
         here.call(lambda: self._start(here))
 
     def close(self) -> None:

@@ -28,13 +28,14 @@ class Passt(Connection):
             qemu = subprocess.Popen(["qemu-system-x86_64", *link.qemu_options, ...])
 
     :param config: the options; or its fields as keywords, which are the long option names with ``_`` for ``-``.
+    :param record: keep what crosses last, for `expect`, `count` and `save`.
     :raises ConfigurationError: if an option makes no sense.
     """
 
     mode = "passt"
 
-    def __init__(self, config: Config | None = None, **fields: Any) -> None:
-        super().__init__(config, fields)
+    def __init__(self, config: Config | None = None, *, record: bool = False, **fields: Any) -> None:
+        super().__init__(config, fields, record)
         self._path = ""
 
     @property
@@ -60,7 +61,7 @@ class Passt(Connection):
         first, last = facts["ephemeral"]
         end = GuestListener(config.socket or "") if config.fd is None else _handed_over(config.fd)
         try:
-            self._proxy = Proxy(config, network, end, (first, last), polls=here.polls)
+            self._proxy = Proxy(config, network, end, (first, last), here.polls, self._history)
         except BaseException:
             end.close()
             raise

@@ -56,13 +56,21 @@ class Pasta(Connection):
 
     :param config: the options; or its fields as keywords, which are the long option names with ``_`` for ``-``.
     :param runas: user and group id of the namespace's programs; root only.
+    :param record: keep what crosses last, for `expect`, `count` and `save`.
     :raises ConfigurationError: if an option makes no sense.
     """
 
     mode = "pasta"
 
-    def __init__(self, config: Config | None = None, *, runas: tuple[int, int] | None = None, **fields: Any) -> None:
-        super().__init__(config, fields)
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        runas: tuple[int, int] | None = None,
+        record: bool = False,
+        **fields: Any,
+    ) -> None:
+        super().__init__(config, fields, record)
         self._runas = runas
         self._namespace: Namespace | None = None
         self._watch: NamespaceWatch | None = None
@@ -80,7 +88,7 @@ class Pasta(Connection):
 
         try:
             first, last = facts["ephemeral"]
-            proxy = Proxy(config, network, namespace, (first, last), polls=here.polls)
+            proxy = Proxy(config, network, namespace, (first, last), here.polls, self._history)
         except BaseException:
             namespace.close()
             raise

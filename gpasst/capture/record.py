@@ -45,6 +45,10 @@ class Record:
         """How many frames it stands for."""
         return 1 if self.data.startswith(VIRTIO_NET_BLANK) or len(self.data) < _VIRTIO else shape(self.data).count
 
+    def single(self, frame: bytes) -> Record:
+        """Return the record of one of its frames."""
+        return Record(self.time_ns, self.to_guest, VIRTIO_NET_BLANK + frame, self.comment)
+
     def frames(self) -> Iterator[bytes]:
         """Yield the Ethernet frames that it stands for, with complete checksums."""
         if self.data.startswith(VIRTIO_NET_BLANK):

@@ -105,14 +105,14 @@ class Recorder:
         fresh.append(Record(self._clock(), to_guest, data, comment))
 
     def note(self, frame: bytes | memoryview, reason: Drop) -> None:
-        """Comment the latest record of a frame of the guest, if it has not been handed over, with why it was dropped.
+        """Comment the latest record of a frame of the guest with why it was dropped, unless it has been handed over.
 
         :param frame: from the destination MAC address on.
         """
         size = len(frame) + _VIRTIO
         for record in reversed(self._fresh):
-            if not record.to_guest and len(record.data) == size and record.data[_VIRTIO:] == frame:
-                record.comment = record.comment or reason.value
+            if not (record.to_guest or record.comment) and len(record.data) == size and record.data[_VIRTIO:] == frame:
+                record.comment = reason.value
                 return
 
     def flush(self) -> None:

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable
 
 from gpasst.counters import Counters, Drop, Tally
+from gpasst.hub import readable
 from gpasst.link.port import TRANSIENT, Gate, RunHeader
 from gpasst.link.recorder import Recorder
 from gpasst.linux import MSG_DONTWAIT, MSG_NOSIGNAL, UIO_MAXIOV
@@ -78,6 +79,10 @@ class Stream:
     def full(self) -> bool:
         """Whether what is written now has to wait for the guest to read."""
         return bool(self._queue)
+
+    def unread(self) -> bool:
+        """Return whether the guest has sent what has not been read."""
+        return self.socket is not None and readable(self.socket.fileno())
 
     def connect(self, sock: RawSocket) -> None:
         """Begin to write to a guest."""

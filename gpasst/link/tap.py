@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 from gpasst.counters import Counters, Drop
 from gpasst.helper.tap import IOC_WRITE
+from gpasst.hub import readable
 from gpasst.link.port import Gate, RunHeader
 from gpasst.link.recorder import Recorder
 from gpasst.linux import TUNATTACHFILTER, TUNDETACHFILTER
@@ -141,6 +142,10 @@ class Tap:
         text = ctypes.create_string_buffer(program)
         filters = _sock_fprog(len(program) // SOCK_FILTER_BYTES, ctypes.addressof(text))
         fcntl.ioctl(self.fd, IOC_WRITE | (TUNATTACHFILTER if program else TUNDETACHFILTER), filters)
+
+    def unread(self) -> bool:
+        """Return whether the guest has sent what has not been read."""
+        return readable(self.fd)
 
     def flush(self) -> None:
         """Do nothing: every frame has been written at once."""

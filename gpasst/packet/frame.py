@@ -14,6 +14,7 @@ from typing import Final
 from gpasst.codec import Codec
 from gpasst.errors import PacketError
 from gpasst.impair.facts import ARP, DHCP, ICMP, NDP, OTHER, TCP, UDP
+from gpasst.impair.parts import TCP_FLAGS
 from gpasst.packet.dhcp_wire import (
     DHCP_CLIENT_PORT,
     DHCP_SERVER_PORT,
@@ -44,7 +45,6 @@ _WORD: Final = 4  # bytes; of a TCP header's length (RFC 9293, section 3.1)
 _NIBBLE: Final = 4  # bits
 _OFFSET = TCP_CODEC.offset("data_offset")
 _FLAGS = TCP_CODEC.offset("flags")
-_FLAG_NAMES: Final = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")  # from the lowest bit (RFC 9293, 3.1)
 _FAMILIES = {ETHERTYPE_IPV4: 4, ETHERTYPE_IPV6: 6}
 _DHCP_PORTS = {4: (DHCP_SERVER_PORT, DHCP_CLIENT_PORT), 6: (DHCPV6_SERVER_PORT, DHCPV6_CLIENT_PORT)}
 # Listener query, report, done (RFC 2710); router and neighbour discovery, redirect (RFC 4861); report (RFC 3810).
@@ -122,12 +122,15 @@ class Frame:
         return str(ipaddress.ip_address(self.destination)) if self.destination else ""
 
     @property
+    def flag_bits(self) -> int:
+        """The TCP flags as they stand in the header; 0 without a TCP header."""
+        return self._segment[_FLAGS] if self.protocol == TCP and self._segment else 0
+
+    @property
     def flags(self) -> str:
-        """The TCP flags that are set, such as ``"SYN,ACK"``; empty if it is no TCP."""
-        if self.tcp is None:
-            return ""
-        bits = self._segment[_FLAGS]
-        return ",".join(name for bit, name in enumerate(_FLAG_NAMES) if bits >> bit & 1)
+        """The TCP flags that are set, such as ``"syn,ack"``; empty without a TCP header."""
+        bits = self.flag_bits
+        return ",".join(name for name, bit in TCP_FLAGS.items() if bits & bit)
 
     @property
     def ethernet(self) -> SimpleNamespace | None:
@@ -162,7 +165,7 @@ class Frame:
         return _header(ICMP_CODEC, self._segment) if self.protocol in (ICMP, NDP) else None
 
     def __repr__(self) -> str:
-        ends = f" {_end(self.src, self.sport)} > {_end(self.dst, self.dport)}" if self.family else ""
+        ends = f" {end_text(self.src, self.sport)} > {end_text(self.dst, self.dport)}" if self.family else ""
         return f"<Frame {self.protocol}{ends} to {self.to}, {self.size} bytes{self.fate and ', ' + self.fate}>"
 
     def _parse(self, packet: Packet) -> None:
@@ -212,7 +215,8 @@ def _header(codec: Codec, data: bytes | memoryview) -> SimpleNamespace | None:
     return SimpleNamespace(**codec.unpack_from(data)) if len(data) >= codec.size else None
 
 
-def _end(address: str, port: int) -> str:
+def end_text(address: str, port: int) -> str:
+    """Return the text of an address and port; of the address alone without a port."""
     if not port:
         return address
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

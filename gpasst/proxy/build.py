@@ -11,6 +11,7 @@ import logging
 import time
 from _socket import socket as RawSocket  # a class
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from gpasst.features import Feature
 from gpasst.flow.loopback import LoopbackTargets
@@ -50,6 +51,9 @@ from gpasst.udp.mapping import Listener, UdpSocket
 from gpasst.udp.nat import UdpNat
 from gpasst.udp.pairs import Pair, Pairs
 from gpasst.wire import PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP
+
+if TYPE_CHECKING:
+    from gpasst.capture.history import History
 
 STREAM_NAME = "guest"  # in a capture, of the interface of a virtual machine, whose own name nobody knows here
 ROOM = "room in the guest's socket"  # owner of the one watcher that is no socket's own
@@ -99,8 +103,10 @@ def build_link(base: Base) -> Tap | Stream | None:
     )
 
 
-def build_recorder(base: Base, link: Tap | Stream) -> Recorder:
+def build_recorder(base: Base, link: Tap | Stream, history: History | None) -> Recorder:
     """Make the recorder of a link, with the capture file if there is one.
+
+    :param history: keeps what crosses last, None for nothing.
 
     :raises PlatformError: if that cannot be opened.
     """
@@ -108,6 +114,9 @@ def build_recorder(base: Base, link: Tap | Stream) -> Recorder:
     name = base.namespace.name if base.namespace else STREAM_NAME
     recorder = Recorder(link, name, time.time_ns, lambda: flush_step.ask())
     flush_step = watchers.repeat(watchers.worker(recorder.flush, conversational=False))
+    if history:
+        history.name = name
+        recorder.add(history)
     if base.config.pcap:
         from gpasst.link.capture_file import CaptureFile
 

@@ -42,6 +42,7 @@ from gpasst.proxy.scan import Scan, trim_memory
 from gpasst.proxy.timers import Timers
 
 if TYPE_CHECKING:
+    from gpasst.capture.history import History
     from gpasst.link.impaired import Impaired
     from gpasst.proxy.served import Served
 
@@ -57,6 +58,7 @@ class Proxy:
         connect, or one that is connected already.
     :param ephemeral: first and last port that the host's kernel hands out by itself.
     :param polls: whether ``--busy-poll`` counts: not where other threads want the interpreter.
+    :param history: keeps what crosses the link last, None for nothing.
     :ivar clock: the time.
     :ivar finished: set when the guest is gone for good.
     :ivar link: the guest's end, None with ``--splice-only``.
@@ -76,6 +78,7 @@ class Proxy:
         end: End,
         ephemeral: tuple[int, int] = EPHEMERAL,
         polls: bool = True,
+        history: History | None = None,
     ) -> None:
         self.config = config
         self.network = network
@@ -91,7 +94,7 @@ class Proxy:
         self._closing = ExitStack()
         self._closing.callback(self._finish)
         try:
-            self._build(end)
+            self._build(end, history)
             if namespace:
                 # From here on others wait for it.
                 namespace.patience = PAUSE_SECONDS
@@ -99,7 +102,7 @@ class Proxy:
             self.close()
             raise
 
-    def _build(self, end: End) -> None:
+    def _build(self, end: End, history: History | None) -> None:
         """Make all parts, and enter what ends each of them; the last one is ended first."""
         base, config = self._base, self.config
         closing = self._closing.callback
@@ -109,7 +112,7 @@ class Proxy:
             closing(base.pool.close)
         closing(base.raw.close)
         link = self.link = build_link(base)
-        self.recorder = build_recorder(base, link) if link else None
+        self.recorder = build_recorder(base, link, history) if link else None
         if self.recorder:
             closing(self.recorder.close)
         icmp = self._icmp = IcmpToGuest(link, base.guest, base.counters)

@@ -64,15 +64,14 @@ def test_pcapng_has_names_directions_and_times(make: Any, remote: Remote, family
 @both_links
 def test_the_reason_of_a_drop_is_a_comment(make: Any, tmp_path: Path) -> None:
     path = tmp_path / "guest.pcapng"
-    with make(pcap=str(path), no_tcp=True, ipv4_only=True) as machine:
-        with machine.socket(4) as guest:
-            guest.setblocking(False)
-            guest.connect_ex((FAR4, 80))
+    with make(pcap=str(path), no_udp=True, ipv4_only=True) as machine:
+        with machine.socket(4, socket.SOCK_DGRAM) as guest:
+            guest.sendto(b"not carried", (FAR4, 80))
             reason = gpasst.Drop.PROTOCOL_DISABLED.value
             until(lambda: machine.net.statistics().drops.get(reason, 0), "the drop")
     comments = {packet.comment for packet in packets(path) if Frame(packet.frame, False).dport == 80}
     assert comments == {reason}
-    shown = dissected(path, "-Y", "tcp.port == 80", "-T", "fields", "-e", "frame.comment")
+    shown = dissected(path, "-Y", "udp.port == 80", "-T", "fields", "-e", "frame.comment")
     assert set(shown) == {reason}
 
 

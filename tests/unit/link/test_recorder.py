@@ -137,9 +137,11 @@ def test_the_reason_of_a_drop_is_noted_with_the_latest_of_equal_frames() -> None
     ]:
         recorder.write(to_guest, VIRTIO_NET_BLANK, frame, comment=comment)
     recorder.note(memoryview(FRAME), Drop.RATE)
+    recorder.note(memoryview(FRAME), Drop.BACKLOG)
+    recorder.note(memoryview(FRAME), Drop.BACKLOG)
     recorder.note(FRAME[::-1], Drop.RATE)
     recorder.note(b"unknown", Drop.RATE)
     recorder.flush()
     recorder.note(FRAME[:-1], Drop.RATE)
-    assert [item.comment for item in sink.records] == ["", Drop.RATE.value, "", "", "lost"]
+    assert [item.comment for item in sink.records] == [Drop.BACKLOG.value, Drop.RATE.value, "", "", "lost"]
     assert UNRECORDED.recorder is None

@@ -16,33 +16,14 @@ from gpasst.formats import (
     IPV4_CODEC,
     IPV6_CODEC,
     IPV6_FRAGMENT_CODEC,
-    TCP_CODEC,
-    UDP_CODEC,
 )
-from gpasst.packet.build import wrap
 from gpasst.packet.frame import Frame
-from tests.support.addresses import GUEST4, GUEST6, GUEST_MAC, HOST_MAC, SERVER4, SERVER6, ip
+from tests.support.addresses import GUEST4, GUEST6, GUEST_MAC, SERVER4, SERVER6, ip
 from tests.support.families import FAMILIES
+from tests.support.frames import ENDS, datagram, framed, segment
 
-ENDS = {4: (GUEST4, SERVER4), 6: (GUEST6, SERVER6)}
 ICMP = {4: 1, 6: 58}
 WORDS = {"arp", "dhcp", "icmp", "ndp", "other", "tcp", "udp"}
-
-
-def framed(family: int, protocol: int, segment: bytes) -> bytes:
-    source, destination = map(ip, ENDS[family])
-    return wrap(HOST_MAC, GUEST_MAC, source, destination, protocol, segment)
-
-
-def datagram(payload: bytes, sport: int = 4242, dport: int = 53) -> bytes:
-    return UDP_CODEC.pack(source=sport, destination=dport, length=8 + len(payload)) + payload
-
-
-def tcp(flags: int, payload: bytes = b"") -> bytes:
-    header = TCP_CODEC.pack(
-        source=4242, destination=80, sequence=7, acknowledgement=9, data_offset=6, flags=flags, window=100
-    )
-    return header + b"\x02\x04\x05\xb4" + payload
 
 
 @FAMILIES
@@ -62,9 +43,9 @@ def test_a_datagram(family: int) -> None:
 
 @FAMILIES
 def test_a_segment(family: int) -> None:
-    frame = Frame(framed(family, 6, tcp(0x12, b"data")), True)
+    frame = Frame(framed(family, 6, segment(0x12, b"data")), True)
     assert (frame.protocol, frame.to) == ("tcp", "guest")
-    assert (frame.sport, frame.dport, frame.flags, frame.payload) == (4242, 80, "SYN,ACK", b"data")
+    assert (frame.sport, frame.dport, frame.flags, frame.payload) == (4242, 80, "syn,ack", b"data")
     assert frame.tcp is not None and (frame.tcp.sequence, frame.tcp.window) == (7, 100)
     assert frame.udp is None
 
@@ -166,7 +147,7 @@ def test_any_bytes_make_a_frame(head: bytes, rest: bytes, sizes: int) -> None:
             f"<Frame udp {GUEST4}:4242 > {SERVER4}:53 to host, 43 bytes, lost>",
         ),
         (
-            Frame(framed(6, 6, tcp(2)), True),
+            Frame(framed(6, 6, segment(2)), True),
             f"<Frame tcp [{GUEST6}]:4242 > [{SERVER6}]:80 to guest, 78 bytes>",
         ),
         (Frame(framed(4, 1, bytes((8, 0, 0, 0))), True), f"<Frame icmp {GUEST4} > {SERVER4} to guest, 38 bytes>"),

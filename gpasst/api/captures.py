@@ -1,0 +1,293 @@
+"""Captures of what crosses, while a namespace or a virtual machine's network is open.
+
+Theory of operation: a `Taker` is a sink of the recorder, on the hub. It filters what crosses, keeps the latest frames
+and hands them to a file. A `Capture` is its other end, in the thread or greenlet of the caller: it takes up what is new
+and parses it there, so that the hub does no more than the traffic demands.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, TypeVar
+
+import gevent
+from gevent.event import Event
+
+from gpasst.capture.history import History, Latest
+from gpasst.capture.record import Record
+from gpasst.capture.selection import Predicate, Selection, read_filter
+from gpasst.capture.table import table
+from gpasst.counters import Counters
+from gpasst.errors import ConfigurationError, PlatformError
+from gpasst.impair.facts import ICMP, TCP, UDP
+from gpasst.link.capture_file import CaptureFile
+from gpasst.link.recorder import Recorder, Sink
+from gpasst.packet.frame import Frame
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from gpasst.link.stream import Stream
+    from gpasst.link.tap import Tap
+    from gpasst.proxy.proxy import Proxy
+    from gpasst.runtime import Runtime
+
+T = TypeVar("T")
+
+ORIGIN = "capture"  # names the file in messages
+TURN_SECONDS = 0.001  # in which the hub looks at its descriptors, and reads some of what the guest has sent
+SETTLE_TURNS = 100  # after which it is left at that: a guest may send without end
+FRAMES_PER_TURN = 64  # that are parsed, or written to a file, before others on the hub have their turn
+
+
+class Taker:
+    """The end of a capture on the hub.
+
+    :param selection: what is captured, None for everything.
+    :param file: takes it too, None without a file.
+    :ivar history: what was captured.
+    :ivar closed: whether nothing more will come.
+    """
+
+    def __init__(self, selection: Selection | None = None, file: Sink | None = None) -> None:
+        self.history = History()
+        self.closed = False
+        self._selection = selection
+        self._file = file
+        self._waiting: set[Event] = set()
+
+    def take(self, records: Sequence[Record]) -> None:
+        """Capture records."""
+        if self._selection:
+            records = self._selection.select(records)
+        if records:
+            self.history.take(records)
+            if self._file:
+                self._file.take(records)
+            for event in self._waiting:
+                event.set()
+
+    def wait(self, number: int, timeout: float) -> list[Record]:
+        """Wait until there is a record of a number, or no more will come; return the records from there on.
+
+        :param timeout: seconds.
+        """
+        if self.history.number <= number and not self.closed:
+            event = Event()
+            self._waiting.add(event)
+            try:
+                event.wait(timeout)
+            finally:
+                self._waiting.discard(event)
+        return self.history.since(number)
+
+    def close(self) -> None:
+        """Capture no more; more calls do nothing."""
+        if not self.closed:
+            self.closed = True
+            if self._file:
+                self._file.close()
+            for event in self._waiting:
+                event.set()
+
+
+class Capture:
+    """Frames that cross the guest's interface, parsed, from the call of `capture` to `close` or the end of ``with``.
+
+    The latest 10 000 frames are kept, of at most 16 MiB. One thread or greenlet at a time may use it.
+
+    :ivar path: the file that is written, None without one.
+    """
+
+    def __init__(self, here: Runtime, proxy: Proxy, taker: Taker, selection: Selection | None, path: str | None):
+        self.path = path
+        self._here = here
+        self._link, self._recorder = link_of(proxy)
+        self._taker = taker
+        self._selection = selection
+        self._frames: Latest[Frame] = Latest()
+        self._next = 0  # record to be parsed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Capture no more; what was captured stays. More calls do nothing."""
+
+        def end() -> None:
+            if not self._taker.closed:
+                settle(self._link, self._recorder)
+                self._recorder.remove(self._taker)
+                self._taker.close()
+
+        self._here.call(end)
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Iterate over what was captured by now."""
+        return iter(self.frames)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __str__(self) -> str:
+        frames = self.frames
+        return table(frames, self.forgotten)
+
+    @property
+    def frames(self) -> list[Frame]:
+        """What was captured by now, the latest last.
+
+        :raises Exception: what a filter has raised that is a function.
+        """
+        self._update()
+        return self._frames.since()
+
+    @property
+    def udp(self) -> list[Frame]:
+        """The datagrams of UDP among `frames`."""
+        return [frame for frame in self.frames if frame.protocol == UDP]
+
+    @property
+    def tcp(self) -> list[Frame]:
+        """The segments of TCP among `frames`."""
+        return [frame for frame in self.frames if frame.protocol == TCP]
+
+    @property
+    def icmp(self) -> list[Frame]:
+        """The messages of ICMP and ICMPv6 among `frames`, but for neighbour and router discovery."""
+        return [frame for frame in self.frames if frame.protocol == ICMP]
+
+    @property
+    def forgotten(self) -> int:
+        """How many frames were captured before those that are kept."""
+        return self._frames.forgotten + self._taker.history.forgotten
+
+    def wait_for(self, predicate: Predicate, timeout: float = 5.0) -> Frame:
+        """Return the first captured frame that is meant; wait until there is one.
+
+        :param predicate: returns whether a `Frame` is meant.
+        :param timeout: seconds.
+        :raises AssertionError: if there is none by then, with a table of what was captured.
+        """
+        __tracebackhide__ = True  # pytest shows the caller's line
+        until = time.monotonic() + timeout
+        self._update()
+        frames = self._frames.since()
+        while True:
+            for frame in frames:
+                if predicate(frame):
+                    return frame
+            left = until - time.monotonic()
+            if left <= 0 or self._taker.closed:
+                raise AssertionError(f"no such frame was captured within {timeout} s; what was:\n{self}")
+            self._here.call(partial(self._taker.wait, self._next, left))
+            frames = self._update()
+
+    def _update(self) -> list[Frame]:
+        """Parse what is new, and return it."""
+        if self._selection and self._selection.error:
+            raise self._selection.error
+        records = self._here.call(self._since)
+        fresh: list[Frame] = []
+        for turn in in_turns(self._here, records):
+            for record in turn:
+                fresh += record.parsed()
+        for frame in fresh:
+            self._frames.add(frame, 1, frame.size)
+        return fresh
+
+    def _since(self) -> list[Record]:
+        taker = self._taker
+        if not taker.closed:
+            settle(self._link, self._recorder)
+        records, self._next = taker.history.since(self._next), taker.history.number
+        return records
+
+
+def capture(here: Runtime, proxy: Proxy, path: str | None, given: str | Predicate | None) -> Capture:
+    """Begin what `Connection.capture` returns; see there for the parameters.
+
+    :raises ConfigurationError: if the filter makes no sense, or nothing crosses a link here.
+    :raises PlatformError: if the file cannot be opened or written.
+    """
+    _, recorder = link_of(proxy)
+    selection = None if given is None else read_filter(given)
+
+    def begin() -> Taker:
+        file = CaptureFile(path, proxy.counters, ORIGIN).interface(recorder.name) if path is not None else None
+        taker = Taker(selection, file)
+        recorder.add(taker)
+        return taker
+
+    return Capture(here, proxy, here.call(begin), selection, path)
+
+
+def save(here: Runtime, history: History, proxy: Proxy | None, path: str) -> None:
+    """Write what was recorded to a capture file; see `Connection.save`.
+
+    :param proxy: whose link is recorded still, None if none is.
+    :raises PlatformError: if the file cannot be opened or written.
+    """
+    counters = Counters()
+    records = recorded(here, history, proxy)
+    file = CaptureFile(path, counters, ORIGIN).interface(history.name)
+    try:
+        for turn in in_turns(here, records):
+            file.take(turn)
+    finally:
+        file.close()
+    if counters.drops:
+        raise PlatformError(f"{ORIGIN} {path}: not all frames could be written", "make room for them")
+
+
+def link_of(proxy: Proxy) -> tuple[Tap | Stream, Recorder]:
+    """Return a proxy's link, and what records it.
+
+    :raises ConfigurationError: if it has none.
+    """
+    if proxy.link is None or proxy.recorder is None:
+        raise ConfigurationError("nothing crosses a link here", "leave --splice-only out")
+    return proxy.link, proxy.recorder
+
+
+def recorded(here: Runtime, history: History, proxy: Proxy | None) -> list[Record]:
+    """Return what was recorded by now.
+
+    :param proxy: whose link is recorded still, None if none is.
+    """
+
+    def look() -> list[Record]:
+        if proxy and proxy.link and proxy.recorder:
+            settle(proxy.link, proxy.recorder)
+        return history.since()
+
+    return here.call(look)
+
+
+def settle(link: Tap | Stream, recorder: Recorder) -> None:
+    """Let the frames be read that the guest has sent by now, and hand over what was recorded; called on the hub."""
+    for _ in range(SETTLE_TURNS):
+        gevent.sleep(TURN_SECONDS)
+        if not link.unread():
+            break
+    recorder.flush()
+
+
+def in_turns(here: Runtime, records: Sequence[Record]) -> Iterator[Sequence[Record]]:
+    """Yield parts of some records, between which others on the caller's hub have their turn."""
+    start = frames = 0
+    for end, record in enumerate(records, 1):
+        frames += record.count
+        if frames >= FRAMES_PER_TURN:
+            yield records[start:end]
+            here.breathe()
+            start, frames = end, 0
+    yield records[start:]
