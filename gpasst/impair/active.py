@@ -31,7 +31,9 @@ class ActiveRule(Holder):
     """
 
     def __init__(self, rule: Rule, seed: int, towards: str) -> None:
-        super().__init__(rule.rate, rule.queue or ORDINARY, FateLog(text(replace(rule, seed=seed)), towards))
+        super().__init__(
+            rule.rate, rule.queue or ORDINARY, rule.in_order, FateLog(text(replace(rule, seed=seed)), towards)
+        )
         self.rule = rule
         self.seed = seed
         self.hits = 0
@@ -41,7 +43,8 @@ class ActiveRule(Holder):
         self._steady = self._chooser.steady
         self._alike = not (self._matcher.picks or rule.mtu)
         self._changes = bool(rule.corrupt or rule.mark or rule.rebind)
-        self._wait: Steps = ((self, WAIT, rule.delay),) if rule.delay else ()
+        self._waits = bool(rule.in_order and (rule.jitter or rule.delays))
+        self._wait: Steps = ((self, WAIT, rule.delay),) if rule.delay or self._waits else ()
         self._simple = self.queue is None and not rule.gap
         self._lost = treatment_of_lost(rule)
         self._too_long = treatment_of_long(rule)
@@ -142,4 +145,4 @@ class ActiveRule(Holder):
             steps = ((self, BEHIND, n + fate.place) if fate.place else (self, PASSING, offset),)
         if self.queue is not None:
             steps = (*steps, (self, QUEUE, offset))
-        return (*steps, (self, WAIT, fate.delay)) if fate.delay else steps
+        return (*steps, (self, WAIT, fate.delay)) if fate.delay or self._waits else steps

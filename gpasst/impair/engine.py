@@ -184,7 +184,10 @@ class Engine:
             elif not (part.order or self._hold(part)):
                 self._lose(part, _HELD_FULL, actions)
             elif kind == WAIT:
-                self._push(at + number / SECOND, part)
+                due = at + number / SECOND
+                if active.latest is not None:
+                    due = active.latest = max(due, active.latest)
+                self._push(due, part)
             elif kind == QUEUE:
                 self._enter(active, part, at, actions)
             else:

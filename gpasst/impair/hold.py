@@ -165,15 +165,18 @@ class Holder:
 
     :param rate: bits a second, 0 for no limit.
     :param limit: what may wait for it.
+    :param in_order: whether no frame overtakes another.
     :param log: the log of fates.
     :ivar log: what happened to the frames that it has matched.
     :ivar removed: whether the rule has ended.
     :ivar queue: what waits for its rate, None without one.
+    :ivar latest: when the last frame ends its wait, of a rule that lets none overtake; None for other rules.
     :ivar behind: what lets others pass: the number of the frame that is the last of these, the part, and its step.
     """
 
-    def __init__(self, rate: int, limit: Queue, log: FateLog) -> None:
+    def __init__(self, rate: int, limit: Queue, in_order: bool, log: FateLog) -> None:
         self.log = log
         self.removed = False
         self.queue = RateQueue(rate, limit) if rate else None
+        self.latest = 0.0 if in_order else None
         self.behind: deque[tuple[int, Part, int]] = deque()

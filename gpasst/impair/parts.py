@@ -241,6 +241,15 @@ def _read_distribution(text: str) -> Fields:
     return {"delays": delays}
 
 
+def _read_reorder(text: str) -> Fields:
+    probability = parse_probability(text)
+    return {"reorder": probability, "in_order": not probability}
+
+
+def _show_reorder(rule: Rule) -> str:
+    return show_probability(rule.reorder) if rule.reorder or rule.in_order else ""
+
+
 def _read_with_word(word: str, field: str, flag: str) -> Callable[[str], Fields]:
     """Return a reader of a probability, of a word, or of a word and a probability; the word alone means always."""
 
@@ -327,7 +336,7 @@ EFFECTS: Final = (
         lambda rule: rule.distribution or ",".join(map(show_time, rule.delays)),
         unit="s",
     ),
-    _number("reorder", parse_probability, show_probability),
+    Part("reorder", _read_reorder, _show_reorder),
     _number("gap", lambda text: parse_count(text, 1, GAP_MAXIMUM), str),
     _number("duplicate", parse_probability, show_probability),
     Part("corrupt", _read_with_word(_PAYLOAD, "corrupt", _PAYLOAD), _show_corrupt),

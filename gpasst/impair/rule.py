@@ -81,6 +81,7 @@ class Rule:
     :ivar distribution: how it varies, a name in `gpasst.impair.chance`; empty for uniformly.
     :ivar delays: delays that were measured, in microseconds, of which each frame has one.
     :ivar reorder: probability that a frame changes its place.
+    :ivar in_order: whether no frame overtakes another, however its delay varies.
     :ivar gap: frames that such a frame lets pass before it; 0 for one that leaves without delay.
     :ivar duplicate: probability that a frame crosses twice.
     :ivar corrupt: probability that one bit of a frame is flipped.
@@ -117,6 +118,7 @@ class Rule:
     distribution: str = ""
     delays: tuple[int, ...] = ()
     reorder: int = 0
+    in_order: bool = False
     gap: int = 0
     duplicate: int = 0
     corrupt: int = 0

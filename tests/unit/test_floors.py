@@ -34,6 +34,7 @@ PURE = sorted(
             "linux",
             "records",
             "values",
+            "weather",
         )
     ]
     + [

@@ -116,6 +116,14 @@ def test_jitter_lets_frames_overtake() -> None:
     assert set(left) == set(range(1, 11))
 
 
+def test_without_reordering_late_frames_hold_up_those_behind_them() -> None:
+    strict = engine_of("distribution 10ms,0s reorder 0%")
+    assert offered(strict, 10) == []
+    left = drained(strict)
+    assert [item for _, item in left] == list(range(1, 11))
+    assert left[-1][0] == 0.01
+
+
 def test_a_rule_that_ends_lets_go_in_order() -> None:
     engine = engine_of("delay 20ms")
     offered(engine, 3)

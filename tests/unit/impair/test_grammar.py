@@ -44,6 +44,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("reorder 10% gap 3", "", {"reorder": 0.1, "gap": 3}),
     ("reorder 10%", "reorder 10% gap 1", {"reorder": 0.1}),
     ("reorder 10% delay 20ms", "delay 20ms reorder 10%", {"reorder": 0.1, "delay": "20ms"}),
+    ("reorder 0 delay 20ms±5ms", "delay 20ms±5ms reorder 0%", {"delay": "20ms±5ms", "reorder": 0}),
     ("duplicate 1%", "", {"duplicate": 0.01}),
     ("corrupt 1%", "", {"corrupt": 0.01}),
     ("corrupt payload", "", {"corrupt": "payload"}),
