@@ -110,7 +110,9 @@ def test_a_forward_reaches_the_command() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_everything_within_a_second(number: signal.Signals) -> None:
-    command = [*GPASST, "pasta", "--config-net", "--", "sh", "-c", "echo up; exec sleep 1000"]
+    # A shell catches SIGINT until it has executed its command, and forgets it then.
+    sleeps = "import signal, time; signal.signal(2, signal.SIG_DFL); print('up', flush=True); time.sleep(1000)"
+    command = [*GPASST, "pasta", *AS_ROOT, "--config-net", "--", sys.executable, "-c", sleeps]
     with started(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as program:
         assert program.stdout is not None and program.stdout.readline() == "up\n"
         assert len(members(program.pid)) >= 3
