@@ -51,6 +51,7 @@ class Session:
         :raises PlatformError: if something else is in the way, such as a port that is taken.
         """
         fields.setdefault("config_net", not fields.get("splice_only", False))
+        fields.setdefault("record", True)
         runas = fields.pop("runas", None)
         net = Pasta(runas=runas, **self._captured(fields))
         try:
@@ -70,6 +71,7 @@ class Session:
         """
         from gpasst.api.passt import Passt
 
+        fields.setdefault("record", True)
         if "fd" not in fields and "socket" not in fields:
             folder = self._closing.enter_context(tempfile.TemporaryDirectory(prefix="gpasst-"))
             fields["socket"] = os.path.join(folder, "guest.socket")
