@@ -75,6 +75,13 @@ def options(mode: str = "") -> dict[str, Option]:
     return {name: option for name, option in declared.items() if not mode or option.mode in ("", mode)}
 
 
+def check_weather(text: str) -> None:
+    """Refuse what is neither a rule of weather nor a profile's name; the grammar is loaded for that."""
+    from gpasst.weather import rules
+
+    rules(text)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything that shapes one connection between a guest and the host.
@@ -237,6 +244,13 @@ class Config:
     no_dhcpv6: bool = declare(False, "serve no DHCPv6", group="protocols")
 
     pcap: str | None = declare(None, "capture what crosses the tap", "FILE", "-p", group="operation")
+    impair: Sequence[str] = declare(
+        (),
+        "rule of weather, such as 'udp dport 53: delay 20ms', or a profile",
+        "RULE",
+        group="operation",
+        rule=check_weather,
+    )
     without: Sequence[str] = declare(
         (),
         f"do without a way to move many datagrams at once: {', '.join(NAMES)}",
@@ -285,6 +299,7 @@ class Config:
             ("userns", "netns_only"),
             ("pid", "netns"),
             ("no_splice", "splice_only"),
+            ("impair", "splice_only"),
             ("no_splice", "host_lo_to_ns_lo"),
             ("ipv4_only", "outbound_if6"),
             ("ipv6_only", "outbound_if4"),
@@ -293,24 +308,20 @@ class Config:
             ("dhcp_search", "no_dhcp_search"),
         ):
             if all(getattr(self, name) != defaults[name] for name in (one, other)):
-                raise ConfigurationError(
-                    f"{long_option(one)} and {long_option(other)} exclude each other", "give only one of them"
-                )
+                excluded = f"{long_option(one)} and {long_option(other)} exclude each other"
+                raise ConfigurationError(excluded, "give only one of them")
         for name in ("no_copy_addrs", "no_copy_routes"):
             if getattr(self, name) and not self.config_net:
-                raise ConfigurationError(
-                    f"{long_option(name)} is about what --config-net copies", "add --config-net, or leave it out"
-                )
+                about = f"{long_option(name)} is about what --config-net copies"
+                raise ConfigurationError(about, "add --config-net, or leave it out")
         if self.netmask is not None and any("/" in value and ":" not in value for value in self.address):
             raise ConfigurationError(
                 f"--netmask {self.netmask} and an --address with a prefix length exclude each other",
                 "give only one of them",
             )
         if self.splice_only and self.pcap is not None:
-            raise ConfigurationError(
-                f"--pcap {shown(self.pcap)} would stay empty: --splice-only makes no tap to capture from",
-                "give only one of them",
-            )
+            empty = f"--pcap {shown(self.pcap)} would stay empty: --splice-only makes no tap to capture from"
+            raise ConfigurationError(empty, "give only one of them")
         if self.userns is not None and self.creates_namespace:
             raise ConfigurationError(
                 f"--userns {shown(self.userns)} is of no use to a new network namespace, which gets a new one",

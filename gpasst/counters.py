@@ -84,6 +84,10 @@ IGNORED = frozenset((Drop.SERVICE, Drop.DISCOVERY, Drop.MEMBERSHIP))
 """What kernels and address clients send by themselves in every network: no loss of anybody's, so counted apart."""
 
 
+WEATHER = frozenset((Drop.IMPAIRED, Drop.IMPAIRMENT_QUEUE, Drop.CHECKSUM))
+"""What rules of weather have taken away, as they were asked to."""
+
+
 @dataclass(frozen=True, slots=True)
 class Statistics:
     """A snapshot of one proxy's counters.

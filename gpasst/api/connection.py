@@ -12,9 +12,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gpasst import runtime
+from gpasst.api.impairable import Impairable
 from gpasst.api.observed import Observed
 from gpasst.config import Config, given_fields
-from gpasst.counters import Drop, Statistics
+from gpasst.counters import WEATHER, Drop, Statistics
 from gpasst.errors import ConfigurationError
 from gpasst.flow.network import GuestNetwork
 from gpasst.flow.record import Flow, Forward
@@ -39,7 +40,7 @@ PORTS_NAMED = 10  # in a message
 log = logging.getLogger(__name__)
 
 
-class Connection(Observed):
+class Connection(Impairable, Observed):
     """The base of `Pasta` and `Passt`.
 
     :param config: the options.
@@ -118,7 +119,10 @@ class Connection(Observed):
         """Open, unless that fails or `close` is called while others run."""
         try:
             self._open(here)
+            if self.config.impair:
+                report(*self._impair_at_once())
         except BaseException:
+            self._close()
             self._runtime = None
             raise
         if self._runtime is None:
@@ -212,13 +216,15 @@ class Connection(Observed):
         self._call(remove)
 
     def assert_no_drops(self, allow: Iterable[Drop] = ()) -> None:
-        """Check that nothing was dropped; what every guest sends by itself counts as ignored, not as dropped.
+        """Check that nothing was dropped but what weather was asked to take.
+
+        What every guest sends by itself counts as ignored, not as dropped.
 
         :param allow: reasons that are no fault.
         :raises AssertionError: naming each other reason, and how often it was one.
         """
         __tracebackhide__ = True  # pytest shows the caller's line
-        allowed = {reason.value for reason in allow}
+        allowed = {reason.value for reason in (*allow, *WEATHER)}
         drops = sorted(item for item in self.statistics().drops.items() if item[0] not in allowed)
         if drops:
             listed = ", ".join(f"{count} {reason}" for reason, count in drops)
@@ -306,17 +312,6 @@ class Connection(Observed):
     def network(self) -> GuestNetwork:
         """The guest's network."""
         return self._opened().network
-
-    def _call(self, function: Callable[[Proxy], T]) -> T:
-        """Call `function` with the proxy, on its hub."""
-        proxy = self._opened()
-        assert self._runtime is not None
-        return self._runtime.call(lambda: function(proxy))
-
-    def _opened(self) -> Proxy:
-        if self._proxy is None:
-            raise ConfigurationError(f"this {type(self).__name__} is not open", "use it inside its with statement")
-        return self._proxy
 
 
 def report(*notes: str) -> None:

@@ -95,6 +95,12 @@ class FateLog:
     def __iter__(self) -> Iterator[Line]:
         return (line for _, line in self.last())
 
+    def copy(self) -> FateLog:
+        """Return a log of the same, to which nothing is added."""
+        made = FateLog(self.rule, self.towards)
+        made._entries, made._frames = self._entries.copy(), self._frames
+        return made
+
     def __len__(self) -> int:
         return min(self._frames, LOG_FRAMES)
 

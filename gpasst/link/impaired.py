@@ -19,6 +19,7 @@ was changed so.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
@@ -27,6 +28,7 @@ from gpasst.impair.action import PASS, Action, Answer
 from gpasst.impair.active import ActiveRule
 from gpasst.impair.engine import Engine
 from gpasst.impair.facts import Flow, Run
+from gpasst.impair.log import FateLog
 from gpasst.impair.rule import Rule
 from gpasst.link.flows import Flows
 from gpasst.link.held import Item
@@ -40,6 +42,8 @@ TO_HOST: Final = "host"
 TURN_SECONDS = 0.0005  # of releasing, after which others have their turn
 ACTIONS_PER_LOOK = 16  # at the clock
 ANSWERS_WAITING = 256  # to be given in one turn; more are not given
+
+LOGS_KEPT = 16  # of rules that have ended
 
 _GSO_TYPE = VIRTIO_NET_CODEC.offset("gso_type")
 
@@ -118,6 +122,8 @@ class Impaired:
         self._write_run, self._write_bare, self._write_frame = link.write_run, link.write_bare, link.write_frame
         self._flows = Flows()
         self._up, self._down = Engine(TO_GUEST), Engine(TO_HOST)
+        self._ended: deque[FateLog] = deque(maxlen=LOGS_KEPT)
+        self._closed = False
         self._diverts = False
         self._deadline: Deadline | None = None
         self._answering: list[Callable[[], None]] = []
@@ -135,15 +141,23 @@ class Impaired:
     def remove(self, rules: Iterable[ActiveRule]) -> None:
         """End rules. What they hold leaves at once, in order; those that have ended are ignored."""
         for rule in rules:
+            if not rule.removed:
+                self._ended.append(rule.log)
             for engine in (self._up, self._down):
                 engine.remove(rule)
         self._release(self._clock())
 
+    def after(self, seconds: float, change: Callable[[], None]) -> None:
+        """Call a function once, after so many seconds, unless this is closed before."""
+        self._at(self._clock() + seconds, lambda _: None if self._closed else change())
+
+    def logs(self) -> list[FateLog]:
+        """Return the logs of the rules in force, and of the last that have ended."""
+        return [*self._ended, *(rule.log for engine in (self._up, self._down) for rule in engine.rules)]
+
     def close(self) -> None:
         """End all rules, and forget what is held."""
-        for engine in (self._up, self._down):
-            for rule in list(engine.rules):
-                engine.remove(rule)
+        self._closed = True
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None

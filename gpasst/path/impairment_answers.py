@@ -33,7 +33,8 @@ from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.path.icmp_to_sender import IcmpToSender
 from gpasst.path.tcp_frames import TcpFrames
 from gpasst.path.tcp_sockets import TcpSockets
-from gpasst.tcp.reset import reset
+from gpasst.tcp.connection import Connection
+from gpasst.tcp.reset import reset, reset_instead
 from gpasst.tcp.segment import parse
 from gpasst.tcp.table import ConnectionTable
 from gpasst.udp.nat import UdpNat
@@ -87,7 +88,9 @@ class ImpairmentAnswers:
     def rebind(self, flow: Flow, to_guest: bool) -> None:
         """Let the host's end of a flow have another port from now on."""
         if flow.protocol == TCP:
-            self._end(flow, to_guest)
+            if found := self._connection(flow, to_guest):
+                connection, sockets = found
+                sockets.end(connection)
         elif flow.protocol == UDP and flow.family in self._nat.tables:
             peer = self._nat.tables[flow.family].down.get(_key(flow, to_guest))
             try:
@@ -96,21 +99,26 @@ class ImpairmentAnswers:
             except PacketError as error:
                 self._counters.drop(error.reason)
 
-    def _end(self, flow: Flow, to_guest: bool) -> bool:
-        """Reset the connection of a flow on both sides; return whether there is one."""
+    def _connection(self, flow: Flow, to_guest: bool) -> tuple[Connection, TcpSockets] | None:
+        """Return the connection of a flow, and what ends it; None if there is none."""
         if self._tcp is None:
-            return False
+            return None
         table, sockets, _ = self._tcp
         connection = table.by_key.get(_key(flow, to_guest))
-        if connection is None:
-            return False
-        sockets.end(connection)
-        return True
+        return (connection, sockets) if connection is not None else None
 
     def _reset(self, flow: Flow, to_guest: bool, frame: bytes) -> None:
-        if flow.protocol != TCP or self._end(flow, to_guest) or to_guest:
+        """Reset the connection of a segment on both sides, or answer a segment of none.
+
+        :raises PacketError: if the segment is malformed.
+        """
+        if flow.protocol != TCP:
             return
-        answer = reset(parse_ip(memoryview(frame)), self._guest.mac, self._guest.network.host_mac)
+        if found := self._connection(flow, to_guest):
+            connection, sockets = found
+            sockets.drop(connection)
+        make = reset_instead if to_guest else reset
+        answer = make(parse_ip(memoryview(frame)), self._guest.mac, self._guest.network.host_mac)
         if answer is not None:
             self._link.write_frame(answer)
 

@@ -43,6 +43,7 @@ from gpasst.proxy.timers import Timers
 
 if TYPE_CHECKING:
     from gpasst.capture.history import History
+    from gpasst.impair.log import FateLog
     from gpasst.link.impaired import Impaired
     from gpasst.proxy.served import Served
 
@@ -216,16 +217,22 @@ class Proxy:
         """Text of the newest errors of services' handlers, with their tracebacks."""
         return tuple(self._served.errors) if self._served else ()
 
-    def impaired(self) -> Impaired | None:
-        """Return the weather of the link, made when it is first asked for; None with ``--splice-only``."""
-        if self._impaired is None and self.link and self._inside:
+    def impaired(self) -> Impaired:
+        """Return the weather of the link, where there is one; it is made when it is first asked for."""
+        if self._impaired is None:
             from gpasst.proxy.build_impaired import build_impaired
 
+            assert self.link is not None
+            assert self._inside is not None
             self._impaired = build_impaired(
                 self._base, self.link, self._inside.reader, self.udp, self._icmp, self.tcp, self._timers
             )
             self._closing.callback(self._impaired.close)
         return self._impaired
+
+    def fates(self) -> list[FateLog]:
+        """Return the logs of what weather did."""
+        return self._impaired.logs() if self._impaired else []
 
     def statistics(self) -> Statistics:
         """Freeze the counters."""

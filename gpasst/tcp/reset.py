@@ -1,6 +1,5 @@
-"""The reset with which a closed port answers a TCP segment (RFC 9293, section 3.10.7.1).
-
-It answers segments of no connection.
+"""Resets for the guest: the answer of a closed port to a segment of no connection (RFC 9293, section 3.10.7.1), and the
+reset that takes the place of a segment.
 """
 
 from __future__ import annotations
@@ -37,5 +36,28 @@ def reset(packet: Packet, guest_mac: bytes, host_mac: bytes) -> bytes | None:
         window=0,
     )
     source, destination = packet.destination, packet.source
+    complete = with_checksum(header, TCP_CODEC.offset("checksum"), source, destination, PROTOCOL_TCP)
+    return wrap(guest_mac, host_mac, source, destination, PROTOCOL_TCP, complete)
+
+
+def reset_instead(packet: Packet, guest_mac: bytes, host_mac: bytes) -> bytes | None:
+    """Build the reset that the guest gets instead of a segment: it has the number that the guest expects.
+
+    No other one is taken at once (RFC 5961, section 3.2).
+
+    :param packet: a packet to the guest with the segment; the other parameters, the result and errors as of `reset`.
+    """
+    segment = TCP_CODEC.parse(packet.payload, Drop.MALFORMED_TCP)
+    if segment["flags"] & TCP_RST:
+        return None
+    header = TCP_CODEC.pack(
+        source=segment["source"],
+        destination=segment["destination"],
+        sequence=segment["sequence"],
+        acknowledgement=segment["acknowledgement"],
+        flags=TCP_RST | segment["flags"] & TCP_ACK,
+        window=0,
+    )
+    source, destination = packet.source, packet.destination
     complete = with_checksum(header, TCP_CODEC.offset("checksum"), source, destination, PROTOCOL_TCP)
     return wrap(guest_mac, host_mac, source, destination, PROTOCOL_TCP, complete)

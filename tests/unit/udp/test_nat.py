@@ -561,3 +561,26 @@ def test_active_ports_are_those_of_forwards_and_of_flows_that_move() -> None:
     peer = host.down(33002, SERVER4, 53)
     table.activity[peer.byte] |= peer.bit
     assert host.path.active_ports(10) == [5001, 33002]
+
+
+def test_a_rebinding_exchanges_the_socket_under_all_peers() -> None:
+    host = Host()
+    first, second = host.down(EPHEMERAL, SERVER4, 53), host.down(EPHEMERAL, RESOLVER4, 53)
+    old = first.udp_socket
+    before, keys = old.port, set(old.peers)
+    host.path.rebind(first.mapping)
+    new = first.udp_socket
+    assert second.udp_socket is new is first.mapping.sockets[0]
+    assert new.port != before
+    assert set(new.peers) == keys
+    assert (old.peers, old.mapping, old.socket) == ({}, None, None)
+    assert first.sender is None
+    assert host.answer(first) is first
+
+
+def test_a_forwarded_port_is_not_rebound() -> None:
+    host = Host()
+    listener = host.listen(5000, 7000)
+    peer = host.up(listener, SERVER4, 40000)
+    host.path.rebind(peer.mapping)
+    assert peer.udp_socket is listener

@@ -1,0 +1,113 @@
+"""What `Connection` offers of weather, and how it reaches its proxy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from gpasst import runtime
+from gpasst.config import Config
+from gpasst.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from gpasst.api.impairments import Impairment, Schedule, Weather
+    from gpasst.impair.rule import Rule
+    from gpasst.proxy.proxy import Proxy
+
+T = TypeVar("T")
+W = TypeVar("W", bound="Impairment")
+
+
+class Impairable:
+    """The base of `gpasst.api.connection.Connection`: a proxy while it is open, whose link may have weather.
+
+    :ivar config: the options.
+    """
+
+    mode = ""
+    config: Config
+    _runtime: runtime.Runtime | None
+    _proxy: Proxy | None
+
+    def impair(self, weather: Weather | None = None, /, **parts: Any) -> Impairment:
+        """Let weather act on what crosses the guest's interface, until `remove` or the end of the connection.
+
+        ::
+
+            with net.impair("to guest udp sport 53: loss 30% seed 7") as rule:
+                ...
+            with net.impair(to="guest", protocol="udp", sport=53, loss=0.3, seed=7): ...
+            net.impair(gpasst.weather.CAFE_WIFI)
+
+        :param weather: rules, as text or as a profile; None for one rule in keywords.
+        :param parts: the parts of a rule (docs/weather.md); of other weather its ``seed`` alone.
+        :return: the rules in force, which a ``with`` statement ends.
+        :raises ConfigurationError: naming the part that is wrong, and the remedy.
+        """
+        from gpasst.api.impairments import Impairment, chosen, rules_of
+
+        rules = rules_of(weather, parts)
+        return self._start_weather(Impairment(self._call_open, rules, chosen()), rules)
+
+    def weather(self, schedule: Iterable[tuple[float, Weather]]) -> Schedule:
+        """Let weather change with time, until `remove` or the end of the connection.
+
+        ::
+
+            net.weather([(0, CLEAR), (2.0, PARTITION), (5.0, CLEAR)])
+
+        :param schedule: seconds from now on, and the weather that is in force from then on, as `impair` takes it.
+        :return: the schedule, which a ``with`` statement ends.
+        :raises ConfigurationError: naming what is wrong, and the remedy.
+        """
+        from gpasst.api.impairments import Schedule, chosen, steps_of
+
+        steps = steps_of(schedule)
+        rules = [rule for _, rules in steps for rule in rules]
+        return self._start_weather(Schedule(self._call_open, steps, chosen()), rules)
+
+    def fates(self, last: int = 20) -> list[str]:
+        """Return what weather did last, a line for each frame, the newest last.
+
+        :param last: lines at most.
+        """
+        from gpasst.impair.log import latest
+
+        return self._call(lambda proxy: latest(proxy.fates(), last))
+
+    def _start_weather(self, made: W, rules: Iterable[Rule]) -> W:
+        from gpasst.api.impairments import check
+
+        check(self.config, self._splices, rules)
+        self._call(lambda proxy: made.start(proxy.impaired()))
+        return made
+
+    def _impair_at_once(self) -> list[str]:
+        """Put the rules of the options in force, on the proxy's hub; return what they are, with their seeds."""
+        from gpasst.api.impairments import Impairment, check, chosen, rules_of
+
+        rules = rules_of(self.config.impair, {})
+        check(self.config, self._splices, rules)
+        made = Impairment(self._call_open, rules, chosen())
+        made.start(self._opened().impaired())
+        return [f"impairment: {rule}" for rule in made.rules]
+
+    @property
+    def _splices(self) -> bool:
+        """Whether loopback traffic passes by the link."""
+        return self.mode == "pasta" and not self.config.no_splice
+
+    def _call(self, function: Callable[[Proxy], T]) -> T:
+        """Call `function` with the proxy, on its hub."""
+        proxy = self._opened()
+        assert self._runtime is not None
+        return self._runtime.call(lambda: function(proxy))
+
+    def _call_open(self, function: Callable[[Proxy], T]) -> T | None:
+        """Call `function` with the proxy, on its hub, if the connection is open."""
+        return self._call(function) if self._proxy is not None and self._runtime is not None else None
+
+    def _opened(self) -> Proxy:
+        if self._proxy is None:
+            raise ConfigurationError(f"this {type(self).__name__} is not open", "use it inside its with statement")
+        return self._proxy
