@@ -7,7 +7,9 @@ in the stash of its item, since the report of a failed test is made while that i
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -66,13 +68,15 @@ def pytest_runtest_makereport(
 def _gpasst_session(request: pytest.FixtureRequest) -> Iterator[Session]:
     """Everything that the test has open."""
     from gpasst.api.seed import random_seed
-    from gpasst.testing.session import Session
+
+    with _unchanged():
+        from gpasst.testing.session import Session
 
     config = request.config
     if _seed not in config.stash:
         _choose_seed(config, random_seed())
     folder = config.getoption("gpasst_pcap") or config.getoption("gpasst_pcap_on_failure")
-    session = request.node.stash[_session] = Session(request.node.nodeid, folder)
+    session = request.node.stash[_session] = Session(request.node.nodeid, folder, _unchanged)
     yield session
     session.close()
 
@@ -96,6 +100,21 @@ def gpasst_pasta(_gpasst_session: Session) -> Pasta:
 def gpasst_passt(_gpasst_session: Session) -> Passt:
     """The network of a virtual machine, whose qemu takes `gpasst_passt.qemu_options`; closed after the test."""
     return _gpasst_session.passt()
+
+
+@contextmanager
+def _unchanged() -> Iterator[None]:
+    """Import modules as they are.
+
+    pytest rewrites the assertions of every module of a package that has a plugin, which takes a second for all of
+    gpasst where the result cannot be kept.
+    """
+    found = list(sys.meta_path)
+    sys.meta_path[:] = [finder for finder in found if type(finder).__name__ != "AssertionRewritingHook"]
+    try:
+        yield
+    finally:
+        sys.meta_path[:] = found
 
 
 def _choose_seed(config: pytest.Config, seed: int) -> None:

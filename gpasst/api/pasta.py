@@ -79,7 +79,8 @@ class Pasta(Connection):
     def _open(self, here: runtime.Runtime) -> None:
         config = self.config
         helper = here.helper()
-        facts = helper.facts(wait_read)
+        # A program that is gpasst alone has started the helper early, and imports while the namespace is made.
+        facts = helper.facts(wait_read if here.polls else _wait_busily)
         network = build_network(config, facts, parse_resolver_file(read_text(RESOLVER_FILE)))
         namespace = helper.open(_request(config, network, self._runas), _wait_busily)
         report(*network.notes, *namespace.notes)
@@ -128,10 +129,16 @@ class Pasta(Connection):
         :raises FileNotFoundError: if there is no such program.
         :raises PermissionError: if none of its name may be executed.
         """
-        import subprocess
+        here = runtime.current()
+        if here.polls and here is self._runtime:
+            # The proxy runs on this thread's hub, so nothing here may block it.
+            from gevent.subprocess import run
+        else:
+            from subprocess import run
 
         command, options = self._command(args, options)
-        return subprocess.run(command, **options)  # check is the caller's
+        done: subprocess.CompletedProcess[Any] = run(command, **options)  # check is the caller's
+        return done
 
     def popen(self, args: Sequence[str] | str, *, init: bool = False, **options: Any) -> subprocess.Popen[Any]:
         """Start a program in the namespace, as `subprocess.Popen` does; closing the namespace ends it.
@@ -259,7 +266,7 @@ class Pasta(Connection):
 
 
 def _wait_busily(descriptor: int) -> None:
-    """Wait for the helper's answer, and import meanwhile what comes next: making a namespace takes as long as that."""
+    """Wait for the helper's answer, and import meanwhile what comes next: its start or a namespace takes as long."""
     importlib.import_module("gpasst.proxy.proxy")
     wait_read(descriptor)
 

@@ -11,7 +11,8 @@ import hashlib
 import os
 import re
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gpasst.api.connection import Connection
@@ -33,14 +34,18 @@ class Session:
 
     :param name: the test's name; the names of its capture files begin with it.
     :param folder: folder for its captures, None for no captures; it is made if it does not exist.
+    :param importing: stands around the first opening of a connection, which imports what it needs.
     """
 
-    def __init__(self, name: str, folder: str | None) -> None:
+    def __init__(
+        self, name: str, folder: str | None, importing: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
         self._name = _file_name(name, os.environ.get(WORKER, ""))
         self._folder = folder
         self._closing = ExitStack()
         self._opened: list[Connection] = []
         self._captures: list[str] = []
+        self._importing = importing
 
     def pasta(self, **fields: Any) -> Pasta:
         """Open a namespace, which is configured unless `fields` say otherwise.
@@ -102,12 +107,18 @@ class Session:
 
         parts = [f"seed {seed}: repeat with --gpasst-seed={seed}"]
         for number, connection in enumerate(self._opened, 1):
-            parts.append(describe(connection, f"{type(connection).__name__} {number}"))
+            name = f"{type(connection).__name__} {number}"
+            try:
+                parts.append(describe(connection, name))
+            except Exception as error:
+                # A proxy that the test has broken says nothing more; the report of the test is not to be lost with it.
+                parts.append(f"{name}: {error!r}")
         parts += [f"capture: {path}" for path in self._captures if os.path.exists(path)]
         return "\n".join(parts)
 
     def _open(self, connection: AnyConnection) -> AnyConnection:
-        self._closing.enter_context(connection)
+        with self._importing():
+            self._closing.enter_context(connection)
         self._opened.append(connection)
         return connection
 
@@ -116,7 +127,7 @@ class Session:
         if self._folder is None or fields.get("pcap") or fields.get("splice_only"):
             return fields
         os.makedirs(self._folder, exist_ok=True)
-        path = os.path.join(os.path.abspath(self._folder), f"{self._name}-{len(self._captures) + 1}.pcap")
+        path = os.path.join(os.path.abspath(self._folder), f"{self._name}-{len(self._captures) + 1}.pcapng")
         self._captures.append(path)
         return {**fields, "pcap": path}
 

@@ -35,6 +35,13 @@ def run_suite(folder: Path, text: str, *options: str) -> subprocess.CompletedPro
     return subprocess.CompletedProcess(suite.args, suite.returncode, output)
 
 
+def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run pytest in a folder."""
+    with _started(folder, *arguments) as suite:
+        output, _ = suite.communicate()
+    return subprocess.CompletedProcess(suite.args, suite.returncode, output)
+
+
 @contextmanager
 def started_suite(folder: Path, text: str, *options: str) -> Iterator[subprocess.Popen[str]]:
     """Start a suite that is one file, and kill what is left of it in the end, or when it takes too long.
@@ -42,8 +49,14 @@ def started_suite(folder: Path, text: str, *options: str) -> Iterator[subprocess
     :param folder: an empty folder for it.
     """
     (folder / "test_suite.py").write_text(text, encoding="utf-8")
+    with _started(folder, *options, "test_suite.py") as suite:
+        yield suite
+
+
+@contextmanager
+def _started(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
-        command(*options, "test_suite.py"),
+        command(*arguments),
         cwd=folder,
         env=environment(),
         stdin=subprocess.PIPE,
