@@ -11,17 +11,18 @@ from gpasst.flow.record import Flow, Forward
 from gpasst.records import fields
 
 FLOWS_SHOWN = 50
+FATES_SHOWN = 20
 
 
 def describe(connection: Connection, name: str) -> str:
-    """Return the forwards, counters and flows of a connection, one a line, and the errors of functions that serve.
+    """Return forwards, counters, flows and last fates of a connection, one a line, and errors of functions that serve.
 
     :param connection: an open one; of another one the reason is returned.
     :param name: its name in the report.
     """
     try:
         forwards, statistics, flows = connection.forwards, connection.statistics(), connection.flows()
-        errors = connection.handler_errors
+        fates, errors = connection.fates(FATES_SHOWN), connection.handler_errors
     except GpasstError as error:
         return f"{name}: {error}"
     lines = [f"{name}:"]
@@ -30,6 +31,7 @@ def describe(connection: Connection, name: str) -> str:
     lines += [f"  flow {_flow(flow)}" for flow in flows[:FLOWS_SHOWN]]
     if len(flows) > FLOWS_SHOWN:
         lines.append(f"  and {len(flows) - FLOWS_SHOWN} more flows")
+    lines += [f"  fate {fate}" for fate in fates]
     lines += [f"  {line}" for error in errors for line in error.splitlines()]
     return "\n".join(lines)
 

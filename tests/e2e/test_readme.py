@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.need import need
+from tests.support.suites import run_pytest
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 
@@ -20,10 +21,8 @@ PROGRAMS = re.findall(r"^```python\n(.*?)^```$", README.read_text(encoding="utf-
 def test_the_test_of_the_first_page(tmp_path: Path) -> None:
     need("curl")
     (program,) = (text for text in PROGRAMS if "def test_" in text)
-    file = tmp_path / "test_readme.py"
-    file.write_text(program, encoding="utf-8")
-    command = [sys.executable, "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    (tmp_path / "test_readme.py").write_text(program, encoding="utf-8")
+    done = run_pytest(tmp_path)
     assert (done.returncode, "1 passed" in done.stdout) == (0, True), done.stdout
 
 

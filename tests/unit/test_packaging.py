@@ -6,6 +6,8 @@ import re
 from configparser import ConfigParser
 from pathlib import Path
 
+from gpasst import pytest_plugin
+
 ROOT = Path(__file__).parent.parent.parent
 BOUND = re.compile(r"(?P<name>\w+) (?:>=|~=) (?P<version>[0-9.]+)")
 PIN = re.compile(r"(?P<name>\w+) == (?P<version>[0-9.]+)")
@@ -27,6 +29,11 @@ def versions(pattern: re.Pattern[str], requirements: str) -> dict[str, str]:
 def test_the_oldest_dependencies_are_those_that_are_tested() -> None:
     floor = versions(PIN, read("tox.ini")["testenv:floor"]["deps"])
     assert floor == versions(BOUND, read("setup.cfg")["options"]["install_requires"])
+
+
+def test_pytest_finds_the_plugin() -> None:
+    entries = read("setup.cfg")["options.entry_points"]
+    assert entries["pytest11"].split() == ["gpasst", "=", pytest_plugin.__name__]
 
 
 def test_the_page_links_to_nothing_that_an_index_lacks() -> None:
