@@ -3,6 +3,9 @@
 Theory of operation: pytest loads this module in every run of every project that gpasst is installed for, so it imports
 nothing but pytest; a fixture that is used imports the rest. What a test has open is a `gpasst.testing.session.Session`
 in the stash of its item, since the report of a failed test is made while that is still open.
+
+A test that is explored is a test for each seed, as if it had a parameter more; so each has fixtures of its own, a place
+in the reports, and a worker of pytest-xdist.
 """
 
 from __future__ import annotations
@@ -23,6 +26,10 @@ _session = pytest.StashKey["Session"]()
 _seed = pytest.StashKey[int]()
 _failed = pytest.StashKey[bool]()
 
+EXPLORED = "_gpasst_explored_seed"  # the parameter of a test that is explored
+SESSION = "_gpasst_session"  # the fixture behind all others
+SEEDS_SHOWN = 10  # of a test's seeds that fail
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare the options."""
@@ -30,6 +37,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--gpasst-pcap", metavar="DIR", help="capture the traffic of each fixture into a file in DIR")
     group.addoption("--gpasst-pcap-on-failure", metavar="DIR", help="the same, and delete the files of tests that pass")
     group.addoption("--gpasst-seed", metavar="N", type=int, help="seed of all weather that names none [random]")
+    group.addoption(
+        "--gpasst-explore",
+        metavar="N",
+        type=int,
+        help="run each test that uses a fixture of gpasst under N seeds, from --gpasst-seed or 0 on",
+    )
+    group.addoption(
+        "--gpasst-shrink",
+        action="store_true",
+        help="run a test that fails again, to find the smallest weather that it fails in",
+    )
     group.addoption(
         "--gpasst-require", action="store_true", help="fail a test that lacks a permission, instead of skipping it"
     )
@@ -42,6 +60,70 @@ def pytest_configure(config: pytest.Config) -> None:
         _choose_seed(config, seed)
     if config.getoption("gpasst_require"):
         _demand(config)
+    if config.getoption("gpasst_shrink"):
+        with _unchanged():
+            from gpasst.testing.rerun import Shrinker
+        config.pluginmanager.register(Shrinker(SESSION), "gpasst-shrink")
+    config.addinivalue_line("markers", "gpasst_explore(seeds): run the test under so many seeds of its weather")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make a test of each seed under which a test is explored."""
+    if SESSION not in metafunc.fixturenames:
+        return
+    marker = metafunc.definition.get_closest_marker("gpasst_explore")
+    count = metafunc.config.getoption("gpasst_explore")
+    if count is None and marker is not None:
+        count = _seeds(*marker.args, **marker.kwargs)
+    if count is not None:
+        first = metafunc.config.getoption("gpasst_seed") or 0
+        metafunc.fixturenames.append(EXPLORED)
+        seeds = range(first, first + count)
+        metafunc.parametrize(EXPLORED, seeds, ids=[f"seed {seed}" for seed in seeds], indirect=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Let a test that is explored have its seed, fixtures included."""
+    seed = _explored(item)
+    if seed is None:
+        return (yield)
+    from gpasst.api.seed import choose
+
+    before = item.config.stash.get(_seed, None)
+    item.config.stash[_seed] = seed
+    choose(seed)
+    item.user_properties.append((EXPLORED, seed))
+    try:
+        return (yield)
+    finally:
+        choose(before)
+        if before is None:
+            del item.config.stash[_seed]
+        else:
+            item.config.stash[_seed] = before
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show the seeds under which explored tests have failed."""
+    seeds: dict[str, list[int]] = {}
+    runs: dict[str, int] = {}
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, ()):
+            seed = dict(report.user_properties).get(EXPLORED)
+            if seed is not None and report.when == "call":
+                test = report.nodeid.replace(f"seed {seed}", "").replace("[]", "").replace("-]", "]")
+                runs[test] = runs.get(test, 0) + 1
+                if outcome == "failed":
+                    seeds.setdefault(test, []).append(seed)
+    if not seeds:
+        return
+    terminalreporter.section("gpasst: seeds that fail")
+    for test, found in seeds.items():
+        found.sort()
+        shown = ", ".join(map(str, found[:SEEDS_SHOWN])) + (", ..." if len(found) > SEEDS_SHOWN else "")
+        terminalreporter.line(f"{test}: {len(found)} of {runs[test]} seeds: {shown}")
+    terminalreporter.line("repeat one with --gpasst-explore=1 --gpasst-seed=SEED, and add --gpasst-shrink")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -82,6 +164,13 @@ def _gpasst_session(request: pytest.FixtureRequest) -> Iterator[Session]:
 
 
 @pytest.fixture
+def _gpasst_explored_seed(request: pytest.FixtureRequest) -> int:
+    """The seed that a test is explored under."""
+    seed: int = request.param
+    return seed
+
+
+@pytest.fixture
 def gpasst_factory(_gpasst_session: Session) -> Callable[..., Pasta]:
     """Open a namespace with each call, which takes the keywords of `gpasst.Pasta`; all are closed after the test.
 
@@ -115,6 +204,17 @@ def _unchanged() -> Iterator[None]:
         yield
     finally:
         sys.meta_path[:] = found
+
+
+def _seeds(seeds: int) -> int:
+    """Return what the marker `gpasst_explore` was given."""
+    return seeds
+
+
+def _explored(item: pytest.Item) -> int | None:
+    """Return the seed that a test is explored under, None if it is not."""
+    params: dict[str, int] = getattr(getattr(item, "callspec", None), "params", {})
+    return params.get(EXPLORED)
 
 
 def _choose_seed(config: pytest.Config, seed: int) -> None:

@@ -14,6 +14,7 @@ from operator import itemgetter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from gpasst.api import replay
 from gpasst.api import seed as seeds
 from gpasst.config import Config
 from gpasst.errors import ConfigurationError
@@ -254,7 +255,9 @@ def _loopback(named: str, spliced: bool) -> ConfigurationError:
 
 def enforce(impaired: Impaired, rules: Iterable[Rule]) -> list[ActiveRule]:
     """Put rules in force, in their order; return each once for each of its directions."""
-    return [active for rule in rules for active in impaired.add(rule, rule.seed or 0)]
+    added = [active for rule in rules for active in impaired.add(rule, rule.seed or 0)]
+    replay.enter(added)
+    return added
 
 
 def chosen() -> int:

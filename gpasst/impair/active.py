@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from gpasst.impair.action import Treatment
 from gpasst.impair.facts import Run
-from gpasst.impair.fate import Chooser, Fate, treatment_of_long, treatment_of_lost
+from gpasst.impair.fate import PASSES, Chooser, Fate, treatment_of_long, treatment_of_lost
 from gpasst.impair.grammar import essence, text
 from gpasst.impair.hold import BEHIND, ORDINARY, PASSING, QUEUE, WAIT, Holder, Part, Steps
 from gpasst.impair.log import FateLog
@@ -38,6 +39,7 @@ class ActiveRule(Holder):
         self.seed = seed
         self.hits = 0
         self._n = 0
+        self._forced: dict[int, Fate] | None = None
         self._matcher = Matcher(rule)
         self._chooser = Chooser(rule, f"{towards} {essence(rule)}", seed)
         self._steady = self._chooser.steady
@@ -55,6 +57,11 @@ class ActiveRule(Holder):
     def error(self) -> Exception | None:
         """What the rule's predicate has raised first, None if it has not; such frames do not match."""
         return self._matcher.error
+
+    def force(self, fates: Mapping[int, Fate]) -> None:
+        """Let frames of some numbers meet these fates, and all others pass, whatever chance says."""
+        self._forced = dict(fates)
+        self._alike = False
 
     def judge(self, part: Part, now: float, parts: list[Part]) -> None:
         """Decide about the frames of a part.
@@ -97,6 +104,8 @@ class ActiveRule(Holder):
         n = self._n
         if not self._matcher.selects(n):
             return _NOT_CHOSEN if self.rule.gap else None
+        if self._forced is not None:
+            return self._forced.get(n, PASSES)
         fate = self._chooser.fate(n)
         mtu = self.rule.mtu
         if mtu and not fate.lost and run.frame_bytes(index, index + 1) - _ETHERNET > mtu:
@@ -119,7 +128,7 @@ class ActiveRule(Holder):
         self.log.add(now, n, stop - first, fate, part.run, stop)
         part.open = self.rule.goes_on
         if fate.lost:
-            part.treatment = self._too_long if fate is self._long else self._lost
+            part.treatment = self._too_long if fate == self._long else self._lost
             part.steps, part.open = (), False
             return
         if self._changes:

@@ -69,8 +69,8 @@ class FateLog:
             while self._frames - entries[0][2] >= LOG_FRAMES:
                 self._frames -= entries.popleft()[2]
 
-    def last(self, most: int = LOG_FRAMES) -> Iterator[tuple[float, Line]]:
-        """Yield the time of each frame, in seconds of the engine's clock, and what happened to it.
+    def frames(self, most: int = LOG_FRAMES) -> Iterator[tuple[float, int, Fate, Flow, int]]:
+        """Yield time, number, fate, flow and bytes of each frame; the time in seconds of the engine's clock.
 
         :param most: frames, the last of which are yielded.
         """
@@ -82,10 +82,17 @@ class FateLog:
             frames += entry[2]
         skipped = max(0, frames - most)
         for now, n, count, fate, flow, length, last in reversed(entries):
-            text, name = str(fate), str(flow)
             for index in range(skipped, count):
-                yield now, Line(n + index, text, name, last if index == count - 1 else length)
+                yield now, n + index, fate, flow, last if index == count - 1 else length
             skipped = 0
+
+    def last(self, most: int = LOG_FRAMES) -> Iterator[tuple[float, Line]]:
+        """Yield the time of each frame, in seconds of the engine's clock, and what happened to it.
+
+        :param most: frames, the last of which are yielded.
+        """
+        for now, n, fate, flow, length in self.frames(most):
+            yield now, Line(n, str(fate), str(flow), length)
 
     @property
     def fates(self) -> list[tuple[int, str]]:
