@@ -2,8 +2,8 @@
 
 Theory of operation: a gevent program (monkey-patched, or calling from a greenlet) already runs a hub; its proxies are
 greenlets of that hub. Any other program may block its threads as it likes; its proxies share one daemon thread with a
-hub of its own, and calls cross over to it. A program that is gpasst and nothing else says so by `claim`: then its
-thread's hub is in use from the start, and nothing has to be patched.
+hub of its own. Calls from other threads than the hub's cross over to it. A program that is gpasst and nothing else says
+so by `claim`: then its thread's hub is in use from the start, and nothing has to be patched.
 
 Who owns what:
 
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -34,6 +33,7 @@ T = TypeVar("T")
 
 # The real ones, whatever has been patched since or before.
 _allocate_lock: Callable[[], Any] = original("_thread", "allocate_lock")
+_get_ident: Callable[[], int] = original("_thread", "get_ident")
 _start_new_thread: Callable[..., int] = original("_thread", "start_new_thread")
 _ThreadLocal: type[Any] = original("_thread", "_local")
 
@@ -51,18 +51,48 @@ class Runtime:
     """A hub in use, and its share of a helper process.
 
     :param hub: the hub.
+    :param thread: identifies its thread, None for the calling one.
     """
 
     polls = True  # whether the hub may be kept busy for a moment
 
-    def __init__(self, hub: Any) -> None:
+    def __init__(self, hub: Any, thread: int | None = None) -> None:
         self.hub = hub
         self.pid = os.getpid()
+        self._thread = _get_ident() if thread is None else thread
         self._helper: Helper | None = None
 
     def call(self, function: Callable[[], T]) -> T:
-        """Run `function` where the hub runs, and return or raise what it does."""
-        return function()
+        """Run `function` where the hub runs, and return or raise what it does.
+
+        From another thread it runs in a greenlet of its own, which the caller's thread waits for.
+
+        :raises BaseException: if `function` does.
+        """
+        if _get_ident() == self._thread:
+            return function()
+        done = _allocate_lock()
+        done.acquire()
+        outcome: list[Any] = [None, None]
+
+        def work() -> None:
+            try:
+                outcome[0] = function()
+            except BaseException as error:
+                outcome[1] = error
+            finally:
+                done.release()
+
+        self.hub.loop.run_callback_threadsafe(gevent.spawn, work)
+        done.acquire()
+        if outcome[1] is not None:
+            try:
+                raise outcome[1]
+            finally:
+                # The error's traceback leads here: what its frames refer to would wait for the garbage collector.
+                outcome.clear()
+        result: T = outcome[0]
+        return result
 
     def breathe(self) -> None:
         """Let others on the hub have their turn, in the midst of long work of the caller's."""
@@ -107,40 +137,9 @@ class BackgroundRuntime(Runtime):
     def __init__(self) -> None:
         ready = _allocate_lock()
         ready.acquire()
-        self._queue: deque[Callable[[], None]] = deque()
-        self._async: Any = None
-        _start_new_thread(self._run, (ready,))
+        thread = _start_new_thread(self._run, (ready,))
         ready.acquire()
-        super().__init__(self._hub)
-
-    def call(self, function: Callable[[], T]) -> T:
-        """Run `function` in a greenlet of the hub, and return or raise what it does.
-
-        :raises BaseException: if `function` does.
-        """
-        done = _allocate_lock()
-        done.acquire()
-        outcome: list[Any] = [None, None]
-
-        def work() -> None:
-            try:
-                outcome[0] = function()
-            except BaseException as error:
-                outcome[1] = error
-            finally:
-                done.release()
-
-        self._queue.append(work)
-        self._async.send()
-        done.acquire()
-        if outcome[1] is not None:
-            try:
-                raise outcome[1]
-            finally:
-                # The error's traceback leads here: what its frames refer to would wait for the garbage collector.
-                outcome.clear()
-        result: T = outcome[0]
-        return result
+        super().__init__(self._hub, thread)
 
     def breathe(self) -> None:
         """Do nothing: the caller has a thread of its own."""
@@ -151,15 +150,15 @@ class BackgroundRuntime(Runtime):
 
     def _run(self, ready: Any) -> None:
         self._hub = gevent.get_hub()
-        self._async = self._hub.loop.async_()
-        self._async.start(self._drain)
+        # The hub runs until the process ends, since there is always this watcher.
+        self._lasting = self._hub.loop.async_()
+        self._lasting.start(_nothing)
         ready.release()
-        # The hub runs until the process ends: there is always the watcher above.
         self._hub.join()
 
-    def _drain(self) -> None:
-        while self._queue:
-            gevent.spawn(self._queue.popleft())
+
+def _nothing() -> None:
+    """Do nothing: the callback of a watcher that never calls."""
 
 
 def claim() -> Runtime:

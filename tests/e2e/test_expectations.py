@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,13 @@ def answered(guest: socket.socket, far: socket.socket, question: bytes, answer: 
     assert data == question
     far.sendto(answer, sender)
     assert guest.recv(999) == answer
+
+
+def carried_over(guest: socket.socket, far: socket.socket, data: bytes) -> None:
+    """Send a datagram that nobody answers, and wait until it has arrived."""
+    guest.send(data)
+    while far.recv(999) != data:
+        pass
 
 
 @both_links
@@ -196,19 +204,17 @@ def test_an_expectation_that_fails_shows_what_crossed(remote: Remote) -> None:
 @both_links
 def test_never(make: Any, remote: Remote) -> None:
     with make() as machine, talking(machine, remote) as (guest, far, port):
-        answered(guest, far, b"before", b"before")
-        with machine.net.never("udp", dport=port):
-            far.settimeout(MOMENT)
+        carried_over(guest, far, b"before")
         with machine.net.never("udp", dport=port + 1), machine.net.never("tcp"):
-            guest.send(b"meant for somebody else")
+            carried_over(guest, far, b"meant for somebody else")
         never = machine.net.never("udp", dst=FAR4)
         for _ in range(2):
             with pytest.raises(AssertionError, match=rf"^expected never udp dst {FAR4}, but:\n(?s:.*)b'forbidden'"):
                 with never:
-                    guest.send(b"forbidden")
+                    carried_over(guest, far, b"forbidden")
         with pytest.raises(ValueError, match="the test's own"):
             with machine.net.never("udp"):
-                guest.send(b"forbidden")
+                carried_over(guest, far, b"forbidden")
                 raise ValueError("the test's own")
 
 
@@ -304,6 +310,18 @@ def test_from_greenlets_of_the_callers_hub() -> None:
             return sum(job.get(timeout=PATIENCE).payload == b"late" for job in jobs)
 
     assert gevent.spawn(work).get(timeout=30) == 3
+
+
+def test_from_a_thread_beside_the_callers_hub() -> None:
+    def work() -> list[Any]:
+        with gpasst.Pasta(config_net=True, record=True) as net, net.socket() as guest:
+            guest.connect((net.gateway4, 9))
+            guest.send(b"early")
+            ask = partial(net.expect, "udp", dport=9, payload=b"early", timeout=PATIENCE)
+            return [gevent.get_hub().threadpool.apply(ask), net.count("udp", dport=9)]
+
+    frame, count = gevent.spawn(work).get(timeout=30)
+    assert (frame.payload, count) == (b"early", 1)
 
 
 def test_from_threads_of_asyncio() -> None:

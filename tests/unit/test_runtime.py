@@ -137,7 +137,32 @@ assert seen[0]() is None
 """
 
 
-@pytest.mark.parametrize("program", [SHARED, GONE_HUBS, REPLACED, MOVED, FORKED, CLOSED, FAILED])
+CROSSED = """
+def fail():
+    raise LookupError("on the hub")
+
+def here_and_elsewhere():
+    here, home = runtime.current(), runtime.current().call(get_native_id)
+    # On the hub itself, where nobody else would run it.
+    assert here.call(lambda: here.call(get_native_id)) == home
+    def elsewhere():
+        assert get_native_id() != home
+        assert here.call(get_native_id) == home
+        try:
+            here.call(fail)
+        except LookupError as error:
+            assert str(error) == "on the hub"
+        else:
+            raise AssertionError("nothing was raised")
+    in_thread(elsewhere)
+
+# The background hub or that of the patched program, and one that a greenlet has in use.
+here_and_elsewhere()
+gevent.spawn(here_and_elsewhere).get()
+"""
+
+
+@pytest.mark.parametrize("program", [SHARED, GONE_HUBS, REPLACED, MOVED, FORKED, CLOSED, FAILED, CROSSED])
 @pytest.mark.parametrize("patched", ["", "from gevent import monkey; monkey.patch_all()"])
 def test_programs(program: str, patched: str) -> None:
     done = subprocess.run(
