@@ -71,7 +71,7 @@ class IcmpToSender:
             raise PacketError(Drop.GUEST_ERROR)
         key = down_key(reported.destination, reported.source, reported.destination_port, reported.source_port)
         peer = self._tables[packet.family].down.get(key)
-        if peer is None or peer.udp_socket.served:
+        if peer is None:
             raise PacketError(Drop.GUEST_ERROR)
         self.report(peer, reported.problem, reported.payload)
 
@@ -83,6 +83,9 @@ class IcmpToSender:
         :param payload: the start of its payload.
         :raises PacketError: `Drop.GUEST_ERROR`, if that cannot be sent.
         """
+        if peer.udp_socket.served:
+            # Nobody could hear of it, and the network must not.
+            raise PacketError(Drop.GUEST_ERROR)
         address, port, scope = peer.remote
         try:
             local = peer.local or _own_address(peer)

@@ -1,4 +1,4 @@
-"""Services of the test itself: functions that answer the guest for addresses which exist nowhere. Takes 2 seconds."""
+"""Services of the test itself: functions that answer the guest for addresses which exist nowhere. Takes 9 seconds."""
 
 from __future__ import annotations
 
@@ -361,6 +361,54 @@ def test_nothing_is_left_of_services() -> None:
     for _ in range(3):
         use()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_weather_acts_on_datagrams_of_services(machine: Machine, family: int) -> None:
+    net = machine.net
+    with net.serve_udp(ADDRESS[family], PORT, echo) as service, client(machine, family) as sock:
+        with net.impair(f"to host udp dport {PORT} nth 1: loss 100%") as lost:
+            for data in (b"one", b"two"):
+                sock.send(data)
+            assert sock.recv(99) == b"two"
+            assert (lost.hits, service.calls) == (1, 1)
+        with net.impair(f"to guest udp sport {PORT}: duplicate 100%"):
+            sock.send(b"twice")
+            assert [sock.recv(99) for _ in range(2)] == [b"twice"] * 2
+        with net.impair(f"to host udp dport {PORT} nth 1: rebind") as rebound:
+            sock.send(b"after a rebinding")
+            assert sock.recv(99) == b"after a rebinding"
+            assert rebound.hits == 1
+        with net.impair(f"to host udp dport {PORT}: unreachable port"):
+            sock.send(b"refused")
+            with pytest.raises(ConnectionRefusedError):
+                sock.recv(99)
+        errors = net.statistics().errors_down
+        with net.impair(f"to guest udp sport {PORT}: unreachable port") as refused:
+            sock.send(b"whose answer is refused")
+            until(lambda: refused.hits == 1, "the answer")
+        assert net.statistics().errors_down == errors, "the network hears nothing of services"
+
+
+def test_weather_acts_on_streams_of_services(machine: Machine, family: int) -> None:
+    net = machine.net
+    sent = noise(200_000)
+    with net.serve_tcp(ADDRESS[family], PORT, reflect) as service:
+        with net.impair("tcp: loss 5% delay 1ms seed 1"), client(machine, family, socket.SOCK_STREAM) as sock:
+            sender = Thread(target=send_all, args=(sock, sent))
+            sender.start()
+            received = bytearray()
+            while data := sock.recv(1 << 18):
+                received += data
+            sender.join()
+            assert received == sent
+        with client(machine, family, socket.SOCK_STREAM) as sock:
+            sock.sendall(b"x")
+            assert sock.recv(9) == b"x"
+            with net.impair(f"to host tcp dport {PORT}: reset"):
+                sock.sendall(b"x")
+                with pytest.raises(ConnectionResetError):
+                    sock.recv(9)
+            until(lambda: any("ConnectionResetError" in error for error in service.errors), "the end of the stream")
 
 
 def test_an_error_of_a_handler_is_in_the_report_of_a_failed_test(tmp_path: Path) -> None:
