@@ -331,8 +331,8 @@ class Impaired:
 
     def _arm(self) -> None:
         """Wait for the earliest of what is held."""
-        times = [engine.next_due for engine in (self._up, self._down)]
-        due = min((time for time in times if time is not None), default=None)
+        up, down = self._up.next_due, self._down.next_due
+        due = down if up is None or (down is not None and down < up) else up
         armed = self._deadline
         if due is None or (armed is not None and armed.when <= due):
             return
@@ -347,9 +347,10 @@ class Impaired:
             self._deadline = None
         until = self._stopwatch() + TURN_SECONDS
         try:
-            self._release_from(self._up, now, until)
-            self._link.flush()
-            if self._due(self._down, now):
+            if self._release_from(self._up, now, until):
+                self._link.flush()
+            due = self._down.next_due
+            if due is not None and due <= now:
                 # Frames of the guest that came before go first.
                 if self._reader.caught_up():
                     self._release_from(self._down, now, until)
@@ -358,16 +359,15 @@ class Impaired:
             self._switch()
             self._arm()
 
-    def _release_from(self, engine: Engine, now: float, until: float) -> None:
-        while self._due(engine, now):
+    def _release_from(self, engine: Engine, now: float, until: float) -> bool:
+        """Let go of what an engine has to return by `now`, until a time of the stopwatch; return whether it had any."""
+        any_due = False
+        while (due := engine.next_due) is not None and due <= now:
+            any_due = True
             self._do_all(engine.due(now, ACTIONS_PER_LOOK))
             if self._stopwatch() >= until:
                 break
-
-    @staticmethod
-    def _due(engine: Engine, now: float) -> bool:
-        due = engine.next_due
-        return due is not None and due <= now
+        return any_due
 
 
 def _unchanged(actions: list[Action], run: Run) -> bool:
