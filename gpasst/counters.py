@@ -72,6 +72,10 @@ class Drop(Enum):
     BACKLOG = "more frames for new flows than can be kept"
     RATE = "more frames for new flows or services than are admitted in a second"
     IMPAIRED = "lost by an impairment rule"
+    IMPAIRED_PARTITION = "lost in a partition"
+    IMPAIRED_MTU = "longer than an impairment's MTU"
+    IMPAIRED_RESET = "TCP segment that an impairment answered with RST"
+    IMPAIRED_UNREACHABLE = "made unreachable by an impairment"
     IMPAIRMENT_QUEUE = "queue of an impairment's rate full"
     CHECKSUM = "wrong checksum, after an impairment"
     IMPAIRMENT_FULL = "more frames held by impairments than can be kept"
@@ -84,7 +88,17 @@ IGNORED = frozenset((Drop.SERVICE, Drop.DISCOVERY, Drop.MEMBERSHIP))
 """What kernels and address clients send by themselves in every network: no loss of anybody's, so counted apart."""
 
 
-WEATHER = frozenset((Drop.IMPAIRED, Drop.IMPAIRMENT_QUEUE, Drop.CHECKSUM))
+WEATHER = frozenset(
+    (
+        Drop.IMPAIRED,
+        Drop.IMPAIRED_PARTITION,
+        Drop.IMPAIRED_MTU,
+        Drop.IMPAIRED_RESET,
+        Drop.IMPAIRED_UNREACHABLE,
+        Drop.IMPAIRMENT_QUEUE,
+        Drop.CHECKSUM,
+    )
+)
 """What rules of weather have taken away, as they were asked to."""
 
 

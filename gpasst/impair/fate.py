@@ -151,13 +151,14 @@ def losing(rule: Rule) -> Fate | None:
 def treatment_of_lost(rule: Rule) -> Treatment:
     """Return what is done with a frame that the rule's effects lose, but for the MTU."""
     if rule.reset:
-        return Treatment("lost: reset", Drop.IMPAIRED, Answer.RESET)
+        return Treatment("lost: reset", Drop.IMPAIRED_RESET, Answer.RESET)
     if rule.unreachable:
-        return Treatment(f"lost: unreachable {rule.unreachable}", Drop.IMPAIRED, _ANSWERS[rule.unreachable])
-    return Treatment("lost: partition", Drop.IMPAIRED) if rule.partition else LOST
+        lost = f"lost: unreachable {rule.unreachable}"
+        return Treatment(lost, Drop.IMPAIRED_UNREACHABLE, _ANSWERS[rule.unreachable])
+    return Treatment("lost: partition", Drop.IMPAIRED_PARTITION) if rule.partition else LOST
 
 
 def treatment_of_long(rule: Rule) -> Treatment:
     """Return what is done with a packet that is longer than the rule's MTU."""
     answer = Answer.TOO_BIG if rule.icmp else None
-    return Treatment(f"lost: mtu {rule.mtu}", Drop.IMPAIRED, answer, rule.mtu)
+    return Treatment(f"lost: mtu {rule.mtu}", Drop.IMPAIRED_MTU, answer, rule.mtu)

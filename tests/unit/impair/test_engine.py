@@ -51,7 +51,7 @@ def test_partition_loses_every_protocol() -> None:
     arp = Flow(ARP)
     assert engine.concerns(arp)
     (action,) = engine.offer(Run(arp, "arp", 42), now=0)
-    assert action.treatment.drop is Drop.IMPAIRED
+    assert action.treatment.drop is Drop.IMPAIRED_PARTITION
     assert action.treatment.lost == "lost: partition"
     assert spans(engine.offer(Run(QUERY, "many", 100, count=3), now=0)) == [("many", 0, 3)]
     assert engine.rules[0].hits == 4
