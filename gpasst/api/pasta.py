@@ -27,20 +27,20 @@ from gpasst.features import Feature
 from gpasst.flow.network import GuestNetwork, build_network
 from gpasst.flow.resolver_file import parse_resolver_file
 from gpasst.helper.client import OpenRequest, enter_command
-from gpasst.helper.kept import ANSWER_SECONDS, LateError, Namespace
+from gpasst.helper.kept import Namespace
 from gpasst.host.sock_diag import SockDiag
 from gpasst.host.sockets import text
 from gpasst.hub import wait_read
 from gpasst.linux import AF_INET, AF_NETLINK, NETLINK_SOCK_DIAG, SOCK_DGRAM, SOCK_RAW
 from gpasst.packet.address import is_link_local
 from gpasst.packet.dns_names import encode_text
+from gpasst.proxy.patience import patiently
 
 if TYPE_CHECKING:
     # Together they take 4 ms to import, and a proxy for a container needs neither.
     import socket
     import subprocess
 
-LOOK_SECONDS = 0.1  # to wait for an answer that is late before asking again
 BOUND_SECONDS = 0.005  # between two looks at bound ports; one takes 0.1 ms
 KILL_SECONDS = 0.5  # between SIGTERM and SIGKILL for programs that outlive their namespace
 NETNS_FOLDER = "/run/netns"
@@ -276,17 +276,8 @@ def _socket_inside(namespace: Namespace, family: int, type: int, proto: int) -> 
 
     :raises PlatformError: if the namespace does not make it.
     """
-    until = time.monotonic() + ANSWER_SECONDS
-    while True:
-        try:
-            # Without a greenlet switch: the proxy may ask the same process for sockets at any time.
-            return namespace.sockets(family, type, proto, 1)[0]
-        except LateError:
-            if time.monotonic() >= until:
-                raise
-        # The proxy may take the late answer too, and then nothing is readable.
-        with gevent.Timeout(LOOK_SECONDS, False):
-            wait_read(namespace.fileno())
+    # Without a greenlet switch: the proxy may ask the same process for sockets at any time.
+    return patiently(namespace, lambda: namespace.sockets(family, type, proto, 1)[0])
 
 
 def _await_bound(namespace: Namespace, protocol: str, port: int, timeout: float) -> None:

@@ -38,6 +38,7 @@ from gpasst.proxy.clock import Clock
 from gpasst.proxy.follower import Follower, others
 from gpasst.proxy.forwarder import Added, Forwarder
 from gpasst.proxy.openers import ListenerOpener, TcpListenerOpener, UdpListenerOpener
+from gpasst.proxy.patience import patiently
 from gpasst.proxy.scan import Scan, trim_memory
 from gpasst.proxy.timers import Timers
 
@@ -194,7 +195,10 @@ class Proxy:
 
     def add_forward(self, side: PortSide, rules: Iterable[ForwardRule]) -> Added:
         """Open the listeners of more rules, all or none, while others run; see `gpasst.proxy.forwarder`."""
-        return self.forwarder.add(side, rules, Turns(others).look)
+        namespace, look = self._base.namespace, Turns(others).look
+        if namespace is None:
+            return self.forwarder.add(side, rules, look)
+        return patiently(namespace, lambda: self.forwarder.add(side, rules, look))
 
     def remove_forward(self, added: Added) -> None:
         """Close the listeners that a call of `add_forward` has opened, while others run."""

@@ -29,6 +29,7 @@ from gpasst.packet.address import V4, family_of
 from gpasst.path.tcp_opener import TcpOpener
 from gpasst.path.udp_service import Answers, End, serving
 from gpasst.proxy.handlers import ERRORS_KEPT, Handlers
+from gpasst.proxy.patience import patiently
 from gpasst.udp.nat import UdpNat
 
 if TYPE_CHECKING:
@@ -241,9 +242,14 @@ class Served:
             else:
                 # Another greenlet was faster.
                 namespace.close()
-        _check_free(self._opener.served, address, port, name)
-        handlers = Handlers(name, self.errors.append)
-        service = StreamService(self._opener, self._pool, address, port, handler, handlers)
+        opener, pool = self._opener, self._pool
+
+        def serve() -> StreamService:
+            _check_free(opener.served, address, port, name)
+            return StreamService(opener, pool, address, port, handler, Handlers(name, self.errors.append))
+
+        assert self._namespace is not None
+        service = patiently(self._namespace, serve)
         self._services.append(service)
         return service
 
