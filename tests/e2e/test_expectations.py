@@ -23,7 +23,7 @@ from gpasst.capture.history import FRAMES_LIMIT
 from tests.support import machines
 from tests.support.captures import dissected, packets, records
 from tests.support.families import FAMILY
-from tests.support.lab import FAR, FAR4, HOST4, Remote, bound
+from tests.support.lab import FAR, FAR4, HOST, HOST4, Remote, bound
 from tests.support.machines import Machine
 from tests.support.streams import MEBI, carried, connected, noise
 
@@ -349,3 +349,26 @@ def test_nothing_is_left_of_captures() -> None:
         proxy = net._proxy  # noqa: SLF001
         assert proxy is not None and proxy.link is not None
         assert proxy.link.recorder is None, "nobody records any more"
+
+
+@both_links
+def test_weather_is_seen(make: Any, remote: Remote, family: int) -> None:
+    """A frame that is lost has its fate, once, and does not count if it was for the guest."""
+    with make(record=True) as machine, talking(machine, remote, family) as (guest, far, port):
+        net = machine.net
+        carried_over(guest, far, b"first")
+        sender = (HOST[family], guest.getsockname()[1])
+        with net.capture(filter="udp") as capture:
+            with net.impair(loss=1, to="host", dport=port):
+                guest.send(b"lost down")
+                down = capture.wait_for(lambda frame: frame.payload == b"lost down", PATIENCE)
+            with net.impair(loss=1, to="guest", sport=port):
+                far.sendto(b"lost up", sender)
+                up = capture.wait_for(lambda frame: frame.payload == b"lost up", PATIENCE)
+            answered(guest, far, b"question", b"answer")
+            assert [(frame.to, bool(frame.fate)) for frame in (down, up)] == [("host", True), ("guest", True)]
+            assert [frame.fate for frame in capture if frame.payload in (b"question", b"answer")] == ["", ""]
+            assert "lost" in str(capture)
+        assert net.count("udp", payload=b"lost down") == 1
+        assert net.count("udp", payload=b"lost up") == 0
+        assert [frame.payload for frame in capture].count(b"lost up") == 1
