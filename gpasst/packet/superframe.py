@@ -55,6 +55,7 @@ _GSO = slice(_GSO_SIZE, _GSO_SIZE + 2)
 _IHL_UNIT = 4  # bytes (RFC 791, section 3.1)
 _LENGTH_MAXIMUM = 0xFFFF  # bytes that a length field can say
 _WORD_BYTES = 2
+_BYTE_MASK = 0xFF
 _NIBBLE = 4  # bits
 _NUMBER_BYTES = 4  # of a sequence number
 _WORD = checksum.ONES
@@ -182,9 +183,10 @@ def complete(data: bytes | bytearray, shape: Shape) -> bytes:
 
 def _word(buffer: Buffer, at: int) -> int:
     """Return the 16-bit word at an offset in bytes."""
-    return int.from_bytes(buffer[at : at + _WORD_BYTES], "big")
+    return buffer[at] << 8 | buffer[at + 1]
 
 
 def put_word(buffer: bytearray, at: int, word: int) -> None:
     """Write a 16-bit word at an offset in bytes."""
-    buffer[at : at + _WORD_BYTES] = word.to_bytes(_WORD_BYTES, "big")
+    buffer[at] = word >> 8
+    buffer[at + 1] = word & _BYTE_MASK
