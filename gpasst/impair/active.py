@@ -42,7 +42,7 @@ class ActiveRule(Holder):
         self._forced: dict[int, Fate] | None = None
         self._matcher = Matcher(rule)
         self._chooser = Chooser(rule, f"{towards} {essence(rule)}", seed)
-        self._steady = self._chooser.steady
+        self._steady, self._chancy = self._chooser.steady, self._chooser.chancy
         self._alike = not (self._matcher.picks or rule.mtu)
         self._changes = bool(rule.corrupt or rule.mark or rule.rebind)
         self._waits = bool(rule.in_order and (rule.jitter or rule.delays))
@@ -71,11 +71,10 @@ class ActiveRule(Holder):
         :param parts: what they fall into is added to it, in order.
         """
         first, stop = part.first, part.stop
-        if self._alike and (stop - first == 1 or not self._chooser.chancy):
+        if self._alike and (stop - first == 1 or not self._chancy):
             n = self._n + 1
             self._n += stop - first
-            fate = self._chooser.fate(n) if self._chooser.chancy else self._steady
-            self._settle(part, first, stop, fate, n, now, parts)
+            self._settle(part, first, stop, self._chooser.fate(n) if self._chancy else self._steady, n, now, parts)
             return
         self._judge_each(part, now, parts)
 

@@ -20,8 +20,8 @@ from gpasst.impair.rule import CERTAIN, Burst
 
 WORDS: Final = 16  # of 32 bits in a digest
 WORD_BITS: Final = 32
-_BLOCK_SHIFT: Final = 4  # 2 ** 4 words
-_IN_BLOCK: Final = WORDS - 1
+BLOCK_SHIFT: Final = 4  # 2 ** 4 words
+IN_BLOCK: Final = WORDS - 1
 _KEY_BYTES: Final = 32
 
 QUANTILES: Final = 4096  # in a table, as in netem's
@@ -45,23 +45,28 @@ class Sequence:
     :param name: the direction and the canonical text of the rule, without its seed.
     :param seed: the seed.
     :param effect: the name of the effect, at most 16 ASCII characters.
+    :ivar block: which `WORDS` numbers are at hand.
+    :ivar numbers: these numbers.
     """
 
-    __slots__ = ("_block", "_key", "_numbers", "_person")
+    __slots__ = ("_key", "_person", "block", "numbers")
 
     def __init__(self, name: str, seed: int, effect: str) -> None:
         self._key = blake2b(f"{seed} {name}".encode(), digest_size=_KEY_BYTES).digest()
         self._person = effect.encode()
-        self._block = -1
-        self._numbers: tuple[int, ...] = ()
+        self.block = -1
+        self.numbers: tuple[int, ...] = ()
 
     def number(self, n: int) -> int:
         """Return the number at place `n`, 0 or more: uniform from 0 up to 2 ** 32."""
-        block = n >> _BLOCK_SHIFT
-        if block != self._block:
-            self._block = block
-            self._numbers = _words(blake2b(_counter(block), key=self._key, person=self._person).digest())
-        return self._numbers[n & _IN_BLOCK]
+        if n >> BLOCK_SHIFT != self.block:
+            self.load(n >> BLOCK_SHIFT)
+        return self.numbers[n & IN_BLOCK]
+
+    def load(self, block: int) -> None:
+        """Compute a block of numbers."""
+        self.block = block
+        self.numbers = _words(blake2b(_counter(block), key=self._key, person=self._person).digest())
 
 
 class Bursts:

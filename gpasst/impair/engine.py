@@ -10,8 +10,8 @@ Theory of operation:
    that of a full queue depends on time.
 3. What leaves later stands in one heap by time. `Engine.due` returns what has come up; `Engine.next_due` says when that
    will be.
-4. A rule that is removed lets go of what it holds: that is overdue at once, in the order in which it was offered. While
-   anything is overdue, what is offered goes behind it.
+4. A rule that is removed lets go of what it holds: that is overdue at once, in the order in which it came to the rule.
+   While anything is overdue, what is offered goes behind it.
 
 NOTE: all that is held together is limited in frames and in bytes; frames beyond are lost with a reason of their own. An
 offer takes time in proportion to its frames and the rules that match its flow; what is held adds a logarithm.
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from operator import itemgetter
 from typing import Final
 
 from gpasst.counters import Drop
@@ -31,11 +32,13 @@ from gpasst.impair.fate import HELD_FULL, QUEUE_FULL
 from gpasst.impair.hold import BEHIND_SECONDS, PASSING, QUEUE, WAIT, Holder, Part
 from gpasst.impair.rule import SECOND, Rule
 
-HELD_FRAMES: Final = 65536
+HELD_FRAMES: Final = 32768
 HELD_BYTES: Final = 64 << 20
 FLOWS_REMEMBERED: Final = 4096
 ACTIONS_PER_STEP: Final = 128  # about as many as frames are read in one step of the tap
 
+_Entry = tuple[float, int, Part, int]  # when it is due, the order in which its step began, the part, the step
+_SERIAL: Final = itemgetter(1)  # of an entry
 _QUEUE_FULL: Final = Treatment(str(QUEUE_FULL), Drop.IMPAIRMENT_QUEUE)
 _HELD_FULL: Final = Treatment(str(HELD_FULL), Drop.IMPAIRMENT_FULL)
 
@@ -57,7 +60,7 @@ class Engine:
         self.towards = towards
         self.rules: list[ActiveRule] = []
         self._concerned: dict[Flow, tuple[ActiveRule, ...]] = {}
-        self._heap: list[tuple[float, int, Part, int]] = []
+        self._heap: list[_Entry] = []
         self._overdue: deque[Part] = deque()
         self._serial = 0
         self.frames_held = 0
@@ -75,7 +78,7 @@ class Engine:
         return active
 
     def remove(self, active: ActiveRule) -> None:
-        """End a rule. What it holds is due at once, in the order in which it was offered: see `due`.
+        """End a rule. What it holds is due at once, in the order in which it came to the rule: see `due`.
 
         A rule that is not in force is ignored.
         """
@@ -84,22 +87,24 @@ class Engine:
         active.removed = True
         self.rules.remove(active)
         self._concerned.clear()
-        held, kept = [], []
+        waiting: list[_Entry] = []
+        behind: list[_Entry] = []
+        kept: list[_Entry] = []
         for entry in self._heap:
             _, _, part, step = entry
-            if part.step != step:
-                continue
-            holder, kind, _ = part.steps[step - 1]
-            if holder is not active:
-                kept.append(entry)
-            elif kind != QUEUE:
-                held.append(part)
-        if active.queue is not None:
-            held += active.queue.parts
+            if part.step == step:
+                holder, kind, _ = part.steps[step - 1]
+                if holder is not active:
+                    kept.append(entry)
+                elif kind != QUEUE:
+                    (waiting if kind == WAIT else behind).append(entry)
         heapq.heapify(kept)
         self._heap = kept
-        held.sort(key=lambda part: (part.order, part.first))
-        self._overdue += held
+        # The later step has what came first.
+        self._overdue += [part for _, _, part, _ in sorted(waiting, key=_SERIAL)]
+        if active.queue is not None:
+            self._overdue += active.queue.parts
+        self._overdue += [part for _, _, part, _ in sorted(behind, key=_SERIAL)]
 
     def concerns(self, flow: Flow) -> bool:
         """Return whether any rule may match frames of a flow; where none may, they need not be offered.
@@ -116,6 +121,8 @@ class Engine:
         """
         parts = [Part(run, 0, run.count, PASS)]
         for active in self._concerned.get(run.flow) or self._concerning(run.flow):
+            if len(parts) == 1 and not parts[0].open:
+                break
             judged: list[Part] = []
             for part in parts:
                 if part.open:
@@ -142,12 +149,15 @@ class Engine:
         """Return what leaves by now.
 
         :param now: seconds.
-        :param most: actions to return; where there are more, `next_due` is not later than `now`.
+        :param most: parts to look at; where there are more, `next_due` is not later than `now`. A part that goes on
+            waiting is no action.
         """
         actions: list[Action] = []
-        while self._overdue and len(actions) < most:
+        while self._overdue and most > 0:
+            most -= 1
             self._advance(self._overdue.popleft(), now, actions, False)
-        while self._heap and self._heap[0][0] <= now and len(actions) < most:
+        while self._heap and self._heap[0][0] <= now and most > 0:
+            most -= 1
             at, _, part, step = heapq.heappop(self._heap)
             if part.step != step:
                 continue
@@ -187,7 +197,8 @@ class Engine:
                 due = at + number / SECOND
                 if active.latest is not None:
                     due = active.latest = max(due, active.latest)
-                self._push(due, part)
+                self._serial += 1
+                heapq.heappush(self._heap, (due, self._serial, part, part.step))
             elif kind == QUEUE:
                 self._enter(active, part, at, actions)
             else:
@@ -251,7 +262,8 @@ class Engine:
     def _hold(self, part: Part) -> bool:
         """Count a part as held that is not; return whether there is room."""
         frames = self.frames_held + part.stop - part.first
-        size = part.run.frame_bytes(part.first, part.stop)
+        run = part.run
+        size = run.length if run.count == 1 and not run.last else run.frame_bytes(part.first, part.stop)
         if frames > HELD_FRAMES or self.bytes_held + size > HELD_BYTES:
             return False
         self.frames_held = frames

@@ -7,6 +7,8 @@ from typing import Final, NamedTuple
 from gpasst.counters import Drop
 from gpasst.impair.action import LOST, Answer, Treatment
 from gpasst.impair.chance import (
+    BLOCK_SHIFT,
+    IN_BLOCK,
     QUANTILE_SHIFT,
     SCALE_SHIFT,
     UNIFORM,
@@ -107,7 +109,11 @@ class Chooser:
     def fate(self, n: int) -> Fate:
         """Return the fate of the `n`-th frame, from 1 on; each `n` is asked for once, in order."""
         if self._lost_below:
-            if self._loss.number(n) < self._lost_below:
+            # As `Sequence.number`, without its call.
+            loss = self._loss
+            if n >> BLOCK_SHIFT != loss.block:
+                loss.load(n >> BLOCK_SHIFT)
+            if loss.numbers[n & IN_BLOCK] < self._lost_below:
                 return self._lost
         elif self._bursts and self._bursts.lost(n):
             return self._lost
