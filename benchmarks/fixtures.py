@@ -83,6 +83,36 @@ ticker.kill()
 print(json.dumps(sorted(longest)[len(longest) // 2] * 1000))
 """
 
+# The longest time between two turns of a loop of asyncio: alone, and while namespaces open and close.
+ASYNCIO = """
+import asyncio, json, time
+from gpasst import Pasta
+gaps = []
+async def turn():
+    last = time.perf_counter()
+    while True:
+        await asyncio.sleep(0)
+        now = time.perf_counter()
+        gaps.append(now - last)
+        last = now
+async def visit():
+    async with Pasta(config_net=True, udp_ports="0:53", tcp_ports="0:80"):
+        await asyncio.sleep(0.02)
+async def longest(work):
+    found = []
+    for _ in range(30):
+        gaps.clear()
+        await work()
+        found.append(max(gaps))
+    return sorted(found)[len(found) // 2] * 1000
+async def main():
+    ticker = asyncio.ensure_future(turn())
+    await visit()
+    alone = await longest(lambda: asyncio.sleep(0.05))
+    return [alone, await longest(visit)]
+print(json.dumps(asyncio.run(main())))
+"""
+
 FLAT = """
 import json, gpasst
 from gpasst.records import asdict
@@ -137,12 +167,15 @@ def main() -> int:
     compileall.compile_dir(ROOT / "gpasst", quiet=2)
     later, close = run(LATER)
     before, after = run(FLAT)
+    alone, visited = run(ASYNCIO)
     figures: list[tuple[str, float, float]] = [
         ("load of the plugin, ms", median(LOAD, rounds), 2),
         ("import and first open, ms", median(FIRST, rounds), 300),
         ("later open, ms", later, 30),
         ("close, ms", close, 15),
         ("longest wait of another greenlet for a close, ms", run(BLOCKED), 5),
+        ("longest wait of a loop of asyncio for an open or a close, ms", visited, 5),
+        ("the same while nothing happens, ms", alone, 5),
         *(
             (f"500 opens and closes: {name} beyond those after 20", after[name] - before[name], allowed)
             for name, allowed in (("processes", 0), ("threads", 0), ("descriptors", 0), ("memory", 2048))

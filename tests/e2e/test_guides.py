@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,13 @@ def no_second_question(folder: Path) -> bool:
     question, answer = done.stdout.splitlines()
     assert question.split("\t")[1] == answer.split("\t")[0] == "203.0.113.53", done.stdout
     return "lost" in answer.split("\t")[2]
+
+
+def test_the_programs_of_the_recipes() -> None:
+    for program in pages.programs("recipes.md"):
+        command = [sys.executable, "-W", "error", "-c", program]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_recipes(tmp_path: Path) -> None:
