@@ -43,6 +43,9 @@ class Epoll(Protocol):
     def register(self, fd: int, eventmask: int, /) -> None:
         """Watch a descriptor."""
 
+    def unregister(self, fd: int, /) -> None:
+        """Watch a descriptor no more."""
+
     def poll(self, timeout: float, maxevents: int, /) -> list[tuple[int, int]]:
         """Return what is ready."""
 

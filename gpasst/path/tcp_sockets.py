@@ -384,6 +384,8 @@ class TcpSockets:
         sock = connection.socket
         assert sock is not None
         self._by_fd[sock.fileno()] = None
+        # A process that was forked may have the socket for a moment, and closing it here would leave it in the set.
+        self._epoll.unregister(sock.fileno())
         if abort:
             close_with_reset(sock)
         else:

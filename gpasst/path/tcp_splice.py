@@ -49,7 +49,6 @@ SPARE = 64  # greenlets kept for new pairs
 MANY = 256  # pairs, whose memory is worth giving back
 TRIES = 4  # sockets tried until one is not connected to itself
 
-_NOBODY = None, 0
 _RESET = frozenset((errno.ECONNRESET, errno.EPIPE))  # errors of a connection that was accepted
 _ARRIVES = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR
 
@@ -145,10 +144,7 @@ class TcpSplice:
         self._deadline = self._stopwatch() + STEP_SECONDS
         now, queue = self._clock(), self._queue
         for fd, event in self._epoll.poll(0, EVENTS_AT_ONCE):
-            # A process that was forked may have a closed socket for a moment.
-            pair, index = self._by_fd.get(fd, _NOBODY)
-            if pair is None:
-                continue
+            pair, index = self._by_fd[fd]
             pair.ways[index].events |= event
             pair.heard = now
             if not pair.queued:
@@ -298,7 +294,9 @@ class TcpSplice:
         for way in pair.ways:
             way.due = False
             self._carrier.forget(way)
-            self._by_fd.pop(way.source.fileno(), None)
+            if self._by_fd.pop(way.source.fileno(), None) is not None:
+                # A process that was forked may have the socket for a moment; closing it here leaves it in the set then.
+                self._epoll.unregister(way.source.fileno())
             if reset:
                 close_with_reset(way.source)
             else:

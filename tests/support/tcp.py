@@ -72,6 +72,9 @@ class Ready:
             raise self.refuses
         self.watched.add(fd)
 
+    def unregister(self, fd: int, /) -> None:
+        self.watched.remove(fd)
+
     def poll(self, timeout: float, maxevents: int, /) -> list[tuple[int, int]]:
         events, self.events = self.events, []
         return events

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -17,11 +18,12 @@ import pytest
 
 import gpasst
 from gpasst.linux import SO_KEEPALIVE, SOL_SOCKET
+from gpasst.tcp.states import State
 from tests.support import machines
 from tests.support.cli import AS_ROOT, GPASST
 from tests.support.families import FAMILY
 from tests.support.guests import journey, proxy_of
-from tests.support.lab import FAR, HOST6, REMOTE, Remote
+from tests.support.lab import BEYOND, FAR, HOST6, REMOTE, Remote
 from tests.support.machines import PATIENCE, Machine
 from tests.support.need import need
 from tests.support.passt import stream_of
@@ -155,6 +157,38 @@ def test_the_guest_of_another_process_has_none_of_its_connections(remote: Remote
             assert is_reset(far)
             until(lambda: stream_of(guest.net).ready, "the other guest's connection")
             assert guest.net.flows() == ()
+
+
+def test_a_socket_that_a_forked_child_has_still_says_nothing_of_the_next_one(
+    fresh: Machine, remote: Remote, family: int
+) -> None:
+    tcp = proxy_of(fresh.net).tcp
+    assert tcp is not None
+    # The others have their descriptors first, so that the next connection takes that of the one before.
+    with (
+        fresh.socket(family) as late,
+        connected(fresh, remote, family) as (near, far),
+        open(os.devnull, "rb") as null,
+    ):
+        late.setblocking(False)
+        (connection,) = tcp.table
+        assert connection.socket is not None
+        number = connection.socket.fileno()
+        held = os.dup(number)
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        os.dup2(null.fileno(), near.fileno())
+        until(lambda: not list(tcp.table), "the end of the connection")
+        assert late.connect_ex((BEYOND[family], 9)) == errno.EINPROGRESS
+        until(lambda: list(tcp.table), "the next connection")
+        (connection,) = tcp.table
+        assert connection.socket is not None and connection.socket.fileno() == number, "what the test is about"
+        far.sendall(b"to nobody")
+        with socket.socket(fileno=held) as left:
+            assert left.recv(100) == b"to nobody"
+            # The proxy has heard by then whatever it hears of that.
+            with connected(fresh, remote, family) as (other, end):
+                assert carried(other, end, b"hello")
+        assert connection.state is State.CONNECTING
 
 
 def test_the_end_of_the_proxy_resets_what_is_on_the_way(remote: Remote, family: int) -> None:
