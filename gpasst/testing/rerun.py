@@ -109,4 +109,5 @@ class Shrinker:
             return [f"does not fail again in the same weather, which had disturbed {len(found)} frames"]
         smallest(found, fails)
         left = disturbances(last.rules)
-        return [*describe(left), "", f"{len(left)} of {len(found)} disturbed frames; the test ran {runs} times more"]
+        ran = f"{runs} times more" + (", which is the most, so less may do" if runs == RUNS_MOST else "")
+        return [*describe(left), "", f"{len(left)} of {len(found)} disturbed frames; the test ran {ran}"]

@@ -20,6 +20,7 @@ from gpasst.impair.fate import AT_ONCE, HELD_FULL, PASSES, QUEUE_FULL, Fate
 from gpasst.impair.grammar import text
 from gpasst.impair.quantities import show_time
 from gpasst.impair.rule import CERTAIN, Rule
+from gpasst.ranges import merged
 from gpasst.records import dataclass, replace
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from gpasst.impair.active import ActiveRule
 
 CLAUSES = 3  # disturbances that one sentence names
+ROWS = 20  # and that the table has
 _NOUNS = {"udp": "datagram", "tcp": "segment", "icmp": "message"}
 _SUFFIXES = {1: "st", 2: "nd", 3: "rd"}
 _HALVES = 2
@@ -136,9 +138,11 @@ def describe(found: Sequence[Disturbance]) -> list[str]:
     clauses = [f"the {_which(item)} {_what(item)}" for item in found]
     said = ", and ".join(clauses) if len(found) <= CLAUSES else f"these {len(found)} frames are disturbed"
     rows = [("frame", "fate", "flow", "bytes", "rule")]
-    rows += [(str(item.n), str(item.fate), item.flow, str(item.length), text(item.origin)) for item in found]
+    rows += [(str(item.n), str(item.fate), item.flow, str(item.length), text(item.origin)) for item in found[:ROWS]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if len(found) > ROWS:
+        table.append(f"and {len(found) - ROWS} more")
     calls = [
         f"net.impair({text(replace(rule, when=None))!r})" + (f"  # and when={rule.when!r}" if rule.when else "")
         for rule in pasted(found)
@@ -162,7 +166,7 @@ def pasted(found: Sequence[Disturbance]) -> list[Rule]:
         moves: dict[int, int] = {}
         for effect, numbers in effects.items():
             own = [n + sum(move for other, move in moves.items() if other < n) for n in numbers]
-            rules.append(replace(effect, nth=tuple((n, n) for n in own)))
+            rules.append(replace(effect, nth=tuple(merged((n, n) for n in own))))
             moves |= dict.fromkeys(numbers, bool(effect.duplicate) if effect.goes_on else -1)
         if index + 1 < len(groups) and not (origin.goes_on or origin.nth or origin.every):
             # Later rules were not asked about what this one had matched.

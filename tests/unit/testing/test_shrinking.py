@@ -134,6 +134,14 @@ def test_a_table_and_rules() -> None:
     assert describe([disturbed(n) for n in range(1, 5)])[0] == "fails when these 4 frames are disturbed"
 
 
+def test_a_long_table_is_cut() -> None:
+    lines = describe([disturbed(n) for n in range(1, 101)])
+    assert lines[0] == "fails when these 100 frames are disturbed"
+    assert "and 80 more" in lines
+    assert len(lines) < 30
+    assert lines[-1] == "net.impair('to host udp dport 53 nth 1-100: loss 100%')"
+
+
 def left(
     rules: Sequence[Rule], fates: dict[int, dict[int, Fate]] | None = None
 ) -> tuple[list[object], list[ActiveRule]]:
