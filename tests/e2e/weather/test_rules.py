@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import subprocess
+import weakref
 from collections.abc import Iterator
 
 import pytest
 
 import gpasst
+from gpasst.weather import CLEAR
 from tests.support.cli import AS_ROOT, cli
+from tests.support.guests import proxy_of
 from tests.support.lab import FAR4, REMOTE4, Remote
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
@@ -89,6 +93,27 @@ def test_a_connection_that_is_closed_has_no_weather(net: gpasst.Pasta) -> None:
         gpasst.Pasta(splice_only=True, impair="partition")
     with gpasst.Pasta(splice_only=True) as spliced, pytest.raises(gpasst.ConfigurationError, match="splice-only"):
         spliced.impair("partition")
+
+
+def test_a_closed_connection_leaves_nothing_of_its_weather() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        with gpasst.Pasta(config_net=True) as opened:
+            rule = opened.impair("delay 3600s")
+            schedule = opened.weather([(0, "to host udp: delay 3600s"), (3600, CLEAR)])
+            with opened.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.sendto(b"?", (REMOTE4, 9))
+            for _ in range(2000):
+                if rule.hits:
+                    break
+                opened.statistics()
+            proxy = weakref.ref(proxy_of(opened))
+        assert proxy() is None, "freed at once, without the garbage collector"
+        assert rule.hits
+        assert schedule.hits == 0, "the first rule decides"
+    finally:
+        gc.enable()
 
 
 def test_a_predicate_sees_frames_and_its_error_is_raised(net: gpasst.Pasta) -> None:

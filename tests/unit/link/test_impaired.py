@@ -7,11 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gpasst.capture.record import Record
 from gpasst.counters import Counters, Drop
+from gpasst.formats import VIRTIO_NET_CODEC
 from gpasst.impair.action import Answer
 from gpasst.impair.facts import Flow
+from gpasst.impair.grammar import parse
 from gpasst.impair.rule import CERTAIN, Rule
 from gpasst.link.impaired import Impaired
 from gpasst.link.port import FREE, PASSED, TAKEN
@@ -344,3 +348,53 @@ def test_closing_forgets_what_is_held(case: Case) -> None:
     assert case.injected == []
     assert case.link.gate is None
     assert "write_run" not in vars(case.link)
+
+
+HOSTILE = [
+    "corrupt 100%",
+    "corrupt payload",
+    "ecn mark",
+    "mtu 100 icmp",
+    "unreachable host",
+    "tcp: reset",
+    "duplicate 100%",
+    "loss 50%",
+    "reorder 50% gap 2",
+    "rate 1mbit queue 3 frames head",
+    "partition",
+]
+VIRTIO_HEADERS = st.builds(
+    lambda flags, kind, size, start, offset: VIRTIO_NET_CODEC.pack(
+        flags=flags, gso_type=kind, gso_size=size, checksum_start=start, checksum_offset=offset
+    ),
+    st.sampled_from([0, 1, 1, 3]),
+    st.sampled_from([0, 1, 3, 4, 5, 0x81, 0x85]),
+    st.sampled_from([0, 1, 100, 1400]) | st.integers(0, 0xFFFF),
+    st.sampled_from([0, 14, 33, 34, 54]) | st.integers(0, 0xFFFF),
+    st.sampled_from([0, 6, 16]) | st.integers(0, 0xFFFF),
+)
+FRAMES = st.binary(max_size=150) | st.builds(
+    lambda make, family, size, cut, virtio: make(family, bytes(size), 100)[virtio : virtio + cut],
+    st.sampled_from([udp_superframe, tcp_superframe]),
+    st.sampled_from([4, 6]),
+    st.integers(0, 3000),
+    st.sampled_from([13, 33, 50, 70, 90, 1 << 17]),
+    st.just(VIRTIO),
+)
+
+
+@given(st.lists(st.tuples(VIRTIO_HEADERS, FRAMES), min_size=1, max_size=6), st.sampled_from(HOSTILE))
+@settings(deadline=None)
+def test_whatever_a_guest_sends_meets_no_error(frames: list[tuple[bytes, bytes]], text: str) -> None:
+    case = Case()
+    try:
+        added = case.weather.add(parse(text), 7)
+        for virtio, frame in frames:
+            case.take(virtio + frame)
+        case.times.pass_to(100.1)
+        case.weather.remove(added)
+        case.times.pass_to(101)
+        for data in case.injected:
+            assert list(split(data)) is not None
+    finally:
+        case.close()
