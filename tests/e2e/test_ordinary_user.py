@@ -40,6 +40,7 @@ SUITES = (
     "tcp/test_programs.py",
     "test_errors.py",
     "test_tos_ttl.py",
+    "weather/test_rules.py",
 )
 SUITE_SECONDS = 300
 # The first interpreter is started with root's rights still; what it starts is not.

@@ -162,3 +162,27 @@ def test_rules_of_the_command_line(tun: None) -> None:
     wrong = cli("pasta", "--impair", "loss 130%", "--", "true")
     assert wrong.returncode
     assert "loss 130%: a probability is 0 to 100 %" in wrong.stderr
+
+
+def test_a_capture_shows_what_weather_took(net: gpasst.Pasta) -> None:
+    with (
+        net.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+        net.capture(filter="udp dport 9") as capture,
+        net.impair("to host udp dport 9 nth 2: loss 100%"),
+    ):
+        for data in (b"one", b"two", b"three"):
+            sock.sendto(data, (FAR4, 9))
+        capture.wait_for(lambda frame: frame.payload == b"three", timeout=5)
+        assert [(frame.payload, frame.fate) for frame in capture.udp] == [
+            (b"one", ""),
+            (b"two", "lost"),
+            (b"three", ""),
+        ]
+
+
+def test_rules_of_the_options_are_in_force_from_the_start() -> None:
+    with gpasst.Pasta(config_net=True, impair=("udp dport 9: loss 100% seed 3", "DIAL_UP")) as opened:
+        with opened.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"?", (FAR4, 9))
+        assert wait_for(opened, 1)
+        assert "udp dport 9: loss 100% seed 3 [to the host]: 1 lost" in opened.fates(1)[0]
