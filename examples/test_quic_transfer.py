@@ -1,6 +1,6 @@
 """A QUIC download of 5 MB through bad weather, with a NAT that rebinds in the middle.
 
-    pip install gpasst[testing] pytest aioquic
+    pip install gpasst pytest 'aioquic>=1.7'
     pytest test_quic_transfer.py
 
 The server is an ordinary one on this machine. The client is in a namespace of its own, whose gateway leads to this

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,14 @@ pytestmark = pytest.mark.usefixtures("tun", "remote")
 
 FOLDER = Path(__file__).parents[2] / "examples"
 TOGETHER = ("test_gevent_program.py", "test_asyncio_program.py")  # in one run, beside each other
-ALONE = sorted({path.name for path in FOLDER.glob("test_*.py")} - set(TOGETHER))
+QUIC = "test_quic_transfer.py"
+# With aioquic before 1.7, and that is the newest for Python 3.10, a sender of datagrams above 2 kB never sends again
+# when its peer has moved.
+LEFT_OUT = {QUIC} if sys.version_info < (3, 11) else set()
+ALONE = sorted({path.name for path in FOLDER.glob("test_*.py")} - {*TOGETHER, *LEFT_OUT})
 PROGRAMS = {
     "test_http_partition.py": ("curl",),
-    "test_quic_transfer.py": ("openssl",),
+    QUIC: ("openssl",),
     "test_wireguard.py": ("wireguard-go", "wg", "ip", "unshare"),
 }
 
@@ -55,4 +60,4 @@ def test_two_programs_run_beside_each_other(tmp_path: Path) -> None:
 
 def test_the_index_names_each_example() -> None:
     index = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert [name for name in (*ALONE, *TOGETHER) if f"({name})" not in index] == []
+    assert [name for name in (*ALONE, *TOGETHER, *LEFT_OUT) if f"({name})" not in index] == []
