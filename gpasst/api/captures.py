@@ -50,11 +50,13 @@ class Taker:
     :param file: takes it too, None without a file.
     :ivar history: what was captured.
     :ivar closed: whether nothing more will come.
+    :ivar seen: number of the record behind those that `wait` has returned.
     """
 
     def __init__(self, selection: Selection | None = None, file: Sink | None = None) -> None:
         self.history = History()
         self.closed = False
+        self.seen = 0
         self._selection = selection
         self._file = file
         self._waiting: set[Event] = set()
@@ -82,6 +84,7 @@ class Taker:
                 event.wait(timeout)
             finally:
                 self._waiting.discard(event)
+        self.seen = self.history.number
         return self.history.since(number)
 
     def close(self) -> None:
@@ -193,9 +196,9 @@ class Capture:
 
     def _update(self) -> list[Frame]:
         """Parse what is new, and return it."""
-        if self._selection and self._selection.error:
-            raise self._selection.error
         records = self._here.call(self._since)
+        if self._selection:
+            self._selection.check()
         fresh: list[Frame] = []
         for turn in in_turns(self._here, records):
             for record in turn:

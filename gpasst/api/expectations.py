@@ -17,6 +17,7 @@ from gpasst.capture.history import History
 from gpasst.capture.record import Record
 from gpasst.capture.selection import build_filter
 from gpasst.capture.table import table
+from gpasst.errors import ConfigurationError
 from gpasst.packet.frame import Frame
 
 if TYPE_CHECKING:
@@ -32,9 +33,12 @@ def expect(here: Runtime, proxy: Proxy, history: History, count: int, timeout: f
     """Do what `Connection.expect` does; `match` has the keywords of `gpasst.capture.selection.build_filter`.
 
     :raises AssertionError: if too few frames have crossed by then.
-    :raises ConfigurationError: if the match makes no sense, or nothing crosses a link here.
+    :raises BaseException: what `when` has raised.
+    :raises ConfigurationError: if the count or the match makes no sense, or nothing crosses a link here.
     """
     __tracebackhide__ = True  # pytest shows the caller's line
+    if not isinstance(count, int) or count < 1:
+        raise ConfigurationError(f"count {count!r}: cannot be expected", "give 1 or more, or write never")
     (link, recorder), selection = link_of(proxy), build_filter(**match)
     until = time.monotonic() + timeout
     taker = Taker(selection)
@@ -54,10 +58,11 @@ def expect(here: Runtime, proxy: Proxy, history: History, count: int, timeout: f
             if left <= 0 or taker.closed:
                 break
             fresh = here.call(partial(taker.wait, seen, left))
-            seen += len(fresh)
+            seen = taker.seen
             found += _arrived(fresh)
     finally:
         here.call(lambda: recorder.remove(taker))
+    selection.check()
     if len(found) >= count:
         return found[count - 1]
     turns = in_turns(here, recorded(here, history, proxy))
@@ -75,7 +80,9 @@ def count(here: Runtime, history: History, proxy: Proxy | None, match: dict[str,
     """
     selection = build_filter(**match)
     records = recorded(here, history, proxy)
-    return sum(len(_arrived(selection.select(turn))) for turn in in_turns(here, records))
+    number = sum(len(_arrived(selection.select(turn))) for turn in in_turns(here, records))
+    selection.check()
+    return number
 
 
 class Never:
@@ -108,7 +115,10 @@ class Never:
             return taker.history.since()
 
         found = _arrived(self._here.call(end))
-        if found and kind is None:
+        if kind is not None:
+            return
+        self._selection.check()
+        if found:
             raise AssertionError(f"expected never {self._selection}, but:\n{table(found, taker.history.forgotten)}")
 
 

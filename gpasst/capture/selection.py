@@ -42,10 +42,18 @@ class Selection:
         self._matcher = Matcher(rule)
         self._predicate = predicate
         self._matched = 0
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
     def __str__(self) -> str:
         return self._text
+
+    def check(self) -> None:
+        """Raise what the predicate has raised first, if it has.
+
+        :raises BaseException: that.
+        """
+        if self.error is not None:
+            raise self.error
 
     def select(self, records: Iterable[Record]) -> list[Record]:
         """Return what is meant of some records: whole ones, and the single frames of others.
@@ -75,8 +83,9 @@ class Selection:
             return False
         try:
             return self._predicate is None or bool(self._predicate(frame))
-        except Exception as error:
+        except BaseException as error:
             # It is the caller's, and this may be the path of all frames: whoever looks at the frames gets to see it.
+            # What pytest.fail raises is no Exception.
             self.error = self.error or error
             return False
 

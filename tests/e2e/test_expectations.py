@@ -201,6 +201,28 @@ def test_an_expectation_that_fails_shows_what_crossed(remote: Remote) -> None:
             machine.net.expect("udp", port=53)
 
 
+def test_what_a_predicate_raises_is_raised(remote: Remote) -> None:
+    def broken(frame: gpasst.Frame) -> bool:
+        raise ValueError(frame.protocol)
+
+    with machines.tap(record=True) as machine, talking(machine, remote) as (guest, far, port):
+        net = machine.net
+        answered(guest, far, b"question", b"answer")
+        with pytest.raises(ValueError, match="udp"):
+            net.expect("udp", dport=port, when=broken, timeout=MOMENT)
+        with pytest.raises(ValueError, match="udp"):
+            net.count("udp", dport=port, when=broken)
+        with pytest.raises(ValueError, match="udp"), net.never("udp", dport=port, when=broken):
+            guest.send(b"meant for somebody else")
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5])
+def test_how_many_frames_can_be_expected(remote: Remote, count: Any) -> None:
+    with machines.tap(record=True) as machine:
+        with pytest.raises(gpasst.ConfigurationError, match=f"^count {count}: cannot be expected; give 1 or more"):
+            machine.net.expect("udp", count=count)
+
+
 @both_links
 def test_never(make: Any, remote: Remote) -> None:
     with make() as machine, talking(machine, remote) as (guest, far, port):

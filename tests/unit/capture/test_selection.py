@@ -102,6 +102,13 @@ def test_what_a_function_raises_is_kept() -> None:
     assert repr(selection.error) == "ValueError('udp')"
 
 
+def test_what_a_function_raises_may_be_no_exception() -> None:
+    selection = read_filter(lambda frame: pytest.fail(frame.protocol))
+    assert selected(selection) == set()
+    with pytest.raises(pytest.fail.Exception, match="udp"):
+        selection.check()
+
+
 @FAMILIES
 def test_a_superframe_is_cut_only_where_single_frames_are_meant(family: int) -> None:
     payload = bytes(2000) + b"last"
