@@ -54,7 +54,7 @@ class ActiveRule(Holder):
         self.concerns = self._matcher.concerns
 
     @property
-    def error(self) -> Exception | None:
+    def error(self) -> BaseException | None:
         """What the rule's predicate has raised first, None if it has not; such frames do not match."""
         return self._matcher.error
 

@@ -53,7 +53,7 @@ class Engine:
     :ivar towards: the direction's name.
     :ivar rules: the rules in force, in their order.
     :ivar frames_held: frames that are held now, at most `HELD_FRAMES`.
-    :ivar bytes_held: their bytes, at most `HELD_BYTES`.
+    :ivar bytes_held: bytes of the runs that they belong to, at most `HELD_BYTES`: a run is in memory as a whole.
     """
 
     def __init__(self, towards: str) -> None:
@@ -178,11 +178,18 @@ class Engine:
         return found
 
     def _advance(self, part: Part, at: float, actions: list[Action], behind: bool) -> None:
-        """Take a part to its next step, or let it leave.
+        """Take a part to its next step, or let it leave; and with it those that it passes.
 
         :param at: when its last step ended.
         :param behind: whether it leaves behind what is overdue.
         """
+        going = [part]
+        while going:
+            passing = self._step(going.pop(), at, actions, behind)
+            going += reversed(passing)
+
+    def _step(self, part: Part, at: float, actions: list[Action], behind: bool) -> list[Part]:
+        """Do what `_advance` does; return what goes on with its steps behind one where it passes others, in order."""
         steps = part.steps
         while part.step < len(steps):
             active, kind, number = steps[part.step]
@@ -190,8 +197,10 @@ class Engine:
             if active.removed:
                 continue
             if kind == PASSING:
-                self._pass(active, part, number, at, actions, behind)
-            elif not (part.order or self._hold(part)):
+                if not active.behind or active.behind[0][0] >= number + part.stop:
+                    continue
+                return self._passing(active, part, number)
+            if not (part.order or self._hold(part)):
                 self._lose(part, _HELD_FULL, actions)
             elif kind == WAIT:
                 due = at + number / SECOND
@@ -204,25 +213,26 @@ class Engine:
             else:
                 active.behind.append((number, part, part.step))
                 self._push(at + BEHIND_SECONDS, part)
-            return
+            return []
         part.step = len(steps) + 1
         if behind and not part.treatment.lost:
             if part.order or self._hold(part):
                 self._overdue.append(part)
             else:
                 self._lose(part, _HELD_FULL, actions)
-            return
+            return []
         if part.order:
-            self.frames_held -= part.frames
-            self.bytes_held -= part.size
+            self._let_go(part)
         actions.append(Action(part.run, part.first, part.stop, part.treatment))
+        return []
 
-    def _pass(self, active: Holder, part: Part, offset: int, at: float, actions: list[Action], behind: bool) -> None:
-        """Let a part pass, and each frame behind that has let as many pass as it had to.
+    def _passing(self, active: Holder, part: Part, offset: int) -> list[Part]:
+        """Return a part that passes, and each frame behind that has let as many pass as it had to, in order.
 
         :param offset: number of the rule's frame at index 0 of the run.
         """
         end = offset + part.stop
+        going = []
         rest: Part | None = part
         while active.behind and active.behind[0][0] < end:
             number, waiting, step = active.behind.popleft()
@@ -231,10 +241,11 @@ class Engine:
             before = number + 1 - offset
             if rest is not None and before > rest.first:
                 passing, rest = rest, rest.cut(before) if before < rest.stop else None
-                self._advance(passing, at, actions, behind)
-            self._advance(waiting, at, actions, behind)
+                going.append(passing)
+            going.append(waiting)
         if rest is not None:
-            self._advance(rest, at, actions, behind)
+            going.append(rest)
+        return going
 
     def _enter(self, active: Holder, part: Part, at: float, actions: list[Action]) -> None:
         """Let a part wait for its turn at the rate of a rule."""
@@ -263,18 +274,27 @@ class Engine:
         """Count a part as held that is not; return whether there is room."""
         frames = self.frames_held + part.stop - part.first
         run = part.run
-        size = run.length if run.count == 1 and not run.last else run.frame_bytes(part.first, part.stop)
+        whole = run.length if run.count == 1 and not run.last else run.frame_bytes(0, run.count)
+        size = 0 if run.held else whole
         if frames > HELD_FRAMES or self.bytes_held + size > HELD_BYTES:
             return False
         self.frames_held = frames
         self.bytes_held += size
-        part.size = size
+        run.held += part.frames
+        part.size = whole if part.frames == run.count else run.frame_bytes(part.first, part.stop)
         self._serial += 1
         part.order = self._serial
         return True
 
     def _lose(self, part: Part, treatment: Treatment, actions: list[Action]) -> None:
         if part.order:
-            self.frames_held -= part.frames
-            self.bytes_held -= part.size
+            self._let_go(part)
         actions.append(Action(part.run, part.first, part.stop, treatment))
+
+    def _let_go(self, part: Part) -> None:
+        """Count a part as held no more."""
+        run = part.run
+        self.frames_held -= part.frames
+        run.held -= part.frames
+        if not run.held:
+            self.bytes_held -= run.frame_bytes(0, run.count)

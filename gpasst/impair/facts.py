@@ -68,6 +68,7 @@ class Run:
     :ivar flags: TCP flags as they stand in the header (`gpasst.wire`). Of a superframe FIN and PSH belong to the last
         frame and CWR to the first, as where it is cut.
     :ivar parsed: returns the parsed frame of an index, for predicates; None where no predicate can be asked for.
+    :ivar held: how many of its frames an engine holds, each double for itself.
     """
 
     flow: Flow
@@ -77,6 +78,7 @@ class Run:
     count: int = 1
     flags: int = 0
     parsed: Callable[[int], Any] | None = None
+    held: int = 0
 
     def frame_bytes(self, first: int, stop: int) -> int:
         """Return the bytes of the frames from index `first` up to `stop`."""

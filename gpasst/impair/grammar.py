@@ -18,12 +18,13 @@ from typing import Any, Final
 
 from gpasst.errors import ConfigurationError
 from gpasst.impair.facts import PROTOCOLS, TCP, WITH_PORTS
-from gpasst.impair.parts import EFFECTS, END, MATCH, PARTS, Fields, Part, at_fault
+from gpasst.impair.parts import EFFECTS, END, MATCH, PARTS, VALUE_SHOWN, Fields, Part, at_fault
 from gpasst.impair.rule import Rule
 from gpasst.records import replace
 from gpasst.values import shown
 
 RULE_MAXIMUM: Final = 65536  # characters
+NUMBER_BITS: Final = 64  # of a whole number; a seed has as many
 NOTHING: Final = "loss 0%"  # the effect of a rule that has none, such as one that counts
 
 _RESERVED: Final = {"continue_": "continue"}
@@ -112,7 +113,7 @@ def _clauses(words: list[str], parts: dict[str, Part]) -> Iterator[tuple[Part, s
         if part is None and _is_protocol(word, parts):
             yield PARTS["protocol"], word
         elif part is None:
-            raise _unknown(word, parts)
+            raise _unknown(word[:VALUE_SHOWN], parts)
         elif part.bare:
             yield part, ""
         else:
@@ -141,8 +142,12 @@ def _text_of(part: Part, value: object) -> str:
     """Return the text of a keyword's value."""
     if value is True:
         return ""
-    if isinstance(value, int | float):
-        return f"{value!r}{part.unit}"
+    if isinstance(value, float):
+        return f"{float(value)!r}{part.unit}"  # a subclass may have another repr
+    if isinstance(value, int):
+        if value.bit_length() > NUMBER_BITS:
+            raise ConfigurationError(f"{part.name}: a number has {value.bit_length()} bits", "give a smaller one")
+        return f"{value:d}{part.unit}"
     if isinstance(value, list | tuple):
         return ",".join(_text_of(part, item) for item in value)
     return " ".join(str(value).split())

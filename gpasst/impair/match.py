@@ -35,7 +35,7 @@ class Matcher:
         self._looks = bool(rule.size or self._flags or rule.when)
         self._firsts = [first for first, _ in rule.nth]
         self.picks = self._looks or bool(rule.nth or rule.every)
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
     def concerns(self, flow: Flow) -> bool:
         """Return whether the rule may be about frames of a flow."""
@@ -72,8 +72,9 @@ class Matcher:
     def _predicate(self, when: Callable[[Any], bool], run: Run, index: int) -> bool:
         try:
             return bool(run.parsed and when(run.parsed(index)))
-        except Exception as error:
+        except BaseException as error:
             # It is the caller's, and this is the path of all frames: who holds the rule gets to see it.
+            # What pytest.fail raises is no Exception.
             self.error = self.error or error
             return False
 

@@ -52,6 +52,7 @@ MTU_MAXIMUM: Final = 65535
 GAP_MAXIMUM: Final = 1000  # frames
 DELAYS_MAXIMUM: Final = 4096  # measured values
 RANGES_MAXIMUM: Final = 4096  # of one part; far more than a rule that anybody reads
+VALUE_SHOWN: Final = 80  # characters of a value in a message
 SEED_MAXIMUM: Final = (1 << 64) - 1
 BURST: Final = Burst(CERTAIN // 100, CERTAIN // 4, 0, CERTAIN)
 """Of ``loss burst``: one frame in a hundred begins a burst of four on average, and all of a burst is lost."""
@@ -364,5 +365,7 @@ PARTS: Final = {part.name: part for part in (*MATCH, *EFFECTS, *END)}
 def at_fault(name: str, text: str, error: ConfigurationError) -> ConfigurationError:
     """Return an error that names the part and its value before the fault."""
     message = error.message
+    if len(text) > VALUE_SHOWN:
+        text = f"{text[:VALUE_SHOWN]}..."
     joint = ":" if not message.startswith(("is ", "has ")) else ""
     return ConfigurationError(shown(f"{name} {text}".rstrip() + f"{joint} {message}"), error.remedy)

@@ -17,7 +17,8 @@ from gpasst.errors import ConfigurationError
 from gpasst.impair.rule import CERTAIN, SECOND
 from gpasst.ranges import Range, merged
 
-_NUMBER: Final = re.compile(r"([0-9]{1,15})?(?:\.([0-9]{0,15}))?(?:e([+-]?[0-9]{1,2}))?\s*([^0-9.\s]*)", re.ASCII)
+# As many digits as Python writes for any float: 1 / 3 has 16 behind the point.
+_NUMBER: Final = re.compile(r"([0-9]{1,20})?(?:\.([0-9]{0,20}))?(?:e([+-]?[0-9]{1,3}))?\s*([^0-9.\s]*)", re.ASCII)
 _DIGITS: Final = re.compile("[0-9]{1,20}", re.ASCII)
 
 _PERCENT: Final = CERTAIN // 100

@@ -232,19 +232,21 @@ def test_what_pytest_raises_in_a_handler_is_kept_too(net: gpasst.Pasta) -> None:
 
 
 def test_a_handler_may_use_the_namespace() -> None:
-    def handler(data: bytes, peer: tuple[str, int]) -> bytes:
-        with net.impair(loss=0) as rule, net.capture():
-            net.remove_forward(net.add_forward("udp", "0:77"))
-            assert net.run(["true"]).returncode == 0
-            assert net.statistics().drops == {}
-        assert rule.hits == 0
-        return net.expect("udp", dport=PORT, payload=data).payload[::-1]
+    with gpasst.Pasta(config_net=True, record=True) as net:
 
-    with gpasst.Pasta(config_net=True, record=True) as net, net.serve_udp(ADDRESS[4], PORT, handler) as service:
-        with datagrams(net) as sock:
-            sock.send(b"abc")
-            assert sock.recv(99) == b"cba"
-        assert service.errors == ()
+        def handler(data: bytes, peer: tuple[str, int]) -> bytes:
+            with net.impair(loss=0) as rule, net.capture():
+                net.remove_forward(net.add_forward("udp", "0:77"))
+                assert net.run(["true"]).returncode == 0
+                assert net.statistics().drops == {}
+            assert rule.hits == 0
+            return net.expect("udp", dport=PORT, payload=data).payload[::-1]
+
+        with net.serve_udp(ADDRESS[4], PORT, handler) as service:
+            with datagrams(net) as sock:
+                sock.send(b"abc")
+                assert sock.recv(99) == b"cba"
+            assert service.errors == ()
 
 
 def test_an_error_that_the_guest_sends_back_stays_here(net: gpasst.Pasta, family: int) -> None:

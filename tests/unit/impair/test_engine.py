@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 import pytest
@@ -271,6 +272,28 @@ def test_what_is_held_is_limited_in_bytes() -> None:
     assert [action.treatment.drop for action in lost] == [Drop.IMPAIRMENT_FULL]
 
 
+def test_what_is_held_of_a_superframe_keeps_all_of_it() -> None:
+    engine = engine_of("nth every 45: delay 20ms", "nth every 44: delay 30ms")
+    size = 45 * 1400
+    for number in range(HELD_BYTES // size):
+        engine.offer(Run(QUERY, number, 1400, count=45), 0)
+    assert HELD_BYTES - size < engine.bytes_held <= HELD_BYTES
+    lost = [action for action in engine.offer(Run(QUERY, -1, 1400, count=45), 0) if action.treatment.lost]
+    assert {action.treatment.drop for action in lost} == {Drop.IMPAIRMENT_FULL}
+    while engine.next_due is not None:
+        engine.due(engine.next_due)
+    assert engine.frames_held == engine.bytes_held == 0
+
+
+def test_rules_that_frames_pass_one_after_the_other_may_be_many() -> None:
+    many = sys.getrecursionlimit()
+    assert items(offered(engine_of(*["reorder 1e-9 continue"] * many), 2)) == [1, 2]
+    engine = engine_of(*["nth 1: reorder 100% continue"] * many)
+    assert offered(engine, 1) == []
+    # The second lets the first go on from each rule to the next.
+    assert [*items(offered(engine, 1)), *(item for _, item in drained(engine))] == [1, 1]
+
+
 def test_what_goes_behind_the_overdue_is_limited_too() -> None:
     engine = engine_of("delay 20ms")
     engine.offer(Run(QUERY, 0, 1, count=HELD_FRAMES), 0)
@@ -302,6 +325,13 @@ def test_a_predicate_that_raises_matches_nothing_and_is_reported() -> None:
     assert not engine.offer(Run(QUERY, 0, 100, parsed=lambda index: {}), 0)[0].treatment.lost
     assert isinstance(active.error, KeyError)
     assert active.hits == 0
+
+
+def test_a_predicate_may_raise_what_is_no_exception() -> None:
+    engine = Engine("guest")
+    active = engine.add(build(loss=1, when=lambda frame: pytest.fail("not this one")), 7)
+    assert not engine.offer(Run(QUERY, 0, 100, parsed=lambda index: {}), 0)[0].treatment.lost
+    assert str(active.error) == "not this one"
 
 
 def test_due_returns_no_more_than_is_asked_for() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import ipaddress
 from typing import Any
 
@@ -98,6 +99,21 @@ def test_text_and_keywords_say_the_same(form: str, canonical: str, keywords: dic
     assert text(rule) == (canonical or form)
     assert parse(text(rule)) == rule
     assert build(**keywords) == rule
+
+
+class Port(enum.IntEnum):
+    DOMAIN = 53
+
+
+class Share(float):
+    def __repr__(self) -> str:
+        return "a share"
+
+
+def test_numbers_of_every_kind_and_length_are_read() -> None:
+    rule = build(dport=Port.DOMAIN, loss=Share(0.5), duplicate=1 / 3, delay=0.1 + 0.2)
+    assert rule == parse("dport 53: loss 50% duplicate 33.3333333% delay 300ms")
+    assert build(loss=5e-324) == parse("loss 0%")
 
 
 def test_quantities_are_whole_numbers() -> None:
@@ -219,6 +235,8 @@ def test_what_is_wrong_is_named_in_one_line(form: str, message: str) -> None:
         ({"dport": 53.0, "loss": 0.1}, "dport 53.0: a whole number has to be 1 to 65535; write it like 10"),
         ({"dport": (), "loss": 0.1}, "dport has no value; see the examples of dport in docs/weather.md"),
         ({"dport": {"a": "b"}, "loss": 0.1}, "dport {'a': 'b'}: a whole number has to be 1 to 65535; write it like 10"),
+        ({"delay": 10**5000}, "delay: a number has 16610 bits; give a smaller one"),
+        ({"loss": "9" * 9999}, f"loss {'9' * 80}...: a probability is 0 to 100 %"),
     ],
 )
 def test_wrong_keywords_have_the_same_messages(keywords: dict[str, Any], message: str) -> None:
