@@ -144,7 +144,7 @@ class StreamService:
         self._listener.bind((LOOPBACK4, 0))
         self._listener.listen(BACKLOG)
         self.address: tuple[str, int] = self._listener.getsockname()
-        self._accepting = gevent.spawn(self._accept)
+        self._accepting: Any = gevent.spawn(self._accept)
         opener.served[self._place] = self
 
     def socket(self) -> RawSocket:
@@ -161,7 +161,9 @@ class StreamService:
     def close(self) -> None:
         """Accept no more, and reset the streams whose handlers run."""
         self._opener.served.pop(self._place, None)
-        self._accepting.kill()
+        # What ends a greenlet is kept as its value, with the frames that it passed.
+        accepting, self._accepting = self._accepting, None
+        accepting.kill()
         self._listener.close()
         self.handlers.close()
         self._handler = _nothing

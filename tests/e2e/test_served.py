@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import socket
 import struct
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
@@ -19,7 +21,7 @@ from gpasst.errors import ConfigurationError
 from gpasst.linux import UDP_SEGMENT
 from tests.support import machines
 from tests.support.families import FAMILY
-from tests.support.guests import call, expire
+from tests.support.guests import call, expire, proxy_of
 from tests.support.lab import FAR, HOST4, Remote, bound
 from tests.support.machines import Machine
 from tests.support.ready import until
@@ -370,7 +372,7 @@ def test_many_connections_at_once(net: gpasst.Pasta) -> None:
 
 
 def test_nothing_is_left_of_services() -> None:
-    def use() -> None:
+    def use() -> list[weakref.ref[Any]]:
         with gpasst.Pasta(config_net=True) as other:
             with other.serve_udp(ADDRESS[4], PORT, echo), other.serve_tcp(ADDRESS[4], PORT, reflect):
                 for sock in (datagrams(other), streams(other)):
@@ -378,11 +380,20 @@ def test_nothing_is_left_of_services() -> None:
                         sock.send(b"x")
                         assert sock.recv(9) == b"x"
             other.serve_tcp(ADDRESS[4], PORT, reflect)
+            other.dns({"*": "192.0.2.80"})
+            proxy = proxy_of(other)
+            assert proxy.tcp
+            return [weakref.ref(part) for part in (proxy, proxy.served, proxy.udp, proxy.tcp.opener)]
 
     use()
     before = len(os.listdir("/proc/self/fd"))
-    for _ in range(3):
-        use()
+    gc.collect()
+    gc.disable()
+    try:
+        parts = [part for _ in range(3) for part in use()]
+        until(lambda: not any(part() for part in parts), "freed without the garbage collector")
+    finally:
+        gc.enable()
     assert len(os.listdir("/proc/self/fd")) == before
 
 
