@@ -1,8 +1,9 @@
 """Greenlets of the callables that a program gave: their number is bounded, and their errors are kept.
 
 Theory of operation: `add` is called on the data path, so it only enters the work and wakes a greenlet. A greenlet does
-work after work. Before each, it lets another one be made, which goes on with the rest if this one waits. So work that
-does not wait is done by one greenlet, in order, and work that waits by as many as there are waiting, up to a limit.
+work after work, for the time of a step. Before each, it lets another one be due in the loop's next turn, which goes on
+with the rest where this one waits or its time is over. So work that does not wait is done in order, beside the traffic
+of others, and work that waits by as many greenlets as there are waiting, up to a limit.
 
 An error of a callable is the program's own: it is logged with its traceback, kept, and ends nothing but that call.
 """
@@ -10,12 +11,15 @@ An error of a callable is the program's own: it is logged with its traceback, ke
 from __future__ import annotations
 
 import logging
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import gevent
+
+from gpasst.path.budget import STEP_SECONDS
 
 HANDLERS_AT_ONCE = 1000  # greenlets of one service
 WORKS_WAITING = 4096  # datagrams or connections of one service that wait for one
@@ -33,20 +37,27 @@ class Handlers:
     :param kept: takes the text of each error as well.
     :param most: how many may run at once.
     :param waiting: how many calls may wait.
+    :param stopwatch: returns seconds, for the time of a step.
     :ivar calls: how many have begun.
     :ivar errors: text of the newest errors, with their tracebacks, oldest first.
     """
 
     def __init__(
-        self, name: str, kept: Callable[[str], object], most: int = HANDLERS_AT_ONCE, waiting: int = WORKS_WAITING
+        self,
+        name: str,
+        kept: Callable[[str], object],
+        most: int = HANDLERS_AT_ONCE,
+        waiting: int = WORKS_WAITING,
+        stopwatch: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._name = name
         self._kept = kept
         self._most = most
         self._room = waiting
+        self._stopwatch = stopwatch
         self._waiting: deque[Callable[[], object]] = deque()
         self._running: set[Any] = set()
-        self._fresh = False  # whether a greenlet was made that has not begun
+        self._due = False  # whether a greenlet was made that has not begun
         self.calls = 0
         self.errors: deque[str] = deque(maxlen=ERRORS_KEPT)
 
@@ -66,20 +77,24 @@ class Handlers:
         gevent.killall([other for other in self._running if other is not here], timeout=END_SECONDS)
 
     def _wake(self) -> None:
-        if not self._fresh and len(self._running) < self._most:
-            self._fresh = True
-            self._running.add(gevent.spawn(self._run))
+        if self._waiting and not self._due and len(self._running) < self._most:
+            self._due = True
+            # By a timer: a callback of the loop would keep it from polling.
+            self._running.add(gevent.spawn_later(0, self._run))
 
     def _run(self) -> None:
-        self._fresh = False
+        self._due = False
+        until = self._stopwatch() + STEP_SECONDS
         try:
             while self._waiting:
                 work = self._waiting.popleft()
-                if self._waiting:
-                    self._wake()
+                self._wake()
                 self._call(work)
+                if self._stopwatch() >= until:
+                    break
         finally:
             self._running.discard(gevent.getcurrent())
+            self._wake()
 
     def _call(self, work: Callable[[], object]) -> None:
         self.calls += 1

@@ -9,6 +9,7 @@ import gevent
 import gevent.event
 import pytest
 
+from gpasst.path.budget import STEP_SECONDS
 from gpasst.proxy.handlers import ERRORS_KEPT, Handlers
 
 
@@ -37,9 +38,11 @@ class Case:
 
 
 def turns(count: int = 5) -> None:
-    """Let greenlets run."""
+    """Let the loop turn, and greenlets run that are due."""
+    hub = gevent.get_hub()
     for _ in range(count):
-        gevent.sleep(0)
+        with hub.loop.timer(0) as timer:
+            hub.wait(timer)
 
 
 def test_calls_that_do_not_wait_are_done_in_order() -> None:
@@ -49,6 +52,28 @@ def test_calls_that_do_not_wait_are_done_in_order() -> None:
     turns()
     assert case.done == list(range(50))
     assert case.handlers.calls == 50
+
+
+def test_calls_that_take_long_leave_the_loop_its_turns() -> None:
+    """Each takes as long as a step may: the next begins when the loop has looked at everything else."""
+    now = 0.0
+    done: list[int] = []
+
+    def work(number: int) -> None:
+        nonlocal now
+        now += STEP_SECONDS
+        done.append(number)
+
+    kept: list[str] = []
+    handlers = Handlers("a test", kept.append, stopwatch=lambda: now)
+    for number in range(3):
+        handlers.add(partial(work, number))
+    seen = []
+    for _ in range(10):
+        turns(1)
+        seen.append(len(done))
+    assert {1, 2} <= set(seen), "one in each turn"
+    assert done == [0, 1, 2]
 
 
 def test_calls_that_wait_let_others_begin() -> None:
