@@ -14,7 +14,7 @@ from gpasst.proxy.handlers import ERRORS_KEPT, Handlers
 
 
 class Case:
-    """Handlers, and what their calls did.
+    """Handlers whose steps have time enough, and what their calls did.
 
     :ivar kept: the texts of errors that were passed on.
     :ivar done: what was done, in order.
@@ -24,7 +24,7 @@ class Case:
         self.kept: list[str] = []
         self.done: list[int] = []
         self.gate = gevent.event.Event()
-        self.handlers = Handlers("a test", self.kept.append, most, waiting)
+        self.handlers = Handlers("a test", self.kept.append, most, waiting, lambda: 0.0)
 
     def note(self, number: int) -> None:
         self.done.append(number)
