@@ -10,6 +10,8 @@ with what leaves now. Both are out of the way while they have nothing to do:
 3. Everything else is copied, as its superframe. Parts of it that leave are cut (`gpasst.packet.superframe`), changed
    (`gpasst.packet.alteration`), and written to the link, or carried by the reader as if they had just been read.
 4. One deadline waits for what the engines hold. A turn of it lasts about half a millisecond; the rest has its own.
+   Where turns follow each other closely, each is put off a little, so that it lets go of several frames: waking for
+   each costs as much as carrying it.
 
 A frame from the guest is recorded when it has been read, one to the guest when the link has taken it, and one that is
 lost with its fate. A receiver drops a frame with a wrong checksum; the proxy, which looks at none, drops one here that
@@ -41,6 +43,8 @@ TO_GUEST: Final = "guest"
 TO_HOST: Final = "host"
 TURN_SECONDS = 0.0005  # of releasing, after which others have their turn
 ACTIONS_PER_LOOK = 16  # at the clock
+BUSY_SECONDS = 0.0005  # between two turns that follow each other closely
+PUT_OFF_SECONDS = 0.00008
 ANSWERS_WAITING = 256  # to be given in one turn; more are not given
 
 LOGS_KEPT = 16  # of rules that have ended
@@ -124,6 +128,7 @@ class Impaired:
         self._up, self._down = Engine(TO_GUEST), Engine(TO_HOST)
         self._ended: deque[FateLog] = deque(maxlen=LOGS_KEPT)
         self._closed = False
+        self._released = self._put_off = 0.0
         self._diverts = False
         self._deadline: Deadline | None = None
         self._answering: list[Callable[[], None]] = []
@@ -334,7 +339,10 @@ class Impaired:
         up, down = self._up.next_due, self._down.next_due
         due = down if up is None or (down is not None and down < up) else up
         armed = self._deadline
-        if due is None or (armed is not None and armed.when <= due):
+        if due is None:
+            return
+        due += self._put_off
+        if armed is not None and armed.when <= due:
             return
         if armed is not None:
             armed.cancel()
@@ -345,6 +353,8 @@ class Impaired:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+        self._put_off = PUT_OFF_SECONDS if now - self._released < BUSY_SECONDS else 0.0
+        self._released = now
         until = self._stopwatch() + TURN_SECONDS
         try:
             if self._release_from(self._up, now, until):
