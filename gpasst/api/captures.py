@@ -10,12 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 import gevent
 from gevent.event import Event
 
+from gpasst.api.handle import Handle
 from gpasst.capture.history import History, Latest
 from gpasst.capture.record import Record
 from gpasst.capture.selection import Predicate, Selection, read_filter
@@ -28,8 +28,6 @@ from gpasst.link.recorder import Recorder, Sink
 from gpasst.packet.frame import Frame
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from gpasst.link.stream import Stream
     from gpasst.link.tap import Tap
     from gpasst.proxy.proxy import Proxy
@@ -97,7 +95,7 @@ class Taker:
                 event.set()
 
 
-class Capture:
+class Capture(Handle):
     """Frames that cross the guest's interface, parsed, from the call of `capture` to `close` or the end of ``with``.
 
     The latest 10 000 frames are kept, of at most 16 MiB. One thread or greenlet at a time may use it.
@@ -113,14 +111,6 @@ class Capture:
         self._selection = selection
         self._frames: Latest[Frame] = Latest()
         self._next = 0  # record to be parsed
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Capture no more; what was captured stays. More calls do nothing."""

@@ -12,12 +12,12 @@ import struct
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import gevent
 
 from gpasst import dns
+from gpasst.api.handle import Handle
 from gpasst.dns import Query, Records, Zone
 from gpasst.errors import ConfigurationError
 from gpasst.flow.network import GuestNetwork
@@ -29,8 +29,6 @@ from gpasst.packet.address import is_link_local
 
 if TYPE_CHECKING:
     import socket
-
-    from typing_extensions import Self
 
     from gpasst.api.services import Service
     from gpasst.proxy.served import DatagramHandler, PeerName, StreamHandler
@@ -45,7 +43,7 @@ Truncate = bool | Callable[[Query], bool]
 _length = struct.Struct(">H")
 
 
-class Resolver:
+class Resolver(Handle):
     """A resolver that answers the guest; ends with `close`, its `with` statement or the connection.
 
     :param network: the guest's network.
@@ -86,14 +84,6 @@ class Resolver:
                 self._services.append(opening.enter_context(serve_tcp(self.address, DNS_PORT, self._stream)))
             self._closing = opening.pop_all()
         self._open = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<resolver at {self.address}>"

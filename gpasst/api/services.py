@@ -7,9 +7,9 @@ on the hub of the proxy.
 from __future__ import annotations
 
 import ipaddress
-from types import TracebackType
 from typing import TYPE_CHECKING
 
+from gpasst.api.handle import Handle
 from gpasst.errors import ConfigurationError
 from gpasst.helper.client import OpenRequest
 from gpasst.hub import wait_read
@@ -18,8 +18,6 @@ from gpasst.packet.dhcp_wire import DHCP_SERVER_PORT, DHCPV6_SERVER_PORT
 from gpasst.proxy.served import DatagramHandler, DatagramService, StreamHandler, StreamService
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from gpasst.helper.client import Namespace
     from gpasst.proxy.proxy import Proxy
     from gpasst.runtime import Runtime
@@ -29,7 +27,7 @@ BROADCAST4 = "255.255.255.255"
 OWN_PORTS = {4: DHCP_SERVER_PORT, 6: DHCPV6_SERVER_PORT}  # of UDP, on which gpasst itself answers, by family
 
 
-class Service:
+class Service(Handle):
     """A callable that answers the guest; ends with `close`, its `with` statement or the connection.
 
     :ivar protocol: ``"udp"`` or ``"tcp"``.
@@ -52,14 +50,6 @@ class Service:
         self._here = here
         self._served = proxy.served
         self._service = service
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<{self.protocol} service at {self.address} port {self.port}>"
