@@ -135,9 +135,15 @@ class Pasta(Connection):
             from gevent.subprocess import run
         else:
             from subprocess import run
+        from subprocess import CalledProcessError, TimeoutExpired
 
         command, options = self._command(args, options)
-        done: subprocess.CompletedProcess[Any] = run(command, **options)  # check is the caller's
+        try:
+            done: subprocess.CompletedProcess[Any] = run(command, **options)  # check is the caller's
+        except (CalledProcessError, TimeoutExpired) as error:
+            error.cmd = args  # what the caller has written, as in all that is reported
+            raise
+        done.args = args
         return done
 
     def popen(self, args: Sequence[str] | str, *, init: bool = False, **options: Any) -> subprocess.Popen[Any]:
@@ -162,6 +168,7 @@ class Pasta(Connection):
             command, options = self._command(args, options, init, writer)
             # The program ends with the thread that starts it: that of the proxy, not one of the caller's.
             program: subprocess.Popen[Any] = here.call(lambda: subprocess.Popen(command, **options))
+            program.args = args
         except BaseException:
             os.close(reader)
             raise

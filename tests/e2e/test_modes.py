@@ -403,7 +403,13 @@ def test_programs_that_do_not_exist_and_uses_out_of_order() -> None:
         with pytest.raises(gpasst.ConfigurationError, match="open already"):
             net.open()
         sleeper = net.popen(["sleep", "1000"])
-        assert net.run("exit 5", shell=True).returncode == 5
+        assert sleeper.args == ["sleep", "1000"]
+        done = net.run("exit 5", shell=True)
+        assert (done.args, done.returncode) == ("exit 5", 5)
+        with pytest.raises(subprocess.CalledProcessError, match="Command 'exit 5' returned"):
+            net.run("exit 5", shell=True, check=True)
+        with pytest.raises(subprocess.TimeoutExpired, match="'sleep', '1000'"):
+            net.run(["sleep", "1000"], timeout=0.01)
     assert sleeper.poll() is not None, "closing the namespace ends its programs"
     net.close()
     with pytest.raises(gpasst.ConfigurationError, match="unknown option nosuch"):
