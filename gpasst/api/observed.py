@@ -5,6 +5,7 @@ The work is done by `gpasst.api.captures` and `gpasst.api.expectations`, which a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,9 @@ class Observed:
         """
         raise NotImplementedError
 
-    def capture(self, path: str | None = None, filter: str | Callable[[Frame], Any] | None = None) -> Capture:
+    def capture(
+        self, path: str | os.PathLike[str] | None = None, filter: str | Callable[[Frame], Any] | None = None
+    ) -> Capture:
         """Capture what crosses from now on, until the end of a ``with`` statement or `Capture.close`.
 
         ::
@@ -52,9 +55,9 @@ class Observed:
 
         proxy = self._opened()
         assert self._runtime is not None
-        return capture(self._runtime, proxy, path, filter)
+        return capture(self._runtime, proxy, None if path is None else os.fspath(path), filter)
 
-    def save(self, path: str) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write what was recorded to a capture file, also after the end; it takes ``record=True``.
 
         :param path: as of `capture`.
@@ -63,7 +66,7 @@ class Observed:
         """
         from gpasst.api.captures import save
 
-        save(self._runtime or runtime.current(), self._recorded(), self._proxy, path)
+        save(self._runtime or runtime.current(), self._recorded(), self._proxy, os.fspath(path))
 
     def expect(self, protocol: str | None = None, *, count: int = 1, timeout: float = 2.0, **match: Any) -> Frame:
         """Return the frame that was expected; wait for it if it has not crossed since the start.

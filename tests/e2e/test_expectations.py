@@ -143,7 +143,7 @@ def test_a_file_is_written_from_now_on(name: str, remote: Remote, tmp_path: Path
     path = tmp_path / name
     with machines.tap() as machine, talking(machine, remote) as (guest, far, port):
         answered(guest, far, b"before", b"before")
-        with machine.net.capture(str(path), f"udp dport {port}") as capture:
+        with machine.net.capture(path, f"udp dport {port}") as capture:
             assert capture.path == str(path)
             answered(guest, far, b"question", b"answer")
         answered(guest, far, b"behind", b"behind")
