@@ -168,7 +168,8 @@ def pasted(found: Sequence[Disturbance]) -> list[Rule]:
             own = [n + sum(move for other, move in moves.items() if other < n) for n in numbers]
             rules.append(replace(effect, nth=tuple(merged((n, n) for n in own))))
             moves |= dict.fromkeys(numbers, bool(effect.duplicate) if effect.goes_on else -1)
-        if index + 1 < len(groups) and not (origin.goes_on or origin.nth or origin.every):
+        later = any(other[0].towards == group[0].towards for other in groups[index + 1 :])
+        if later and not (origin.goes_on or origin.nth or origin.every):
             # Later rules were not asked about what this one had matched.
             rules.append(match)
     return rules

@@ -134,6 +134,15 @@ def test_a_table_and_rules() -> None:
     assert describe([disturbed(n) for n in range(1, 5)])[0] == "fails when these 4 frames are disturbed"
 
 
+def test_rules_of_one_direction_leave_the_other_alone() -> None:
+    rule = parse("udp: loss 30%")
+    both = [Disturbance(place, (to, "", 0), rule, to, 2, LOST, "udp", 9) for place, to in enumerate(("guest", "host"))]
+    assert [text(each) for each in pasted(both)] == [
+        "to guest udp nth 2: loss 100%",
+        "to host udp nth 2: loss 100%",
+    ]
+
+
 def test_a_long_table_is_cut() -> None:
     lines = describe([disturbed(n) for n in range(1, 101)])
     assert lines[0] == "fails when these 100 frames are disturbed"
