@@ -58,6 +58,8 @@ def pytest_configure(config: pytest.Config) -> None:
     seed = config.getoption("gpasst_seed")
     if seed is not None:
         _choose_seed(config, seed)
+    if (count := config.getoption("gpasst_explore")) is not None:
+        _checked(count)
     if config.getoption("gpasst_require"):
         _demand(config)
     if config.getoption("gpasst_shrink"):
@@ -208,7 +210,14 @@ def _unchanged() -> Iterator[None]:
 
 def _seeds(seeds: int) -> int:
     """Return what the marker `gpasst_explore` was given."""
-    return seeds
+    return _checked(seeds)
+
+
+def _checked(count: int) -> int:
+    """Return a number of seeds; with none, pytest would skip the test without a word."""
+    if count < 1:
+        raise pytest.UsageError(f"gpasst-explore: {count} seeds run no test; give 1 or more")
+    return count
 
 
 def _explored(item: pytest.Item) -> int | None:

@@ -57,6 +57,9 @@ def test_exploring_finds_the_seeds_and_shrinking_the_datagram(tmp_path: Path) ->
     assert "4 failed, 8 passed" in explored.stdout, explored.stdout
     assert "test_suite.py::test_look_up: 4 of 12 seeds: 100, 102, 109, 110\n" in explored.stdout
 
+    none = run_suite(tmp_path, PLANTED, "--gpasst-explore=0")
+    assert "gpasst-explore: 0 seeds run no test; give 1 or more" in none.stdout
+
     shrunk = run_suite(tmp_path, PLANTED, "--gpasst-explore=1", "--gpasst-seed=100", "--gpasst-shrink")
     found = shrunk.stdout.partition("- gpasst shrink -")[2]
     assert "fails when the 2nd datagram to port 53 is lost\n" in found, shrunk.stdout
