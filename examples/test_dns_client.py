@@ -1,6 +1,6 @@
 """A DNS client that asks again: its first query is lost, the second answered too late, the third cut short.
 
-    pip install gpasst[testing] pytest
+    pip install 'gpasst[testing]' pytest
     pytest test_dns_client.py
 
 The client under test is the function `look_up`. It runs as a program of its own in a namespace, where a resolver
