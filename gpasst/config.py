@@ -77,9 +77,9 @@ def options(mode: str = "") -> dict[str, Option]:
 
 def check_weather(text: str) -> None:
     """Refuse what is neither a rule of weather nor a profile's name; the grammar is loaded for that."""
-    from gpasst.weather import rules
+    from gpasst.weather import check
 
-    rules(text)
+    check(text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

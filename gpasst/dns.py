@@ -9,7 +9,7 @@ of dnspython, which is imported when the first zone is made, since that takes 0.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -194,7 +194,8 @@ def _entry(name: str, value: str | Sequence[str]) -> _Entry:
 
     :raises ConfigurationError: if it is none.
     """
-    values = [value] if isinstance(value, str) else list(value)
+    several = isinstance(value, Iterable) and not isinstance(value, str)
+    values = [str(each) for each in (value if several else (value,))]
     if len(values) == 1 and values[0] in OUTCOMES:
         return _Entry(values[0])
     return _Entry("", tuple(_record(name, each) for each in values))

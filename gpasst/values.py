@@ -31,6 +31,7 @@ NUMBER_MAXIMUM: Final = (1 << 31) - 1  # of an int in C, which such a value ends
 LENGTH_EXAMPLES: Final = {4: 24, 6: 64}  # bits of ordinary prefixes, by family
 ADDRESS_EXAMPLE: Final = "write it like 192.0.2.2 or 2001:db8::2"
 MAC_EXAMPLE: Final = "02:00:00:00:00:01"
+LIKENESS: Final = 0.8  # of a mistyped word and a known one, from 0 to 1, as difflib has it
 GROUP_BIT: Final = 1  # of the first byte of a MAC address (IEEE 802, section 8.2.2)
 
 
@@ -38,6 +39,14 @@ def shown(value: object) -> str:
     """Return a value as messages show it: in one line, and in quotes if it is empty."""
     text = str(value)
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text) or "''"
+
+
+def similar(word: str, known: Iterable[str]) -> str:
+    """Return how a remedy begins that names the known word most like an unknown one; empty if none is like it."""
+    from difflib import get_close_matches  # which only mistakes need
+
+    found = get_close_matches(word, known, 1, LIKENESS)
+    return f"write {found[0]}, or " if found else ""
 
 
 def anything(value: str) -> None:

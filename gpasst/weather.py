@@ -107,6 +107,17 @@ def rules(text: str) -> tuple[Rule, ...]:
         raise ConfigurationError(error.message, f"{error.remedy}; or a profile: {', '.join(PROFILES)}") from None
 
 
+def check(text: str) -> None:
+    """Refuse what `rules` takes for none, as the value of an option.
+
+    :raises ConfigurationError: with what follows the option and its value in a message.
+    """
+    try:
+        rules(text)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"is no rule: {error.message}", error.remedy) from None
+
+
 def dns_name(name: str) -> Callable[[Message], bool]:
     """Return a predicate, for `when`, of DNS messages that ask for a name, and their answers.
 

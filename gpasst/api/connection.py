@@ -19,6 +19,7 @@ from gpasst.counters import WEATHER, Drop, Statistics
 from gpasst.errors import ConfigurationError
 from gpasst.flow.network import GuestNetwork
 from gpasst.flow.record import Flow, Forward
+from gpasst.values import similar
 
 if TYPE_CHECKING:
     import socket
@@ -56,9 +57,12 @@ class Connection(Impairable, Observed):
         if config is not None and fields:
             raise ConfigurationError("a Config and keywords were given", "give one of them")
         if config is None:
-            unknown = sorted(set(fields) - {item.name for item in given_fields()})
+            names = {item.name for item in given_fields()}
+            unknown = sorted(set(fields) - names)
             if unknown:
-                raise ConfigurationError(f"unknown option {unknown[0]}", "see gpasst.Config for their names")
+                raise ConfigurationError(
+                    f"unknown option {unknown[0]}", f"{similar(unknown[0], names)}see gpasst.Config for their names"
+                )
             config = Config(**fields)
         config.check_mode(self.mode)
         self.config = config

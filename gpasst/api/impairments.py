@@ -40,6 +40,7 @@ Weather = str | Rule | Iterable[str | Rule]
 # Calls a function with the proxy, on its hub; returns what that returns, None if the connection is closed.
 CallProxy = Callable[[Callable[["Proxy"], T]], T | None]
 
+EXAMPLE = "write it like [(0, CLEAR), (2.0, PARTITION)]"  # of a schedule
 _LOOPBACK_BITS = {4: 8, 6: 128}  # of the prefix of loopback addresses
 
 
@@ -107,6 +108,9 @@ class Impairment:
         """What happened to the last frames that each rule matched, as it stands now."""
         taken = self._call(lambda _: self._copied())
         return Log(self._copied() if taken is None else taken)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {'; '.join(self.rules)}>"
 
     def remove(self) -> None:
         """End the rules; what they hold leaves at once, in order. More calls do nothing.
@@ -200,9 +204,9 @@ def steps_of(schedule: Iterable[tuple[float, Weather]]) -> list[tuple[float, tup
     :raises ConfigurationError: naming what is wrong, and the remedy.
     """
     steps: list[tuple[float, tuple[Rule, ...]]] = []
-    for entry in schedule:
+    for entry in (schedule,) if isinstance(schedule, str) else schedule:
         if not isinstance(entry, tuple) or len(entry) != 2 or isinstance(entry[0], bool | str):  # noqa: PLR2004
-            raise ConfigurationError(f"weather takes pairs, not {entry!r}", "write it like (2.0, PARTITION)")
+            raise ConfigurationError(f"weather takes pairs, not {entry!r}", EXAMPLE)
         seconds, weather = entry
         if not isinstance(seconds, int | float) or not 0 <= seconds < float("inf"):
             raise ConfigurationError(f"weather at {seconds!r}", "give seconds from now on, from 0")
@@ -211,7 +215,7 @@ def steps_of(schedule: Iterable[tuple[float, Weather]]) -> list[tuple[float, tup
         if after <= before:
             raise ConfigurationError(f"weather at {after} s stands behind that at {before} s", "put them in order")
     if not steps:
-        raise ConfigurationError("the schedule has no weather", "write it like [(0, CLEAR), (2.0, PARTITION)]")
+        raise ConfigurationError("the schedule has no weather", EXAMPLE)
     return steps
 
 

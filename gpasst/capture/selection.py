@@ -119,7 +119,7 @@ def build_filter(payload: bytes | None = None, when: Predicate | None = None, **
     if unknown:
         raise ConfigurationError(f"{unknown[0]} is no part of an expectation", f"give {', '.join(_WORDS)} or payload")
     if payload is not None and not isinstance(payload, bytes | bytearray | memoryview):
-        raise ConfigurationError(f"payload {payload!r}: is no bytes", "encode it")
+        raise ConfigurationError(f"payload {payload!r} is no bytes", "encode it")
     if when is not None and not callable(when):
         raise ConfigurationError(f"when {when!r}: is no function", "give one that takes a parsed frame")
 

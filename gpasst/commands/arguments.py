@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from gpasst.errors import ConfigurationError
-from gpasst.values import shown
+from gpasst.values import shown, similar
 
 END = "--"  # of the options
 Given = dict[str, list[str]]
@@ -75,7 +75,9 @@ def divide(known: Mapping[str, Argument], argv: Sequence[str], command: str) -> 
         else:
             spelled, value = word[:2], word[2:] or None
         if spelled not in known:
-            raise ConfigurationError(f"{shown(spelled)} is not an option or argument of {command}", "leave it out")
+            raise ConfigurationError(
+                f"{shown(spelled)} is not an option or argument of {command}", f"{similar(spelled, known)}leave it out"
+            )
         argument = known[spelled]
         if argument.metavar:
             value = _value(spelled, argument, value, words)

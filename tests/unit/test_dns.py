@@ -137,6 +137,7 @@ def test_a_query_is_known_by_name_and_type() -> None:
         ({"x" * 64: "192.0.2.1"}, f"{'x' * 64!r} is no domain name; "),
         ({"a.test": "192.0.2"}, "'192.0.2' is no record of a.test; write an address, NXDOMAIN, SERVFAIL, REFUSED, "),
         ({"a.test": ["192.0.2.1", "NXDOMAIN"]}, "'NXDOMAIN' is no record of a.test; "),
+        ({"a.test": 5}, "'5' is no record of a.test; "),
         ({"a.test": "MX ten mail.test"}, "'MX ten mail.test' is no record of a.test; "),
     ],
 )

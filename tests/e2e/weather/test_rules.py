@@ -71,6 +71,7 @@ def test_weather_is_given_once(net: gpasst.Pasta) -> None:
         ([(1, "partition"), (1, "partition")], "in order"),
         ([(-1, "partition")], "seconds"),
         (["partition"], "takes pairs"),
+        ("loss 5%", "takes pairs, not 'loss 5%'; "),
         ([(0, "loss 2")], "loss 2"),
     ],
 )
@@ -146,6 +147,7 @@ def test_fates_of_ended_rules_are_shown_last(net: gpasst.Pasta) -> None:
                 if rule.hits:
                     break
                 net.statistics()
+    assert repr(rule) == "<Impairment to host udp dport 9 size 142: loss 100% seed 3>"
     (line,) = net.fates(1)
     assert "loss 100% seed 3" in line
     assert "142 bytes" in line
@@ -161,7 +163,7 @@ def test_rules_of_the_command_line(tun: None) -> None:
     assert "impairment: to host icmp: loss 100% seed " in done.stderr
     wrong = cli("pasta", "--impair", "loss 130%", "--", "true")
     assert wrong.returncode
-    assert "loss 130%: a probability is 0 to 100 %" in wrong.stderr
+    assert "--impair loss 130% is no rule: loss 130%: a probability is 0 to 100 %" in wrong.stderr
 
 
 def test_a_capture_shows_what_weather_took(net: gpasst.Pasta) -> None:

@@ -153,6 +153,8 @@ def test_what_needs_an_open_connection_says_so(kind: type[Pasta | Passt], use: C
 def test_options_are_checked_before_anything_is_opened() -> None:
     with pytest.raises(ConfigurationError, match="unknown option nosuch"):
         Pasta(nosuch=1)
+    with pytest.raises(ConfigurationError, match="option tcp_port; write tcp_ports, or see"):
+        Pasta(tcp_port="80")
     with pytest.raises(ConfigurationError, match="unknown option port_rules"):
         Pasta(port_rules={})
     with pytest.raises(ConfigurationError, match="a Config and keywords were given"):

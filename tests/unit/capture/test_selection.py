@@ -146,7 +146,7 @@ def test_bad_filters(given: Any, message: str) -> None:
         ({"loss": "3%"}, "loss is no part of an expectation"),
         ({"nth": 3}, "nth is no part of an expectation"),
         ({"src": "example.org"}, "src example.org"),
-        ({"payload": "text"}, "payload 'text': is no bytes; encode it"),
+        ({"payload": "text"}, "payload 'text' is no bytes; encode it"),
         ({"when": "now"}, "when 'now': is no function; give one that takes a parsed frame"),
         ({"protocol": "icmp", "dport": 1}, "ports belong to TCP and UDP"),
     ],

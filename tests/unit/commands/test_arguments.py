@@ -64,8 +64,8 @@ def test_options_and_words(argv: tuple[str, ...], given: dict[str, list[str]], w
     [
         (("--righ",), "--righ is ambiguous; write one of --right, --rightmost"),
         (("--s",), "--s is ambiguous; write one of --size, --size-of, --stop"),
-        (("--sizes",), "--sizes is not an option or argument of program; leave it out"),
-        (("--sizes=5",), "--sizes is not an option or argument of program; leave it out"),
+        (("--sizes",), "--sizes is not an option or argument of program; write --size, or leave it out"),
+        (("--sizes=5",), "--sizes is not an option or argument of program; write --size, or leave it out"),
         (("-x",), "-x is not an option or argument of program; leave it out"),
         (("-lx",), "-x is not an option or argument of program; leave it out"),
         (("-l=5",), "-= is not an option or argument of program; leave it out"),
