@@ -8,6 +8,7 @@ message is the *fault* alone, like "is no interface name"; whoever knows the opt
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -47,6 +48,15 @@ def similar(word: str, known: Iterable[str]) -> str:
 
     found = get_close_matches(word, known, 1, LIKENESS)
     return f"write {found[0]}, or " if found else ""
+
+
+def check_timeout(seconds: float) -> None:
+    """Refuse a time to wait that is no number of seconds: NaN never passes.
+
+    :raises ConfigurationError: if it is none.
+    """
+    if not isinstance(seconds, int | float) or math.isnan(seconds):
+        raise ConfigurationError(f"timeout {seconds!r}: is no number of seconds", "write it like 2.0")
 
 
 def anything(value: str) -> None:

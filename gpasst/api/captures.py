@@ -26,6 +26,7 @@ from gpasst.impair.facts import ICMP, TCP, UDP
 from gpasst.link.capture_file import CaptureFile
 from gpasst.link.recorder import Recorder, Sink
 from gpasst.packet.frame import Frame
+from gpasst.values import check_timeout
 
 if TYPE_CHECKING:
     from gpasst.link.stream import Stream
@@ -169,8 +170,10 @@ class Capture(Handle):
         :param predicate: returns whether a `Frame` is meant.
         :param timeout: seconds.
         :raises AssertionError: if there is none by then, with a table of what was captured.
+        :raises ConfigurationError: if the timeout is no number.
         """
         __tracebackhide__ = True  # pytest shows the caller's line
+        check_timeout(timeout)
         until = time.monotonic() + timeout
         self._update()
         frames = self._frames.since()

@@ -19,6 +19,7 @@ from gpasst.capture.selection import build_filter
 from gpasst.capture.table import table
 from gpasst.errors import ConfigurationError
 from gpasst.packet.frame import Frame
+from gpasst.values import check_timeout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +40,7 @@ def expect(here: Runtime, proxy: Proxy, history: History, count: int, timeout: f
     __tracebackhide__ = True  # pytest shows the caller's line
     if not isinstance(count, int) or count < 1:
         raise ConfigurationError(f"count {count!r}: cannot be expected", "give 1 or more, or write never")
+    check_timeout(timeout)
     (link, recorder), selection = link_of(proxy), build_filter(**match)
     until = time.monotonic() + timeout
     taker = Taker(selection)

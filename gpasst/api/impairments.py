@@ -41,6 +41,7 @@ Weather = str | Rule | Iterable[str | Rule]
 CallProxy = Callable[[Callable[["Proxy"], T]], T | None]
 
 EXAMPLE = "write it like [(0, CLEAR), (2.0, PARTITION)]"  # of a schedule
+RULE_EXAMPLE = "write it like 'udp dport 53: loss 30%'"
 _LOOPBACK_BITS = {4: 8, 6: 128}  # of the prefix of loopback addresses
 
 
@@ -204,7 +205,7 @@ def steps_of(schedule: Iterable[tuple[float, Weather]]) -> list[tuple[float, tup
     :raises ConfigurationError: naming what is wrong, and the remedy.
     """
     steps: list[tuple[float, tuple[Rule, ...]]] = []
-    for entry in (schedule,) if isinstance(schedule, str) else schedule:
+    for entry in (schedule,) if isinstance(schedule, str) or not isinstance(schedule, Iterable) else schedule:
         if not isinstance(entry, tuple) or len(entry) != 2 or isinstance(entry[0], bool | str):  # noqa: PLR2004
             raise ConfigurationError(f"weather takes pairs, not {entry!r}", EXAMPLE)
         seconds, weather = entry
@@ -224,9 +225,11 @@ def _listed(weather: Weather) -> Iterator[Rule]:
 
     :raises ConfigurationError: if it is none, or a rule is wrong.
     """
+    if not isinstance(weather, Iterable | Rule):
+        raise ConfigurationError(f"{weather!r} is no weather", RULE_EXAMPLE)
     for rule in (weather,) if isinstance(weather, str | Rule) else weather:
         if not isinstance(rule, str | Rule):
-            raise ConfigurationError(f"{rule!r} is no rule", "write it like 'udp dport 53: loss 30%'")
+            raise ConfigurationError(f"{rule!r} is no rule", RULE_EXAMPLE)
         yield from rules_in(rule) if isinstance(rule, str) else (rule,)
 
 

@@ -35,6 +35,7 @@ from gpasst.linux import AF_INET, AF_NETLINK, NETLINK_SOCK_DIAG, SOCK_DGRAM, SOC
 from gpasst.packet.address import is_link_local
 from gpasst.packet.dns_names import encode_text
 from gpasst.proxy.patience import patiently
+from gpasst.values import check_timeout
 
 if TYPE_CHECKING:
     # Together they take 4 ms to import, and a proxy for a container needs neither.
@@ -231,11 +232,12 @@ class Pasta(Connection):
         :param protocol: ``"tcp"`` or ``"udp"``.
         :param port: the port.
         :param timeout: seconds.
-        :raises ConfigurationError: if it is another protocol.
+        :raises ConfigurationError: if it is another protocol, or the timeout is no number.
         :raises PlatformError: if none has bound it by then, naming the ports that are bound; or if the kernel does not
             list sockets.
         """
         check_protocol(protocol)
+        check_timeout(timeout)
         namespace = self._joined()
         assert self._runtime is not None
         self._runtime.call(lambda: _await_bound(namespace, protocol, port, timeout))

@@ -223,6 +223,18 @@ def test_how_many_frames_can_be_expected(remote: Remote, count: Any) -> None:
             machine.net.expect("udp", count=count)
 
 
+@pytest.mark.parametrize("timeout", [float("nan"), None])
+def test_what_is_no_time_is_not_waited_for(timeout: Any) -> None:
+    with gpasst.Pasta(config_net=True, record=True) as net, net.capture() as capture:
+        for call in (
+            lambda: net.expect("udp", timeout=timeout),
+            lambda: capture.wait_for(lambda frame: False, timeout),
+            lambda: net.wait_bound("tcp", 80, timeout),
+        ):
+            with pytest.raises(gpasst.ConfigurationError, match=f"^timeout {timeout}: is no number of seconds"):
+                call()
+
+
 @both_links
 def test_never(make: Any, remote: Remote) -> None:
     with make() as machine, talking(machine, remote) as (guest, far, port):
