@@ -215,6 +215,11 @@ def capture(here: Runtime, proxy: Proxy, path: str | None, given: str | Predicat
     :raises PlatformError: if the file cannot be opened or written.
     """
     _, recorder = link_of(proxy)
+    if path is not None and _is_match(path):
+        raise ConfigurationError(
+            f"capture {path}: that is a filter, and the file comes first",
+            f"write filter={path!r}, or ./{path} for a file of that name",
+        )
     selection = None if given is None else read_filter(given)
 
     def begin() -> Taker:
@@ -224,6 +229,15 @@ def capture(here: Runtime, proxy: Proxy, path: str | None, given: str | Predicat
         return taker
 
     return Capture(here, proxy, here.call(begin), selection, path)
+
+
+def _is_match(text: str) -> bool:
+    """Return whether a text is a match in the words of the rules of weather."""
+    try:
+        read_filter(text)
+    except ConfigurationError:
+        return False
+    return bool(text.strip())
 
 
 def save(here: Runtime, history: History, proxy: Proxy | None, path: str) -> None:

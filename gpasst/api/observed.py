@@ -48,7 +48,8 @@ class Observed:
 
         :param path: a file to write as well: pcapng if its name ends with ``.pcapng``, else pcap.
         :param filter: what is captured: a match in the words of the rules of weather, or a function of a parsed frame.
-        :raises ConfigurationError: if the filter makes no sense, or nothing crosses a link here.
+        :raises ConfigurationError: if the filter makes no sense or stands in the path's place, or nothing crosses a
+            link here.
         :raises PlatformError: if the file cannot be opened or written.
         """
         from gpasst.api.captures import capture

@@ -118,6 +118,8 @@ def test_filters_are_texts_or_functions(remote: Remote) -> None:
         for given in ("udp dport 70000", 7):
             with pytest.raises(gpasst.ConfigurationError, match=f"^filter {given}"):
                 net.capture(filter=given)
+        with pytest.raises(gpasst.ConfigurationError, match=r"write filter='udp dport 53', or \./udp dport 53"):
+            net.capture("udp dport 53")
 
 
 def test_waiting_for_a_frame(remote: Remote) -> None:
