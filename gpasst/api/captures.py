@@ -183,7 +183,7 @@ class Capture(Handle):
                     return frame
             left = until - time.monotonic()
             if left <= 0 or self._taker.closed:
-                raise AssertionError(f"no such frame was captured within {timeout} s; what was:\n{self}")
+                raise AssertionError(f"no such frame was captured {span(self._taker, timeout)}; what was:\n{self}")
             self._here.call(partial(self._taker.wait, self._next, left))
             frames = self._update()
 
@@ -206,6 +206,11 @@ class Capture(Handle):
             settle(self._link, self._recorder)
         records, self._next = taker.history.since(self._next), taker.history.number
         return records
+
+
+def span(taker: Taker, timeout: float) -> str:
+    """Return for how long frames were awaited, in words."""
+    return "before the end" if taker.closed else f"within {timeout} s"
 
 
 def capture(here: Runtime, proxy: Proxy, path: str | None, given: str | Predicate | None) -> Capture:

@@ -12,7 +12,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from gpasst.api.captures import Taker, in_turns, link_of, recorded, settle
+from gpasst.api.captures import Taker, in_turns, link_of, recorded, settle, span
 from gpasst.capture.history import History
 from gpasst.capture.record import Record
 from gpasst.capture.selection import build_filter
@@ -62,6 +62,7 @@ def expect(here: Runtime, proxy: Proxy, history: History, count: int, timeout: f
             fresh = here.call(partial(taker.wait, seen, left))
             seen = taker.seen
             found += _arrived(fresh)
+        waited = span(taker, timeout)
     finally:
         here.call(lambda: recorder.remove(taker))
     selection.check()
@@ -70,7 +71,7 @@ def expect(here: Runtime, proxy: Proxy, history: History, count: int, timeout: f
     turns = in_turns(here, recorded(here, history, proxy))
     crossed = [frame for turn in turns for record in turn for frame in record.parsed()]
     raise AssertionError(
-        f"expected {count} x {selection}, found {len(found)} within {timeout} s; what crossed:\n"
+        f"expected {count} x {selection}, found {len(found)} {waited}; what crossed:\n"
         f"{table(crossed, history.forgotten)}"
     )
 

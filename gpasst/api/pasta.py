@@ -22,7 +22,7 @@ from gpasst.api.connection import RESOLVER_FILE, Connection, read_text, report
 from gpasst.api.forwards import check_protocol
 from gpasst.api.joined import NamespaceWatch, leads
 from gpasst.config import Config
-from gpasst.errors import PlatformError
+from gpasst.errors import ConfigurationError, PlatformError
 from gpasst.features import Feature
 from gpasst.flow.network import GuestNetwork, build_network
 from gpasst.flow.resolver_file import parse_resolver_file
@@ -292,6 +292,7 @@ def _socket_inside(namespace: Namespace, family: int, type: int, proto: int) -> 
 def _await_bound(namespace: Namespace, protocol: str, port: int, timeout: float) -> None:
     """Do what `Pasta.wait_bound` does, on a hub.
 
+    :raises ConfigurationError: if the namespace is closed meanwhile.
     :raises PlatformError: as that says.
     """
     until = time.monotonic() + timeout
@@ -301,6 +302,8 @@ def _await_bound(namespace: Namespace, protocol: str, port: int, timeout: float)
             bound = {sock.port for sock in scanner.scan(wait_read).values()}
             if port in bound:
                 return
+            if namespace.fileno() < 0:
+                raise ConfigurationError("the namespace was closed meanwhile", "wait before that")
             if time.monotonic() >= until:
                 listed = ", ".join(map(str, sorted(bound))) or "none"
                 raise PlatformError(

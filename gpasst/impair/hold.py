@@ -141,7 +141,9 @@ class RateQueue:
             return max(0, min(piece.frames, self._most_frames - self._frames))
         if self._bytes + piece.size <= self._most_bytes:
             return piece.frames
-        return max(0, min(piece.frames, (self._most_bytes - self._bytes) // max(1, piece.run.length)))
+        room = max(0, (self._most_bytes - self._bytes) // max(1, piece.run.length))
+        # Behind the one on the link one may wait even where the limit is shorter, or none ever would.
+        return min(piece.frames, room or int(len(self.parts) == 1))
 
     def _drop_oldest(self) -> Part:
         """Return the oldest frame that waits, which is not on the link; it waits no more."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import gpasst
+from tests.support.ready import until
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 
@@ -49,3 +51,13 @@ def test_the_ports_that_are_bound_instead_are_named() -> None:
         assert caught.value.remedy == "see whether it has started; bound ports of udp: 5001, 5002"
         with pytest.raises(gpasst.ConfigurationError, match="sctp is no protocol with ports"):
             net.wait_bound("sctp", 5000)
+
+
+def test_a_close_ends_the_wait() -> None:
+    net = gpasst.Pasta(config_net=True)
+    with net, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(net.wait_bound, "udp", 5000, 3600.0)
+        until(lambda: waiting.running(), "the wait")
+        net.close()
+        with pytest.raises(gpasst.ConfigurationError, match="closed meanwhile|is not open"):
+            waiting.result(20)

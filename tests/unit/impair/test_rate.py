@@ -82,7 +82,9 @@ def test_a_delay_begins_when_a_frame_has_left_the_link() -> None:
         ("3ms head", [0, 8, 9]),
         ("1 frames", [0]),
         ("1 frames head", [0]),
-        ("1", [0]),
+        ("1", [0, 1]),
+        ("1 head", [0, 9]),
+        ("0.5ms", [0, 1]),
     ],
 )
 @pytest.mark.parametrize("batch", [1, 10, 3])
