@@ -59,5 +59,5 @@ def test_a_close_ends_the_wait() -> None:
         waiting = pool.submit(net.wait_bound, "udp", 5000, 3600.0)
         until(lambda: waiting.running(), "the wait")
         net.close()
-        with pytest.raises(gpasst.ConfigurationError, match="closed meanwhile|is not open"):
+        with pytest.raises(gpasst.ConfigurationError, match=r"closed meanwhile|is not open"):
             waiting.result(20)
