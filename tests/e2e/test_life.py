@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pty
+import select
 import signal
 import socket
 import subprocess
@@ -71,18 +72,21 @@ def test_a_joined_namespace_that_is_gone_frees_its_ports(tmp_path: Path, named: 
             until(lambda: ended(handle), "proxy ended")
 
 
-# Names each signal; SIGQUIT ends it with 7. A signal may come while the handler of another one writes, which the
-# buffered files of Python refuse.
+# Names each signal; SIGQUIT ends it with 7. It reads their numbers: Python calls a handler late where the signal
+# comes just before a sleep.
 NAMING = """
-import os, signal, time
-def take(number, frame):
-    os.write(1, b"got " + signal.Signals(number).name.encode() + b"\\n")
-    if number == signal.SIGQUIT:
-        os._exit(7)
+import os, signal
+reader, writer = os.pipe()
+os.set_blocking(writer, False)
+signal.set_wakeup_fd(writer)
 for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
-    signal.signal(number, take)
+    signal.signal(number, lambda *_: None)
 print("up", flush=True)
-time.sleep(1000)
+while True:
+    for number in os.read(reader, 100):
+        os.write(1, b"got " + signal.Signals(number).name.encode() + b"\\n")
+        if number == signal.SIGQUIT:
+            os._exit(7)
 """
 NAMER = [*GPASST, "pasta", *AS_ROOT, "--", sys.executable, "-c", NAMING]
 
@@ -106,6 +110,7 @@ def read_until(descriptor: int, text: bytes) -> bytes:
     """Read until `text` has come."""
     data = b""
     while text not in data:
+        assert select.select([descriptor], [], [], 30)[0], data
         data += os.read(descriptor, 4096)
     return data
 
