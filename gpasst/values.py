@@ -50,6 +50,13 @@ def similar(word: str, known: Iterable[str]) -> str:
     return f"write {found[0]}, or " if found else ""
 
 
+def end_text(address: str, port: int) -> str:
+    """Return the text of an address and port; of the address alone where the port is 0."""
+    if not port:
+        return address
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
 def check_timeout(seconds: float) -> None:
     """Refuse a time to wait that is no number of seconds: NaN never passes.
 

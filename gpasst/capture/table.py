@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from gpasst.impair.facts import ARP, ICMP, NDP, TCP
-from gpasst.packet.frame import Frame, end_text
+from gpasst.packet.frame import Frame
+from gpasst.values import end_text
 from gpasst.wire import ARP_REQUEST
 
 ROWS_LIMIT: Final = 30

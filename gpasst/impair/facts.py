@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from gpasst.records import dataclass
+from gpasst.values import end_text
 from gpasst.wire import TCP_CWR, TCP_FIN, TCP_PSH
 
 TCP: Final = "tcp"
@@ -53,7 +54,8 @@ class Flow:
     def __str__(self) -> str:
         if not self.family:
             return self.protocol
-        return f"{self.protocol} {_end(self.source, self.sport)} > {_end(self.destination, self.dport)}"
+        source, destination = (str(ipaddress.ip_address(packed)) for packed in (self.source, self.destination))
+        return f"{self.protocol} {end_text(source, self.sport)} > {end_text(destination, self.dport)}"
 
 
 @dataclass(slots=True, eq=False)
@@ -91,10 +93,3 @@ class Run:
         if index < self.count - 1:
             flags &= ~_OF_LAST
         return flags & ~TCP_CWR if index else flags
-
-
-def _end(address: bytes, port: int) -> str:
-    text = str(ipaddress.ip_address(address))
-    if not port:
-        return text
-    return f"{text}:{port}" if ":" not in text else f"[{text}]:{port}"

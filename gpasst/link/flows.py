@@ -10,9 +10,10 @@ from __future__ import annotations
 import struct
 
 from gpasst.errors import PacketError
-from gpasst.impair.facts import ARP, DHCP, ICMP, NDP, OTHER, TCP, UDP, Flow
+from gpasst.impair.facts import ARP, OTHER, Flow
 from gpasst.packet.address import V4, V6
 from gpasst.packet.parse import parse_ip
+from gpasst.packet.protocols import NO_KIND, protocol_name
 from gpasst.packet.superframe import VIRTIO, Buffer
 from gpasst.wire import (
     ETHERNET_CODEC,
@@ -21,8 +22,6 @@ from gpasst.wire import (
     ETHERTYPE_IPV6,
     IPV4_FRAGMENT_MASK,
     IPV4_VERSION_IHL,
-    PROTOCOL_ICMP,
-    PROTOCOL_ICMPV6,
     PROTOCOL_TCP,
     PROTOCOL_UDP,
     TCP4,
@@ -34,11 +33,6 @@ from gpasst.wire import (
 
 FLOWS_KEPT = 4096  # a guest chooses addresses and ports
 
-# BOOTP and DHCP (RFC 2131, section 4.1); DHCPv6 (RFC 8415, section 7.2).
-_DHCP_PORTS = {V4: frozenset((67, 68)), V6: frozenset((546, 547))}
-# ICMPv6 types: MLD (RFC 2710, RFC 3810), neighbour and router discovery (RFC 4861, section 4).
-_NDP_TYPES = frozenset((130, 131, 132, 133, 134, 135, 136, 137, 143))
-_NAMES = {PROTOCOL_TCP: TCP, PROTOCOL_UDP: UDP, PROTOCOL_ICMP: ICMP, PROTOCOL_ICMPV6: ICMP}
 _PORTED = PROTOCOL_TCP, PROTOCOL_UDP
 
 _TYPE = slice(VIRTIO + ETHERNET_CODEC.offset("ethertype"), VIRTIO + ETHERNET_CODEC.size)
@@ -103,10 +97,7 @@ class Flows:
 
 
 def _flow(family: int, protocol: int, source: bytes, destination: bytes, sport: int, dport: int) -> Flow:
-    name = _NAMES.get(protocol, OTHER)
-    if name is UDP and {sport, dport} <= _DHCP_PORTS[family]:
-        name = DHCP
-    return Flow(name, family, source, destination, sport, dport)
+    return Flow(protocol_name(family, protocol, sport, dport), family, source, destination, sport, dport)
 
 
 def _parsed(frame: memoryview) -> tuple[Flow, int]:
@@ -126,7 +117,5 @@ def _parsed(frame: memoryview) -> tuple[Flow, int]:
         flow = _flow(packet.family, protocol, packet.source, packet.destination, *_ports(payload))
         tcp = protocol == PROTOCOL_TCP and len(payload) > _FLAGS_IN_TCP
         return flow, payload[_FLAGS_IN_TCP] if tcp else 0
-    flow = _flow(packet.family, protocol, packet.source, packet.destination, 0, 0)
-    if protocol == PROTOCOL_ICMPV6 and payload and payload[0] in _NDP_TYPES:
-        flow.protocol = NDP
-    return flow, 0
+    name = protocol_name(packet.family, protocol, kind=payload[0] if first and payload else NO_KIND)
+    return Flow(name, packet.family, packet.source, packet.destination), 0

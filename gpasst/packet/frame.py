@@ -15,13 +15,9 @@ from gpasst.codec import Codec
 from gpasst.errors import PacketError
 from gpasst.impair.facts import ARP, DHCP, ICMP, NDP, OTHER, TCP, UDP
 from gpasst.impair.parts import TCP_FLAGS
-from gpasst.packet.dhcp_wire import (
-    DHCP_CLIENT_PORT,
-    DHCP_SERVER_PORT,
-    DHCPV6_CLIENT_PORT,
-    DHCPV6_SERVER_PORT,
-)
 from gpasst.packet.parse import Packet, parse_ip, parse_udp
+from gpasst.packet.protocols import protocol_name
+from gpasst.values import end_text
 from gpasst.wire import (
     ARP_CODEC,
     ETHERNET_CODEC,
@@ -46,9 +42,6 @@ _NIBBLE: Final = 4  # bits
 _OFFSET = TCP_CODEC.offset("data_offset")
 _FLAGS = TCP_CODEC.offset("flags")
 _FAMILIES = {ETHERTYPE_IPV4: 4, ETHERTYPE_IPV6: 6}
-_DHCP_PORTS = {4: (DHCP_SERVER_PORT, DHCP_CLIENT_PORT), 6: (DHCPV6_SERVER_PORT, DHCPV6_CLIENT_PORT)}
-# Listener query, report, done (RFC 2710); router and neighbour discovery, redirect (RFC 4861); report (RFC 3810).
-_DISCOVERY = frozenset((130, 131, 132, 133, 134, 135, 136, 137, 143))
 
 
 class Frame:
@@ -177,7 +170,7 @@ class Frame:
         segment = packet.payload
         if packet.fragment and packet.fragment.offset:
             # It has no header, so neither ports nor a kind.
-            self.protocol = {PROTOCOL_TCP: TCP, PROTOCOL_UDP: UDP}.get(packet.protocol, OTHER)
+            self.protocol = protocol_name(packet.family, packet.protocol)
             self.payload = bytes(segment)
             return
         self._segment = segment
@@ -188,7 +181,7 @@ class Frame:
             self.sport, self.dport = _ports(segment)
             self.payload = bytes(segment[(segment[_OFFSET] >> _NIBBLE) * _WORD :])
         elif packet.protocol in (PROTOCOL_ICMP, PROTOCOL_ICMPV6) and len(segment) >= ICMP_CODEC.size:
-            self.protocol = NDP if packet.protocol == PROTOCOL_ICMPV6 and segment[0] in _DISCOVERY else ICMP
+            self.protocol = protocol_name(packet.family, packet.protocol, kind=segment[0])
             self.payload = bytes(segment[ICMP_CODEC.size :])
 
     def _parse_udp(self, segment: memoryview, fragment: bool) -> None:
@@ -202,7 +195,7 @@ class Frame:
             (self.sport, self.dport), data = _ports(segment), segment[UDP_CODEC.size :]
         else:
             return
-        self.protocol = DHCP if {self.sport, self.dport} & set(_DHCP_PORTS[self.family]) else UDP
+        self.protocol = protocol_name(self.family, PROTOCOL_UDP, self.sport, self.dport)
         self.payload = bytes(data)
 
 
@@ -213,10 +206,3 @@ def _ports(segment: memoryview) -> tuple[int, int]:
 
 def _header(codec: Codec, data: bytes | memoryview) -> SimpleNamespace | None:
     return SimpleNamespace(**codec.unpack_from(data)) if len(data) >= codec.size else None
-
-
-def end_text(address: str, port: int) -> str:
-    """Return the text of an address and port; of the address alone without a port."""
-    if not port:
-        return address
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

@@ -50,7 +50,7 @@ from gpasst.services import chatter, dhcpv6, ndp
 from gpasst.udp.mapping import Listener, UdpSocket
 from gpasst.udp.nat import UdpNat
 from gpasst.udp.pairs import Pair, Pairs
-from gpasst.wire import PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP
+from gpasst.wire import MLD_TYPES, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP
 
 if TYPE_CHECKING:
     from gpasst.capture.history import History
@@ -299,7 +299,7 @@ def _handlers(
     echo: Handler = disabled if config.no_icmp else pings.request
     segments: Handler = tcp.frames.outbound if tcp else disabled
     by_type: dict[int, dict[int, Handler]] = {4: {}, 6: dict.fromkeys(ndp.TYPES, services.ndp)}
-    by_type[6].update(dict.fromkeys(chatter.MLD_TYPES, chatter.membership))
+    by_type[6].update(dict.fromkeys(MLD_TYPES, chatter.membership))
     if not config.no_icmp and (tcp or not config.no_udp):
         too_big = tcp.frames.too_big if tcp else None
         to_sender = IcmpToSender(base.raw, udp.nat.tables, base.counters, too_big)

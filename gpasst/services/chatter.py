@@ -12,11 +12,9 @@ from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.packet.parse import Packet
 from gpasst.services import ndp
-from gpasst.wire import PROTOCOL_ICMPV6
+from gpasst.wire import MLD_TYPES, NDP_TYPE_REDIRECT, PROTOCOL_ICMPV6
 
 PROTOCOL_IGMP = 2  # IANA
-MLD_TYPES = (130, 131, 132, 143)  # query, report and done of version 1, report of version 2 (RFC 3810, section 5)
-REDIRECT = 137  # RFC 4861, section 4.5
 
 
 def membership(packet: Packet) -> None:
@@ -35,6 +33,6 @@ def of_disabled_family(packet: Packet) -> Drop:
         kind = packet.payload[0]
         if kind in MLD_TYPES:
             return Drop.MEMBERSHIP
-        if kind in ndp.TYPES or kind == REDIRECT:
+        if kind in ndp.TYPES or kind == NDP_TYPE_REDIRECT:
             return Drop.DISCOVERY
     return Drop.FAMILY_DISABLED

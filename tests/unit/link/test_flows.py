@@ -29,6 +29,7 @@ VIRTIO = len(VIRTIO_NET_BLANK)
 MACS = GUEST_MAC + HOST_MAC
 ETHERTYPE = {4: b"\x08\x00", 6: b"\x86\xdd"}
 LEAD = 7  # bytes before a frame in its buffer
+TCP_FIELDS = ("source", "destination", "sequence", "acknowledgement", "window")
 
 
 def found(data: bytes) -> tuple[str, int, bytes, bytes, int, int, int]:
@@ -121,3 +122,23 @@ def test_any_frame_has_the_flow_that_its_parsed_form_has(frame: bytes, ethertype
             parsed.sport,
             parsed.dport,
         )
+
+
+PORTS = (9, 67, 68, 546, 547)
+PAYLOADS = {
+    PROTOCOL_UDP: [udp(source, destination) for source in PORTS for destination in PORTS],
+    PROTOCOL_TCP: [TCP_CODEC.pack(flags=TCP_ACK, checksum=0, **dict.fromkeys(TCP_FIELDS, 67))],
+    PROTOCOL_ICMP: [bytes((kind,)) + bytes(7) for kind in range(256)],
+    PROTOCOL_ICMPV6: [bytes((kind,)) + bytes(7) for kind in range(256)],
+    47: [bytes(8)],
+}
+
+
+@pytest.mark.parametrize(("family", "place"), [(6, "whole"), (4, "whole"), (4, "first"), (4, "later")])
+@pytest.mark.parametrize("protocol", PAYLOADS)
+def test_rules_and_filters_call_a_packet_by_one_name(family: int, protocol: int, place: str) -> None:
+    for payload in PAYLOADS[protocol]:
+        data = bytearray(packet(family, protocol, payload, flags=0 if place == "whole" else IPV4_MORE_FRAGMENTS))
+        if place == "later":
+            data[VIRTIO + 14 + 7] = 1
+        assert found(bytes(data))[0] == Frame(bytes(data[VIRTIO:]), True).protocol

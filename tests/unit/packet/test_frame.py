@@ -62,7 +62,7 @@ def test_messages_of_icmp_and_of_discovery(family: int, kind: int, protocol: str
 
 @pytest.mark.parametrize(
     ("family", "sport", "dport", "protocol"),
-    [(4, 68, 67, "dhcp"), (6, 546, 547, "dhcp"), (4, 546, 547, "udp"), (6, 68, 67, "udp")],
+    [(4, 68, 67, "dhcp"), (6, 546, 547, "dhcp"), (4, 546, 547, "udp"), (6, 68, 67, "udp"), (4, 9, 67, "udp")],
 )
 def test_dhcp_has_ports_of_its_own(family: int, sport: int, dport: int, protocol: str) -> None:
     frame = Frame(framed(family, 17, datagram(b"x", sport, dport)), False)
