@@ -76,7 +76,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marker = metafunc.definition.get_closest_marker("gpasst_explore")
     count = metafunc.config.getoption("gpasst_explore")
     if count is None and marker is not None:
-        count = _seeds(*marker.args, **marker.kwargs)
+        count = _checked(*marker.args, **marker.kwargs)
     if count is not None:
         first = metafunc.config.getoption("gpasst_seed") or 0
         metafunc.fixturenames.append(EXPLORED)
@@ -208,16 +208,11 @@ def _unchanged() -> Iterator[None]:
         sys.meta_path[:] = found
 
 
-def _seeds(seeds: int) -> int:
-    """Return what the marker `gpasst_explore` was given."""
-    return _checked(seeds)
-
-
-def _checked(count: int) -> int:
-    """Return a number of seeds; with none, pytest would skip the test without a word."""
-    if count < 1:
-        raise pytest.UsageError(f"gpasst-explore: {count} seeds run no test; give 1 or more")
-    return count
+def _checked(seeds: int) -> int:
+    """Return a number of seeds, as the marker takes it; with none, pytest would skip the test without a word."""
+    if seeds < 1:
+        raise pytest.UsageError(f"gpasst-explore: {seeds} seeds run no test; give 1 or more")
+    return seeds
 
 
 def _explored(item: pytest.Item) -> int | None:

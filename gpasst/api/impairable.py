@@ -1,33 +1,21 @@
-"""What `Connection` offers of weather, and how it reaches its proxy."""
+"""What `Connection` offers of weather."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gpasst import runtime
-from gpasst.config import Config
-from gpasst.errors import ConfigurationError
+from gpasst.api.opened import Opened
 
 if TYPE_CHECKING:
     from gpasst.api.impairments import Impairment, Schedule, Weather
     from gpasst.impair.rule import Rule
-    from gpasst.proxy.proxy import Proxy
 
-T = TypeVar("T")
 W = TypeVar("W", bound="Impairment")
 
 
-class Impairable:
-    """The base of `gpasst.api.connection.Connection`: a proxy while it is open, whose link may have weather.
-
-    :ivar config: the options.
-    """
-
-    mode = ""
-    config: Config
-    _runtime: runtime.Runtime | None
-    _proxy: Proxy | None
+class Impairable(Opened):
+    """A connection whose link may have weather."""
 
     def impair(self, weather: Weather | None = None, /, **parts: Any) -> Impairment:
         """Let weather act on what crosses the guest's interface, until `remove` or the end of the connection.
@@ -44,10 +32,11 @@ class Impairable:
         :return: the rules in force, which a ``with`` statement ends.
         :raises ConfigurationError: naming the part that is wrong, and the remedy.
         """
-        from gpasst.api.impairments import Impairment, chosen, rules_of
+        from gpasst.api.impairments import Impairment, rules_of
+        from gpasst.api.seed import default
 
         rules = rules_of(weather, parts)
-        return self._start_weather(Impairment(self._call_open, rules, chosen()), rules)
+        return self._start_weather(Impairment(self._call_open, rules, default()), rules)
 
     def weather(self, schedule: Iterable[tuple[float, Weather]]) -> Schedule:
         """Let weather change with time, until `remove` or the end of the connection.
@@ -60,11 +49,12 @@ class Impairable:
         :return: the schedule, which a ``with`` statement ends.
         :raises ConfigurationError: naming what is wrong, and the remedy.
         """
-        from gpasst.api.impairments import Schedule, chosen, steps_of
+        from gpasst.api.impairments import Schedule, steps_of
+        from gpasst.api.seed import default
 
         steps = steps_of(schedule)
         rules = [rule for _, rules in steps for rule in rules]
-        return self._start_weather(Schedule(self._call_open, steps, chosen()), rules)
+        return self._start_weather(Schedule(self._call_open, steps, default()), rules)
 
     def fates(self, last: int = 20) -> list[str]:
         """Return what weather did last, a line for each frame, the newest last.
@@ -84,11 +74,12 @@ class Impairable:
 
     def _impair_at_once(self) -> list[str]:
         """Put the rules of the options in force, on the proxy's hub; return what they are, with their seeds."""
-        from gpasst.api.impairments import Impairment, check, chosen, rules_of
+        from gpasst.api.impairments import Impairment, check, rules_of
+        from gpasst.api.seed import default
 
         rules = rules_of(self.config.impair, {})
         check(self.config, self._splices, rules)
-        made = Impairment(self._call_open, rules, chosen())
+        made = Impairment(self._call_open, rules, default())
         made.start(self._opened().impaired())
         return [f"impairment: {rule}" for rule in made.rules]
 
@@ -96,18 +87,3 @@ class Impairable:
     def _splices(self) -> bool:
         """Whether loopback traffic passes by the link."""
         return self.mode == "pasta" and not self.config.no_splice
-
-    def _call(self, function: Callable[[Proxy], T]) -> T:
-        """Call `function` with the proxy, on its hub."""
-        proxy = self._opened()
-        assert self._runtime is not None
-        return self._runtime.call(lambda: function(proxy))
-
-    def _call_open(self, function: Callable[[Proxy], T]) -> T | None:
-        """Call `function` with the proxy, on its hub, if the connection is open."""
-        return self._call(function) if self._proxy is not None and self._runtime is not None else None
-
-    def _opened(self) -> Proxy:
-        if self._proxy is None:
-            raise ConfigurationError(f"this {type(self).__name__} is not open", "use it inside its with statement")
-        return self._proxy

@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gpasst.api import replay
-from gpasst.api import seed as seeds
 from gpasst.config import Config
 from gpasst.errors import ConfigurationError
 from gpasst.impair.grammar import build, text
@@ -265,8 +264,3 @@ def enforce(impaired: Impaired, rules: Iterable[Rule]) -> list[ActiveRule]:
     added = [active for rule in rules for active in impaired.add(rule, rule.seed or 0)]
     replay.enter(added)
     return added
-
-
-def chosen() -> int:
-    """Return the seed of rules that have none."""
-    return seeds.default()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gpasst import runtime
+from gpasst.api.opened import Opened
 from gpasst.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -17,22 +18,12 @@ if TYPE_CHECKING:
     from gpasst.api.expectations import Never
     from gpasst.capture.history import History
     from gpasst.packet.frame import Frame
-    from gpasst.proxy.proxy import Proxy
 
 
-class Observed:
+class Observed(Opened):
     """A connection that can be observed."""
 
-    _runtime: runtime.Runtime | None
-    _proxy: Proxy | None
     _history: History | None
-
-    def _opened(self) -> Proxy:
-        """Return the proxy.
-
-        :raises ConfigurationError: if the connection is not open.
-        """
-        raise NotImplementedError
 
     def capture(
         self, path: str | os.PathLike[str] | None = None, filter: str | Callable[[Frame], Any] | None = None

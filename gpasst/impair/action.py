@@ -47,7 +47,6 @@ class Treatment:
 
 PASS: Final = Treatment()
 LOST: Final = Treatment("lost", Drop.IMPAIRED)
-FULL: Final = Treatment("more than can be held", Drop.IMPAIRMENT_FULL)
 
 
 class Action(NamedTuple):

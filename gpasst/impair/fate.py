@@ -87,7 +87,7 @@ class Chooser:
 
         self._loss = sequence("loss")
         self._lost_below = threshold(rule.loss)
-        self._lost = Fate("lost")
+        self._lost = Fate(LOST.lost)
         self._bursts = Bursts(rule.burst, self._loss, sequence("state")) if rule.burst else None
         self._delay, self._jitter = rule.delay, rule.jitter
         self._quantiles = quantiles(rule.distribution or UNIFORM) if rule.jitter else ()
@@ -104,7 +104,11 @@ class Chooser:
         self._mixed = bool(rule.reorder or rule.duplicate or rule.corrupt or rule.mark or rule.rebind)
         self.chancy = bool(rule.loss or rule.burst or self._varies)
         self._rebind = rule.rebind
-        self.steady = losing(rule) or Fate(delay=rule.delay, mark=rule.mark == CERTAIN, rebind=rule.rebind)
+        self.steady = Fate(delay=rule.delay, mark=rule.mark == CERTAIN, rebind=rule.rebind)
+        lost = treatment_of_lost(rule)
+        if lost is not LOST:
+            # None of its frames passes.
+            self.steady = Fate(lost.lost)
 
     def fate(self, n: int) -> Fate:
         """Return the fate of the `n`-th frame, from 1 on; each `n` is asked for once, in order."""
@@ -143,15 +147,6 @@ class Chooser:
             return self._delays[number * len(self._delays) >> WORD_BITS]
         late = self._jitter * self._quantiles[number >> QUANTILE_SHIFT] >> SCALE_SHIFT
         return max(0, self._delay + late)
-
-
-def losing(rule: Rule) -> Fate | None:
-    """Return the fate of all frames of a rule that lets none pass; None for another rule."""
-    if rule.partition:
-        return Fate("lost: partition")
-    if rule.reset:
-        return Fate("lost: reset")
-    return Fate(f"lost: unreachable {rule.unreachable}") if rule.unreachable else None
 
 
 def treatment_of_lost(rule: Rule) -> Treatment:

@@ -153,7 +153,7 @@ class Stream:
         self.flush()
 
     def superframe(self, header: RunHeader, total: int, segment: int, payload: list[memoryview]) -> bytes:
-        """Return a run as it would cross a link that offloads; see `gpasst.link.port.Link.superframe`."""
+        """Return a run as it would cross a link that offloads; see `gpasst.link.port.ImpairableLink`."""
         frames, gap = payload[0], STREAM_LENGTH_BYTES + header.size
         step = gap + max(segment, FRAME_MINIMUM_BYTES - header.size)
         head = header.fill(total, segment)
@@ -161,7 +161,7 @@ class Stream:
         return b"".join((head, *(frames[at : at + min(segment, total - before)] for at, before in places)))
 
     def write_held(self, data: bytes, count: int, head: int, family: int, protocol: str) -> None:
-        """Gather a frame or superframe that was held; see `gpasst.link.port.Link.write_held`."""
+        """Gather a frame or superframe that was held; see `gpasst.link.port.ImpairableLink`."""
         tally = self._tallies.get(protocol)
         bare = head - VIRTIO_NET_CODEC.size
         for frame in split(data):

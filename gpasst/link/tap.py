@@ -112,11 +112,11 @@ class Tap:
             self._counters.frames_up += 1
 
     def superframe(self, header: RunHeader, total: int, segment: int, payload: list[memoryview]) -> bytes:
-        """Return a run as it would cross a link that offloads; see `gpasst.link.port.Link.superframe`."""
+        """Return a run as it would cross a link that offloads; see `gpasst.link.port.ImpairableLink`."""
         return b"".join((header.fill(total, segment), *payload))
 
     def write_held(self, data: bytes, count: int, head: int, family: int, protocol: str) -> None:
-        """Write a frame or superframe that was held; see `gpasst.link.port.Link.write_held`."""
+        """Write a frame or superframe that was held; see `gpasst.link.port.ImpairableLink`."""
         failure = errno.EINVAL
         if count == 1 or family in self._superframes[protocol]:
             failure = self._write([data])

@@ -13,13 +13,11 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from gpasst.api.handle import Handle
 from gpasst.linux import IP_PKTINFO, IPV6_RECVPKTINFO
 from gpasst.packet.address import ANY
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 # Options of UDP: each datagram is received with the address that it was sent to.
@@ -41,7 +39,7 @@ class Place(Protocol):
         """Make a socket there."""
 
 
-class Echo:
+class Echo(Handle):
     """A server of UDP and one of TCP on one port, which send back what they receive.
 
     ::
@@ -82,12 +80,6 @@ class Echo:
         for client in list(self._waiting):
             self._end(client)
         self._closing.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _bind(self, addresses: list[str], port: int) -> int:
         """Bind the servers; return their port."""

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from gpasst.api.handle import Handle
 from gpasst.errors import PlatformError
 from gpasst.helper import pool
 from gpasst.helper.channel import Channel, pair
@@ -33,8 +34,6 @@ from gpasst.linux import AF_INET, AF_INET6, IFA_F_NODAD, IN6_ADDR_GEN_MODE_NONE,
 if TYPE_CHECKING:
     import socket
     import subprocess
-
-    from typing_extensions import Self
 
     from gpasst.api.pasta import Pasta
 
@@ -117,7 +116,7 @@ class RemoteMachine:
             os.close(here)
 
 
-class Hosts:
+class Hosts(Handle):
     """The host, the remote machine, and the guests that are opened; closing it ends the latter two.
 
     Root's process returns to the namespace that it came from. An ordinary user's may not, and stays on the host.
@@ -182,12 +181,6 @@ class Hosts:
             os.close(self._home)
         os.close(self._here)
         os.close(self._there)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def hosts(host: Configure | None = None, remote: Configure | None = None) -> Hosts:
