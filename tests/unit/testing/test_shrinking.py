@@ -28,7 +28,7 @@ def numbers(found: Sequence[Disturbance]) -> list[int]:
     return [item.n for item in found]
 
 
-@given(st.sets(st.integers(1, 60), min_size=1, max_size=4), st.integers(60, 80))
+@given(st.sets(st.integers(1, 60), min_size=1, max_size=4), st.integers(61, 80))
 @settings(max_examples=50, deadline=None)
 def test_what_is_needed_is_left(needed: set[int], count: int) -> None:
     found = smallest([disturbed(n) for n in range(1, count)], lambda kept: needed <= set(numbers(kept)))
