@@ -10,7 +10,8 @@ import pytest
 import gpasst
 from tests.support.engines import ENGINES
 from tests.support.lab import Remote
-from tests.support.stream_ways import INWARD, OUTWARD, SERVICE, StreamWay
+from tests.support.ready import until
+from tests.support.stream_ways import INWARD, OUTWARD, SERVICE, StreamWay, pairs
 from tests.support.ways import Way
 
 
@@ -39,4 +40,6 @@ def streams(tun: None, remote: Remote) -> Iterator[gpasst.Pasta]:
 
 @pytest.fixture(params=[False, True], ids=["to-namespace", "to-host"])
 def stream_way(request: pytest.FixtureRequest, streams: gpasst.Pasta, family: int) -> StreamWay:
+    # The sockets of an earlier test are closed, but the proxy may not have heard of it yet.
+    until(lambda: not pairs(streams), "no pair of an earlier test")
     return StreamWay(streams, family, request.param, OUTWARD if request.param else INWARD)
