@@ -189,6 +189,7 @@ def enter_command(
     runas: tuple[int, int] | None = None,
     ready: int | None = None,
     resolver_file: str = "",
+    hosts_file: str = "",
 ) -> tuple[list[str], tuple[int, ...]]:
     """Return the command line that runs `argv` in the namespace, and the descriptors to inherit (`pass_fds`).
 
@@ -198,6 +199,8 @@ def enter_command(
     :param runas: user and group id to take on first; those the namespace was opened with.
     :param ready: writing end of a pipe, whose reading end ends when the command has been executed.
     :param resolver_file: what the command finds in /etc/resolv.conf, empty for what everybody does.
+    :param hosts_file: path of the file that the command finds as /etc/hosts, with whatever is written to it later;
+        empty for the one that everybody does. Its user must be able to reach it.
     :raises PlatformError: if there is no interpreter to run it with.
     """
     command = [*_interpreter(), os.path.join(os.path.dirname(__file__), "enter.py"), "--tied", str(os.getpid())]
@@ -213,6 +216,8 @@ def enter_command(
         command.append("--init")
     if resolver_file:
         command += ["--resolver-file", resolver_file]
+    if hosts_file:
+        command += ["--hosts-file", hosts_file]
     if ready is not None:
         command += ["--ready", str(ready)]
         inherited.append(ready)

@@ -1,7 +1,7 @@
 """Run a command in a namespace that is held by descriptor.
 
     python -I -S PATH --tied PID [--userns FD] [--netns FD] [--uts FD] [--ipc FD] [--runas UID:GID]
-        [--resolver-file TEXT] [--init] -- ARGV
+        [--resolver-file TEXT] [--hosts-file PATH] [--init] -- ARGV
 
 Theory of operation: joining a user namespace is refused to processes with threads, so the program that wants to run a
 command cannot join on its behalf between fork and exec in a safe way. This file is executed instead, joins, closes the
@@ -21,6 +21,8 @@ parent: it passes signals on and repeats the status at the end. Two traits of pr
 
 With `--resolver-file` the command has a mount namespace of its own, in which another file covers /etc/resolv.conf, as
 ip-netns(8) does it. That file is in a file system in memory, which ends with the last process of the command.
+With `--hosts-file` a file that exists covers /etc/hosts in the same way, so that the command finds there whatever is
+written to it while the command runs.
 
 Signals from the terminal reach the command without help, since it is in the same process group; they are recognised by
 their origin and not sent twice.
@@ -61,6 +63,7 @@ MS_PRIVATE = 0x40000
 MNT_DETACH = 2
 
 RESOLVER_FILE = "/etc/resolv.conf"
+HOSTS_FILE = "/etc/hosts"
 SCRATCH = "/tmp"  # a folder that every system has, covered for a moment
 EVERYBODY_READS = 0o644
 
@@ -150,7 +153,7 @@ def _complain(text: str) -> None:
     os.write(2, f"gpasst: {text}\n".encode(errors="surrogateescape"))
 
 
-def _join(descriptors: dict[str, int], runas: tuple[int, int] | None, resolver_file: str) -> None:
+def _join(descriptors: dict[str, int], runas: tuple[int, int] | None, resolver_file: str, hosts_file: str) -> None:
     # With a user namespace, joining is the new identity's right; without, it is root's alone.
     if runas and "--userns" in descriptors:
         drop_identity(*runas)
@@ -158,6 +161,11 @@ def _join(descriptors: dict[str, int], runas: tuple[int, int] | None, resolver_f
         if option in descriptors:
             setns(descriptors[option], kind)
             os.close(descriptors[option])
+    if resolver_file or hosts_file:
+        _unshare_mounts()
+    if hosts_file:
+        # First, since the folder that it is in may be covered next.
+        _cover(hosts_file, HOSTS_FILE)
     if resolver_file:
         _cover_resolver_file(resolver_file)
     if runas and "--userns" not in descriptors:
@@ -165,18 +173,22 @@ def _join(descriptors: dict[str, int], runas: tuple[int, int] | None, resolver_f
 
 
 def _cover_resolver_file(text: str) -> None:
-    _unshare_mounts()
     mount("none", SCRATCH, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     path = f"{SCRATCH}/resolv.conf"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
     os.write(descriptor, text.encode())
     os.fchmod(descriptor, EVERYBODY_READS)
     os.close(descriptor)
-    try:
-        mount(path, RESOLVER_FILE, None, MS_BIND)
-    except FileNotFoundError as error:
-        raise OSError(error.errno, f"there is no {RESOLVER_FILE} to cover; make an empty one") from None
+    _cover(path, RESOLVER_FILE)
     unmount(SCRATCH)
+
+
+def _cover(path: str, target: str) -> None:
+    try:
+        mount(path, target, None, MS_BIND)
+    except FileNotFoundError as error:
+        missing = f"there is no {target} to cover; make an empty one" if os.path.exists(path) else f"there is no {path}"
+        raise OSError(error.errno, missing) from None
 
 
 def _execute(command: list[str]) -> int:
@@ -305,7 +317,7 @@ def main(arguments: list[str]) -> int:
     init = False
     parent = 0
     ready: int | None = None
-    resolver_file = ""
+    resolver_file = hosts_file = ""
     rest = iter(options)
     for option in rest:
         if option == "--init":
@@ -318,13 +330,15 @@ def main(arguments: list[str]) -> int:
             os.set_inheritable(ready, False)
         elif option == "--resolver-file":
             resolver_file = next(rest)
+        elif option == "--hosts-file":
+            hosts_file = next(rest)
         elif option == "--runas":
             uid, gid = next(rest).split(":")
             runas = int(uid), int(gid)
         else:
             descriptors[option] = int(next(rest))
     try:
-        _join(descriptors, runas, resolver_file)
+        _join(descriptors, runas, resolver_file, hosts_file)
         # Another identity or user namespace would have undone it.
         _tie(parent)
         if init:
