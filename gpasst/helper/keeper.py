@@ -2,9 +2,9 @@
 
 Theory of operation: one user namespace may own any number of network namespaces, and each thread of a process may be in
 another one. So each namespace has a thread, which makes it, configures it, answers, and then stays to make sockets in
-it, until its channel ends. It then closes the tap, which takes the kernel some 20 to 40 ms that nobody else waits for,
-and ends; the kernel takes the rest back. What goes wrong in a thread leaves nothing behind in the others, and none ever
-moves from one namespace to another.
+it and to change it, until its channel ends. It then closes the taps, which takes the kernel some 20 to 40 ms that
+nobody else waits for, and ends; the kernel takes the rest back. What goes wrong in a thread leaves nothing behind in
+the others, and none ever moves from one namespace to another.
 
 1. The user namespace is entered at the first request, before there are threads: the kernel demands that.
 2. The main thread stays in the network namespace of the start and only starts threads.
@@ -29,6 +29,7 @@ from typing import NoReturn
 
 from gpasst.errors import PlatformError
 from gpasst.helper import pool
+from gpasst.helper.changes import Taps
 from gpasst.helper.channel import Channel, Message, close_all, describe
 from gpasst.helper.namespace import ALL_GROUPS, create, enter_user_namespace, furnish
 from gpasst.helper.request import open_request
@@ -86,18 +87,18 @@ class Keeper:
     def _keep(self, message: Message, channel: Channel) -> None:
         """Make a namespace and serve its channel to the end."""
         try:
-            tap = self._open(message, channel)
-            if tap is not None:
-                self._serve(channel, tap)
+            taps = self._open(message, channel)
+            if taps is not None:
+                self._serve(channel, taps)
         finally:
             channel.close()
             with self._lock:
                 self._threads.discard(threading.current_thread())
 
-    def _open(self, message: Message, channel: Channel) -> list[int] | None:
+    def _open(self, message: Message, channel: Channel) -> Taps | None:
         """Make a namespace and answer.
 
-        :return: the descriptor of the tap, none without one; None if there is no namespace.
+        :return: its taps; None if there is no namespace.
         """
         try:
             request = open_request(message["request"])
@@ -105,10 +106,11 @@ class Keeper:
         except Exception as error:
             refuse(channel, message, error)
             return None
-        return deliver(channel, message, reply, made)
+        tap = deliver(channel, message, reply, made)
+        return None if tap is None else Taps(dict(zip([reply["name"]], tap, strict=False)))
 
-    def _serve(self, channel: Channel, tap: list[int]) -> None:
-        """Make sockets in the namespace of this thread until the end of the channel, then close the tap."""
+    def _serve(self, channel: Channel, taps: Taps) -> None:
+        """Make sockets in the namespace of this thread until the end of the channel, then close the taps."""
         sock = _socket.socket(fileno=channel.detach())
         events = select.poll()
         events.register(sock, select.POLLIN)
@@ -122,18 +124,18 @@ class Keeper:
                     patience = QUIET_MILLISECONDS
                 elif not ready:
                     patience = None
-                    self._shrink(sock, tap)
-                if sock.fileno() in ready and not pool.serve_once(sock):
+                    self._shrink(sock, taps)
+                if sock.fileno() in ready and not pool.serve_once(sock, taps.answer):
                     return
         finally:
             sock.close()
-            close_all(tap)
+            taps.close()
 
-    def _shrink(self, sock: _socket.socket, tap: list[int]) -> None:
+    def _shrink(self, sock: _socket.socket, taps: Taps) -> None:
         """Turn the process into a small one, if this is the only namespace left."""
         with self._lock:
             if len(self._threads) == 1:
-                for descriptor in tap:
+                for descriptor in taps.descriptors:
                     os.set_inheritable(descriptor, True)
                 pool.become(sock.fileno())
 

@@ -14,8 +14,10 @@ from __future__ import annotations
 from gpasst.errors import PlatformError
 from gpasst.helper.channel import Channel, Message, Wait, close_all
 from gpasst.helper.pool import MAX_COUNT as SOCKETS_PER_MESSAGE
+from gpasst.helper.request import OpenRequest, to_message
+from gpasst.records import dataclass
 
-__all__ = ["ANSWER_SECONDS", "SOCKETS_PER_MESSAGE", "LateError", "Namespace"]
+__all__ = ["ANSWER_SECONDS", "SOCKETS_PER_MESSAGE", "LateError", "Namespace", "Tap"]
 
 ANSWER_SECONDS = 5.0  # for sockets; they take microseconds, unless the process is stopped or starved
 
@@ -27,6 +29,24 @@ class LateError(PlatformError):
         super().__init__(
             "the process that holds the namespace does not answer", "see whether it is stopped, or memory is short"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """A further tap device in a namespace.
+
+    :ivar descriptor: the caller's own, not blocking.
+    :ivar name: of the device inside; `index` and `mac` are its, too.
+    :ivar offloads: what the kernel may leave undone, as of `Namespace`.
+    :ivar notes: a line for everything of the request that was left out.
+    """
+
+    descriptor: int
+    name: str
+    index: int
+    mac: bytes
+    offloads: frozenset[str]
+    notes: tuple[str, ...]
 
 
 class Namespace:
@@ -45,6 +65,7 @@ class Namespace:
     """
 
     __slots__ = (
+        "_changing",
         "_channel",
         "_late",
         "ephemeral",
@@ -70,6 +91,8 @@ class Namespace:
         self.patience = ANSWER_SECONDS
         # Family, type and protocol of sockets that were asked for and had not come in time, and the request's number.
         self._late: tuple[tuple[int, int, int], int] | None = None
+        # Whether a change awaits its answer, while others of the hub may want sockets.
+        self._changing = False
         self.tap: int = descriptors.get("tap", -1)
         self.netns: int = descriptors["netns"]
         self.userns: int | None = descriptors.get("userns")
@@ -93,8 +116,7 @@ class Namespace:
         :raises PlatformError: if the kernel refuses one, there are too many open files, or the process that keeps the
             namespace has ended.
         """
-        if self._channel.fileno() < 0:
-            raise PlatformError("the namespace was closed", "open another one")
+        self._check_open()
         kind = int(family), int(type), proto
         made = self._overdue(kind, wait)
         try:
@@ -113,15 +135,71 @@ class Namespace:
         close_all(made[count:])
         return made[:count]
 
+    def attach(self, request: OpenRequest, wait: Wait | None = None) -> Tap:
+        """Make a further tap in a namespace that was made, and configure it as the request says.
+
+        :raises ConfigurationError: if the request names what the kernel refuses, or a device that is there.
+        :raises LateError: if another change or sockets are on their way; so do the other changes.
+        :raises PlatformError: if a permission or a limit is in the way, or the process that keeps the namespace has
+            ended.
+        """
+        reply, (descriptor,) = self._change({"do": "attach", "request": to_message(request)}, wait)
+        return Tap(
+            descriptor,
+            reply["name"],
+            reply["index"],
+            bytes.fromhex(reply["mac"].replace(":", "")),
+            frozenset(reply["offloads"]),
+            tuple(reply["notes"]),
+        )
+
+    def change(self, name: str, request: OpenRequest, wait: Wait | None = None) -> tuple[str, ...]:
+        """Take the addresses and routes of a tap, and configure it as the request says; its link is down meanwhile.
+
+        Frames that were on their way out are lost. The descriptor stays; nobody may read from it meanwhile.
+
+        :param name: of the device; that in the request is its next one.
+        :return: a line for everything of the request that was left out.
+        :raises ConfigurationError: if the request names what the kernel refuses; the link is unusable then.
+        """
+        reply, _ = self._change({"do": "change", "name": name, "request": to_message(request)}, wait)
+        return tuple(reply["notes"])
+
+    def detach(self, name: str, wait: Wait | None = None) -> None:
+        """Let a tap go; it is gone when the caller's descriptor is closed as well.
+
+        :param name: of the device.
+        """
+        self._change({"do": "detach", "name": name}, wait)
+
+    def forward(self, wait: Wait | None = None) -> None:
+        """Let the kernel forward packets between the links of the namespace."""
+        self._change({"do": "forward"}, wait)
+
+    def _change(self, message: Message, wait: Wait | None) -> tuple[Message, list[int]]:
+        self._check_open()
+        self._overdue(None, None)
+        self._changing = True
+        try:
+            return self._channel.answer(self._channel.ask(message), wait)
+        finally:
+            self._changing = False
+
+    def _check_open(self) -> None:
+        if self._channel.fileno() < 0:
+            raise PlatformError("the namespace was closed", "open another one")
+
     def fileno(self) -> int:
         """Return the descriptor that is readable when an answer has come late, -1 once closed."""
         return self._channel.fileno()
 
-    def _overdue(self, kind: tuple[int, int, int], wait: Wait | None) -> list[int]:
+    def _overdue(self, kind: tuple[int, int, int] | None, wait: Wait | None) -> list[int]:
         """Return the sockets of an answer that came late, if they are of the wanted kind; others are closed.
 
-        :raises LateError: if it has not come yet.
+        :raises LateError: if it has not come yet, or a change has not been answered.
         """
+        if self._changing:
+            raise LateError
         if self._late is None:
             return []
         known, number = self._late

@@ -41,6 +41,7 @@ from gpasst.linux import (
     IFF_UP,
     IFLA_ADDRESS,
     IFLA_AF_SPEC,
+    IFLA_IFNAME,
     IFLA_INET6_ADDR_GEN_MODE,
     IFLA_MTU,
     IFLA_TXQLEN,
@@ -56,6 +57,7 @@ from gpasst.linux import (
     RTA_GATEWAY,
     RTA_OIF,
     RTA_PRIORITY,
+    RTM_DELADDR,
     RTM_GETLINK,
     RTM_NEWADDR,
     RTM_NEWLINK,
@@ -131,6 +133,25 @@ def configure(request: OpenRequest, name: str | None, reused: bool = False) -> F
         return {"index": index, "mac": mac, "link_local": link_local, "lacking": lacking, "notes": notes}
 
 
+def clear(name: str, new_name: str) -> None:
+    """Bring a link down and take its addresses, and give it another name; its routes go with that.
+
+    :raises ConfigurationError: if the name is taken, or none.
+    :raises PlatformError: if the kernel refuses.
+    """
+    with Session() as session:
+        index = _socket.if_nametoindex(name)
+        what = f"rename {name} to {new_name}"
+        _try(f"bring {name} down", lambda: _change_link(session, index, up=False))
+        for family in FAMILIES:
+            for body in addresses_of(session, family):
+                if parse_address(body)["index"] == index:
+                    _try(f"take the addresses of {name}", partial(session.request, RTM_DELADDR, body))
+        if name != new_name:
+            changes = attribute(IFLA_IFNAME, new_name.encode() + b"\0")
+            _try(what, lambda: _change_link(session, index, changes))
+
+
 def link_local_address(mac: str) -> str:
     """Return the link-local address with the identifier of a MAC address, six octets in hexadecimal with colons.
 
@@ -141,13 +162,14 @@ def link_local_address(mac: str) -> str:
     return str(ipaddress.IPv6Address(b"\xfe\x80" + bytes(6) + identifier))
 
 
-def _change_link(session: Session, index: int, changes: bytes = b"", up: bool = False) -> None:
-    """Change attributes of a link, and bring it up if asked for.
+def _change_link(session: Session, index: int, changes: bytes = b"", up: bool | None = None) -> None:
+    """Change attributes of a link.
 
+    :param up: bring it up or down; None for neither.
     :raises NetlinkError: if the kernel refuses.
     """
-    flags = IFF_UP if up else 0
-    session.request(RTM_NEWLINK, LINK.pack(0, 0, index, flags, flags) + changes)
+    changed = 0 if up is None else IFF_UP
+    session.request(RTM_NEWLINK, LINK.pack(0, 0, index, IFF_UP if up else 0, changed) + changes)
 
 
 def _set_link(session: Session, index: int, request: OpenRequest) -> None:

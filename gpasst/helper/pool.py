@@ -18,9 +18,17 @@ import os
 import sys
 from array import array
 
+TYPE_CHECKING = False  # as of typing, which takes long to import
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Others = Callable[[dict[str, Any]], tuple[dict[str, Any], list[int]]]
+
 MAX_COUNT = 64
-REQUEST_SIZE = 4096  # bytes; a request for sockets has a few numbers
+REQUEST_SIZE = 32 * 1024 + 1  # bytes; a request for sockets has a few numbers, one for a tap its routes
 LAST = b"."
+UNCHANGEABLE = "the namespace cannot be changed any more, since the helper process has ended"
 TRANSIENT = (errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -54,19 +62,28 @@ def platform_error(error: Exception) -> dict[str, str]:
     return {"kind": "platform", "message": f"cannot make a socket in the namespace: {text}", "remedy": ""}
 
 
-def answer(channel: _socket.socket, request: dict[str, int]) -> None:
+def answer(channel: _socket.socket, request: dict[str, Any], others: Others | None = None) -> None:
     """Answer one request, with sockets or with an error.
 
+    :param others: answers requests for other things, with fields and descriptors that stay open; None if nobody does.
     :raises OSError: if the other end of the channel is closed.
     """
     reply: dict[str, object] = {"seq": request.get("seq")}
     sockets: list[_socket.socket] = []
-    try:
-        sockets = make_sockets(request["family"], request["type"], request["proto"], request["count"])
-    except (OSError, ValueError, KeyError) as error:
-        reply["error"] = platform_error(error)
-    rights = array("i", [sock.fileno() for sock in sockets])
-    ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)] if sockets else []
+    rights = array("i")
+    if request.get("do") == "sockets":
+        try:
+            sockets = make_sockets(request["family"], request["type"], request["proto"], request["count"])
+            rights.extend(sock.fileno() for sock in sockets)
+        except (OSError, ValueError, KeyError) as error:
+            reply["error"] = platform_error(error)
+    elif others is None:
+        reply["error"] = {"kind": "platform", "message": UNCHANGEABLE, "remedy": "open another namespace"}
+    else:
+        fields, descriptors = others(request)
+        reply.update(fields)
+        rights.extend(descriptors)
+    ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)] if rights else []
     try:
         channel.sendmsg([LAST, json.dumps(reply).encode()], ancillary, _socket.MSG_NOSIGNAL)
     except OSError as error:
@@ -80,12 +97,12 @@ def answer(channel: _socket.socket, request: dict[str, int]) -> None:
             sock.close()
 
 
-def serve_once(channel: _socket.socket) -> bool:
+def serve_once(channel: _socket.socket, others: Others | None = None) -> bool:
     """Await one request on the channel and answer it; False at its end of file."""
     try:
         packet = channel.recv(REQUEST_SIZE)
         if packet:
-            answer(channel, json.loads(packet[1:]))
+            answer(channel, json.loads(packet[1:]), others)
     except (BrokenPipeError, ConnectionResetError):
         return False
     except OSError as error:

@@ -128,6 +128,25 @@ def test_who_has_a_way_to_wait_waits() -> None:
             assert waited == [made.fileno()]
 
 
+def test_the_small_program_changes_nothing() -> None:
+    with namespace() as (made, theirs), pytest.raises(PlatformError) as caught:
+        made.forward(lambda _: pool.serve_once(theirs))
+    assert str(caught.value) == (
+        "the namespace cannot be changed any more, since the helper process has ended; open another namespace"
+    )
+
+
+def test_a_change_waits_for_sockets_that_are_late() -> None:
+    with namespace() as (made, theirs):
+        with pytest.raises(LateError):
+            made.sockets(*UDP4)
+        with pytest.raises(LateError):
+            made.forward()
+        pool.serve_once(theirs)
+        with pytest.raises(PlatformError, match="cannot be changed"):
+            made.forward(lambda _: pool.serve_once(theirs))
+
+
 def test_the_end_of_the_process_is_no_delay() -> None:
     with namespace() as (made, theirs):
         with pytest.raises(LateError):

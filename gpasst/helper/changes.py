@@ -1,0 +1,100 @@
+"""Changes of a namespace that is kept: further taps, other addresses on one, forwarding between them.
+
+Theory of operation: everything here happens in the thread that keeps the namespace, and so inside it. The caller has a
+descriptor of each tap, and this side another one, for the reason that `gpasst.helper.kept` names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from gpasst.errors import PlatformError
+from gpasst.helper import netlink
+from gpasst.helper.channel import Message, close_all, describe
+from gpasst.helper.request import OpenRequest, open_request
+from gpasst.helper.tap import attach, open_tun
+
+DISCARDED_BYTES = 64  # of a frame that is taken to be forgotten; more than its virtio-net header
+FORWARDING = ("/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding")
+
+
+class Taps:
+    """The taps of the namespace of the calling thread.
+
+    :param first: descriptors of those that are there already, by the names of their devices.
+    """
+
+    def __init__(self, first: dict[str, int]) -> None:
+        self._taps = first
+
+    @property
+    def descriptors(self) -> Iterable[int]:
+        """One descriptor of each tap."""
+        return self._taps.values()
+
+    def close(self) -> None:
+        """Close the descriptors here; a tap goes with the last of its descriptors, which blocks for up to 40 ms."""
+        taps, self._taps = self._taps, {}
+        close_all(taps.values())
+
+    def answer(self, message: Message) -> tuple[Message, list[int]]:
+        """Do what a request says, and return the answer and the descriptors that go with it; they stay open here."""
+        try:
+            if message["do"] == "detach":
+                close_all([self._taps.pop(message["name"])])
+                return {}, []
+            if message["do"] == "forward":
+                _forward()
+                return {}, []
+            request = open_request(message["request"])
+            if message["do"] == "attach":
+                return self._attach(request)
+            return self._change(message["name"], request), []
+        except Exception as error:
+            return describe(error), []
+
+    def _attach(self, request: OpenRequest) -> tuple[Message, list[int]]:
+        descriptor = open_tun()
+        try:
+            made = attach(descriptor, request.ifname, request.offload)
+            fields = netlink.configure(request, made.name)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._taps[made.name] = descriptor
+        return {"name": made.name, "offloads": made.offloads, **fields}, [descriptor]
+
+    def _change(self, name: str, request: OpenRequest) -> Message:
+        tap = self._taps.pop(name)
+        self._taps[request.ifname] = tap
+        netlink.clear(name, request.ifname)
+        _drain(tap)
+        return netlink.configure(request, request.ifname)
+
+
+def _drain(tap: int) -> None:
+    """Take what the namespace has sent through a tap with the addresses that it had before."""
+    try:
+        while os.read(tap, DISCARDED_BYTES):
+            pass
+    except BlockingIOError:
+        return
+
+
+def _forward() -> None:
+    """Let the kernel forward packets between the links of the namespace, of each family that it has.
+
+    :raises PlatformError: if it refuses.
+    """
+    for path in FORWARDING:
+        try:
+            with open(path, "w", encoding="ascii") as file:
+                file.write("1")
+        except FileNotFoundError:
+            continue  # a kernel without IPv6
+        except OSError as error:
+            raise PlatformError(
+                f"cannot switch forwarding on: {path}: {error.strerror}",
+                "make it writable: mount /proc/sys read-write in the container",
+            ) from None
