@@ -47,6 +47,7 @@ class Drop(Enum):
     SOURCE_PORT_ZERO = "source port 0"
     DESTINATION_PORT_ZERO = "destination port 0"
     SERVICE = "DHCP or DHCPv6 message, not served"
+    LEASES = "DHCP or DHCPv6 message of a client that no address is left for"
     DISCOVERY = "neighbour or router discovery, not served"
     MEMBERSHIP = "multicast membership (IGMP, MLD)"
     HAIRPIN = "datagram to the host's port that stands for its own sender"

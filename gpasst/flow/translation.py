@@ -85,6 +85,10 @@ class Addresses:
         elif not self.network.explicit:
             self.seen = source
 
+    def leased(self, address: bytes) -> None:
+        """Take note that the guest has leased an address."""
+        self.seen = address
+
     def outbound(
         self, source: bytes, source_port: int, destination: bytes, port: int, multicast: bool = True
     ) -> Target:
@@ -135,22 +139,26 @@ class Addresses:
             return self._target(network.address)
         return self._target(destination)
 
-    def to_guest(self, source: bytes) -> GuestView:
+    def to_guest(self, source: bytes, destination: bytes = b"") -> GuestView:
         """Translate the source of a new flow towards the guest.
 
         :param source: 4 or 16 bytes, as received from the host's socket.
+        :param destination: the guest's address that a rule or a mapping names; empty where there is none.
         :raises PacketError: while no address of the guest is known.
         """
-        network = self.network
-        shown = source
-        if is_loopback(source):
-            shown = self._stand_in()
-        elif source in (self.seen, network.address):
-            shown = network.guest_alias or self._stand_in()
-        destination = self.link_local if is_link_local(shown) else self.seen or self.link_local
-        if destination is None:
+        shown = self.shown(source)
+        own = destination or (self.link_local if is_link_local(shown) else self.seen or self.link_local)
+        if own is None:
             raise PacketError(Drop.NO_GUEST_ADDRESS)
-        return GuestView(shown, destination)
+        return GuestView(shown, own)
+
+    def shown(self, source: bytes) -> bytes:
+        """Return the address under which the guest knows a node that the host knows as `source`, 4 or 16 bytes."""
+        if is_loopback(source):
+            return self._stand_in()
+        if source in (self.seen, self.network.address):
+            return self.network.guest_alias or self._stand_in()
+        return source
 
     def _stand_in(self) -> bytes:
         """Return the address that stands for a sender on the host itself, even if ``--no-map-gw`` maps none back."""

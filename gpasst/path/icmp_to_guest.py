@@ -12,7 +12,6 @@ section 2.4).
 from __future__ import annotations
 
 from gpasst.counters import Counters
-from gpasst.errors import PacketError
 from gpasst.flow.guest import Guest
 from gpasst.host.error_queue import QueuedError, read_errors
 from gpasst.host.receive import sender_key
@@ -71,11 +70,7 @@ class IcmpToGuest:
         # It was the last router that would have counted down to 0; of others it is not known how far they are.
         hop_limit = 1 if expired(family, problem) else peer.tos_ttl & TTL_MASK
         quoted = quoted_udp(mapping.guest, mapping.port, address, port, payload, peer.tos_ttl >> 8, hop_limit)
-        try:
-            shown = address if offender == peer.remote[0] else self.shown(family, offender)
-        except PacketError as error:
-            self._counters.drop(error.reason)
-            return
+        shown = address if offender == peer.remote[0] else self.shown(family, offender)
         self.report(problem, shown, mapping.guest, quoted)
 
     def shown(self, family: int, offender: bytes) -> bytes:
@@ -83,9 +78,8 @@ class IcmpToGuest:
 
         :param family: 4 or 6.
         :param offender: its address as the host sees it; empty for the host itself.
-        :raises PacketError: while no address of the guest is known.
         """
-        return self._guest.addresses[family].to_guest(offender or LOOPBACK[family]).source
+        return self._guest.addresses[family].shown(offender or LOOPBACK[family])
 
     def report(self, problem: Problem, offender: bytes, guest: bytes, quoted: bytes) -> None:
         """Write one error to the guest.
@@ -98,7 +92,7 @@ class IcmpToGuest:
         message = icmp_error.message(family_of(offender), problem, quoted)
         assert self._link is not None
         self._link.write_frame(
-            icmp_error.frame(self._guest.mac, self._guest.network.host_mac, offender, guest, message)
+            icmp_error.frame(self._guest.mac_of(guest), self._guest.network.host_mac, offender, guest, message)
         )
         self._counters.errors_up += 1
 

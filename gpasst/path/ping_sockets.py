@@ -120,7 +120,7 @@ class PingSockets:
 
     def step(self, flow: EchoFlow) -> None:
         """Pass replies on, up to `REPLIES_PER_STEP`."""
-        source, identifier = flow.key[1], flow.key[2]
+        guest, source, identifier = flow.key
         answered = False
         for _ in range(REPLIES_PER_STEP):
             try:
@@ -141,7 +141,7 @@ class PingSockets:
                 continue
             flow.answered = sequence
             self._link.write_frame(
-                echo.reply(message, identifier, source, flow.key[0], self._guest.mac, self._guest.network.host_mac)
+                echo.reply(message, identifier, source, guest, self._guest.mac_of(guest), self._guest.network.host_mac)
             )
 
     def _errors(self, flow: EchoFlow) -> int:

@@ -11,6 +11,7 @@ from gpasst.errors import PacketError
 from gpasst.flow.guest import Guest
 from gpasst.link.port import Link
 from gpasst.packet.parse import Packet
+from gpasst.records import replace
 from gpasst.services import arp, dhcp, dhcpv6, ndp
 
 
@@ -44,19 +45,17 @@ class ServiceHandlers:
         :raises PacketError: if the request is malformed.
         """
         guest = self._guest
-        self._write(arp.answer(payload, guest.network.host_mac, guest.addresses[4].network.address))
+        self._write(arp.answer(payload, guest.network.host_mac, guest.resolves))
 
     def ndp(self, packet: Packet) -> None:
         """Answer neighbour and router solicitations, and learn the address that they come from.
 
         :raises PacketError: if the message is malformed or not served.
         """
-        addresses = self._guest.addresses[6]
-        addresses.learn(packet.source)
+        self._guest.addresses[6].learn(packet.source)
         if self._router is None:
             raise PacketError(Drop.DISCOVERY)
-        own = (addresses.network.address, addresses.link_local, addresses.seen)
-        self._write(ndp.answer(self._router, packet, self._guest.mac, own))
+        self._write(ndp.answer(self._router, packet, self._guest.mac, self._guest.resolves))
 
     def dhcp(self, packet: Packet, data: memoryview) -> None:
         """Answer DHCP and BOOTP, and learn the address that a renewing client uses.
@@ -67,7 +66,10 @@ class ServiceHandlers:
         if not self._dhcp_served:
             raise PacketError(Drop.SERVICE)
         self._guest.addresses[4].learn(packet.source)
-        self._write(dhcp.answer(self._guest.network, data, self._guest.mac))
+        network = self._guest.leased()
+        if network.ip4 is None or network.ip4.address is None:
+            raise PacketError(Drop.LEASES)
+        self._write(dhcp.answer(network, data, self._guest.mac))
 
     def dhcpv6(self, packet: Packet, data: memoryview) -> None:
         """Answer DHCPv6; from then on the leased address counts as the guest's.
@@ -79,9 +81,11 @@ class ServiceHandlers:
             raise PacketError(Drop.SERVICE)
         addresses = self._guest.addresses[6]
         addresses.learn(packet.source)
-        answer = dhcpv6.answer(self._dhcpv6_server, packet, data, self._guest.mac)
-        if answer and addresses.network.address:
-            addresses.seen = addresses.network.address
+        network = self._guest.leased()
+        server = replace(self._dhcpv6_server, network=network)
+        answer = dhcpv6.answer(server, packet, data, self._guest.mac)
+        if answer and network.ip6 and network.ip6.address:
+            addresses.leased(network.ip6.address)
         self._write(answer)
 
     def _write(self, frame: bytes | None) -> None:

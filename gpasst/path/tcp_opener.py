@@ -154,10 +154,9 @@ class TcpOpener:
         """
         try:
             now = self._clock()
-            view = self._guest.addresses[family].to_guest(source)
-            guest = target_address or view.destination
+            view = self._guest.addresses[family].to_guest(source, target_address)
             self._make_room()
-            key = self._free_key(guest, view.source, target, port)
+            key = self._free_key(view.destination, view.source, target, port)
             prepare(sock, self._peek_offset)
             connection = self._connection(key, State.SYN_SENT, (source, port, scope), now)
         except OSError as error:
@@ -188,10 +187,7 @@ class TcpOpener:
             flags=TCP_SYN,
             window=0,
         )
-        try:
-            offender = self._icmp.shown(family, b"")
-        except PacketError:
-            return False
+        offender = self._icmp.shown(family, b"")
         self._icmp.report(problem, offender, guest, quoted_packet(guest, shown, PROTOCOL_TCP, header))
         return True
 

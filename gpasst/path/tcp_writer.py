@@ -115,15 +115,17 @@ class TcpWriter:
 
     def _header(self, connection: Connection) -> Header:
         """Return the headers of a connection's segments, to the guest's present MAC address."""
-        header = connection.header
+        header, guest = connection.header, self._guest
         if header is None:
-            header = connection.header = Header(self._guest.mac, self._guest.network.host_mac, connection.key)
+            header = connection.header = Header(
+                guest.mac_of(connection.ends[0]), guest.network.host_mac, connection.key
+            )
             recent = self._recent
             recent.append(connection)
             if len(recent) > HEADERS:
                 recent.popleft().header = None
-        elif header.mac is not self._guest.mac:
-            header.readdress(self._guest.mac)
+        elif header.stamp is not guest.stamp:
+            guest.readdress(header, connection.ends[0])
         return header
 
     def flush(self) -> None:

@@ -121,9 +121,9 @@ class Answers:
         if peer is None:
             self._counters.drop(Drop.ANSWER_LATE)
             return
-        header, mac = peer.header, self._nat.guest.mac
-        if header.mac is not mac:
-            header.readdress(mac)
+        header = peer.header
+        if header.stamp is not self._nat.guest.stamp:
+            self._nat.guest.readdress(header, address)
         table.activity[peer.byte] |= peer.bit
         self._link.write_run(header, len(data), len(data), [self._laid_out(header.size, data)])
         self._link.flush()

@@ -140,7 +140,8 @@ class UdpSockets:
         family = udp_socket.family
         receive, activity = self._receivers[family].receive, self.nat.tables[family].activity
         peers, link, splice = udp_socket.peers, self._link, self._splice
-        mac = self.nat.guest.mac
+        guest = self.nat.guest
+        stamp = guest.stamp
         moved = 0
         deadline = 0.0
         for _ in range(BATCHES_PER_STEP):
@@ -168,8 +169,8 @@ class UdpSockets:
                         activity[peer.byte] |= peer.bit
                         if tos_ttl != header.tos_ttl:
                             header.set_tos_ttl(tos_ttl)
-                        if header.mac is not mac:
-                            header.readdress(mac)
+                        if header.stamp is not stamp:
+                            guest.readdress(header, peer.mapping.guest)
                         link.write_run(header, total, segment, payload)  # type: ignore[union-attr]  # peers need a link
                     elif (pair := pairs.get(key)) is not None:
                         splice.forward(pair, payload, segment)  # type: ignore[union-attr]  # and pairs need splicing
@@ -205,11 +206,11 @@ class UdpSockets:
                 self._splice.forward(found, payload, segment)
             else:
                 self.nat.tables[udp_socket.family].activity[found.byte] |= found.bit
-                header, mac = found.header, self.nat.guest.mac
+                header, guest = found.header, self.nat.guest
                 if tos_ttl != header.tos_ttl:
                     header.set_tos_ttl(tos_ttl)
-                if header.mac is not mac:
-                    header.readdress(mac)
+                if header.stamp is not guest.stamp:
+                    guest.readdress(header, found.mapping.guest)
                 assert self._link is not None
                 self._link.write_run(header, total, segment, payload)
             moved += 1 if segment >= total else 2

@@ -1,10 +1,13 @@
-"""ARP (RFC 826): every address but the guest's own resolves to the host's MAC address.
+"""ARP (RFC 826): the addresses that are the host's on the link resolve to the host's MAC address.
 
-The guest then sends all its packets to the link, whatever prefix it believes to be local. Announcements and probes for
-its own address (RFC 5227) get no reply, which would signal a conflict.
+Of a single guest these are all but its own (`gpasst.flow.guest`). The guest then sends all its packets to the link,
+whatever prefix it believes to be local. Announcements and probes for its own address (RFC 5227) get no reply, which
+would signal a conflict.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from gpasst.counters import Drop
 from gpasst.packet.address import BROADCAST_MAC, IP4_BYTES
@@ -21,14 +24,14 @@ from gpasst.wire import (
 MAC_BYTES = 6
 
 
-def answer(payload: memoryview, host_mac: bytes, guest_address: bytes | None) -> bytes | None:
+def answer(payload: memoryview, host_mac: bytes, resolves: Callable[[bytes], bool]) -> bytes | None:
     """Build the reply to an ARP request.
 
     :param payload: payload of the request's frame.
-    :param host_mac: the MAC address that every address resolves to, 6 bytes.
-    :param guest_address: the address assigned to the guest, 4 bytes, None without one.
-    :return: the reply's frame; None for a reply, an announcement, or a request for the guest's own address or for
-        another hardware or protocol.
+    :param host_mac: the MAC address of the reply, 6 bytes.
+    :param resolves: returns whether an address, 4 bytes, resolves to that.
+    :return: the reply's frame; None for a reply, an announcement, or a request for another address, hardware or
+        protocol.
     :raises PacketError: `Drop.MALFORMED_ARP`, if the request is malformed.
     """
     request = ARP_CODEC.parse(payload, Drop.MALFORMED_ARP)
@@ -37,7 +40,7 @@ def answer(payload: memoryview, host_mac: bytes, guest_address: bytes | None) ->
         return None
     sender, target = request["sender_ip"], request["target_ip"]
     announced = any(sender) and sender == target
-    if announced or target == guest_address:
+    if announced or not resolves(target):
         return None
     ethernet = ETHERNET_CODEC.pack(destination=request["sender_mac"], source=host_mac, ethertype=ETHERTYPE_ARP)
     return ethernet + ARP_CODEC.pack(

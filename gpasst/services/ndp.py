@@ -1,5 +1,5 @@
-"""Neighbour discovery (RFC 4861): every address but the guest's own resolves to the host's MAC address, and the host is
-the router.
+"""Neighbour discovery (RFC 4861): the addresses that are the host's on the link resolve to the host's MAC address, and
+the host is the router.
 
 Theory of operation: `answer` builds the reply to a solicitation of the guest. `unsolicited` router advertisements are
 sent when `Schedule` says that one is due, and `solicitation` asks for the guest's MAC address before the guest sends
@@ -86,15 +86,16 @@ class Router:
     mtu: int
 
 
-def answer(router: Router, packet: Packet, guest_mac: bytes, own: tuple[bytes | None, ...]) -> bytes | None:
+def answer(router: Router, packet: Packet, guest_mac: bytes, resolves: Callable[[bytes], bool]) -> bytes | None:
     """Build the reply to a neighbour or router solicitation.
 
     :param router: the settings.
     :param packet: an ICMPv6 packet of one of `TYPES`.
     :param guest_mac: destination of the reply, 6 bytes.
-    :param own: the guest's own addresses, for which a reply would signal a conflict (RFC 4862, section 5.4).
-    :return: the reply's frame; None for advertisements, duplicate address detection, and solicitations of the guest's
-        own addresses or of a router that does not advertise.
+    :param resolves: returns whether an address, 16 bytes, resolves to the host's MAC address; not for a guest's own,
+        for which a reply would signal a conflict (RFC 4862, section 5.4).
+    :return: the reply's frame; None for advertisements, duplicate address detection, and solicitations of other
+        addresses or of a router that does not advertise.
     :raises PacketError: `Drop.MALFORMED_NDP`, if the message is malformed.
     """
     network = router.network.ip6
@@ -107,7 +108,7 @@ def answer(router: Router, packet: Packet, guest_mac: bytes, own: tuple[bytes | 
         # The code must be 0 (the same sections).
         raise PacketError(Drop.MALFORMED_NDP)
     if kind == NDP_TYPE_SOLICITATION:
-        message = _advertisement(router, packet, own)
+        message = _advertisement(router, packet, resolves)
     elif kind == NDP_TYPE_ROUTER_SOLICITATION and router.advertise:
         NDP_ROUTER_SOLICITATION_CODEC.parse(packet.payload, Drop.MALFORMED_NDP)
         message = router_advertisement(router)
@@ -185,12 +186,12 @@ class Schedule:
         return True
 
 
-def _advertisement(router: Router, packet: Packet, own: tuple[bytes | None, ...]) -> bytes | None:
+def _advertisement(router: Router, packet: Packet, resolves: Callable[[bytes], bool]) -> bytes | None:
     target = NDP_SOLICITATION_CODEC.parse(packet.payload, Drop.MALFORMED_NDP)["target"]
     if is_multicast(target):
         # RFC 4861, section 7.1.1.
         raise PacketError(Drop.MALFORMED_NDP)
-    if packet.source == UNSPECIFIED[V6] or target in own:
+    if packet.source == UNSPECIFIED[V6] or not resolves(target):
         return None
     flags = NDP_FLAG_ROUTER | NDP_FLAG_SOLICITED | NDP_FLAG_OVERRIDE
     return NDP_ADVERTISEMENT_CODEC.pack(type=NDP_TYPE_ADVERTISEMENT, flags=flags, target=target) + _link_address(

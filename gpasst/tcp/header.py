@@ -99,7 +99,7 @@ class Header:
     :param source_mac: the host's as the guest sees it, 6 bytes.
     :param key: the connection's key: the guest's address, the remote's as the guest sees it, both ports.
     :ivar family: 4 or 6.
-    :ivar mac: the guest's MAC address that they have; `readdress` changes it.
+    :ivar stamp: of the guest (`gpasst.flow.guest`) when they were addressed last; `readdress` changes it.
     :ivar size: bytes from the Ethernet header to the payload.
     :ivar repeats: False, since sequence numbers differ.
     """
@@ -107,14 +107,14 @@ class Header:
     protocol = "tcp"
     repeats = False
 
-    __slots__ = ("_base", "_ip_sum", "_pseudo", "_segment", "_sequence", "_total", "buffer", "family", "mac")
+    __slots__ = ("_base", "_ip_sum", "_pseudo", "_segment", "_sequence", "_total", "buffer", "family", "stamp")
 
     def __init__(self, destination_mac: bytes, source_mac: bytes, key: bytes) -> None:
         half = len(key) // 2 - 2
         family = V4 if half == len(UNSPECIFIED[V4]) else V6
         guest, remote, ports = key[:half], key[half : 2 * half], key[2 * half :]
         self.family = family
-        self.mac = destination_mac
+        self.stamp: object = destination_mac
         buffer = self.buffer = bytearray(_TEMPLATES[family])
         buffer[_MACS] = destination_mac + source_mac
         buffer[_ADDRESSES[family]] = remote + guest + ports[2:] + ports[:2]
@@ -131,9 +131,9 @@ class Header:
         """Bytes from the Ethernet header to the payload."""
         return SIZES[self.family]
 
-    def readdress(self, destination_mac: bytes) -> None:
-        """Send to another MAC address from now on."""
-        self.mac = destination_mac
+    def readdress(self, destination_mac: bytes, stamp: object) -> None:
+        """Send to another MAC address from now on; see `gpasst.flow.guest.Addressed`."""
+        self.stamp = stamp
         self.buffer[_MAC : _MAC + 6] = destination_mac
 
     def prepare(self, sequence: int, acknowledgement: int, flags: int, window: int) -> None:

@@ -70,7 +70,7 @@ class Header:
     :param destination: the guest's address.
     :param source_port: port that the guest sees as sender.
     :param destination_port: the guest's port.
-    :ivar mac: the guest's MAC address that they have; `readdress` changes it.
+    :ivar stamp: of the guest (`gpasst.flow.guest`) when they were addressed last; `readdress` changes it.
     :ivar tos_ttl: their TOS and TTL; TOS 0 and TTL 255 until a socket reports others.
     :ivar size: bytes from the Ethernet header to the payload.
     :ivar repeats: whether datagrams of one size have equal headers where nothing is offloaded.
@@ -83,11 +83,11 @@ class Header:
         "family",
         "framing",
         "ip_sum",
-        "mac",
         "pseudo",
         "repeats",
         "segment",
         "size",
+        "stamp",
         "tos_ttl",
         "total",
     )
@@ -104,7 +104,7 @@ class Header:
     ) -> None:
         template = udp4_template if family == V4 else udp6_template
         self.family = family
-        self.mac = destination_mac
+        self.stamp: object = destination_mac
         # A checksum, which IPv6 demands, differs with the payload.
         self.repeats = family == V4
         self.tos_ttl = HOP_LIMIT
@@ -118,9 +118,9 @@ class Header:
         self.total = self.segment = -1
         self.framing: tuple[int, tuple[bytes, bytes]] = NO_FRAMING
 
-    def readdress(self, destination_mac: bytes) -> None:
-        """Send to another MAC address from now on."""
-        self.mac = destination_mac
+    def readdress(self, destination_mac: bytes, stamp: object) -> None:
+        """Send to another MAC address from now on; see `gpasst.flow.guest.Addressed`."""
+        self.stamp = stamp
         self.buffer[_MAC : _MAC + 6] = destination_mac
         self.framing = NO_FRAMING
 

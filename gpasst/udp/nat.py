@@ -83,8 +83,9 @@ class UdpNat:
         self.tables: dict[int, Table] = {family: Table(now) for family in guest.addresses}
         self.guest = guest
         self.served: dict[tuple[bytes, int], ServedOpener] = {}
-        # Listeners on every address, by family and the guest's port; each may be a mapping's socket.
-        self._general: dict[tuple[int, int], Listener] = {}
+        # Listeners on every address, by family, the address that they lead to (empty for the guest's own) and the
+        # guest's port; each may be a mapping's socket.
+        self._general: dict[tuple[int, bytes, int], Listener] = {}
         self._opener = opener
         self._sender_key = sender_key
         self._filtered = filtered
@@ -140,19 +141,20 @@ class UdpNat:
         mapping = udp_socket.mapping
         if mapping is not None and mapping.admitted is not None and source not in mapping.admitted:
             raise PacketError(Drop.FILTERED)
-        shown = addresses.to_guest(source)
         if mapping is None:
             assert isinstance(udp_socket, Listener)
-            guest, guest_port = udp_socket.target_address or shown.destination, udp_socket.target
+            view = addresses.to_guest(source, udp_socket.target_address)
+            shown, guest, guest_port = view.source, view.destination, udp_socket.target
             mapping = table.mappings.get((guest, guest_port)) or self._mapping(guest, guest_port)
-            if not mapping.sockets and udp_socket.general and not udp_socket.target_address:
+            if not mapping.sockets and udp_socket.general:
                 mapping.sockets.append(udp_socket)
-        guest, guest_port = mapping.guest, mapping.port
+        else:
+            shown, guest, guest_port = addresses.shown(source), mapping.guest, mapping.port
         shown_port = port
-        if down_key(guest, shown.source, guest_port, port) in table.down:
-            shown_port = table.free_port(guest, shown.source, guest_port, port)
-        header = self._header(family, shown.source, guest, shown_port, guest_port)
-        peer = Peer(mapping, udp_socket, (shown.source, shown_port), (source, port, scope), local, header)
+        if down_key(guest, shown, guest_port, port) in table.down:
+            shown_port = table.free_port(guest, shown, guest_port, port)
+        header = self._header(family, shown, guest, shown_port, guest_port)
+        peer = Peer(mapping, udp_socket, (shown, shown_port), (source, port, scope), local, header)
         self._close_all(table.add(peer, key))
         return peer
 
@@ -198,7 +200,7 @@ class UdpNat:
 
         :param most: how many at most; `PEERS_LOOKED_AT` peers of each family are looked at.
         """
-        ports = dict.fromkeys(port for _, port in islice(self._general, most))
+        ports = dict.fromkeys(port for _, _, port in islice(self._general, most))
         for table in self.tables.values():
             for peer in islice(table.down.values(), PEERS_LOOKED_AT):
                 if table.active(peer):
@@ -219,8 +221,8 @@ class UdpNat:
 
     def listen(self, listener: Listener) -> None:
         """Take note of a new listener; it stays its owner's to close."""
-        if listener.general and not listener.target_address:
-            self._general.setdefault((listener.family, listener.target), listener)
+        if listener.general:
+            self._general.setdefault(_general_key(listener), listener)
 
     def retire(self, listener: Listener) -> Iterator[None]:
         """Forget a listener that is about to be closed, and every peer whose datagrams pass it.
@@ -229,8 +231,8 @@ class UdpNat:
 
         :return: yields after each peer.
         """
-        if self._general.get((listener.family, listener.target)) is listener:
-            del self._general[listener.family, listener.target]
+        if self._general.get(_general_key(listener)) is listener:
+            del self._general[_general_key(listener)]
         table = self.tables[listener.family]
         # Again for those that came in between. Once its mapping has left the listener, no other peer of it comes.
         while listener.peers:
@@ -256,7 +258,9 @@ class UdpNat:
     def _socket_for(self, family: int, mapping: Mapping, target: Target, port: int, key: bytes) -> UdpSocket:
         """Choose the host socket for a new peer of `mapping`; open one if none will do."""
         if not mapping.sockets:
-            listener = self._general.get((family, mapping.port))
+            listener = self._general.get((family, mapping.guest, mapping.port)) or self._general.get(
+                (family, b"", mapping.port)
+            )
             if listener is not None:
                 mapping.sockets.append(listener)
             else:
@@ -289,4 +293,9 @@ class UdpNat:
             self._opener.close(udp_socket)
 
     def _header(self, family: int, source: bytes, guest: bytes, port: int, guest_port: int) -> Header:
-        return Header(family, self.guest.mac, self.guest.network.host_mac, source, guest, port, guest_port)
+        mac, host_mac = self.guest.mac_of(guest), self.guest.network.host_mac
+        return Header(family, mac, host_mac, source, guest, port, guest_port)
+
+
+def _general_key(listener: Listener) -> tuple[int, bytes, int]:
+    return listener.family, listener.target_address, listener.target

@@ -57,8 +57,11 @@ class Host:
         assert udp_socket in self.open, "closed twice"
         self.open.remove(udp_socket)
 
-    def listen(self, port: int, target: int, family: int = 4, general: bool = True) -> Listener:
-        udp_socket = Listener(family, port, target=target, general=general)
+    def listen(
+        self, port: int, target: int, family: int = 4, general: bool = True, target_address: str = ""
+    ) -> Listener:
+        address = ip(target_address) if target_address else b""
+        udp_socket = Listener(family, port, target=target, target_address=address, general=general)
         self.open.append(udp_socket)
         self.path.listen(udp_socket)
         return udp_socket

@@ -14,7 +14,12 @@ SERVER = {4: SERVER4, 6: SERVER6}
 GUEST = {4: GUEST4, 6: GUEST6}
 ICMP, TCP, ICMPV6 = 1, 6, 58
 REQUEST, REPLY = {4: 8, 6: 128}, {4: 0, 6: 129}
-OWN = (ip(GUEST6), ip(GUEST_LINK_LOCAL), None)
+OWN = frozenset(map(ip, (GUEST4, GUEST6, GUEST_LINK_LOCAL)))  # addresses of the guest
+
+
+def theirs(address: bytes) -> bool:
+    """Return whether an address is none of the guest's."""
+    return address not in OWN
 
 
 def packet(family: int, protocol: int, payload: bytes, source: str = "", hop_limit: int = 255, to: str = "") -> Packet:

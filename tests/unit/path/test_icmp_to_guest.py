@@ -8,7 +8,6 @@ import socket
 
 import pytest
 
-from gpasst.counters import Drop
 from gpasst.packet import icmp_error
 from gpasst.packet.icmp_error import CLOSED_PORT, Problem
 from gpasst.packet.parse import parse_ip
@@ -137,17 +136,6 @@ def test_the_quoted_packet_is_the_guests_own(family: int) -> None:
             assert (quoted[1], quoted[8]) == (0xB8, 17)
         else:
             assert (quoted[0] << 4 & 0xF0 | quoted[1] >> 4, quoted[7]) == (0xB8, 17)
-
-
-@FAMILIES
-def test_where_no_address_of_the_guest_is_known_the_error_is_dropped(family: int) -> None:
-    with bench() as it:
-        peer = it.nat.outbound(family, ip(GUEST[family]), ip(FAR[family]), free_port("udp"), 9)
-        addresses = it.guest.addresses[family]
-        addresses.seen = addresses.link_local = None
-        it.icmp.refused(peer, errno.EHOSTUNREACH, memoryview(b"?"))
-        assert it.link.frames == []
-        assert it.counters.drops == {Drop.NO_GUEST_ADDRESS: 1}
 
 
 @FAMILIES

@@ -85,6 +85,6 @@ def test_a_new_mac_address_costs_nothing_for_peers_that_are_not_used() -> None:
     case = Case()
     peers = [case.host.down(33000, SERVER4, port) for port in (1, 2)]
     case.host.guest.learn_mac(OTHER_MAC)
-    assert [peer.header.mac for peer in peers] == [GUEST_MAC] * 2
+    assert [peer.header.stamp for peer in peers] == [GUEST_MAC] * 2
     case.up(peers[0], 1)
-    assert [peer.header.mac for peer in peers] == [OTHER_MAC, GUEST_MAC]
+    assert [peer.header.stamp for peer in peers] == [OTHER_MAC, GUEST_MAC]

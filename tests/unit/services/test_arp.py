@@ -10,13 +10,13 @@ from gpasst.counters import Drop
 from gpasst.formats import ARP_CODEC
 from gpasst.services import arp
 from tests.support.addresses import GATEWAY4, GUEST4, GUEST_MAC, HOST_MAC, ip
-from tests.support.questions import request
+from tests.support.questions import request, theirs
 from tests.support.replies import refused
 
 
 @pytest.mark.parametrize(("target", "sender"), [(GATEWAY4, GUEST4), ("203.0.113.5", GUEST4), (GATEWAY4, "0.0.0.0")])
 def test_every_address_is_at_the_hosts_mac(target: str, sender: str) -> None:
-    frame = arp.answer(request(target, sender), HOST_MAC, ip(GUEST4))
+    frame = arp.answer(request(target, sender), HOST_MAC, theirs)
     assert frame is not None
     assert len(frame) == 42
     assert frame[:14] == GUEST_MAC + HOST_MAC + b"\x08\x06"
@@ -48,16 +48,16 @@ def test_every_address_is_at_the_hosts_mac(target: str, sender: str) -> None:
     ],
 )
 def test_arp_that_is_not_answered(payload: memoryview) -> None:
-    assert arp.answer(payload, HOST_MAC, ip(GUEST4)) is None
+    assert arp.answer(payload, HOST_MAC, theirs) is None
 
 
 def test_arp_probes_of_other_addresses_and_padding() -> None:
     # 0.0.0.0 as both ends is no announcement.
-    assert arp.answer(request("0.0.0.0", "0.0.0.0"), HOST_MAC, ip(GUEST4))
-    assert arp.answer(memoryview(bytes(request(GATEWAY4)) + bytes(18)), HOST_MAC, None)
+    assert arp.answer(request("0.0.0.0", "0.0.0.0"), HOST_MAC, theirs)
+    assert arp.answer(memoryview(bytes(request(GATEWAY4)) + bytes(18)), HOST_MAC, theirs)
 
 
 @given(st.binary(max_size=27))
 def test_short_arp_is_malformed(data: bytes) -> None:
     with refused(Drop.MALFORMED_ARP):
-        arp.answer(memoryview(data), HOST_MAC, None)
+        arp.answer(memoryview(data), HOST_MAC, theirs)

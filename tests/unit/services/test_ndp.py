@@ -24,14 +24,14 @@ from tests.support.addresses import (
     HOST_MAC,
     ip,
 )
-from tests.support.questions import ICMPV6, OWN, SERVER, packet, router, router_solicitation, solicitation
+from tests.support.questions import ICMPV6, SERVER, packet, router, router_solicitation, solicitation, theirs
 from tests.support.replies import opened, refused
 
 
 @pytest.mark.parametrize("target", [GATEWAY6, "2001:db8::77", "fe80::77", SERVER[6]])
 @pytest.mark.parametrize("source", [GUEST6, GUEST_LINK_LOCAL])
 def test_every_ipv6_address_is_at_the_hosts_mac(target: str, source: str) -> None:
-    answer = opened(ndp.answer(router(), solicitation(target, source), GUEST_MAC, OWN))
+    answer = opened(ndp.answer(router(), solicitation(target, source), GUEST_MAC, theirs))
     assert (answer.source, answer.destination, answer.protocol) == (ip(GATEWAY6), ip(source), ICMPV6)
     fields = NDP_ADVERTISEMENT.parse(answer.payload)
     assert (fields.type, fields.code, fields.flags, fields.target) == (136, 0, 0xE0, ip(target))
@@ -44,14 +44,14 @@ def test_every_ipv6_address_is_at_the_hosts_mac(target: str, source: str) -> Non
     [(GUEST6, GUEST_LINK_LOCAL), (GUEST_LINK_LOCAL, GUEST6), (GUEST6, "::"), ("2001:db8::77", "::")],
 )
 def test_addresses_of_the_guest_do_not_look_taken(target: str, source: str) -> None:
-    assert ndp.answer(router(), solicitation(target, source), GUEST_MAC, OWN) is None
+    assert ndp.answer(router(), solicitation(target, source), GUEST_MAC, theirs) is None
 
 
 @pytest.mark.parametrize("hop_limit", [0, 64, 254])
 @pytest.mark.parametrize("message", [solicitation(GATEWAY6), router_solicitation()])
 def test_neighbour_discovery_from_beyond_the_link_is_refused(message: Packet, hop_limit: int) -> None:
     with refused(Drop.MALFORMED_NDP):
-        ndp.answer(router(), replace(message, hop_limit=hop_limit), GUEST_MAC, OWN)
+        ndp.answer(router(), replace(message, hop_limit=hop_limit), GUEST_MAC, theirs)
 
 
 @pytest.mark.parametrize("kind", [133, 135])
@@ -62,9 +62,9 @@ def test_malformed_solicitations_are_refused(kind: int, data: bytes) -> None:
     message = packet(6, ICMPV6, payload)
     if len(payload) < size or payload[1] or (kind == 135 and payload[8] == 0xFF):
         with refused(Drop.MALFORMED_NDP):
-            ndp.answer(router(), message, GUEST_MAC, OWN)
+            ndp.answer(router(), message, GUEST_MAC, theirs)
     else:
-        ndp.answer(router(), message, GUEST_MAC, OWN)
+        ndp.answer(router(), message, GUEST_MAC, theirs)
 
 
 @pytest.mark.parametrize("code", [1, 255])
@@ -73,29 +73,29 @@ def test_solicitations_have_code_zero(message: Packet, code: int) -> None:
     payload = bytearray(message.payload)
     payload[1] = code
     with refused(Drop.MALFORMED_NDP):
-        ndp.answer(router(), replace(message, payload=memoryview(payload)), GUEST_MAC, OWN)
+        ndp.answer(router(), replace(message, payload=memoryview(payload)), GUEST_MAC, theirs)
 
 
 @pytest.mark.parametrize("target", ["ff02::1", "ff02::1:ff00:1", "ff0e::1"])
 def test_groups_are_not_solicited(target: str) -> None:
     with refused(Drop.MALFORMED_NDP):
-        ndp.answer(router(), solicitation(target), GUEST_MAC, OWN)
+        ndp.answer(router(), solicitation(target), GUEST_MAC, theirs)
 
 
 @pytest.mark.parametrize("kind", [134, 136])
 def test_advertisements_of_the_guest_are_swallowed(kind: int) -> None:
-    assert ndp.answer(router(), packet(6, ICMPV6, bytes((kind,))), GUEST_MAC, OWN) is None
+    assert ndp.answer(router(), packet(6, ICMPV6, bytes((kind,))), GUEST_MAC, theirs) is None
 
 
 def test_a_router_without_default_route_has_no_lifetime() -> None:
-    answer = opened(ndp.answer(router(routed=False), router_solicitation(), GUEST_MAC, OWN))
+    answer = opened(ndp.answer(router(routed=False), router_solicitation(), GUEST_MAC, theirs))
     assert NDP_ROUTER_ADVERTISEMENT.parse(answer.payload).lifetime == 0
 
 
 def test_all_options_of_a_router_advertisement_in_order() -> None:
     resolvers = (ip("2001:db8::53"), ip("2001:db8::54"))
     described = router(mtu=1400, search=("example.org", "b.example."), resolvers=resolvers)
-    answer = opened(ndp.answer(described, router_solicitation(), GUEST_MAC, OWN))
+    answer = opened(ndp.answer(described, router_solicitation(), GUEST_MAC, theirs))
     assert (answer.source, answer.destination) == (ip(GATEWAY6), ip(GUEST_LINK_LOCAL))
     fields = NDP_ROUTER_ADVERTISEMENT.parse(answer.payload)
     assert (fields.type, fields.code, fields.hop_limit, fields.flags) == (134, 0, 255, 0x80)
@@ -123,7 +123,7 @@ def test_all_options_of_a_router_advertisement_in_order() -> None:
     ],
 )
 def test_options_are_left_out_where_there_is_nothing_to_say(described: ndp.Router, kinds: list[int]) -> None:
-    answer = opened(ndp.answer(described, router_solicitation(), GUEST_MAC, OWN))
+    answer = opened(ndp.answer(described, router_solicitation(), GUEST_MAC, theirs))
     assert [option.type for option in NDP_OPTIONS.parse(bytes(answer.payload[16:]))] == kinds
 
 
@@ -133,7 +133,7 @@ def test_aligned_search_lists_get_no_padding() -> None:
             router(search=("example",), mtu=0, resolvers=(ip("2001:db8::53"),)),
             router_solicitation("::"),
             GUEST_MAC,
-            OWN,
+            theirs,
         )
     )
     assert answer.destination == ip("ff02::1")
@@ -146,7 +146,7 @@ def test_aligned_search_lists_get_no_padding() -> None:
 def test_a_search_list_beyond_the_options_room_is_cut_between_names() -> None:
     many = tuple(f"{number:03}.{'a' * 60}.example" for number in range(40))
     described = router(search=many, mtu=0, resolvers=(ip("2001:db8::53"),))
-    answer = opened(ndp.answer(described, router_solicitation(), GUEST_MAC, OWN))
+    answer = opened(ndp.answer(described, router_solicitation(), GUEST_MAC, theirs))
     dnssl = NDP_OPTIONS.parse(bytes(answer.payload[16:]))[2]
     size = len(dns_names.encode_name(many[0]))
     assert dnssl.length <= 255
@@ -155,19 +155,19 @@ def test_a_search_list_beyond_the_options_room_is_cut_between_names() -> None:
 
 def test_a_router_may_be_silent() -> None:
     silent = router(advertise=False)
-    assert ndp.answer(silent, router_solicitation(), GUEST_MAC, OWN) is None
-    assert ndp.answer(silent, solicitation(GATEWAY6), GUEST_MAC, OWN)
+    assert ndp.answer(silent, router_solicitation(), GUEST_MAC, theirs) is None
+    assert ndp.answer(silent, solicitation(GATEWAY6), GUEST_MAC, theirs)
 
 
 def test_a_global_gateway_answers_from_the_hosts_link_local_address() -> None:
     described = router(gateway="2001:db8::1")
     for message in (router_solicitation(), solicitation("2001:db8::1")):
-        assert opened(ndp.answer(described, message, GUEST_MAC, OWN)).source == ip(HOST_LINK_LOCAL)
+        assert opened(ndp.answer(described, message, GUEST_MAC, theirs)).source == ip(HOST_LINK_LOCAL)
 
 
 def test_many_resolvers_are_cut() -> None:
     described = router(mtu=0, resolvers=tuple(ip(f"2001:db8::{number:x}") for number in range(200)))
-    answer = opened(ndp.answer(described, router_solicitation(), GUEST_MAC, OWN))
+    answer = opened(ndp.answer(described, router_solicitation(), GUEST_MAC, theirs))
     rdnss = NDP_OPTIONS.parse(bytes(answer.payload[16:]))[1]
     assert (rdnss.length, len(rdnss.addresses), rdnss.addresses[126]) == (255, 127, ip("2001:db8::7e"))
 
@@ -186,7 +186,7 @@ def sent(frame: bytes, group: str) -> Packet:
 def test_unsolicited_advertisements_are_the_same_as_others() -> None:
     described = router(resolvers=(ip("2001:db8::53"),))
     message = sent(ndp.unsolicited(described), "ff02::1")
-    asked = opened(ndp.answer(described, router_solicitation(), GUEST_MAC, OWN))
+    asked = opened(ndp.answer(described, router_solicitation(), GUEST_MAC, theirs))
     # But for the checksum, in which the destination takes part.
     assert bytes(message.payload[4:]) == bytes(asked.payload[4:])
     assert message.payload[:2] == asked.payload[:2]

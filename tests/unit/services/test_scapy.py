@@ -18,7 +18,6 @@ from tests.support.families import FAMILIES
 from tests.support.need import need_module
 from tests.support.questions import (
     GUEST,
-    OWN,
     REPLY,
     SERVER,
     TCP,
@@ -27,6 +26,7 @@ from tests.support.questions import (
     router,
     router_solicitation,
     solicitation,
+    theirs,
 )
 
 COMPUTED = ("chksum", "cksum", "len", "plen", "dataofs", "ihl")
@@ -56,7 +56,7 @@ def read(scapy: Any, frame: bytes | bytearray | None) -> Any:
 
 
 def test_arp(scapy: Any) -> None:
-    answer = read(scapy, arp.answer(request(GATEWAY4), HOST_MAC, ip("203.0.113.9")))["ARP"]
+    answer = read(scapy, arp.answer(request(GATEWAY4), HOST_MAC, theirs))["ARP"]
     assert (answer.op, answer.psrc, answer.pdst) == (2, GATEWAY4, GUEST4)
     assert (answer.hwsrc, answer.hwdst) == (HOST_MAC.hex(":"), GUEST_MAC.hex(":"))
     asked = read(scapy, arp.request(HOST_MAC, ip(GATEWAY4), ip(GUEST4)))
@@ -64,7 +64,7 @@ def test_arp(scapy: Any) -> None:
 
 
 def test_neighbour_advertisement_and_solicitation(scapy: Any) -> None:
-    answer = read(scapy, ndp.answer(router(), solicitation(GATEWAY6), GUEST_MAC, OWN))
+    answer = read(scapy, ndp.answer(router(), solicitation(GATEWAY6), GUEST_MAC, theirs))
     message = answer["ICMPv6 Neighbor Discovery - Neighbor Advertisement"]
     assert (message.tgt, message.R, message.S, message.O) == (GATEWAY6, 1, 1, 1)
     assert message["ICMPv6NDOptDstLLAddr"].lladdr == HOST_MAC.hex(":")
@@ -75,7 +75,7 @@ def test_neighbour_advertisement_and_solicitation(scapy: Any) -> None:
 
 def test_router_advertisement(scapy: Any) -> None:
     described = router(resolvers=(ip("2001:db8::53"), ip("2001:db8::54")))
-    for frame in (ndp.answer(described, router_solicitation(), GUEST_MAC, OWN), ndp.unsolicited(described)):
+    for frame in (ndp.answer(described, router_solicitation(), GUEST_MAC, theirs), ndp.unsolicited(described)):
         message = read(scapy, frame)["ICMPv6 Neighbor Discovery - Router Advertisement"]
         assert (message.chlim, message.M, message.routerlifetime) == (255, 1, 65535)
         assert message["ICMPv6NDOptPrefixInfo"].prefixlen == 64

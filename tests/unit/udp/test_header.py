@@ -175,7 +175,7 @@ def test_a_partial_sum_needs_only_the_segment_added(family: int, payload: bytes,
 def test_a_new_mac_address_changes_nothing_else(family: int) -> None:
     one = header(family)
     before = bytes(one.fill(100, 100))
-    one.readdress(b"\x02\0\0\0\0\x07")
+    one.readdress(b"\x02\0\0\0\0\x07", None)
     after = bytes(one.fill(100, 100))
     assert after == before[:VIRTIO] + b"\x02\0\0\0\0\x07" + before[VIRTIO + 6 :]
 

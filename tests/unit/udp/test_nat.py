@@ -389,6 +389,18 @@ def test_what_leaves_a_forwarded_port_leaves_by_its_listener() -> None:
     assert host.opened == 1
 
 
+def test_a_forward_that_names_an_address_is_the_way_out_of_that_address_alone() -> None:
+    host = Host()
+    one, other = (host.listen(port, 7000, target_address=f"192.0.2.{port - 4990}") for port in (5000, 5001))
+    assert host.down(7000, SERVER4, 9, guest="192.0.2.10").udp_socket is one
+    assert host.down(7000, SERVER4, 9, guest="192.0.2.11").udp_socket is other
+    assert host.down(7000, SERVER4, 9).udp_socket not in (one, other)
+    assert list(host.up(one, SERVER4, 10, local=GUEST4).mapping.sockets) == [one]
+    for _ in host.path.retire(one):
+        pass
+    assert host.down(7000, SERVER4, 11, guest="192.0.2.10").udp_socket is not one
+
+
 def test_a_listener_on_one_address_only_speaks_when_spoken_to() -> None:
     host = Host()
     listener = host.listen(5000, 7000, general=False)
