@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from gpasst.api.host import Host
+    from gpasst.api.network import Network
     from gpasst.api.passt import Passt
     from gpasst.api.pasta import Pasta
     from gpasst.config import Config
@@ -27,6 +29,8 @@ __all__ = [
     "Forward",
     "Frame",
     "GpasstError",
+    "Host",
+    "Network",
     "PacketError",
     "Passt",
     "Pasta",
@@ -43,6 +47,8 @@ _HOMES = {
     "Forward": "gpasst.flow.record",
     "Frame": "gpasst.packet.frame",
     "GpasstError": "gpasst.errors",
+    "Host": "gpasst.api.host",
+    "Network": "gpasst.api.network",
     "PacketError": "gpasst.errors",
     "Passt": "gpasst.api.passt",
     "Pasta": "gpasst.api.pasta",

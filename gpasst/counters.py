@@ -82,6 +82,10 @@ class Drop(Enum):
     IMPAIRMENT_FULL = "more frames held by impairments than can be kept"
     CAPTURE = "frame missing from the capture file"
     ANSWER_LATE = "answer of a service whose flow has ended"
+    SOURCE_ADDRESS = "source address that belongs to another port of the switch, or to a group"
+    SAME_PORT = "frame to an address behind the port that it came in by"
+    LINK_DOWN = "link of the switch down"
+    PORT_FULL = "port of the switch does not keep up"
     INTERNAL = "internal error"
 
 

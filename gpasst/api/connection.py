@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gpasst import runtime
 from gpasst.api.impairable import Impairable
+from gpasst.api.lifetime import Lifetime
 from gpasst.api.observed import Observed
 from gpasst.config import Config, given_fields
 from gpasst.counters import WEATHER, Drop, Statistics
@@ -23,8 +23,6 @@ from gpasst.values import similar
 
 if TYPE_CHECKING:
     import socket
-
-    from typing_extensions import Self
 
     from gpasst.api.forwards import AddedForward
     from gpasst.api.resolver import Delay, Resolver, Truncate
@@ -41,7 +39,7 @@ PORTS_NAMED = 10  # in a message
 log = logging.getLogger(__name__)
 
 
-class Connection(Impairable, Observed):
+class Connection(Lifetime, Impairable, Observed):
     """The base of `Pasta` and `Passt`.
 
     :param config: the options.
@@ -66,73 +64,25 @@ class Connection(Impairable, Observed):
             config = Config(**fields)
         config.check_mode(self.mode)
         self.config = config
-        self._runtime: runtime.Runtime | None = None
         self._proxy: Proxy | None = None
         self._history: History | None = None
         self._record = record
         self._added: set[AddedForward] = set()
         self._resolvers: list[Resolver] = []
 
-    def __enter__(self) -> Self:
-        self.open()
-        return self
+    def close(self) -> None:
+        """Stop the proxy and close all that belongs to it. More calls do nothing."""
+        self._resolvers.clear()
+        super().close()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        from gpasst.api.asynchronous import open_elsewhere
-
-        await open_elsewhere(self.open, self.close)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        from gpasst.api.asynchronous import close_elsewhere
-
-        await close_elsewhere(self.close)
-
-    def open(self) -> None:
-        """Start the proxy; traffic can pass when this returns.
-
-        :raises ConfigurationError: if it is open already, an option names what does not exist, or `close` was called
-            meanwhile.
-        :raises PlatformError: if the kernel, a permission or a busy port is in the way.
-        """
-        here = runtime.current()
-        if self._runtime is not None:
-            raise ConfigurationError(f"this {type(self).__name__} is open already", "make another one")
-        self._runtime = here
+    def _begin(self, here: runtime.Runtime) -> None:
         if self._record:
             from gpasst.capture.history import History
 
             self._history = History()
-        here.call(lambda: self._start(here))
-
-    def close(self) -> None:
-        """Stop the proxy and close all that belongs to it. More calls do nothing."""
-        here, self._runtime = self._runtime, None
-        self._resolvers.clear()
-        if here is not None:
-            here.call(self._close)
-
-    def _start(self, here: runtime.Runtime) -> None:
-        """Open, unless that fails or `close` is called while others run."""
-        try:
-            self._open(here)
-            if self.config.impair:
-                report(*self._impair_at_once())
-        except BaseException:
-            self._close()
-            self._runtime = None
-            raise
-        if self._runtime is None:
-            # That call found nothing to close.
-            self._close()
-            raise ConfigurationError(f"this {type(self).__name__} was closed while it was opened", "open it again")
+        self._open(here)
+        if self.config.impair:
+            report(*self._impair_at_once())
 
     def _open(self, here: runtime.Runtime) -> None:
         """Start the proxy on the hub of the calling greenlet, which is that of `here`."""

@@ -1,0 +1,161 @@
+"""What a network is before it has hosts: its addresses, its switch on the hub, and what ends with it.
+
+Theory of operation: a network is a `gpasst.proxy.lan.Lan` on the hub of the runtime, and everything that is asked of it
+crosses over to that hub. What is opened on a network is its *member*, by a name, and is closed before it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, TypeVar
+
+from gpasst import runtime
+from gpasst.api.handle import Handle
+from gpasst.api.lifetime import Lifetime
+from gpasst.errors import ConfigurationError
+from gpasst.switch.plan import GATEWAY, SUBNETS, HostAddresses, Plan, chosen
+from gpasst.values import check_host_name, check_interface, shown
+
+if TYPE_CHECKING:
+    from gpasst.proxy.lan import Lan
+
+T = TypeVar("T")
+
+MTU_DEFAULT = 1500  # bytes; of Ethernet (RFC 894)
+MTU_LOWEST, MTU_HIGHEST = 68, 65520  # bytes (RFC 791, section 3.2); the second as of `gpasst pasta`
+
+# Numbers of networks of this process that named no prefix, see `gpasst.switch.plan.chosen`.
+_taken: set[int] = set()
+_taken_lock = threading.Lock()
+
+
+class NetworkBase(Lifetime):
+    """The base of `gpasst.api.network.Network`; the parameters are explained there."""
+
+    def __init__(
+        self,
+        name: str,
+        subnet4: str | None,
+        subnet6: str | None,
+        mtu: int,
+    ) -> None:
+        try:
+            check_interface(name)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"network {shown(name)} {error.message}", error.remedy) from None
+        if not MTU_LOWEST <= mtu <= MTU_HIGHEST:
+            raise ConfigurationError(f"mtu {mtu}", f"give {MTU_LOWEST} to {MTU_HIGHEST} bytes")
+        self.name = name
+        self.mtu = mtu
+        self._subnets = subnet4, subnet6
+        self._lan: Lan | None = None
+        self._addresses: Plan | None = None
+        self._closing = ExitStack()
+        self._members: dict[str, Handle] = {}
+        self._next = GATEWAY + 1
+        if None not in self._subnets:
+            Plan(*self._subnets)
+
+    def __repr__(self) -> str:
+        return f"<network {self.name}>"
+
+    @property
+    def subnet4(self) -> str:
+        """The prefix of IPv4, empty without it."""
+        return str(self._plan().ip4 or "")
+
+    @property
+    def subnet6(self) -> str:
+        """The prefix of IPv6, empty without it."""
+        return str(self._plan().ip6 or "")
+
+    def allot(self) -> HostAddresses:
+        """Return the addresses of the next host.
+
+        :raises ConfigurationError: if there are none left.
+        """
+        plan = self._plan()
+        if self._next > plan.most:
+            raise ConfigurationError(f"network {self.name} has no address left", "give a shorter prefix as subnet4")
+        self._next += 1
+        return plan.host(self._next - 1)
+
+    def enter(self, name: str, member: Handle) -> None:
+        """Let something be a member.
+
+        :raises ConfigurationError: if the name is no host's name, or taken.
+        """
+        try:
+            check_host_name(name)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"host {shown(name)} {error.message}", error.remedy) from None
+        if name in self._members:
+            raise ConfigurationError(f"network {self.name} has a {name} already", "choose another name")
+        self._members[name] = member
+
+    def leave(self, name: str) -> None:
+        """Take note that a member has ended; more calls do nothing."""
+        self._members.pop(name, None)
+
+    def _begin(self, here: runtime.Runtime) -> None:
+        here.helper()
+        from gpasst.proxy.lan import Lan
+
+        subnet4, subnet6 = self._subnets
+        if subnet4 is None or subnet6 is None:
+            number = _take_number()
+            self._closing.callback(_taken.discard, number)
+            own4, own6 = chosen(number)
+            subnet4, subnet6 = own4 if subnet4 is None else subnet4, own6 if subnet6 is None else subnet6
+        self._addresses = Plan(subnet4, subnet6)
+        self._lan = Lan(self.name, here.polls)
+        self._closing.callback(self._lan.close)
+
+    def close(self) -> None:
+        """Close the network, its hosts, and all that was opened on it. More calls do nothing."""
+        for member in reversed(list(self._members.values())):
+            member.close()
+        super().close()
+
+    def _close(self) -> None:
+        self._closing.close()
+        self._lan = None
+        self._next = GATEWAY + 1
+
+    def here(self) -> runtime.Runtime:
+        """Return the runtime.
+
+        :raises ConfigurationError: if the network is not open.
+        """
+        if self._runtime is None or self._lan is None:
+            raise ConfigurationError(f"network {self.name} is not open", "use it inside its with statement")
+        return self._runtime
+
+    def _plan(self) -> Plan:
+        self.here()
+        assert self._addresses is not None
+        return self._addresses
+
+    def call(self, function: Callable[[Lan], T]) -> T:
+        """Call `function` with the network's parts, on their hub.
+
+        :raises ConfigurationError: if the network is not open.
+        """
+        here, lan = self.here(), self._lan
+        assert lan is not None
+        return here.call(lambda: function(lan))
+
+
+def _take_number() -> int:
+    """Return the lowest number that no open network has.
+
+    :raises ConfigurationError: if there is none.
+    """
+    with _taken_lock:
+        number = next((number for number in range(SUBNETS) if number not in _taken), None)
+        if number is None:
+            raise ConfigurationError(f"there are {SUBNETS} networks already", "give subnet4 and subnet6")
+        _taken.add(number)
+        return number

@@ -1,0 +1,211 @@
+"""A switch in this process: frames of one port go to the others as they are, superframes whole.
+
+Theory of operation:
+
+1. A frame that comes in by a port is looked at by `Switch.forward`: its source address is learned, and its destination
+   leads to one port or to all others (`gpasst.switch.table`).
+2. What was decided for a pair of addresses is kept at the port, as the *way* of that pair: the `write` of the port
+   that it leads to. So the next frame of the pair costs one look-up and one call. Only pairs whose frames nobody has to
+   see have a way. `Switch.reset` ends all ways, for whoever wants to see frames from now on.
+3. A port of the proxy's own (`InnerPort`) takes frames in the step of the port that they come from, so work that a
+   host makes is done in its own time. What one inner port sends to another waits for a step of that port, so nothing
+   recurses, and frames that go round between routers take turns with everything else.
+
+NOTE: a switch lives on one hub; only that hub's thread may call it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from gpasst.counters import Counters, Drop
+from gpasst.link.recorder import Recorder
+from gpasst.packet.superframe import VIRTIO
+from gpasst.switch.table import Table
+from gpasst.wire import ETHERNET_CODEC
+
+WAYS_PER_PORT: Final = 1024  # pairs of addresses; a host chooses them
+WAITING_FRAMES: Final = 1024  # of an inner port
+FRAMES_PER_STEP: Final = 32  # of those that wait
+
+_DESTINATION = slice(VIRTIO, VIRTIO + 6)
+_SOURCE = slice(VIRTIO + 6, VIRTIO + 12)
+PAIR = slice(_DESTINATION.start, _SOURCE.stop)
+"""Destination and source address of a frame behind its virtio-net header: the key of its way."""
+SHORTEST = VIRTIO + ETHERNET_CODEC.size
+"""Bytes of the shortest frame, with its virtio-net header."""
+
+Data = bytes | bytearray | memoryview
+Way = Callable[[Data], None]
+
+
+class Port:
+    """One end of a link: what is behind it sends and receives frames.
+
+    :param name: of what is behind it, as users know it.
+    :param counters: where drops are counted.
+    :ivar name: as above.
+    :ivar inner: whether it leads to a part of this process.
+    :ivar ways: where frames of a pair of addresses go at once; see the head of this module.
+    :ivar recorder: records what crosses the link, None while nobody wants that.
+    :ivar received: frames that came in; a superframe counts once.
+    :ivar sent: frames that went out, counted likewise.
+    :ivar down: whether the link is cut.
+    """
+
+    inner = False
+
+    def __init__(self, name: str, counters: Counters) -> None:
+        self.name = name
+        self.ways: dict[bytes, Way] = {}
+        self.recorder: Recorder | None = None
+        self.received = self.sent = 0
+        self.down = False
+        self.counters = counters
+
+    def __repr__(self) -> str:
+        return f"<port {self.name}>"
+
+    def write(self, data: Data) -> None:
+        """Send a frame or superframe; what cannot be sent is counted.
+
+        :param data: it, behind its virtio-net header; valid during the call.
+        """
+        raise NotImplementedError
+
+    def later(self, data: Data) -> None:
+        """Send a frame or superframe that comes from an inner port."""
+        self.write(data)
+
+
+class InnerPort(Port):
+    """A port that leads to a part of this process, such as a router.
+
+    :param name: of that part.
+    :param take: takes each frame or superframe, behind its virtio-net header; valid during the call.
+    :param again: asks for a call of `step` soon.
+    :param counters: where drops are counted.
+    """
+
+    inner = True
+
+    def __init__(self, name: str, take: Way, again: Callable[[], None], counters: Counters) -> None:
+        super().__init__(name, counters)
+        self._take = take
+        self._again = again
+        self._waiting: deque[bytes] = deque()
+
+    def write(self, data: Data) -> None:
+        """Hand a frame or superframe over."""
+        self.sent += 1
+        self._take(data)
+
+    def later(self, data: Data) -> None:
+        """Hand a frame or superframe over in a step of its own."""
+        if len(self._waiting) >= WAITING_FRAMES:
+            self.counters.drop(Drop.PORT_FULL)
+            return
+        self._waiting.append(bytes(data))
+        self._again()
+
+    def step(self) -> int:
+        """Hand over what waits; return how many frames it was."""
+        waiting = self._waiting
+        moved = 0
+        while waiting and moved < FRAMES_PER_STEP:
+            moved += 1
+            self.write(waiting.popleft())
+        if waiting:
+            self._again()
+        return moved
+
+
+class Switch:
+    """The ports of one network, and what passes between them.
+
+    :param counters: where drops are counted.
+    :ivar ports: the ports, in the order in which they were added.
+    :ivar table: the addresses behind them.
+    """
+
+    def __init__(self, counters: Counters) -> None:
+        self.ports: list[Port] = []
+        self.table: Table[Port] = Table()
+        self._counters = counters
+        self._changes = 0
+
+    def add(self, port: Port, address: bytes | None = None) -> None:
+        """Add a port.
+
+        :param port: the port.
+        :param address: the MAC address behind it that nobody else may use; None for a port that has to be learned.
+        """
+        self.ports.append(port)
+        if address is not None:
+            self.table.pin(address, port)
+        self.reset()
+
+    def remove(self, port: Port) -> None:
+        """Remove a port; more calls do nothing."""
+        if port in self.ports:
+            self.ports.remove(port)
+            self.table.remove(port)
+            port.ways.clear()
+            self.reset()
+
+    def reset(self) -> None:
+        """Look at the next frame of every pair of addresses again."""
+        self._changes = self.table.changes
+        for port in self.ports:
+            port.ways.clear()
+
+    def forward(self, source: Port, data: Data) -> None:
+        """Forward a frame or superframe that came in by a port.
+
+        :param source: the port.
+        :param data: the frame, behind its virtio-net header; valid during the call.
+        """
+        way = source.ways.get(bytes(data[PAIR]))
+        if way is not None:
+            way(data)
+            return
+        table = self.table
+        if len(data) < SHORTEST:
+            self._counters.drop(Drop.FRAME_SHORT)
+            return
+        destination, sender = bytes(data[_DESTINATION]), bytes(data[_SOURCE])
+        if not table.learn(sender, source):
+            self._counters.drop(Drop.SOURCE_ADDRESS)
+            return
+        if table.changes != self._changes:
+            self.reset()
+        target = None if destination[0] & 1 else table.find(destination)
+        if target is None:
+            for port in self.ports:
+                if port is not source:
+                    self._pass(source, port, data)
+        elif target is source:
+            # Behind a port that leads to another switch its addressee has the frame already.
+            self._counters.drop(Drop.SAME_PORT)
+        else:
+            self._pass(source, target, data)
+            if self._direct(source, target):
+                ways = source.ways
+                if len(ways) >= WAYS_PER_PORT:
+                    ways.clear()
+                ways[destination + sender] = target.later if source.inner else target.write
+
+    def _direct(self, source: Port, target: Port) -> bool:
+        """Return whether nobody has to see what passes between two ports."""
+        return not (source.down or target.down)
+
+    def _pass(self, source: Port, target: Port, data: Data) -> None:
+        """Let a frame pass from one port to another, if it may."""
+        if source.down or target.down:
+            self._counters.drop(Drop.LINK_DOWN)
+        elif source.inner:
+            target.later(data)
+        else:
+            target.write(data)

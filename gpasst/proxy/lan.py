@@ -1,0 +1,95 @@
+"""One network of namespaces on its hub: the switch, and what drives it.
+
+Theory of operation: there is one greenlet for each port, which wakes when frames can be read there; one keeps time for
+everything that is due later. `Lan` owns all of it, but not the taps, which belong to their hosts.
+
+NOTE: a network lives on one hub; only that hub's thread may call it.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import gevent
+
+from gpasst.config import BUSY_POLL_DEFAULT
+from gpasst.counters import Counters
+from gpasst.link.port import LinkGone
+from gpasst.link.switch import InnerPort, Port, Switch, Way
+from gpasst.link.switch_tap import TapPort
+from gpasst.proxy.base import MICROSECONDS
+from gpasst.proxy.clock import Clock
+from gpasst.proxy.timers import Timers
+from gpasst.proxy.workers import Repeat, Watchers
+
+log = logging.getLogger(__name__)
+
+
+class Lan:
+    """A network.
+
+    :param name: its name.
+    :param polls: whether the hub may be kept busy for a moment in a conversation.
+    :ivar name: as above.
+    :ivar clock: the time.
+    :ivar counters: what is counted.
+    :ivar switch: the switch.
+    :ivar watchers: owner of every watcher and greenlet.
+    :ivar timers: its deadlines.
+    """
+
+    def __init__(self, name: str, polls: bool) -> None:
+        self.name = name
+        self.clock = Clock()
+        self.counters = Counters()
+        self.switch = Switch(self.counters)
+        self.watchers = Watchers(gevent.get_hub(), self.counters, BUSY_POLL_DEFAULT / MICROSECONDS if polls else 0.0)
+        self.timers = Timers(self.watchers, self.clock.precise)
+        self._repeats: dict[Port, Repeat] = {}
+
+    def add_tap(self, name: str, fd: int, address: bytes) -> TapPort:
+        """Add the port of a host.
+
+        :param name: of the host.
+        :param fd: its tap, whose owner closes it after `remove`.
+        :param address: its MAC address, 6 bytes.
+        """
+        port = TapPort(name, fd, self.switch, self.counters)
+        self.switch.add(port, address)
+        self.watchers.watch_alone(port, fd, self._step)
+        return port
+
+    def add_inner(self, name: str, address: bytes | None, take: Way) -> InnerPort:
+        """Add the port of a part of this process.
+
+        :param name: of that part.
+        :param address: its MAC address, 6 bytes; None for one that has none of its own.
+        :param take: takes each frame or superframe, behind its virtio-net header; valid during the call. It answers by
+            `Switch.forward`.
+        """
+        port = InnerPort(name, take, lambda: repeat.ask(), self.counters)
+        worker = self.watchers.worker(port.step, conversational=False)
+        repeat = self._repeats[port] = self.watchers.repeat(worker)
+        self.switch.add(port, address)
+        return port
+
+    def remove(self, port: Port) -> None:
+        """Remove a port; more calls do nothing."""
+        self.switch.remove(port)
+        self.watchers.unwatch(port)
+        self._repeats.pop(port, None)
+
+    def close(self) -> None:
+        """Stop; more calls do nothing."""
+        for port in list(self.switch.ports):
+            self.remove(port)
+        self.timers.close()
+        self.watchers.close()
+
+    def _step(self, port: TapPort) -> int:
+        try:
+            return port.step()
+        except LinkGone as error:
+            log.info("%s: the tap of %s ended: %s", self.name, port.name, error)
+            self.remove(port)
+            return 0

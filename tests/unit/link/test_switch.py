@@ -1,0 +1,249 @@
+"""The switch: where frames go, what is kept of that, and what is dropped."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from gpasst.counters import Counters, Drop
+from gpasst.link.port import LinkGone
+from gpasst.link.switch import WAITING_FRAMES, WAYS_PER_PORT, Data, InnerPort, Port, Switch
+from gpasst.link.switch_tap import FRAMES_PER_STEP, TapPort
+from gpasst.wire import VIRTIO_NET_BLANK
+
+BROADCAST = b"\xff" * 6
+
+
+def mac(number: int) -> bytes:
+    return b"\x02" + number.to_bytes(5, "big")
+
+
+def frame(to: bytes, sender: bytes, payload: bytes = b"payload") -> bytes:
+    return VIRTIO_NET_BLANK + to + sender + b"\x08\0" + payload
+
+
+class Kept(Port):
+    """A port that keeps what is written to it."""
+
+    def __init__(self, name: str, counters: Counters) -> None:
+        super().__init__(name, counters)
+        self.got: list[bytes] = []
+
+    def write(self, data: Data) -> None:
+        self.got.append(bytes(data))
+
+
+class World:
+    """A switch with three ports, whose addresses are `mac` of their numbers."""
+
+    def __init__(self) -> None:
+        self.counters = Counters()
+        self.switch = Switch(self.counters)
+        self.ports = [Kept(name, self.counters) for name in "abc"]
+        for number, port in enumerate(self.ports):
+            self.switch.add(port, mac(number))
+
+    def got(self) -> list[int]:
+        return [len(port.got) for port in self.ports]
+
+
+def test_a_frame_goes_to_its_address_alone() -> None:
+    world = World()
+    sent = frame(mac(1), mac(0))
+    for _ in range(2):
+        world.switch.forward(world.ports[0], sent)
+    assert world.ports[1].got == [sent, sent]
+    assert world.got() == [0, 2, 0]
+
+
+@pytest.mark.parametrize("to", [BROADCAST, b"\x01\0\x5e\0\0\xfb", mac(9)], ids=["broadcast", "multicast", "unknown"])
+def test_a_frame_for_many_or_to_an_unknown_address_goes_to_all_others(to: bytes) -> None:
+    world = World()
+    for _ in range(2):
+        world.switch.forward(world.ports[0], frame(to, mac(0)))
+    assert world.got() == [0, 2, 2]
+    assert not world.ports[0].ways
+
+
+def test_an_address_that_answers_is_known_from_then_on() -> None:
+    world = World()
+    world.switch.forward(world.ports[0], frame(mac(9), mac(0)))
+    world.switch.forward(world.ports[2], frame(mac(0), mac(9)))
+    world.switch.forward(world.ports[0], frame(mac(9), mac(0)))
+    assert world.got() == [1, 1, 2]
+
+
+def test_an_address_that_moves_is_followed() -> None:
+    world = World()
+    world.switch.forward(world.ports[2], frame(mac(0), mac(9)))
+    world.switch.forward(world.ports[0], frame(mac(9), mac(0)))
+    world.switch.forward(world.ports[1], frame(mac(0), mac(9)))
+    world.switch.forward(world.ports[0], frame(mac(9), mac(0)))
+    assert world.got() == [2, 1, 1]
+
+
+def test_nobody_takes_the_address_of_another_host() -> None:
+    world = World()
+    world.switch.forward(world.ports[1], frame(mac(2), mac(0)))
+    world.switch.forward(world.ports[2], frame(mac(0), mac(2)))
+    assert world.got() == [1, 0, 0]
+    assert world.counters.drops == {Drop.SOURCE_ADDRESS: 1}
+
+
+def test_what_cannot_pass_is_counted() -> None:
+    world = World()
+    a = world.ports[0]
+    world.switch.forward(a, frame(mac(1), mac(0))[:20])
+    world.switch.forward(a, frame(mac(0), mac(0)))
+    world.switch.forward(a, frame(mac(1), BROADCAST))
+    world.ports[1].down = True
+    world.switch.reset()
+    world.switch.forward(a, frame(mac(1), mac(0)))
+    world.switch.forward(a, frame(BROADCAST, mac(0)))
+    assert world.got() == [0, 0, 1]
+    assert world.counters.drops == {
+        Drop.FRAME_SHORT: 1,
+        Drop.SAME_PORT: 1,
+        Drop.SOURCE_ADDRESS: 1,
+        Drop.LINK_DOWN: 2,
+    }
+
+
+def test_a_port_that_is_removed_has_no_frames_any_more() -> None:
+    world = World()
+    world.switch.forward(world.ports[0], frame(mac(1), mac(0)))
+    world.switch.remove(world.ports[1])
+    world.switch.remove(world.ports[1])
+    world.switch.forward(world.ports[0], frame(mac(1), mac(0)))
+    assert world.got() == [0, 1, 1]
+
+
+def test_a_host_cannot_make_ways_without_end() -> None:
+    world = World()
+    for number in range(2 * WAYS_PER_PORT):
+        world.switch.forward(world.ports[0], frame(mac(1), mac(100 + number)))
+        assert len(world.ports[0].ways) <= WAYS_PER_PORT
+
+
+class Inner:
+    """An inner port that answers each frame to its sender, and asks for steps."""
+
+    def __init__(self, world: World, name: str, number: int, to: bytes | None = None) -> None:
+        self.asked = 0
+        self.got: list[bytes] = []
+        self._switch, self._to = world.switch, to
+        self._address = mac(number)
+        self.port = InnerPort(name, self._take, self._again, world.counters)
+        world.switch.add(self.port, self._address)
+
+    def _take(self, data: Data) -> None:
+        self.got.append(bytes(data))
+        self._switch.forward(self.port, frame(self._to or bytes(data[16:22]), self._address))
+
+    def _again(self) -> None:
+        self.asked += 1
+
+
+def test_an_inner_port_answers_at_once() -> None:
+    world = World()
+    inner = Inner(world, "router", 7)
+    for _ in range(2):
+        world.switch.forward(world.ports[0], frame(mac(7), mac(0)))
+    assert len(inner.got) == world.got()[0] == 2
+    assert not inner.asked
+
+
+def test_what_inner_ports_send_to_each_other_waits_for_steps() -> None:
+    world = World()
+    one, two = Inner(world, "one", 7, mac(8)), Inner(world, "two", 8, mac(7))
+    world.switch.forward(world.ports[0], frame(mac(7), mac(0)))
+    assert (len(one.got), len(two.got)) == (1, 0)
+    for turn in range(1, 4):
+        assert two.port.step() == 1
+        assert one.port.step() == 1
+        assert (len(one.got), len(two.got)) == (turn + 1, turn)
+    assert two.asked
+    assert one.asked
+
+
+def test_an_inner_port_that_does_not_keep_up_loses_frames() -> None:
+    world = World()
+    one, two = Inner(world, "one", 7), Inner(world, "two", 8)
+    for _ in range(WAITING_FRAMES + 3):
+        world.switch.forward(one.port, frame(mac(8), mac(7)))
+    assert world.counters.drops == {Drop.PORT_FULL: 3}
+    assert 1 <= two.port.step() < WAITING_FRAMES
+
+
+class Taps:
+    """A switch with two taps, whose other ends are sockets."""
+
+    def __init__(self) -> None:
+        self.counters = Counters()
+        self.switch = Switch(self.counters)
+        self.now = 0.0
+        self.ends: list[socket.socket] = []
+        self.ports: list[TapPort] = []
+        self._ours: list[socket.socket] = []
+        for number in range(2):
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            for sock in (ours, theirs):
+                sock.setblocking(False)
+            port = TapPort(str(number), ours.fileno(), self.switch, self.counters, lambda: self.now)
+            self.switch.add(port, mac(number))
+            self.ends.append(theirs)
+            self.ports.append(port)
+            self._ours.append(ours)
+
+    def close(self) -> None:
+        for sock in (*self.ends, *self._ours):
+            sock.close()
+
+
+@pytest.fixture
+def taps() -> Iterator[Taps]:
+    made = Taps()
+    yield made
+    made.close()
+
+
+def test_frames_cross_between_taps(taps: Taps) -> None:
+    sent = [frame(mac(1), mac(0), bytes([number])) for number in range(20)]
+    for data in sent:
+        taps.ends[0].send(data)
+    assert taps.ports[0].step() == 20
+    assert [taps.ends[1].recv(100) for _ in sent] == sent
+    assert (taps.ports[0].received, taps.ports[1].sent) == (20, 20)
+    assert taps.ports[0].step() == 0
+
+
+def test_a_step_is_bounded_in_number_and_in_time(taps: Taps) -> None:
+    for _ in range(FRAMES_PER_STEP + 5):
+        taps.ends[0].send(frame(mac(1), mac(0)))
+        taps.ends[1].send(frame(BROADCAST, mac(1)))
+    assert taps.ports[0].step() == FRAMES_PER_STEP
+    taps.ports[1].write = lambda data: None  # type: ignore[method-assign]
+    taps.ports[0].write = lambda data: setattr(taps, "now", taps.now + 0.0003)  # type: ignore[method-assign]
+    assert taps.ports[1].step() == 3
+
+
+def test_a_frame_that_a_tap_refuses_is_counted(taps: Taps, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(fd: int, data: Data) -> int:
+        raise OSError(11, "again")
+
+    taps.ends[0].send(frame(mac(1), mac(0)))
+    monkeypatch.setattr(os, "write", refuse)
+    taps.ports[0].step()
+    assert taps.counters.drops == {Drop.TAP_FULL: 1}
+
+
+def test_a_tap_that_is_gone_says_so(taps: Taps, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(fd: int, vector: list[bytearray]) -> int:
+        raise OSError(77, "File descriptor in bad state")
+
+    monkeypatch.setattr(os, "readv", refuse)
+    with pytest.raises(LinkGone):
+        taps.ports[0].step()

@@ -1,0 +1,57 @@
+"""The addresses of hosts."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+
+from gpasst.errors import ConfigurationError
+from gpasst.switch.plan import GATEWAY, SUBNETS, Plan, chosen
+
+
+def test_the_gateway_is_first() -> None:
+    gateway = Plan("10.1.2.0/24", "fd01::/64").host(GATEWAY)
+    assert (gateway.ip4, gateway.ip6) == ("10.1.2.1", "fd01::1")
+    assert gateway.prefixes == (("10.1.2.1", 24), ("fd01::1", 64))
+    assert gateway.mac == b"\x02\x67\x0a\x01\x02\x01"
+
+
+def test_one_family_is_enough() -> None:
+    only4, only6 = Plan("10.1.2.0/24", "").host(7), Plan("", "fd01::/64").host(7)
+    assert (only4.ip6, only4.prefixes) == ("", (("10.1.2.7", 24),))
+    assert (only6.ip4, only6.prefixes) == ("", (("fd01::7", 64),))
+    assert only6.mac == b"\x02\x67\0\0\0\x07"
+
+
+@pytest.mark.parametrize(
+    ("subnet4", "subnet6", "most"), [("10.1.2.0/24", "", 254), ("", "fd01::/126", 3), ("", "fd01::/64", 0xFFFFFFFF)]
+)
+def test_no_host_has_a_broadcast_address(subnet4: str, subnet6: str, most: int) -> None:
+    plan = Plan(subnet4, subnet6)
+    assert plan.most == most
+    plan.host(most)
+
+
+@pytest.mark.parametrize(
+    ("subnet4", "subnet6", "text"),
+    [
+        ("10.1.2.3/24", "", "subnet4 10.1.2.3/24: 10.1.2.3/24 has host bits set"),
+        ("fd01::/64", "", "subnet4 fd01::/64: "),
+        ("10.1.2.0/31", "", "subnet4 10.1.2.0/31 has no room for hosts"),
+        ("", "fd01::/127", "subnet6 fd01::/127 has no room for hosts"),
+        ("", "many", "subnet6 many: "),
+        ("", "", "a network needs an address family"),
+    ],
+)
+def test_a_prefix_that_makes_no_sense_is_named(subnet4: str, subnet6: str, text: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Plan(subnet4, subnet6)
+    assert caught.value.message.startswith(text)
+    assert caught.value.remedy
+
+
+def test_chosen_prefixes_do_not_overlap() -> None:
+    prefixes = [ipaddress.ip_network(chosen(number)[family]) for number in range(SUBNETS) for family in (0, 1)]
+    assert len(set(prefixes)) == 2 * SUBNETS
+    assert all(prefix.is_private for prefix in prefixes)
