@@ -110,6 +110,7 @@ NLM_F_REPLACE: Final = 0x100
 NLM_F_EXCL: Final = 0x200
 NLM_F_CREATE: Final = 0x400
 NLM_F_DUMP: Final = 0x300
+SOCK_DESTROY: Final = 21  # Linux 4.5, with CONFIG_INET_DIAG_DESTROY
 INET_DIAG_SKV6ONLY: Final = 11
 TCP_CLOSE: Final = 7  # include/net/tcp_states.h; the state of an unconnected UDP socket
 TCP_LISTEN: Final = 10  # include/net/tcp_states.h

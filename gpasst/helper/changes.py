@@ -1,4 +1,4 @@
-"""Changes of a namespace that is kept: further taps, other addresses on one, forwarding between them.
+"""Changes of a namespace that is kept: further taps, other addresses on one, forwarding, the end of its connections.
 
 Theory of operation: everything here happens in the thread that keeps the namespace, and so inside it. The caller has a
 descriptor of each tap, and this side another one, for the reason that `gpasst.helper.kept` names.
@@ -6,15 +6,25 @@ descriptor of each tap, and this side another one, for the reason that `gpasst.h
 
 from __future__ import annotations
 
+import errno
 import os
+import struct
+from _socket import IPPROTO_TCP
 from collections.abc import Iterable
 
 from gpasst.errors import PlatformError
 from gpasst.helper import netlink
 from gpasst.helper.channel import Message, close_all, describe
+from gpasst.helper.discovery import FAMILIES
 from gpasst.helper.request import OpenRequest, open_request
+from gpasst.helper.rtnetlink import NetlinkError, Session
 from gpasst.helper.tap import attach, open_tun
+from gpasst.linux import NETLINK_SOCK_DIAG, SOCK_DESTROY, SOCK_DIAG_BY_FAMILY
 
+# struct inet_diag_req_v2 (linux/inet_diag.h): family, protocol, states as bits, identity of one socket.
+DIAG_REQUEST = struct.Struct("=BBxxI48s")
+DIAG_IDENTITY = slice(4, 52)  # in struct inet_diag_msg
+ALL_STATES = 0xFFF
 DISCARDED_BYTES = 64  # of a frame that is taken to be forgotten; more than its virtio-net header
 FORWARDING = ("/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding")
 
@@ -44,8 +54,8 @@ class Taps:
             if message["do"] == "detach":
                 close_all([self._taps.pop(message["name"])])
                 return {}, []
-            if message["do"] == "forward":
-                _forward()
+            if message["do"] in PLAIN:
+                PLAIN[message["do"]]()
                 return {}, []
             request = open_request(message["request"])
             if message["do"] == "attach":
@@ -73,6 +83,31 @@ class Taps:
         return netlink.configure(request, request.ifname)
 
 
+def abort_connections() -> None:
+    """End every TCP socket of the namespace of the calling thread, without a word to its peer if the link is down.
+
+    What a program that was killed leaves behind would send its FIN again when the link is up.
+
+    :raises PlatformError: if the kernel cannot (CONFIG_INET_DIAG_DESTROY).
+    """
+    try:
+        with Session(protocol=NETLINK_SOCK_DIAG) as session:
+            for family in FAMILIES:
+                for body in session.dump(SOCK_DIAG_BY_FAMILY, DIAG_REQUEST.pack(family, IPPROTO_TCP, ALL_STATES, b"")):
+                    identity = body[DIAG_IDENTITY]
+                    try:
+                        session.request(SOCK_DESTROY, DIAG_REQUEST.pack(family, IPPROTO_TCP, ALL_STATES, identity))
+                    except NetlinkError as error:
+                        if error.code != errno.ENOENT:
+                            raise
+    except (NetlinkError, OSError) as error:
+        code = error.code if isinstance(error, NetlinkError) else error.errno or errno.EIO
+        raise PlatformError(
+            f"the kernel does not end TCP connections: {os.strerror(code)}",
+            "use one with CONFIG_INET_DIAG_DESTROY, and load tcp_diag: modprobe tcp_diag",
+        ) from None
+
+
 def _drain(tap: int) -> None:
     """Take what the namespace has sent through a tap with the addresses that it had before."""
     try:
@@ -82,7 +117,7 @@ def _drain(tap: int) -> None:
         return
 
 
-def _forward() -> None:
+def forward() -> None:
     """Let the kernel forward packets between the links of the namespace, of each family that it has.
 
     :raises PlatformError: if it refuses.
@@ -98,3 +133,7 @@ def _forward() -> None:
                 f"cannot switch forwarding on: {path}: {error.strerror}",
                 "make it writable: mount /proc/sys read-write in the container",
             ) from None
+
+
+PLAIN = {"forward": forward, "abort": abort_connections}
+"""What is done without further words."""

@@ -176,6 +176,13 @@ class Namespace:
         """Let the kernel forward packets between the links of the namespace."""
         self._change({"do": "forward"}, wait)
 
+    def abort_connections(self, wait: Wait | None = None) -> None:
+        """End every TCP socket in the namespace, whoever has it, as a power failure does.
+
+        :raises PlatformError: if the kernel cannot.
+        """
+        self._change({"do": "abort"}, wait)
+
     def _change(self, message: Message, wait: Wait | None) -> tuple[Message, list[int]]:
         self._check_open()
         self._overdue(None, None)

@@ -68,11 +68,12 @@ class Session:
     """A netlink socket in the network namespace of the calling thread.
 
     :param group: changes that it hears of (RTNLGRP_*), 0 for none; one that does makes no requests.
-    :raises OSError: if there are too many open files.
+    :param protocol: the part of the kernel that it speaks to.
+    :raises OSError: if there are too many open files, or the kernel lacks that part.
     """
 
-    def __init__(self, group: int = 0) -> None:
-        self._socket = _socket.socket(AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, NETLINK_ROUTE)
+    def __init__(self, group: int = 0, protocol: int = NETLINK_ROUTE) -> None:
+        self._socket = _socket.socket(AF_NETLINK, _socket.SOCK_RAW | _socket.SOCK_CLOEXEC, protocol)
         self._sequence = 0
         if group:
             # One without an address of its own hears nothing (net/netlink/af_netlink.c, do_one_broadcast).
@@ -93,7 +94,7 @@ class Session:
     def request(self, kind: int, body: bytes, flags: int = 0) -> list[bytes]:
         """Make a request and return the bodies of the messages that come before its acknowledgement.
 
-        :param kind: RTM_*.
+        :param kind: RTM_*, or that of another protocol.
         :param body: the head of that kind and attributes.
         :param flags: NLM_F_* beside NLM_F_REQUEST and NLM_F_ACK.
         :raises NetlinkError: if the kernel refuses.

@@ -115,6 +115,24 @@ def test_forwarding(host: Namespace) -> None:
     assert inside(host, "cat", *paths).stdout.split() == ["1", "1"]
 
 
+@pytest.mark.parametrize(("family", "loopback"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_connections_are_aborted(host: Namespace, family: int, loopback: str) -> None:
+    listener, client = (
+        socket.socket(fileno=descriptor) for descriptor in host.sockets(family, socket.SOCK_STREAM, 0, 2)
+    )
+    with listener, client:
+        listener.bind((loopback, 0))
+        listener.listen()
+        client.connect(listener.getsockname()[:2])
+        accepted, _ = listener.accept()
+        with accepted:
+            host.abort_connections()
+            for sock in (client, accepted):
+                with pytest.raises((ConnectionAbortedError, ConnectionResetError)):
+                    sock.recv(1)
+    send(host, "10.1.2.99")
+
+
 def test_sockets_are_late_while_a_change_awaits_its_answer(host: Namespace) -> None:
     refused: list[type[Exception]] = []
 
