@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from gpasst.api.network import Network
     from gpasst.api.passt import Passt
     from gpasst.api.pasta import Pasta
     from gpasst.testing.session import Session
@@ -191,6 +192,12 @@ def gpasst_pasta(_gpasst_session: Session) -> Pasta:
 def gpasst_passt(_gpasst_session: Session) -> Passt:
     """The network of a virtual machine, whose qemu takes `gpasst_passt.qemu_options`; closed after the test."""
     return _gpasst_session.passt()
+
+
+@pytest.fixture
+def gpasst_network(_gpasst_session: Session) -> Network:
+    """A network without hosts, which the test opens with `gpasst_network.hosts("a", "b")`; closed after the test."""
+    return _gpasst_session.network()
 
 
 @contextmanager

@@ -33,7 +33,10 @@ BACKLOG = 128
 
 
 class Place(Protocol):
-    """Where sockets can be made: a `gpasst.Pasta`, or the remote machine of `gpasst.testing.hosts`."""
+    """Where sockets can be made: a `gpasst.Pasta`, a host of a `gpasst.Network`, or a remote machine.
+
+    The latter is that of `gpasst.testing.hosts`.
+    """
 
     def socket(self, family: int, type: int) -> socket.socket:
         """Make a socket there."""

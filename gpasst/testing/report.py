@@ -1,14 +1,18 @@
-"""What a failed test's report says of a namespace or a virtual machine's network."""
+"""What a failed test's report says of a namespace, a virtual machine's network, or a network of hosts."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpasst.api.connection import Connection
 from gpasst.counters import Statistics
 from gpasst.errors import GpasstError
 from gpasst.flow.record import Flow, Forward
 from gpasst.records import fields
+
+if TYPE_CHECKING:
+    from gpasst.api.network import Network
+    from gpasst.proxy.lan import Lan
 
 FLOWS_SHOWN = 50
 FATES_SHOWN = 20
@@ -34,6 +38,28 @@ def describe(connection: Connection, name: str) -> str:
     lines += [f"  fate {fate}" for fate in fates]
     lines += [f"  {line}" for error in errors for line in error.splitlines()]
     return "\n".join(lines)
+
+
+def describe_network(network: Network) -> str:
+    """Return hosts, links and drops of a network, one a line.
+
+    :param network: an open one; of another one the reason is returned.
+    """
+    name = f"network {network.name}"
+    try:
+        subnets, lines = (network.subnet4, network.subnet6), network.call(_links)
+    except GpasstError as error:
+        return f"{name}: {error}"
+    return "\n".join([f"{name} {' '.join(filter(None, subnets))}:", *(f"  {line}" for line in lines)])
+
+
+def _links(lan: Lan) -> list[str]:
+    """Return a line for each link and each reason for a drop; on the network's hub."""
+    links = [
+        f"{port.name}: {port.received} frames from it, {port.sent} to it{', down' if port.down else ''}"
+        for port in lan.switch.ports
+    ]
+    return links + [f"dropped: {count} {reason.value}" for reason, count in lan.counters.drops.items()]
 
 
 def _forward(forward: Forward) -> str:

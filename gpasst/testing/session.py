@@ -21,20 +21,21 @@ from gpasst.errors import PlatformError
 from gpasst.testing.needs import obstacle, require
 
 if TYPE_CHECKING:
+    from gpasst.api.network import Network
     from gpasst.api.passt import Passt
 
-AnyConnection = TypeVar("AnyConnection", bound=Connection)
+Opened = TypeVar("Opened", bound="Connection | Network")
 
 WORKER = "PYTEST_XDIST_WORKER"  # environment variable of a worker of pytest-xdist: its name
 NAME_LONGEST = 100  # characters of a test's name in that of a file, of the 255 that Linux allows
 
 
 class Session:
-    """The connections of one test.
+    """The connections and networks of one test.
 
     :param name: the test's name; the names of its capture files begin with it.
     :param folder: folder for its captures, None for no captures; it is made if it does not exist.
-    :param importing: stands around the first opening of a connection, which imports what it needs.
+    :param importing: stands around the first opening of anything, which imports what it needs.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Session:
         self._name = _file_name(name, os.environ.get(WORKER, ""))
         self._folder = folder
         self._closing = ExitStack()
-        self._opened: list[Connection] = []
+        self._opened: list[Connection | Network] = []
         self._captures: list[str] = []
         self._importing = importing
 
@@ -82,6 +83,17 @@ class Session:
             fields["socket"] = os.path.join(folder, "guest.socket")
         return self._open(Passt(**self._captured(fields)))
 
+    def network(self) -> Network:
+        """Open a network without hosts.
+
+        :raises unittest.SkipTest: if the machine allows no namespaces; see `gpasst.testing.require`.
+        """
+        with self._importing():
+            from gpasst.api.network import Network
+
+            require()  # the network itself has no namespace that could be refused
+        return self._open(Network())
+
     @property
     def open(self) -> bool:
         """Whether anything is open."""
@@ -99,28 +111,29 @@ class Session:
                 os.unlink(path)
 
     def report(self, seed: int) -> str:
-        """Return what is known of each connection: its forwards, counters, flows, fates and capture.
+        """Return what is known of each connection: its forwards, counters, flows and fates; of networks; and captures.
 
         :param seed: the run's seed, which the report opens with.
         """
-        from gpasst.testing.report import describe
+        from gpasst.testing.report import describe, describe_network
 
         parts = [f"seed {seed}: repeat with --gpasst-seed={seed}"]
-        for number, connection in enumerate(self._opened, 1):
-            name = f"{type(connection).__name__} {number}"
+        for number, opened in enumerate(self._opened, 1):
+            name = f"{type(opened).__name__} {number}"
             try:
-                parts.append(describe(connection, name))
+                described = describe(opened, name) if isinstance(opened, Connection) else describe_network(opened)
             except Exception as error:
                 # A proxy that the test has broken says nothing more; the report of the test is not to be lost with it.
-                parts.append(f"{name}: {error!r}")
+                described = f"{name}: {error!r}"
+            parts.append(described)
         parts += [f"capture: {path}" for path in self._captures if os.path.exists(path)]
         return "\n".join(parts)
 
-    def _open(self, connection: AnyConnection) -> AnyConnection:
+    def _open(self, made: Opened) -> Opened:
         with self._importing():
-            self._closing.enter_context(connection)
-        self._opened.append(connection)
-        return connection
+            self._closing.enter_context(made)
+        self._opened.append(made)
+        return made
 
     def _captured(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Return the fields with a capture file, unless they have one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,14 @@ def test_several(gpasst_factory):
                 client.sendto(bytes([number]), ("127.0.0.1", net.port("udp", 53)))
                 assert server.recv(10) == bytes([number])
 
+def test_a_network(gpasst_network):
+    a, b = gpasst_network.hosts("a", "b")
+    with a.socket() as server, b.socket() as client:
+        server.bind((a.ip4, 53))
+        server.settimeout(10)
+        client.sendto(b"data", (a.ip4, 53))
+        assert server.recv(10) == b"data"
+
 def test_a_virtual_machine(gpasst_passt):
     with socket.socket(socket.AF_UNIX) as guest:
         guest.connect(gpasst_passt.path)
@@ -51,6 +60,12 @@ def test_fails(gpasst_factory):
         server.recv(10)
     assert False, net.port("udp", 53)
 
+def test_a_network_fails(gpasst_network):
+    a, b = gpasst_network.hosts("a", "b")
+    with b.socket() as client:
+        client.sendto(b"data", (a.ip4, 53))
+    assert False
+
 def test_passes(gpasst_pasta):
     pass
 
@@ -61,19 +76,22 @@ def test_needs_no_fixture():
 
 def test_fixtures(tmp_path: Path) -> None:
     done = run_suite(tmp_path, PASSING)
-    assert (done.returncode, "3 passed" in done.stdout) == (0, True), done.stdout
+    assert (done.returncode, "4 passed" in done.stdout) == (0, True), done.stdout
 
 
 def test_the_report_of_a_failed_test(tmp_path: Path) -> None:
     done = run_suite(tmp_path, FAILING, "--gpasst-seed=77", "--gpasst-pcap-on-failure=captures")
-    assert "2 failed, 1 passed" in done.stdout
-    section, after = done.stdout.partition("-- gpasst --")[2].split("test_needs_no_fixture", 1)
+    assert "3 failed, 1 passed" in done.stdout
+    _, section, of_network = done.stdout.split("-- gpasst --")
+    of_network, after = of_network.split("test_needs_no_fixture", 1)
     assert "--gpasst-seed=77" in section
     assert "forward udp host 0.0.0.0 port" in section
     assert "datagrams_spliced 1\n" in section
     assert "flow udp" in section
     (capture,) = (tmp_path / "captures").iterdir()
     assert f"capture: {capture}\n" in section
+    assert "network lan 10.77.0.0/24 fd77::/64:\n" in of_network
+    assert re.search(r"^  b: \d+ frames from it, \d+ to it$", of_network, re.MULTILINE)
     assert "-- gpasst --" not in after
 
 
