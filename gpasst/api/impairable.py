@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gpasst.api.opened import Opened
 
 if TYPE_CHECKING:
-    from gpasst.api.impairments import Impairment, Schedule, Weather
+    from gpasst.api.impairments import Impairment, Schedule, Weather, Weathered
     from gpasst.impair.rule import Rule
 
+T = TypeVar("T")
 W = TypeVar("W", bound="Impairment")
 
 
@@ -36,7 +37,7 @@ class Impairable(Opened):
         from gpasst.api.seed import default
 
         rules = rules_of(weather, parts)
-        return self._start_weather(Impairment(self._call_open, rules, default()), rules)
+        return self._start_weather(Impairment(self._call_weathered, rules, default()), rules)
 
     def weather(self, schedule: Iterable[tuple[float, Weather]]) -> Schedule:
         """Let weather change with time, until `remove` or the end of the connection.
@@ -54,7 +55,7 @@ class Impairable(Opened):
 
         steps = steps_of(schedule)
         rules = [rule for _, rules in steps for rule in rules]
-        return self._start_weather(Schedule(self._call_open, steps, default()), rules)
+        return self._start_weather(Schedule(self._call_weathered, steps, default()), rules)
 
     def fates(self, last: int = 20) -> list[str]:
         """Return what weather did last, a line for each frame, the newest last.
@@ -64,6 +65,12 @@ class Impairable(Opened):
         from gpasst.impair.log import latest
 
         return self._call(lambda proxy: latest(proxy.fates(), last))
+
+    def _call_weathered(self, function: Callable[[Weathered], T]) -> T | None:
+        """Call `function` with the link's weather, on the proxy's hub, if the connection is open."""
+        if self._proxy is None or self._runtime is None:
+            return None
+        return self._call(lambda proxy: function(proxy.impaired()))
 
     def _start_weather(self, made: W, rules: Iterable[Rule]) -> W:
         from gpasst.api.impairments import check
@@ -79,7 +86,7 @@ class Impairable(Opened):
 
         rules = rules_of(self.config.impair, {})
         check(self.config, self._splices, rules)
-        made = Impairment(self._call_open, rules, default())
+        made = Impairment(self._call_weathered, rules, default())
         made.start(self._opened().impaired())
         return [f"impairment: {rule}" for rule in made.rules]
 

@@ -1,7 +1,7 @@
 """Weather as tests hold it: rules in force, schedules of them, and the logs of what they did.
 
 Theory of operation: text, keywords and profiles become rules before anything else happens, so a mistake leaves nothing
-behind. Rules are put in force and ended on the proxy's hub, and logs are copied there. A handle outlives its rules: it
+behind. Rules are put in force and ended on the hub, and logs are copied there. A handle outlives its rules: it
 counts and shows what they did, also when the connection is closed.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from operator import itemgetter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from gpasst.api import replay
 from gpasst.config import Config
@@ -28,16 +28,28 @@ if TYPE_CHECKING:
 
     from gpasst.impair.active import ActiveRule
     from gpasst.impair.log import FateLog, Line
-    from gpasst.link.impaired import Impaired
-    from gpasst.proxy.proxy import Proxy
 
 T = TypeVar("T")
 
 Weather = str | Rule | Iterable[str | Rule]
 """One rule or several, as text or as rules: what a profile is, too."""
 
-# Calls a function with the proxy, on its hub; returns what that returns, None if the connection is closed.
-CallProxy = Callable[[Callable[["Proxy"], T]], T | None]
+
+class Weathered(Protocol):
+    """Where rules act: the link of a proxy, or a part of a network."""
+
+    def add(self, rule: Rule, seed: int) -> list[ActiveRule]:
+        """Put a rule in force, behind those that are; return it once for each direction of each link."""
+
+    def remove(self, rules: Iterable[ActiveRule]) -> None:
+        """End rules; those that have ended are ignored."""
+
+    def after(self, seconds: float, change: Callable[[], None]) -> None:
+        """Call a function once, after so many seconds, unless what it is about is closed before."""
+
+
+# Calls a function on the hub, with where rules act; returns what that returns, None if it is closed.
+CallWeathered = Callable[[Callable[[Weathered], T]], T | None]
 
 EXAMPLE = "write it like [(0, CLEAR), (2.0, PARTITION)]"  # of a schedule
 RULE_EXAMPLE = "write it like 'udp dport 53: loss 30%'"
@@ -78,25 +90,25 @@ class Log:
 
 
 class Impairment:
-    """Rules of weather, in force until `remove` or the end of the connection.
+    """Rules of weather, in force until `remove` or the end of the connection or network.
 
-    :param call: calls a function with the proxy.
+    :param call: calls a function with where the rules act.
     :param rules: the rules.
     :param seed: the seed of those that have none.
     :ivar seed: as above; that of a single rule which has one.
     :ivar rules: the text of each rule, with its seed: together they replay it.
     """
 
-    def __init__(self, call: CallProxy[Any], rules: tuple[Rule, ...], seed: int) -> None:
+    def __init__(self, call: CallWeathered[Any], rules: tuple[Rule, ...], seed: int) -> None:
         self._call = call
         self._rules = tuple(rule if rule.seed is not None else replace(rule, seed=seed) for rule in rules)
         self._active: list[ActiveRule] = []
         self.seed = self._rules[0].seed if len(rules) == 1 else seed
         self.rules = tuple(text(rule) for rule in self._rules)
 
-    def start(self, impaired: Impaired) -> None:
-        """Put the rules in force; on the proxy's hub."""
-        self._active = enforce(impaired, self._rules)
+    def start(self, weathered: Weathered) -> None:
+        """Put the rules in force; on the hub."""
+        self._active = enforce(weathered, self._rules)
 
     @property
     def hits(self) -> int:
@@ -123,7 +135,7 @@ class Impairment:
                 raise active.error
 
     def _end(self) -> None:
-        self._call(lambda proxy: proxy.impaired().remove(self._active))
+        self._call(lambda weathered: weathered.remove(self._active))
 
     def _copied(self) -> list[FateLog]:
         return [active.log.copy() for active in self._active]
@@ -141,42 +153,42 @@ class Impairment:
 
 
 class Schedule(Impairment):
-    """Weather that changes with time, until `remove` or the end of the connection.
+    """Weather that changes with time, until `remove` or the end of the connection or network.
 
-    :param call: calls a function with the proxy.
+    :param call: calls a function with where the rules act.
     :param steps: seconds after the start, and the rules from then on.
     :param seed: the seed of rules that have none.
     :ivar seed: as above.
     :ivar rules: the text of each rule, with its seed.
     """
 
-    def __init__(self, call: CallProxy[Any], steps: list[tuple[float, tuple[Rule, ...]]], seed: int) -> None:
+    def __init__(self, call: CallWeathered[Any], steps: list[tuple[float, tuple[Rule, ...]]], seed: int) -> None:
         super().__init__(call, tuple(rule for _, rules in steps for rule in rules), seed)
         self.seed = seed
         self._steps = steps
         self._current: list[ActiveRule] = []
         self._ended = False
 
-    def start(self, impaired: Impaired) -> None:
-        """Begin; on the proxy's hub."""
+    def start(self, weathered: Weathered) -> None:
+        """Begin; on the hub."""
         rules = iter(self._rules)
         for seconds, weather in self._steps:
             due = tuple(next(rules) for _ in weather)
             if seconds:
-                impaired.after(seconds, lambda due=due: self._change(impaired, due))  # type: ignore[misc]
+                weathered.after(seconds, lambda due=due: self._change(weathered, due))  # type: ignore[misc]
             else:
-                self._change(impaired, due)
+                self._change(weathered, due)
 
-    def _change(self, impaired: Impaired, rules: tuple[Rule, ...]) -> None:
+    def _change(self, weathered: Weathered, rules: tuple[Rule, ...]) -> None:
         if not self._ended:
-            ended, self._current = self._current, enforce(impaired, rules)
+            ended, self._current = self._current, enforce(weathered, rules)
             self._active += self._current
-            impaired.remove(ended)
+            weathered.remove(ended)
 
     def _end(self) -> None:
-        def end(proxy: Proxy) -> None:
+        def end(weathered: Weathered) -> None:
             self._ended = True
-            proxy.impaired().remove(self._current)
+            weathered.remove(self._current)
 
         self._call(end)
 
@@ -259,8 +271,8 @@ def _loopback(named: str, spliced: bool) -> ConfigurationError:
     )
 
 
-def enforce(impaired: Impaired, rules: Iterable[Rule]) -> list[ActiveRule]:
+def enforce(weathered: Weathered, rules: Iterable[Rule]) -> list[ActiveRule]:
     """Put rules in force, in their order; return each once for each of its directions."""
-    added = [active for rule in rules for active in impaired.add(rule, rule.seed or 0)]
+    added = [active for rule in rules for active in weathered.add(rule, rule.seed or 0)]
     replay.enter(added)
     return added

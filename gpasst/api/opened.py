@@ -35,10 +35,6 @@ class Opened:
         assert self._runtime is not None
         return self._runtime.call(lambda: function(proxy))
 
-    def _call_open(self, function: Callable[[Proxy], T]) -> T | None:
-        """Call `function` with the proxy, on its hub, if the connection is open."""
-        return self._call(function) if self._proxy is not None and self._runtime is not None else None
-
     def _opened(self) -> Proxy:
         """Return the proxy.
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gpasst.impair.fate import Fate
 
 Key = tuple[str, str, int]
-"""The direction of a rule, its text, and how many of these came before it."""
+"""The name of a rule's direction, its text, and how many of these came before it."""
 
 
 class Replay:
@@ -34,7 +34,7 @@ class Replay:
 
     def enter(self, active: ActiveRule) -> None:
         """Take a rule that comes into force, before it has met a frame."""
-        name = active.log.towards, active.log.rule
+        name = active.log.key
         key = (*name, self._came[name])
         self._came[name] += 1
         self.rules[key] = active

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from gpasst.impair.action import Treatment
-from gpasst.impair.facts import Run
+from gpasst.impair.facts import LINK, Place, Run
 from gpasst.impair.fate import PASSES, Chooser, Fate, treatment_of_long, treatment_of_lost
 from gpasst.impair.grammar import essence, text
 from gpasst.impair.hold import BEHIND, ORDINARY, PASSING, QUEUE, WAIT, Holder, Part, Steps
@@ -25,23 +25,23 @@ class ActiveRule(Holder):
 
     :param rule: the rule.
     :param seed: what its chance depends on.
-    :param towards: the direction's name.
+    :param towards: the direction.
+    :param place: the link.
     :ivar rule: the rule.
     :ivar seed: what its chance depends on.
     :ivar hits: frames that it has matched; a superframe counts as the frames that it stands for.
     """
 
-    def __init__(self, rule: Rule, seed: int, towards: str) -> None:
-        super().__init__(
-            rule.rate, rule.queue or ORDINARY, rule.in_order, FateLog(text(replace(rule, seed=seed)), towards)
-        )
+    def __init__(self, rule: Rule, seed: int, towards: str, place: Place = LINK) -> None:
+        log = FateLog(text(replace(rule, seed=seed)), towards, place)
+        super().__init__(rule.rate, rule.queue or ORDINARY, rule.in_order, log)
         self.rule = rule
         self.seed = seed
         self.hits = 0
         self._n = 0
         self._forced: dict[int, Fate] | None = None
         self._matcher = Matcher(rule)
-        self._chooser = Chooser(rule, f"{towards} {essence(rule)}", seed)
+        self._chooser = Chooser(rule, f"{place.name(towards)} {essence(rule)}", seed)
         self._steady, self._chancy = self._chooser.steady, self._chooser.chancy
         self._alike = not (self._matcher.picks or rule.mtu)
         self._changes = bool(rule.corrupt or rule.mark or rule.rebind)

@@ -27,7 +27,7 @@ from typing import Final
 from gpasst.counters import Drop
 from gpasst.impair.action import PASS, Action, Treatment
 from gpasst.impair.active import ActiveRule
-from gpasst.impair.facts import Flow, Run
+from gpasst.impair.facts import LINK, Flow, Place, Run
 from gpasst.impair.fate import HELD_FULL, QUEUE_FULL
 from gpasst.impair.hold import BEHIND_SECONDS, PASSING, QUEUE, WAIT, Holder, Part
 from gpasst.impair.rule import SECOND, Rule
@@ -48,16 +48,18 @@ class Engine:
 
     It belongs to one thread and one event loop. Times are seconds of one clock that never goes back.
 
-    :param towards: the direction's name, ``"guest"`` or ``"host"`` on the link of a namespace. Fates depend on it, so
-        a rule of both directions has fates of its own in each.
-    :ivar towards: the direction's name.
+    :param towards: the direction, `TO_GUEST` or `TO_HOST`. Fates depend on its name, so a rule of both directions has
+        fates of its own in each.
+    :param place: the link.
+    :ivar towards: the direction.
     :ivar rules: the rules in force, in their order.
     :ivar frames_held: frames that are held now, at most `HELD_FRAMES`.
     :ivar bytes_held: bytes of the runs that they belong to, at most `HELD_BYTES`: a run is in memory as a whole.
     """
 
-    def __init__(self, towards: str) -> None:
+    def __init__(self, towards: str, place: Place = LINK) -> None:
         self.towards = towards
+        self._place = place
         self.rules: list[ActiveRule] = []
         self._concerned: dict[Flow, tuple[ActiveRule, ...]] = {}
         self._heap: list[_Entry] = []
@@ -72,7 +74,7 @@ class Engine:
         :param rule: a rule of this direction, or of both.
         :param seed: what its chance depends on.
         """
-        active = ActiveRule(rule, seed, self.towards)
+        active = ActiveRule(rule, seed, self.towards, self._place)
         self.rules.append(active)
         self._concerned.clear()
         return active
@@ -105,6 +107,14 @@ class Engine:
         if active.queue is not None:
             self._overdue += active.queue.parts
         self._overdue += [part for _, _, part, _ in sorted(behind, key=_SERIAL)]
+
+    def forget(self) -> None:
+        """End all rules, and what they hold with them."""
+        self.rules.clear()
+        self._concerned.clear()
+        self._heap.clear()
+        self._overdue.clear()
+        self.frames_held = self.bytes_held = 0
 
     def concerns(self, flow: Flow) -> bool:
         """Return whether any rule may match frames of a flow; where none may, they need not be offered.

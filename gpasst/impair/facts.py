@@ -4,11 +4,38 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from gpasst.records import dataclass
 from gpasst.values import end_text
 from gpasst.wire import TCP_CWR, TCP_FIN, TCP_PSH
+
+TO_GUEST: Final = "guest"  # the directions of a link
+TO_HOST: Final = "host"
+
+
+class Place(NamedTuple):
+    """Which link it is whose directions are called `TO_GUEST` and `TO_HOST`.
+
+    :ivar owner: what puts rules in force there by its `impair`, as a test may write it.
+    :ivar names: of the direction to the guest, and of that to the host: logs show them, and fates depend on them.
+        Both are empty for the link of a namespace or virtual machine.
+    """
+
+    owner: str = "net"
+    names: tuple[str, str] = ("", "")
+
+    def name(self, towards: str) -> str:
+        """Return the name of a direction, by what it leads to."""
+        return self.names[towards == TO_HOST] or towards
+
+    def shown(self, towards: str) -> str:
+        """Return the same in words, such as ``to the guest``."""
+        return self.names[towards == TO_HOST] or f"to the {towards}"
+
+
+LINK: Final = Place()
+"""The link of a namespace or virtual machine."""
 
 TCP: Final = "tcp"
 UDP: Final = "udp"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from operator import itemgetter
 from typing import Final
 
-from gpasst.impair.facts import Flow, Run
+from gpasst.impair.facts import LINK, Flow, Place, Run
 from gpasst.impair.fate import Fate
 from gpasst.records import dataclass
 
@@ -42,12 +42,14 @@ class FateLog:
     itself, such as a port that the kernel chose.
 
     :ivar rule: the text of the rule, with its seed.
-    :ivar towards: the direction's name.
+    :ivar towards: the direction.
+    :ivar place: the link.
     """
 
-    def __init__(self, rule: str, towards: str) -> None:
+    def __init__(self, rule: str, towards: str, place: Place = LINK) -> None:
         self.rule = rule
         self.towards = towards
+        self.place = place
         self._entries: deque[_Entry] = deque()
         self._frames = 0
 
@@ -95,6 +97,16 @@ class FateLog:
             yield now, Line(n, str(fate), str(flow), length)
 
     @property
+    def key(self) -> tuple[str, str]:
+        """The name of the direction, and the rule."""
+        return self.place.name(self.towards), self.rule
+
+    @property
+    def title(self) -> str:
+        """The rule and the direction, in words."""
+        return f"{self.rule} [{self.place.shown(self.towards)}]"
+
+    @property
     def fates(self) -> list[tuple[int, str]]:
         """The number and the fate of each frame."""
         return [(line.n, line.fate) for line in self]
@@ -104,7 +116,7 @@ class FateLog:
 
     def copy(self) -> FateLog:
         """Return a log of the same, to which nothing is added."""
-        made = FateLog(self.rule, self.towards)
+        made = FateLog(self.rule, self.towards, self.place)
         made._entries, made._frames = self._entries.copy(), self._frames
         return made
 
@@ -114,13 +126,13 @@ class FateLog:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, FateLog):
             return NotImplemented
-        return (self.towards, self.rule) == (other.towards, other.rule) and list(self) == list(other)
+        return self.key == other.key and list(self) == list(other)
 
     def __hash__(self) -> int:
-        return hash((self.towards, self.rule))
+        return hash(self.key)
 
     def __str__(self) -> str:
-        return "\n".join([f"{self.rule} [to the {self.towards}]", *map(str, self)])
+        return "\n".join([self.title, *map(str, self)])
 
 
 def latest(logs: Iterable[FateLog], most: int) -> list[str]:
@@ -128,5 +140,5 @@ def latest(logs: Iterable[FateLog], most: int) -> list[str]:
 
     :param most: lines.
     """
-    lines = [(now, f"{log.rule} [to the {log.towards}]: {line}") for log in logs for now, line in log.last(most)]
+    lines = [(now, f"{log.title}: {line}") for log in logs for now, line in log.last(most)]
     return [text for _, text in sorted(lines, key=itemgetter(0))[-most:]] if most else []

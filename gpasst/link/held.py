@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from gpasst.impair.facts import Flow, Run
 from gpasst.packet.frame import Frame
-from gpasst.packet.superframe import Shape, complete, cut, shape
+from gpasst.packet.superframe import VIRTIO, Shape, complete, cut, shape
 
 
 class Item:
@@ -53,3 +54,21 @@ class Item:
     def parsed(self, index: int) -> Frame:
         """Return one frame, parsed."""
         return Frame(self.frame(index), self.to_guest)
+
+
+def run_of(flow: Flow, flags: int, item: Item, length: int, joined: bool) -> Run:
+    """Return the run of a frame or superframe, as an engine is offered it.
+
+    :param flow: its flow.
+    :param flags: its TCP flags.
+    :param item: the frame or superframe.
+    :param length: its bytes, from the Ethernet header on.
+    :param joined: whether it is a superframe.
+    """
+    if not joined:
+        return Run(flow, item, length, flags=flags, parsed=item.parsed)
+    item.keep()
+    whole = item.shape
+    last = length - (whole.count - 1) * whole.size
+    most = whole.payload - VIRTIO + whole.size if whole.count > 1 else last
+    return Run(flow, item, most, last, whole.count, flags, item.parsed)

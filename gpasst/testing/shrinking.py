@@ -16,6 +16,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from gpasst.impair.facts import LINK
 from gpasst.impair.fate import AT_ONCE, HELD_FULL, PASSES, QUEUE_FULL, Fate
 from gpasst.impair.grammar import text
 from gpasst.impair.quantities import show_time
@@ -26,6 +27,7 @@ from gpasst.records import dataclass, replace
 if TYPE_CHECKING:
     from gpasst.api.replay import Key
     from gpasst.impair.active import ActiveRule
+    from gpasst.impair.facts import Place
 
 CLAUSES = 3  # disturbances that one sentence names
 ROWS = 20  # and that the table has
@@ -52,6 +54,7 @@ class Disturbance:
     :ivar fate: what happened.
     :ivar flow: protocol and ends of the frame, for the table.
     :ivar length: bytes of the frame.
+    :ivar where: the link.
     """
 
     place: int
@@ -62,6 +65,7 @@ class Disturbance:
     fate: Fate
     flow: str
     length: int
+    where: Place = LINK
 
     @property
     def kind(self) -> str:
@@ -75,7 +79,7 @@ def disturbances(rules: Mapping[Key, ActiveRule]) -> list[Disturbance]:
     :param rules: the rules of the run by their keys, as they came into force.
     """
     return [
-        Disturbance(place, key, active.rule, active.log.towards, n, fate, str(flow), length)
+        Disturbance(place, key, active.rule, active.log.towards, n, fate, str(flow), length, active.log.place)
         for place, (key, active) in enumerate(rules.items())
         for _, n, fate, flow, length in active.log.frames()
         if fate != PASSES and fate.place != AT_ONCE and fate not in _TIMED
@@ -143,15 +147,17 @@ def describe(found: Sequence[Disturbance]) -> list[str]:
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     if len(found) > ROWS:
         table.append(f"and {len(found) - ROWS} more")
+    owners = dict.fromkeys(item.where.owner for item in found)
     calls = [
-        f"net.impair({text(replace(rule, when=None))!r})" + (f"  # and when={rule.when!r}" if rule.when else "")
-        for rule in pasted(found)
+        f"{owner}.impair({text(replace(rule, when=None))!r})" + (f"  # and when={rule.when!r}" if rule.when else "")
+        for owner in owners
+        for rule in pasted([item for item in found if item.where.owner == owner])
     ]
     return [f"fails when {said}", "", *table, "", "as rules:", *calls]
 
 
 def pasted(found: Sequence[Disturbance]) -> list[Rule]:
-    """Return rules that do the same to the same frames, and let all others pass.
+    """Return rules of one link that do the same to the same frames, and let all others pass.
 
     They are exact but where a rule that had an `nth` of its own stood before others.
     """
@@ -212,7 +218,7 @@ def _which(item: Disturbance) -> str:
     words = text(shown).partition(": ")[0].split() if shown != Rule() else []
     ends = [f"{_END.get(name, name)} {value}" for name, value in zip(words[::2], words[1::2], strict=True)]
     suffix = "th" if item.n % 100 in _TEENS else _SUFFIXES.get(item.n % 10, "th")
-    return " ".join([f"{item.n}{suffix} {noun}", *(ends or [f"to the {item.towards}"])])
+    return " ".join([f"{item.n}{suffix} {noun}", *(ends or [item.where.shown(item.towards)])])
 
 
 _END = {"sport": "from port", "dport": "to port", "src": "from", "dst": "to", "size": "of size", "flags": "with flags"}
