@@ -8,9 +8,9 @@ and parses it there, so that the hub does no more than the traffic demands.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import gevent
 from gevent.event import Event
@@ -23,14 +23,12 @@ from gpasst.capture.table import table
 from gpasst.counters import Counters
 from gpasst.errors import ConfigurationError, PlatformError
 from gpasst.impair.facts import ICMP, TCP, UDP
-from gpasst.link.capture_file import CaptureFile
+from gpasst.link.capture_file import CaptureFile, Interfaces
 from gpasst.link.recorder import Recorder, Sink
 from gpasst.packet.frame import Frame
 from gpasst.values import check_timeout
 
 if TYPE_CHECKING:
-    from gpasst.link.stream import Stream
-    from gpasst.link.tap import Tap
     from gpasst.proxy.proxy import Proxy
     from gpasst.runtime import Runtime
 
@@ -42,26 +40,65 @@ SETTLE_TURNS = 100  # after which it is left at that: a guest may send without e
 FRAMES_PER_TURN = 64  # that are parsed, or written to a file, before others on the hub have their turn
 
 
+class Observable(NamedTuple):
+    """What can be observed: a link, or the links of a network.
+
+    :ivar unread: returns whether a guest has sent what has not been read.
+    :ivar recorder: records what crosses.
+    :ivar counters: count frames that are missing from a file.
+    :ivar links: returns the names of the links of a network; empty where there is only one.
+    :ivar link: the one of them that is meant; empty for all.
+    """
+
+    unread: Callable[[], bool]
+    recorder: Recorder
+    counters: Counters
+    links: Callable[[], Sequence[str]] = tuple
+    link: str = ""
+
+    def sink(self, path: str, counters: Counters) -> Sink:
+        """Return what writes what is recorded to a capture file.
+
+        :raises PlatformError: if the file cannot be opened or written.
+        """
+        return sink_of(path, counters, self.recorder.name, [self.link] if self.link else self.links())
+
+
+def sink_of(path: str, counters: Counters, name: str, links: Sequence[str]) -> Sink:
+    """Return what writes records to a capture file.
+
+    :param name: name of the only link.
+    :param links: names of the links, of several.
+    :raises PlatformError: if the file cannot be opened or written.
+    """
+    file = CaptureFile(path, counters, ORIGIN)
+    return Interfaces(file, links) if links else file.interface(name)
+
+
 class Taker:
     """The end of a capture on the hub.
 
     :param selection: what is captured, None for everything.
     :param file: takes it too, None without a file.
+    :param link: name of the link that is captured; empty for all.
     :ivar history: what was captured.
     :ivar closed: whether nothing more will come.
     :ivar seen: number of the record behind those that `wait` has returned.
     """
 
-    def __init__(self, selection: Selection | None = None, file: Sink | None = None) -> None:
+    def __init__(self, selection: Selection | None = None, file: Sink | None = None, link: str = "") -> None:
         self.history = History()
         self.closed = False
         self.seen = 0
         self._selection = selection
         self._file = file
+        self._link = link
         self._waiting: set[Event] = set()
 
     def take(self, records: Sequence[Record]) -> None:
         """Capture records."""
+        if self._link:
+            records = [record for record in records if record.link == self._link]
         if self._selection:
             records = self._selection.select(records)
         if records:
@@ -104,10 +141,10 @@ class Capture(Handle):
     :ivar path: the file that is written, None without one.
     """
 
-    def __init__(self, here: Runtime, proxy: Proxy, taker: Taker, selection: Selection | None, path: str | None):
+    def __init__(self, here: Runtime, source: Observable, taker: Taker, selection: Selection | None, path: str | None):
         self.path = path
         self._here = here
-        self._link, self._recorder = link_of(proxy)
+        self._source = source
         self._taker = taker
         self._selection = selection
         self._frames: Latest[Frame] = Latest()
@@ -118,8 +155,8 @@ class Capture(Handle):
 
         def end() -> None:
             if not self._taker.closed:
-                settle(self._link, self._recorder)
-                self._recorder.remove(self._taker)
+                settle(self._source)
+                self._source.recorder.remove(self._taker)
                 self._taker.close()
 
         self._here.call(end)
@@ -203,7 +240,7 @@ class Capture(Handle):
     def _since(self) -> list[Record]:
         taker = self._taker
         if not taker.closed:
-            settle(self._link, self._recorder)
+            settle(self._source)
         records, self._next = taker.history.since(self._next), taker.history.number
         return records
 
@@ -213,13 +250,12 @@ def span(taker: Taker, timeout: float) -> str:
     return "before the end" if taker.closed else f"within {timeout} s"
 
 
-def capture(here: Runtime, proxy: Proxy, path: str | None, given: str | Predicate | None) -> Capture:
+def capture(here: Runtime, source: Observable, path: str | None, given: str | Predicate | None) -> Capture:
     """Begin what `Connection.capture` returns; see there for the parameters.
 
-    :raises ConfigurationError: if the filter makes no sense, or nothing crosses a link here.
+    :raises ConfigurationError: if the filter makes no sense.
     :raises PlatformError: if the file cannot be opened or written.
     """
-    _, recorder = link_of(proxy)
     if path is not None and _is_match(path):
         raise ConfigurationError(
             f"capture {path}: that is a filter, and the file comes first",
@@ -228,12 +264,12 @@ def capture(here: Runtime, proxy: Proxy, path: str | None, given: str | Predicat
     selection = None if given is None else read_filter(given)
 
     def begin() -> Taker:
-        file = CaptureFile(path, proxy.counters, ORIGIN).interface(recorder.name) if path is not None else None
-        taker = Taker(selection, file)
-        recorder.add(taker)
+        file = source.sink(path, source.counters) if path is not None else None
+        taker = Taker(selection, file, source.link)
+        source.recorder.add(taker)
         return taker
 
-    return Capture(here, proxy, here.call(begin), selection, path)
+    return Capture(here, source, here.call(begin), selection, path)
 
 
 def _is_match(text: str) -> bool:
@@ -245,15 +281,15 @@ def _is_match(text: str) -> bool:
     return bool(text.strip())
 
 
-def save(here: Runtime, history: History, proxy: Proxy | None, path: str) -> None:
+def save(here: Runtime, history: History, source: Observable | None, path: str) -> None:
     """Write what was recorded to a capture file; see `Connection.save`.
 
-    :param proxy: whose link is recorded still, None if none is.
+    :param source: what is recorded still, None if it is closed.
     :raises PlatformError: if the file cannot be opened or written.
     """
     counters = Counters()
-    records = recorded(here, history, proxy)
-    file = CaptureFile(path, counters, ORIGIN).interface(history.name)
+    records = recorded(here, history, source)
+    file = sink_of(path, counters, history.name, list(dict.fromkeys(record.link for record in records if record.link)))
     try:
         for turn in in_turns(here, records):
             file.take(turn)
@@ -263,37 +299,38 @@ def save(here: Runtime, history: History, proxy: Proxy | None, path: str) -> Non
         raise PlatformError(f"{ORIGIN} {path}: not all frames could be written", "make room for them")
 
 
-def link_of(proxy: Proxy) -> tuple[Tap | Stream, Recorder]:
-    """Return a proxy's link, and what records it.
+def link_of(proxy: Proxy) -> Observable:
+    """Return a proxy's link, to be observed.
 
     :raises ConfigurationError: if it has none.
     """
     if proxy.link is None or proxy.recorder is None:
         raise ConfigurationError("nothing crosses a link here", "leave --splice-only out")
-    return proxy.link, proxy.recorder
+    return Observable(proxy.link.unread, proxy.recorder, proxy.counters)
 
 
-def recorded(here: Runtime, history: History, proxy: Proxy | None) -> list[Record]:
+def recorded(here: Runtime, history: History, source: Observable | None) -> list[Record]:
     """Return what was recorded by now.
 
-    :param proxy: whose link is recorded still, None if none is.
+    :param source: what is recorded still, None if it is closed.
     """
 
     def look() -> list[Record]:
-        if proxy and proxy.link and proxy.recorder:
-            settle(proxy.link, proxy.recorder)
-        return history.since()
+        if source is not None:
+            settle(source)
+        found = history.since()
+        return [record for record in found if record.link == source.link] if source and source.link else found
 
     return here.call(look)
 
 
-def settle(link: Tap | Stream, recorder: Recorder) -> None:
-    """Let the frames be read that the guest has sent by now, and hand over what was recorded; called on the hub."""
+def settle(source: Observable) -> None:
+    """Let the frames be read that guests have sent by now, and hand over what was recorded; called on the hub."""
     for _ in range(SETTLE_TURNS):
         gevent.sleep(TURN_SECONDS)
-        if not link.unread():
+        if not source.unread():
             break
-    recorder.flush()
+    source.recorder.flush()
 
 
 def in_turns(here: Runtime, records: Sequence[Record]) -> Iterator[Sequence[Record]]:

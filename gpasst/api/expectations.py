@@ -12,7 +12,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from gpasst.api.captures import Taker, in_turns, link_of, recorded, settle, span
+from gpasst.api.captures import Observable, Taker, in_turns, recorded, settle, span
 from gpasst.capture.history import History
 from gpasst.capture.record import Record
 from gpasst.capture.selection import build_filter
@@ -26,29 +26,30 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from gpasst.proxy.proxy import Proxy
     from gpasst.runtime import Runtime
 
 
-def expect(here: Runtime, proxy: Proxy, history: History, count: int, timeout: float, match: dict[str, Any]) -> Frame:
+def expect(
+    here: Runtime, source: Observable, history: History, count: int, timeout: float, match: dict[str, Any]
+) -> Frame:
     """Do what `Connection.expect` does; `match` has the keywords of `gpasst.capture.selection.build_filter`.
 
     :raises AssertionError: if too few frames have crossed by then.
     :raises BaseException: what `when` has raised.
-    :raises ConfigurationError: if the count or the match makes no sense, or nothing crosses a link here.
+    :raises ConfigurationError: if the count or the match makes no sense.
     """
     __tracebackhide__ = True  # pytest shows the caller's line
     if not isinstance(count, int) or count < 1:
         raise ConfigurationError(f"count {count!r}: cannot be expected", "give 1 or more, or write never")
     check_timeout(timeout)
-    (link, recorder), selection = link_of(proxy), build_filter(**match)
+    selection = build_filter(**match)
     until = time.monotonic() + timeout
-    taker = Taker(selection)
+    taker = Taker(selection, link=source.link)
 
     def begin() -> Sequence[Record]:
-        settle(link, recorder)
-        recorder.add(taker)
-        return history.since()
+        found = recorded(here, history, source)
+        source.recorder.add(taker)
+        return found
 
     found: list[Frame] = []
     try:
@@ -64,11 +65,11 @@ def expect(here: Runtime, proxy: Proxy, history: History, count: int, timeout: f
             found += _arrived(fresh)
         waited = span(taker, timeout)
     finally:
-        here.call(lambda: recorder.remove(taker))
+        here.call(lambda: source.recorder.remove(taker))
     selection.check()
     if len(found) >= count:
         return found[count - 1]
-    turns = in_turns(here, recorded(here, history, proxy))
+    turns = in_turns(here, recorded(here, history, source))
     crossed = [frame for turn in turns for record in turn for frame in record.parsed()]
     raise AssertionError(
         f"expected {count} x {selection}, found {len(found)} {waited}; what crossed:\n"
@@ -76,13 +77,13 @@ def expect(here: Runtime, proxy: Proxy, history: History, count: int, timeout: f
     )
 
 
-def count(here: Runtime, history: History, proxy: Proxy | None, match: dict[str, Any]) -> int:
+def count(here: Runtime, history: History, source: Observable | None, match: dict[str, Any]) -> int:
     """Do what `Connection.count` does; `match` has the keywords of `gpasst.capture.selection.build_filter`.
 
     :raises ConfigurationError: if the match makes no sense.
     """
     selection = build_filter(**match)
-    records = recorded(here, history, proxy)
+    records = recorded(here, history, source)
     number = sum(len(_arrived(selection.select(turn))) for turn in in_turns(here, records))
     selection.check()
     return number
@@ -92,18 +93,18 @@ class Never:
     """A ``with`` statement in which certain frames must not cross.
 
     :param match: the keywords of `gpasst.capture.selection.build_filter`.
-    :raises ConfigurationError: if the match makes no sense, or nothing crosses a link here.
+    :raises ConfigurationError: if the match makes no sense.
     """
 
-    def __init__(self, here: Runtime, proxy: Proxy, match: dict[str, Any]) -> None:
+    def __init__(self, here: Runtime, source: Observable, match: dict[str, Any]) -> None:
         self._here = here
-        self._link, self._recorder = link_of(proxy)
+        self._source = source
         self._selection = build_filter(**match)
-        self._taker = Taker(self._selection)
+        self._taker = Taker(self._selection, link=source.link)
 
     def __enter__(self) -> Self:
-        self._taker = taker = Taker(self._selection)
-        self._here.call(lambda: self._recorder.add(taker))
+        self._taker = taker = Taker(self._selection, link=self._source.link)
+        self._here.call(lambda: self._source.recorder.add(taker))
         return self
 
     def __exit__(
@@ -113,8 +114,8 @@ class Never:
         taker = self._taker
 
         def end() -> Sequence[Record]:
-            settle(self._link, self._recorder)
-            self._recorder.remove(taker)
+            settle(self._source)
+            self._source.recorder.remove(taker)
             return taker.history.since()
 
         found = _arrived(self._here.call(end))

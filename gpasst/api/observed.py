@@ -1,4 +1,4 @@
-"""What a test sees of what crosses the guest's interface: the part of `Connection` that captures and expects.
+"""What a test sees of what crosses a link, or the links of a network: what captures and expects.
 
 The work is done by `gpasst.api.captures` and `gpasst.api.expectations`, which are imported when they are first used.
 """
@@ -14,16 +14,31 @@ from gpasst.api.opened import Opened
 from gpasst.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from gpasst.api.captures import Capture
+    from gpasst.api.captures import Capture, Observable
     from gpasst.api.expectations import Never
     from gpasst.capture.history import History
     from gpasst.packet.frame import Frame
+    from gpasst.runtime import Runtime
 
 
-class Observed(Opened):
-    """A connection that can be observed."""
+class Observer:
+    """What can be observed while it is open.
+
+    :ivar _history: what was recorded, None if nothing is.
+    """
 
     _history: History | None
+
+    def _observing(self) -> tuple[Runtime, Observable]:
+        """Return the hub, and what is observed there.
+
+        :raises ConfigurationError: if that is not open, or nothing crosses a link here.
+        """
+        raise NotImplementedError
+
+    def _observed(self) -> tuple[Runtime, Observable | None]:
+        """Return the same; None for what is observed once it is closed."""
+        raise NotImplementedError
 
     def capture(
         self, path: str | os.PathLike[str] | None = None, filter: str | Callable[[Frame], Any] | None = None
@@ -45,9 +60,7 @@ class Observed(Opened):
         """
         from gpasst.api.captures import capture
 
-        proxy = self._opened()
-        assert self._runtime is not None
-        return capture(self._runtime, proxy, None if path is None else os.fspath(path), filter)
+        return capture(*self._observing(), None if path is None else os.fspath(path), filter)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write what was recorded to a capture file, also after the end; it takes ``record=True``.
@@ -58,7 +71,9 @@ class Observed(Opened):
         """
         from gpasst.api.captures import save
 
-        save(self._runtime or runtime.current(), self._recorded(), self._proxy, os.fspath(path))
+        history = self._recorded()
+        here, source = self._observed()
+        save(here, history, source, os.fspath(path))
 
     def expect(self, protocol: str | None = None, *, count: int = 1, timeout: float = 2.0, **match: Any) -> Frame:
         """Return the frame that was expected; wait for it if it has not crossed since the start.
@@ -78,16 +93,16 @@ class Observed(Opened):
         from gpasst.api.expectations import expect
 
         __tracebackhide__ = True  # pytest shows the caller's line
-        history, proxy = self._recorded(), self._opened()
-        assert self._runtime is not None
-        return expect(self._runtime, proxy, history, count, timeout, {"protocol": protocol, **match})
+        history = self._recorded()
+        return expect(*self._observing(), history, count, timeout, {"protocol": protocol, **match})
 
     def count(self, protocol: str | None = None, **match: Any) -> int:
         """Return how many such frames have crossed, of those that are kept; the parameters are those of `expect`."""
         from gpasst.api.expectations import count
 
-        here = self._runtime or runtime.current()
-        return count(here, self._recorded(), self._proxy, {"protocol": protocol, **match})
+        history = self._recorded()
+        here, source = self._observed()
+        return count(here, history, source, {"protocol": protocol, **match})
 
     def never(self, protocol: str | None = None, **match: Any) -> Never:
         """Return a ``with`` statement in which no such frame may cross; the parameters are those of `expect`.
@@ -101,11 +116,25 @@ class Observed(Opened):
         """
         from gpasst.api.expectations import Never
 
-        proxy = self._opened()
-        assert self._runtime is not None
-        return Never(self._runtime, proxy, {"protocol": protocol, **match})
+        return Never(*self._observing(), {"protocol": protocol, **match})
 
     def _recorded(self) -> History:
         if self._history is None:
             raise ConfigurationError("what crosses is not recorded", "open it with record=True")
         return self._history
+
+
+class Observed(Observer, Opened):
+    """A connection that can be observed."""
+
+    def _observing(self) -> tuple[Runtime, Observable]:
+        from gpasst.api.captures import link_of
+
+        proxy = self._opened()
+        assert self._runtime is not None
+        return self._runtime, link_of(proxy)
+
+    def _observed(self) -> tuple[Runtime, Observable | None]:
+        if self._proxy is None or self._proxy.link is None:
+            return self._runtime or runtime.current(), None
+        return self._observing()

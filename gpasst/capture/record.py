@@ -28,12 +28,14 @@ class Record:
     :ivar to_guest: whether it was on the way to the guest.
     :ivar data: its virtio-net header and the frame.
     :ivar comment: its fate or the reason of its drop; empty if it was carried.
+    :ivar link: name of the link, where a recorder has several; else empty.
     """
 
     time_ns: int
     to_guest: bool
     data: bytes
     comment: str
+    link: str = ""
 
     @property
     def crossed(self) -> bool:
@@ -47,7 +49,7 @@ class Record:
 
     def single(self, frame: bytes) -> Record:
         """Return the record of one of its frames."""
-        return Record(self.time_ns, self.to_guest, VIRTIO_NET_BLANK + frame, self.comment)
+        return Record(self.time_ns, self.to_guest, VIRTIO_NET_BLANK + frame, self.comment, self.link)
 
     def frames(self) -> Iterator[bytes]:
         """Yield the Ethernet frames that it stands for, with complete checksums."""
@@ -61,7 +63,7 @@ class Record:
         from gpasst.packet.frame import Frame
 
         for frame in self.frames():
-            yield Frame(frame, self.to_guest, self.time_ns, self.comment)
+            yield Frame(frame, self.to_guest, self.time_ns, self.comment, self.link)
 
 
 class Encoder(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from gpasst.impair.facts import ARP, ICMP, NDP, TCP
+from gpasst.impair.facts import ARP, ICMP, NDP, TCP, TO_GUEST
 from gpasst.packet.frame import Frame
 from gpasst.values import end_text
 from gpasst.wire import ARP_REQUEST
@@ -48,7 +48,7 @@ def table(frames: Sequence[Frame], forgotten: int = 0) -> str:
 def _row(frame: Frame, start: int) -> tuple[str, ...]:
     return (
         f"{(frame.time_ns - start) / _SECOND:.6f}",
-        frame.to,
+        _direction(frame),
         frame.protocol,
         end_text(frame.src, frame.sport),
         end_text(frame.dst, frame.dport),
@@ -56,6 +56,13 @@ def _row(frame: Frame, start: int) -> tuple[str, ...]:
         _WHAT.get(frame.protocol, _payload)(frame),
         frame.fate,
     )
+
+
+def _direction(frame: Frame) -> str:
+    """Return where a frame goes; of a network ``> a`` to a host's link, and ``a >`` from it."""
+    if not frame.link:
+        return frame.to
+    return f"> {frame.link}" if frame.to == TO_GUEST else f"{frame.link} >"
 
 
 def _payload(frame: Frame) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from gpasst.capture.pcap import Pcap
 from gpasst.capture.pcapng import Pcapng
@@ -58,15 +58,18 @@ class CaptureFile:
         self._interfaces += 1
         return Interface(self, self._interfaces - 1)
 
-    def write(self, records: Sequence[Record], interface: int) -> None:
-        """Write the frames of records.
+    @property
+    def names_links(self) -> bool:
+        """Whether the format has room for the names of links."""
+        return isinstance(self._encoder, Pcapng)
+
+    def write(self, records: Iterable[tuple[Record, int]]) -> None:
+        """Write the frames of records, each with the number of its interface.
 
         Frames that cannot be written are counted as `Drop.CAPTURE`; the first failure is logged.
-
-        :param interface: number of the interface.
         """
         blocks: list[bytes] = []
-        for record in records:
+        for record, interface in records:
             blocks += self._encoder.blocks(record, interface)
         before, self._rest = self._rest, b""
         rest = memoryview(before + b"".join(blocks))
@@ -134,16 +137,54 @@ class Interface:
 
     :param file: the file.
     :param number: the link's number there.
+    :ivar number: as above.
     """
 
     def __init__(self, file: CaptureFile, number: int) -> None:
         self._file = file
-        self._number = number
+        self.number = number
 
     def take(self, records: Sequence[Record]) -> None:
         """Write the frames of records."""
-        self._file.write(records, self._number)
+        self._file.write((record, self.number) for record in records)
 
     def close(self) -> None:
         """Stop recording the link."""
         self._file.release()
+
+
+class Interfaces:
+    """Records several links in a capture file, each as an interface of its own that is described when it is first met.
+
+    A format without interfaces has no room for two records of a frame, at its sender's link and at its receiver's: such
+    a file has what has reached a link's end.
+
+    :param file: the file.
+    :raises PlatformError: if the first interface cannot be written.
+    """
+
+    def __init__(self, file: CaptureFile, names: Iterable[str]) -> None:
+        self._file = file
+        self._ended: list[Interface] = []
+        self._numbers: dict[str, int] = {}
+        for name in names:
+            self._number(name)
+
+    def take(self, records: Sequence[Record]) -> None:
+        """Write the frames of records."""
+        if not self._file.names_links:
+            records = [record for record in records if record.to_guest]
+        self._file.write([(record, self._number(record.link)) for record in records])
+
+    def close(self) -> None:
+        """Stop recording the links."""
+        for interface in self._ended:
+            interface.close()
+
+    def _number(self, name: str) -> int:
+        """Return the number of a link's interface."""
+        if name not in self._numbers:
+            interface = self._file.interface(name)
+            self._ended.append(interface)
+            self._numbers[name] = interface.number
+        return self._numbers[name]

@@ -56,17 +56,17 @@ UNRECORDED: Recorded = _Unrecorded()
 
 
 class Recorder:
-    """Hands what crosses a link to any number of sinks.
+    """Hands what crosses a link, or several, to any number of sinks.
 
-    :param link: the link.
-    :param name: its name.
+    :param link: the link, None for those that are joined later.
+    :param name: its name, or that of all.
     :param clock: returns wall clock time in nanoseconds.
     :param soon: asks for a call of `flush` in the loop's next turn; more calls before it do nothing.
-    :ivar name: the link's name.
+    :ivar name: as above.
     """
 
-    def __init__(self, link: Recorded, name: str, clock: Callable[[], int], soon: Callable[[], object]) -> None:
-        self._link = link
+    def __init__(self, link: Recorded | None, name: str, clock: Callable[[], int], soon: Callable[[], object]) -> None:
+        self._links: list[Recorded] = [] if link is None else [link]
         self.name = name
         self._clock = clock
         self._soon = soon
@@ -78,21 +78,32 @@ class Recorder:
         """Begin to hand records to a sink, of what crosses from now on."""
         self.flush()
         self._sinks = (*self._sinks, sink)
-        self._link.recorder = self
+        self._set(self)
 
     def remove(self, sink: Sink) -> None:
         """Stop handing records to a sink, which stays open; it has all that crossed by now."""
         self.flush()
         self._sinks = tuple(other for other in self._sinks if other is not sink)
         if not self._sinks:
-            self._link.recorder = None
+            self._set(None)
 
-    def write(self, to_guest: bool, *parts: bytes | bytearray | memoryview, comment: str = "") -> None:
+    def join(self, link: Recorded) -> None:
+        """Record one more link."""
+        self._links.append(link)
+        link.recorder = self if self._sinks else None
+
+    def leave(self, link: Recorded) -> None:
+        """Record a link no more."""
+        link.recorder = None
+        self._links = [other for other in self._links if other is not link]
+
+    def write(self, to_guest: bool, *parts: bytes | bytearray | memoryview, comment: str = "", link: str = "") -> None:
         """Record a frame or superframe.
 
         :param to_guest: whether it was on the way to the guest.
         :param parts: its virtio-net header and the frame, in consecutive parts.
         :param comment: its fate or the reason of its drop; empty if it was carried.
+        :param link: name of the link, of several.
         """
         fresh = self._fresh
         if not fresh:
@@ -102,7 +113,7 @@ class Recorder:
             fresh = self._fresh
         data = b"".join(parts)
         self._bytes += len(data)
-        fresh.append(Record(self._clock(), to_guest, data, comment))
+        fresh.append(Record(self._clock(), to_guest, data, comment, link))
 
     def note(self, frame: bytes | memoryview, reason: Drop) -> None:
         """Comment the latest record of a frame of the guest with why it was dropped, unless it has been handed over.
@@ -124,8 +135,12 @@ class Recorder:
 
     def close(self) -> None:
         """Stop recording, and close every sink."""
-        self._link.recorder = None
+        self._set(None)
         self.flush()
         sinks, self._sinks = self._sinks, ()
         for sink in sinks:
             sink.close()
+
+    def _set(self, recorder: Recorder | None) -> None:
+        for link in self._links:
+            link.recorder = recorder

@@ -13,7 +13,7 @@ from typing import Final
 
 from gpasst.codec import Codec
 from gpasst.errors import PacketError
-from gpasst.impair.facts import ARP, DHCP, ICMP, NDP, OTHER, TCP, UDP
+from gpasst.impair.facts import ARP, DHCP, ICMP, NDP, OTHER, TCP, TO_GUEST, TO_HOST, UDP
 from gpasst.impair.parts import TCP_FLAGS
 from gpasst.packet.parse import Packet, parse_ip, parse_udp
 from gpasst.packet.protocols import protocol_name
@@ -51,10 +51,12 @@ class Frame:
     :param to_guest: whether it was on the way to the guest.
     :param time_ns: when, in nanoseconds since 1970.
     :param fate: why it did not arrive; empty if it was carried.
+    :param link: name of the host at the link, of a network; else empty.
     :ivar data: the frame.
     :ivar to: ``"guest"`` or ``"host"``.
     :ivar time_ns: when, in nanoseconds since 1970.
     :ivar fate: why it did not arrive; empty if it was carried.
+    :ivar link: name of the host at the link, of a network; else empty.
     :ivar protocol: ``"tcp"``, ``"udp"``, ``"icmp"``, ``"arp"``, ``"ndp"``, ``"dhcp"`` or ``"other"``; those of IPv6
         have the same names, and multicast listener discovery counts as ``"ndp"``.
     :ivar family: 4 or 6; 0 without a whole IP header.
@@ -72,6 +74,7 @@ class Frame:
         "dport",
         "family",
         "fate",
+        "link",
         "payload",
         "protocol",
         "source",
@@ -80,11 +83,12 @@ class Frame:
         "to",
     )
 
-    def __init__(self, data: bytes, to_guest: bool, time_ns: int = 0, fate: str = "") -> None:
+    def __init__(self, data: bytes, to_guest: bool, time_ns: int = 0, fate: str = "", link: str = "") -> None:
         self.data = data
-        self.to = "guest" if to_guest else "host"
+        self.to = TO_GUEST if to_guest else TO_HOST
         self.time_ns = time_ns
         self.fate = fate
+        self.link = link
         self.protocol = OTHER
         self.family = 0
         self.source = self.destination = self.payload = b""
@@ -159,7 +163,8 @@ class Frame:
 
     def __repr__(self) -> str:
         ends = f" {end_text(self.src, self.sport)} > {end_text(self.dst, self.dport)}" if self.family else ""
-        return f"<Frame {self.protocol}{ends} to {self.to}, {self.size} bytes{self.fate and ', ' + self.fate}>"
+        where = f"{'to' if self.to == TO_GUEST else 'from'} {self.link}" if self.link else f"to {self.to}"
+        return f"<Frame {self.protocol}{ends} {where}, {self.size} bytes{self.fate and ', ' + self.fate}>"
 
     def _parse(self, packet: Packet) -> None:
         """Parse what an IP packet carries.

@@ -218,7 +218,9 @@ def _which(item: Disturbance) -> str:
     words = text(shown).partition(": ")[0].split() if shown != Rule() else []
     ends = [f"{_END.get(name, name)} {value}" for name, value in zip(words[::2], words[1::2], strict=True)]
     suffix = "th" if item.n % 100 in _TEENS else _SUFFIXES.get(item.n % 10, "th")
-    return " ".join([f"{item.n}{suffix} {noun}", *(ends or [item.where.shown(item.towards)])])
+    if item.where != LINK or not ends:
+        ends.append(item.where.shown(item.towards))
+    return " ".join([f"{item.n}{suffix} {noun}", *ends])
 
 
 _END = {"sport": "from port", "dport": "to port", "src": "from", "dst": "to", "size": "of size", "flags": "with flags"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpasst.impair.engine import Engine
-from gpasst.impair.facts import ARP, TCP, UDP, Flow, Run
+from gpasst.impair.facts import ARP, LINK, TCP, TO_GUEST, TO_HOST, UDP, Flow, Place, Run
 from gpasst.impair.grammar import parse
 from gpasst.impair.log import LOG_FRAMES, latest
 
@@ -24,6 +24,23 @@ def test_a_log_names_rule_seed_fate_and_flow() -> None:
         "2 lost: udp 192.0.2.2:40000 > 192.0.2.53:53, 100 bytes",
         "3 lost: udp 192.0.2.2:40000 > 192.0.2.53:53, 60 bytes",
     ]
+
+
+def test_links_of_networks_have_names_of_their_own() -> None:
+    """They are part of a log, and fates depend on them."""
+    rule = parse("udp: loss 50%")
+    places = [
+        Place("lan.link('a')", ("to a on lan", "from a on lan")),
+        Place("lan.link('b')", ("to b on lan", "from b on lan")),
+    ]
+    logs = []
+    for towards, place in [(TO_GUEST, LINK), *((to, place) for place in places for to in (TO_GUEST, TO_HOST))]:
+        engine = Engine(towards, place)
+        logs.append(engine.add(rule, 7).log)
+        engine.offer(Run(FLOW, None, 100, count=100), 0)
+    assert len({tuple(log.fates) for log in logs}) == len(set(logs)) == 5
+    assert logs[1].title == "udp: loss 50% seed 7 [to a on lan]"
+    assert logs[1].copy() == logs[1]
 
 
 def test_every_fate_has_words() -> None:

@@ -16,7 +16,7 @@ from gpasst.capture.record import Record
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PlatformError
 from gpasst.formats import PCAP_FILE_CODEC, PCAP_RECORD_CODEC, UDP4, UDP6, VIRTIO_NET_BLANK
-from gpasst.link.capture_file import CaptureFile, Interface
+from gpasst.link.capture_file import CaptureFile, Interface, Interfaces
 from tests.support.captures import packets, records
 from tests.support.families import FAMILIES
 from tests.support.headers import header
@@ -89,6 +89,22 @@ def test_a_name_chooses_pcapng_which_has_all_links_of_a_file(tmp_path: Path) -> 
         link.close()
     found = [(packet.interface, packet.direction, packet.comment) for packet in packets(path)]
     assert found == [("right", 2, "lost"), ("left", 1, ""), ("late", 1, "")]
+    assert str(path) not in {os.readlink(entry) for entry in os.scandir("/proc/self/fd") if os.path.islink(entry)}
+
+
+@pytest.mark.parametrize("name", ["lan.pcapng", "lan.pcap"])
+def test_links_have_interfaces_in_the_format_that_has_such(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    sink = Interfaces(CaptureFile(str(path), Counters()), ["a", "b"])
+    data = VIRTIO_NET_BLANK + FRAME
+    sink.take([Record(NOW, False, data, "", "b"), Record(NOW, True, data, "lost", "a")])
+    sink.take([Record(NOW, True, data, "", "late")])
+    sink.close()
+    if name == "lan.pcap":
+        assert [frame for _, _, frame in records(path)] == [FRAME], "once, where it arrived"
+        return
+    found = [(packet.interface, packet.direction, packet.comment) for packet in packets(path)]
+    assert found == [("b", 2, ""), ("a", 1, "lost"), ("late", 1, "")]
     assert str(path) not in {os.readlink(entry) for entry in os.scandir("/proc/self/fd") if os.path.islink(entry)}
 
 

@@ -53,6 +53,24 @@ def test_the_link_has_a_recorder_only_while_there_are_sinks() -> None:
     assert (one.closed, other.closed) == (0, 0)
 
 
+def test_several_links_have_one_recorder_and_each_its_name() -> None:
+    links, sink = [Link(), Link(), Link()], Kept()
+    recorder = Recorder(None, "lan", lambda: 0, nothing)
+    recorder.join(links[0])
+    recorder.join(links[1])
+    recorder.add(sink)
+    recorder.join(links[2])
+    recorder.leave(links[1])
+    assert [link.recorder for link in links] == [recorder, None, recorder]
+    recorder.write(True, VIRTIO_NET_BLANK, FRAME, link="a")
+    recorder.write(False, VIRTIO_NET_BLANK, FRAME, link="c")
+    recorder.remove(sink)
+    assert [record.link for record in sink.records] == ["a", "c"]
+    assert [frame.link for record in sink.records for frame in record.parsed()] == ["a", "c"]
+    recorder.join(links[1])
+    assert [link.recorder for link in links] == [None, None, None]
+
+
 def test_each_sink_gets_what_crosses_while_it_is_there() -> None:
     link, one, other = Link(), Kept(), Kept()
     times = iter((10, 20, 30))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gpasst.impair.active import ActiveRule
 from gpasst.impair.engine import Engine
-from gpasst.impair.facts import UDP, Flow, Run
+from gpasst.impair.facts import UDP, Flow, Place, Run
 from gpasst.impair.fate import Fate
 from gpasst.impair.grammar import build, parse, text
 from gpasst.impair.rule import Rule
@@ -141,6 +141,18 @@ def test_rules_of_one_direction_leave_the_other_alone() -> None:
         "to guest udp nth 2: loss 100%",
         "to host udp nth 2: loss 100%",
     ]
+
+
+def test_rules_of_a_network_name_its_links() -> None:
+    rule = parse("udp: loss 30%")
+    owners = [(Place(f"lan.link('{name}')", (f"to {name} on lan", f"from {name} on lan")), "guest") for name in "ab"]
+    found = [
+        Disturbance(place, (str(name), "", 0), rule, to, 2, LOST, "udp", 9, name)
+        for place, (name, to) in enumerate(owners)
+    ]
+    lines = describe(found)
+    assert lines[0] == "fails when the 2nd datagram to a on lan is lost, and the 2nd datagram to b on lan is lost"
+    assert lines[-2:] == [f"lan.link('{name}').impair('to guest udp nth 2: loss 100%')" for name in "ab"]
 
 
 def test_a_long_table_is_cut() -> None:
