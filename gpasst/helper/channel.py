@@ -44,11 +44,15 @@ class PeerEndedError(PlatformError):
 
 
 def pair() -> tuple[_socket.socket, _socket.socket]:
-    """Make two connected sockets fit for a `Channel`.
+    """Make two connected sockets fit for a `Channel`: both wait for ever.
 
     :raises OSError: if there are too many open files.
     """
-    return _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0)
+    ends = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0)
+    for end in ends:
+        # A program may have set a default (`socket.setdefaulttimeout`), which would make them not block.
+        end.settimeout(None)
+    return ends
 
 
 def close_all(descriptors: Iterable[int]) -> None:

@@ -39,6 +39,18 @@ def test_long_messages_are_sent_in_pieces() -> None:
     other.close()
 
 
+def test_ends_block_whatever_timeout_is_the_default() -> None:
+    socket.setdefaulttimeout(1)
+    try:
+        ends = pair()
+    finally:
+        socket.setdefaulttimeout(None)
+    assert [end.gettimeout() for end in ends] == [None, None]
+    assert all(os.get_blocking(end.fileno()) for end in ends)
+    for end in ends:
+        end.close()
+
+
 class Flaky:
     """A socket, one call of which fails."""
 
