@@ -61,6 +61,7 @@ def send(address: str, port: int, size: int, seconds: float, segments: int, sock
         rotate(address, port, size, seconds, sockets)
         return
     sock = udp_socket(address)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
     sock.connect((address, port))
     if segments > 1:
         sock.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, size)

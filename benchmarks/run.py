@@ -12,8 +12,9 @@ proxy's own processes (/proc/PID/task/*/schedstat, nanoseconds), the helper incl
 
     python benchmarks/run.py [--rounds N] [--seconds S] [--only TEXT] [--output FOLDER] [--list]
 
-The rows of TCP are in `tcp.py`; `--only tcp` runs all of them, and `--only "tcp, spliced"` those between the
-two loopbacks. The whole run takes about 20 minutes.
+The rows of TCP are in `tcp.py`; `--only "tcp, "` runs all of them, and `--only "tcp, spliced"` those between the
+two loopbacks. Those of networks of namespaces are in `network.py`; `--only network` runs them. The whole run takes
+about 25 minutes.
 
 Needs root, and Debian's packages passt, iproute2, procps, iperf3, gcc and libc6-dev. `PASTA` and `PASST` in the
 environment name other binaries of the peers. Nothing leaves the namespaces; the load is bounded in time.
@@ -36,6 +37,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import network
 import tcp
 import tcp_rows
 from lab import CONTENDERS, PASST, PASTA, Contender, Lab, cell, finish, generator, line, ratio, tell
@@ -279,7 +281,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     given = parser.parse_args()
     if given.list:
-        print(*(f"udp, {load.label}" for load in LOADS), *tcp_rows.LABELS, sep="\n")
+        print(*(f"udp, {load.label}" for load in LOADS), *tcp_rows.LABELS, *network.LABELS, sep="\n")
         return 0
     if os.geteuid() != 0:
         raise SystemExit("the benchmark makes network namespaces; run it as root")
@@ -290,7 +292,10 @@ def main() -> int:
 
     loads = [load for load in LOADS if wanted(f"udp, {load.label}")]
     streams = [label for label in tcp_rows.LABELS if wanted(label)]
-    programs = ["ip", "sysctl", *([PASTA, PASST] if "pasta" in names else []), *(["gcc", "iperf3"] if streams else [])]
+    connected = [label for label in network.LABELS if wanted(label)]
+    programs = ["ip", "sysctl", *([PASTA, PASST] if "pasta" in names and (loads or streams) else [])]
+    programs += ["iperf3"] if streams or connected else []
+    programs += ["gcc"] if streams else []
     for program in programs:
         if shutil.which(program) is None:
             packages = "iproute2, procps, passt, iperf3, gcc and libc6-dev"
@@ -323,6 +328,9 @@ def main() -> int:
                     contender.close()
         with tempfile.TemporaryDirectory() as programs_at:
             transport = tcp.Bench(lab, Path(programs_at), names, wanted, plan).run() if streams else tcp_rows.NOTHING
+        hosts = network.NOTHING
+        if connected:
+            hosts = network.Bench(names, wanted, given.rounds, given.bulk_seconds).run()
     finally:
         lab.close()
     rows = table(results)
@@ -331,21 +339,22 @@ def main() -> int:
         for row in rows
         if "plain" in row
     ]
-    tables = [text for text in (print_table(rows) if rows else "", tcp_rows.print_table(transport)) if text]
+    parts = (print_table(rows) if rows else "", tcp_rows.print_table(transport), network.print_table(hosts))
+    tables = [text for text in parts if text]
     text = "\n".join(["\n\n".join(tables), "", *plain, *(f"{name}: {figures}" for name, figures in footprints.items())])
     about = {
         "date": datetime.date.today().isoformat(),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "processors": os.cpu_count(),
-        "pasta": pasta_version() if "pasta" in names else None,
+        "pasta": pasta_version() if "pasta" in names and (loads or streams) else None,
         "rounds": given.rounds,
         "seconds": given.seconds,
         "bulk_seconds": given.bulk_seconds,
         "congestion": lab.congestion,
         "footprint": footprints,
     }
-    document = json.dumps({"about": about, "rows": rows, "tcp": transport}, indent=1)
+    document = json.dumps({"about": about, "rows": rows, "tcp": transport, "network": hosts}, indent=1)
     if given.output:
         folder = Path(given.output)
         folder.mkdir(parents=True, exist_ok=True)

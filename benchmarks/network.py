@@ -1,0 +1,383 @@
+"""Hosts of a `gpasst.Network` beside a veth pair and beside a kernel bridge, under the same loads, in the same run.
+
+Theory of operation: each contender is four hosts, a to d, of which each is a network namespace: those of a network of
+gpasst, those of a bridge of the kernel, and for the plain pair two that one veth pair connects. The contenders take
+turns within a round; every figure is the median over the rounds, and only ratios are worth quoting. Loads go from a to
+b. "beside a flood" is an exchange between a and b while c floods the network as fast as it can.
+
+A stream has the congestion control that a program gets that does not choose, or cubic: bbr, the default of some
+machines, paces itself, so that a pair of the kernel moves a third of what cubic makes it move.
+
+Processor time is that of the process of gpasst. The kernel does much of a receiver's work in the time of the one that
+sends, so that of the other contenders is in their programs and not known.
+
+    python benchmarks/network.py [--rounds N] [--seconds S] [--only TEXT] [--json] [--list]
+
+`run.py` has these rows as well. Needs root, and Debian's packages iproute2, procps and iperf3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lab import (
+    HERE,
+    RECEIVE_BUFFER,
+    Failed,
+    await_listener,
+    cell,
+    ended,
+    finish,
+    generator,
+    line,
+    ratio,
+    run,
+    say,
+    start,
+    usable_congestion_control,
+)
+
+CONTENDERS = ("gpasst", "veth", "bridge")
+HOSTS = ("a", "b", "c", "d")
+PORT = 7001
+NOBODY = "02:00:00:00:00:99"  # a MAC address that no host has
+MTUS = (1500, 65520)
+FLOODS = ("another host", "everybody", "an unknown address")
+COUNTS = (60, 200)
+SETTLE_SECONDS = 0.2  # for the last datagrams to arrive
+START_SECONDS = 1.0  # for what follows the start, as duplicate address detection
+WARM_SECONDS = 0.5  # of flood before the exchange
+
+
+@dataclass(frozen=True)
+class Load:
+    """One kind of traffic.
+
+    :ivar kind: stream, datagrams or ask.
+    :ivar choice: of a stream: its congestion control, empty for the default.
+    :ivar flood: where a flood goes meanwhile, empty for none.
+    """
+
+    kind: str
+    mtu: int = 1500
+    size: int = 64
+    segments: int = 1
+    choice: str = ""
+    flood: str = ""
+
+    @property
+    def label(self) -> str:
+        if self.kind == "stream":
+            return f"network, tcp, MTU {self.mtu}{', cubic' if self.choice else ''}"
+        if self.kind == "datagrams":
+            many = f"GSO {self.segments} x " if self.segments > 1 else ""
+            return f"network, udp, {many}{self.size} B"
+        beside = f" beside a flood to {self.flood}" if self.flood else ""
+        return f"network, request and response, {self.size} B{beside}"
+
+    @property
+    def unit(self) -> str:
+        """What is delivered a second."""
+        return {"stream": "Gbit", "datagrams": "datagrams", "ask": "trips"}[self.kind]
+
+    def suits(self, contender: str) -> bool:
+        """Whether the load means something to a contender."""
+        return contender != "veth" or not self.flood
+
+
+LOADS = (
+    *(Load("stream", mtu, choice=choice) for mtu in MTUS for choice in ("", "cubic")),
+    *(Load("datagrams", size=size) for size in (64, 1400)),
+    Load("datagrams", size=1400, segments=40),
+    Load("ask"),
+    *(Load("ask", flood=flood) for flood in FLOODS),
+)
+OPENING = tuple(f"network, opening {count} hosts" for count in COUNTS)
+LABELS = (*(load.label for load in LOADS), *OPENING)
+NOTHING: dict[str, Any] = {"rows": [], "opening": {}}
+
+
+@dataclass
+class Figures:
+    """What the rounds of one contender under one load gave; units are those of the load."""
+
+    delivered: list[float] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)  # ms for each Gbit, us for each datagram or trip
+    median_us: list[float] = field(default_factory=list)
+    p99_us: list[float] = field(default_factory=list)
+
+    def medians(self) -> dict[str, float]:
+        return {name: statistics.median(values) for name, values in asdict(self).items() if values}
+
+
+class Place:
+    """Four hosts, or two, on one network.
+
+    :param mtu: in bytes.
+    :ivar netns: the namespace of each host, by its name.
+    :ivar address: likewise.
+    :ivar process: the process that carries frames, 0 where the kernel does.
+    """
+
+    process = 0
+
+    def __init__(self, name: str, mtu: int) -> None:
+        self.stack = ExitStack()
+        self.netns: dict[str, str] = {}
+        self.address: dict[str, str] = {}
+        try:
+            if name == "gpasst":
+                self._network(mtu)
+            else:
+                self._kernel(mtu, bridge=name == "bridge")
+            for netns in self.netns.values():
+                run("ip", "netns", "exec", netns, "sysctl", "-q", "-w", f"net.ipv4.tcp_rmem={RECEIVE_BUFFER}")
+            time.sleep(START_SECONDS)
+        except BaseException:
+            self.stack.close()
+            raise
+
+    def processor_seconds(self) -> float:
+        tasks = Path(f"/proc/{self.process}/task").glob("*/schedstat") if self.process else ()
+        return sum(int(task.read_text(encoding="ascii").split()[0]) for task in tasks) / 1e9
+
+    def flood(self, target: str) -> tuple[str, int]:
+        """Return the address and port that host c floods, prepared."""
+        if target == "another host":
+            return self.address["d"], PORT + 1
+        prefix = self.address["a"].rpartition(".")[0]
+        if target == "everybody":
+            return f"{prefix}.255", PORT + 1
+        device = self._run_in("c", "ip", "-o", "route", "get", self.address["a"]).split(" dev ")[1].split()[0]
+        self._run_in("c", "ip", "neigh", "replace", f"{prefix}.99", "lladdr", NOBODY, "dev", device)
+        return f"{prefix}.99", PORT + 1
+
+    def close(self) -> None:
+        self.stack.close()
+
+    def _run_in(self, host: str, *command: str) -> str:
+        inside = ["ip", "netns", "exec", self.netns[host], *command]
+        return subprocess.run(inside, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+    def _named(self, name: str, process: int = 0) -> str:
+        """Make a namespace, or name that of a process, until the end; return its name."""
+        full = f"gpasst-bench-{os.getpid()}-{name}"
+        run("ip", "netns", *(("attach", full, str(process)) if process else ("add", full)))
+        self.stack.callback(run, "ip", "netns", "del", full)
+        return full
+
+    def _network(self, mtu: int) -> None:
+        command = (sys.executable, HERE / "network_hosts.py", "serve", mtu, *HOSTS)
+        program = start(*command)
+        self.stack.callback(finish, program)
+        assert program.stdout is not None
+        text = program.stdout.readline()
+        if not text:
+            raise Failed("gpasst does not start; see the message above")
+        self.process = program.pid
+        for host, place in json.loads(text).items():
+            self.netns[host] = self._named(host, place["pid"])
+            self.address[host] = place["address"]
+
+    def _kernel(self, mtu: int, bridge: bool) -> None:
+        hosts = HOSTS if bridge else HOSTS[:2]
+        for number, host in enumerate(hosts, 1):
+            self.netns[host] = self._named(host)
+            self.address[host] = f"10.99.0.{number}"
+        switch = self._named("switch") if bridge else ""
+        if bridge:
+            run("ip", "-n", switch, "link", "add", "br0", "type", "bridge")
+            run("ip", "-n", switch, "link", "set", "br0", "up", "mtu", str(mtu))
+            for host, netns in self.netns.items():
+                peer = ("type", "veth", "peer", "name", "lan", "netns", netns)
+                run("ip", "-n", switch, "link", "add", f"v{host}", *peer)
+                run("ip", "-n", switch, "link", "set", f"v{host}", "master", "br0", "up", "mtu", str(mtu))
+        else:
+            one, other = self.netns.values()
+            run("ip", "-n", one, "link", "add", "lan", "type", "veth", "peer", "name", "lan", "netns", other)
+        for host, netns in self.netns.items():
+            run("ip", "-n", netns, "link", "set", "lo", "up")
+            run("ip", "-n", netns, "link", "set", "lan", "up", "mtu", str(mtu))
+            run("ip", "-n", netns, "address", "add", f"{self.address[host]}/24", "brd", "+", "dev", "lan")
+
+
+class Bench:
+    """Runs the loads that were chosen.
+
+    :param wanted: whether a row is.
+    """
+
+    def __init__(self, names: list[str], wanted: Callable[[str], bool], rounds: int, seconds: float) -> None:
+        self._names = [name for name in CONTENDERS if name in names or name == "bridge"]
+        self._loads = [load for load in LOADS if wanted(load.label)]
+        self._counts = [count for count, label in zip(COUNTS, OPENING, strict=True) if wanted(label)]
+        self._rounds = rounds
+        self._seconds = seconds
+        self._cubic = usable_congestion_control() == "cubic"
+
+    def run(self) -> dict[str, Any]:
+        """Run the loads; return rows, and the figures of opening."""
+        results = {load.label: {name: Figures() for name in self._names if load.suits(name)} for load in self._loads}
+        for turn in range(self._rounds):
+            for mtu in MTUS:
+                for name in self._names:
+                    mine = [load for load in self._loads if load.mtu == mtu and load.suits(name)]
+                    if mine:
+                        self._round(name, mtu, mine, results, f"round {turn + 1} of {self._rounds}")
+        opening = {}
+        for count in self._counts if "gpasst" in self._names else ():
+            say(f"opening {count} hosts")
+            program = start(sys.executable, HERE / "network_hosts.py", "open", count)
+            opening[f"network, opening {count} hosts"] = finish(program)
+        return {"rows": table(self._loads, results), "opening": opening}
+
+    def _round(self, name: str, mtu: int, loads: list[Load], results: dict[str, dict[str, Figures]], turn: str) -> None:
+        place = Place(name, mtu)
+        try:
+            for load in loads:
+                say(f"{turn}: {name}, {load.label}")
+                try:
+                    self._measure(place, load, results[load.label][name])
+                except Failed as problem:
+                    print(f"{name}, {load.label}: {problem}", file=sys.stderr)
+        finally:
+            place.close()
+
+    def _measure(self, place: Place, load: Load, figures: Figures) -> None:
+        before = place.processor_seconds()
+        if load.kind == "stream":
+            gbit, seconds = self._stream(place, load)
+            figures.delivered.append(gbit / seconds)
+            figures.processor.append((place.processor_seconds() - before) / gbit * 1e3)
+            return
+        mode = ("echo",) if load.kind == "ask" else ("receive",)
+        words = (*mode, "0.0.0.0", PORT, *((int(load.segments > 1),) if load.kind == "datagrams" else ()))
+        with ended(generator(*words, netns=place.netns["b"])) as receiver, flooded(place, load.flood, self._seconds):
+            line(receiver, "ready")
+            target = (place.address["b"], PORT, load.size, self._seconds)
+            before = place.processor_seconds()
+            if load.kind == "ask":
+                done = finish(generator("ask", *target, netns=place.netns["a"]))
+                answered = done["trips"] - done["lost"]
+                figures.delivered.append(answered / done["seconds"])
+                figures.loss.append(done["lost"] / max(1, done["trips"]))
+                figures.median_us.append(done["median_us"])
+                figures.p99_us.append(done["p99_us"])
+            else:
+                sent = finish(generator("send", *target, load.segments, 1, netns=place.netns["a"]))
+                time.sleep(SETTLE_SECONDS)
+                answered = finish(receiver)["received"]
+                figures.delivered.append(answered / sent["seconds"])
+                figures.loss.append(1 - answered / max(1, sent["sent"]))
+            if not load.flood:
+                figures.processor.append((place.processor_seconds() - before) / max(1, answered) * 1e6)
+
+    def _stream(self, place: Place, load: Load) -> tuple[float, float]:
+        """Run iperf3; return the Gbit that arrived, and seconds."""
+        if load.choice and not self._cubic:
+            raise Failed("sockets may not have cubic here")
+        with ended(start("iperf3", "-s", "-1", "-p", PORT, netns=place.netns["b"])):
+            await_listener(PORT, place.netns["b"])
+            seconds = max(1, round(self._seconds))  # iperf3 knows no parts of one, and 0 has no end
+            words = ("-c", place.address["b"], "-p", PORT, "-t", seconds, "-J", "--connect-timeout", "3000")
+            choice = ("-C", load.choice) if load.choice else ()
+            output, _ = start("iperf3", *words, *choice, netns=place.netns["a"]).communicate(timeout=seconds + 10)
+        report = json.loads(output or "{}")
+        received = report.get("end", {}).get("sum_received", {})
+        if not received.get("bytes"):
+            raise Failed(f"iperf3 moved nothing: {report.get('error', 'no message')}")
+        return received["bytes"] * 8e-9, received["seconds"]
+
+
+@contextmanager
+def flooded(place: Place, target: str, seconds: float) -> Iterator[None]:
+    """Let host c flood for the time of the block; nothing without a target."""
+    if not target:
+        yield
+        return
+    address, port = place.flood(target)
+    words = ("send", address, port, 64, seconds + 2 * WARM_SECONDS, 1, 1)
+    with ended(generator(*words, netns=place.netns["c"])):
+        time.sleep(WARM_SECONDS)
+        yield
+
+
+def table(loads: list[Load], results: dict[str, dict[str, Figures]]) -> list[dict[str, Any]]:
+    """Turn figures into rows of medians and ratios."""
+    rows = []
+    for load in loads:
+        medians = {name: entry.medians() for name, entry in results[load.label].items() if entry.delivered}
+        row: dict[str, Any] = {"load": load.label, "unit": load.unit, **medians}
+        for other in CONTENDERS[1:]:
+            if "gpasst" in medians and other in medians:
+                for name, words in (("delivered", "delivered"), ("median_us", "latency"), ("p99_us", "p99")):
+                    row[f"{other}_{words}_ratio"] = ratio(medians, other, name)
+        rows.append(row)
+    return rows
+
+
+def print_table(report: dict[str, Any]) -> str:
+    """Return the rows as a table, and the figures of opening."""
+    head = (
+        f"{'load':<66}{'delivered/s':>12}{'veth':>11}{'bridge':>11}{'of veth':>8}{'of br.':>7}{'loss':>7}{'veth':>7}"
+        f"{'processor':>10}{'p50 us':>8}{'veth':>7}{'bridge':>7}{'p99 us':>8}{'veth':>7}{'bridge':>8}"
+    )
+    lines = [head, "-" * len(head)] if report["rows"] else []
+    for row in report["rows"]:
+        ours, pair, bridge = (row.get(name, {}) for name in CONTENDERS)
+        digits = 2 if row["unit"] == "Gbit" else 0
+        lines.append(
+            f"{row['load']:<66}"
+            + cell(ours.get("delivered"), 12, digits)
+            + cell(pair.get("delivered"), 11, digits)
+            + cell(bridge.get("delivered"), 11, digits)
+            + cell(row.get("veth_delivered_ratio"), 8, 2)
+            + cell(row.get("bridge_delivered_ratio"), 7, 2)
+            + cell(100 * ours.get("loss", 0), 7, 1, "%")
+            + cell(100 * pair.get("loss", 0), 7, 1, "%")
+            + cell(ours.get("processor"), 10, 2)
+            + "".join(cell(one.get("median_us"), 8 if one is ours else 7, 1) for one in (ours, pair, bridge))
+            + "".join(cell(one.get("p99_us"), 8 if one is not pair else 7, 1) for one in (ours, pair, bridge))
+        )
+    return "\n".join([*lines, *(f"{label}: {figures}" for label, figures in report["opening"].items())])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Measure a network of gpasst beside a veth pair and a bridge.")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of load in each measurement")
+    parser.add_argument("--only", action="append", default=[], help="only rows whose name contains this")
+    parser.add_argument("--without", action="append", default=[], choices=CONTENDERS, help="leave out a contender")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument("--list", action="store_true", help="print the names of the rows, and do nothing")
+    given = parser.parse_args()
+    if given.list:
+        print(*LABELS, sep="\n")
+        return 0
+    if os.geteuid() != 0:
+        raise SystemExit("the benchmark makes network namespaces; run it as root")
+    names = [name for name in CONTENDERS if name not in given.without]
+
+    def wanted(label: str) -> bool:
+        return not given.only or any(text in label for text in given.only)
+
+    report = Bench(names, wanted, given.rounds, given.seconds).run()
+    print(json.dumps(report, indent=1) if given.json else print_table(report))
+    return 0
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        sys.exit(main())
