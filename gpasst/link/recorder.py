@@ -56,17 +56,17 @@ UNRECORDED: Recorded = _Unrecorded()
 
 
 class Recorder:
-    """Hands what crosses a link, or several, to any number of sinks.
+    """Hands what crosses a link, or the links of a switch, to any number of sinks.
 
-    :param link: the link, None for those that are joined later.
-    :param name: its name, or that of all.
+    :param link: the link, or the switch.
+    :param name: its name.
     :param clock: returns wall clock time in nanoseconds.
     :param soon: asks for a call of `flush` in the loop's next turn; more calls before it do nothing.
     :ivar name: as above.
     """
 
-    def __init__(self, link: Recorded | None, name: str, clock: Callable[[], int], soon: Callable[[], object]) -> None:
-        self._links: list[Recorded] = [] if link is None else [link]
+    def __init__(self, link: Recorded, name: str, clock: Callable[[], int], soon: Callable[[], object]) -> None:
+        self._link = link
         self.name = name
         self._clock = clock
         self._soon = soon
@@ -78,32 +78,24 @@ class Recorder:
         """Begin to hand records to a sink, of what crosses from now on."""
         self.flush()
         self._sinks = (*self._sinks, sink)
-        self._set(self)
+        self._link.recorder = self
 
     def remove(self, sink: Sink) -> None:
         """Stop handing records to a sink, which stays open; it has all that crossed by now."""
         self.flush()
         self._sinks = tuple(other for other in self._sinks if other is not sink)
         if not self._sinks:
-            self._set(None)
+            self._link.recorder = None
 
-    def join(self, link: Recorded) -> None:
-        """Record one more link."""
-        self._links.append(link)
-        link.recorder = self if self._sinks else None
-
-    def leave(self, link: Recorded) -> None:
-        """Record a link no more."""
-        link.recorder = None
-        self._links = [other for other in self._links if other is not link]
-
-    def write(self, to_guest: bool, *parts: bytes | bytearray | memoryview, comment: str = "", link: str = "") -> None:
-        """Record a frame or superframe.
+    def write(
+        self, to_guest: bool, *parts: bytes | bytearray | memoryview, comment: str = "", link: str = ""
+    ) -> Record:
+        """Record a frame or superframe; the comment of what is returned may be changed in the same step.
 
         :param to_guest: whether it was on the way to the guest.
         :param parts: its virtio-net header and the frame, in consecutive parts.
         :param comment: its fate or the reason of its drop; empty if it was carried.
-        :param link: name of the link, of several.
+        :param link: name of the link, of those of a switch.
         """
         fresh = self._fresh
         if not fresh:
@@ -113,7 +105,9 @@ class Recorder:
             fresh = self._fresh
         data = b"".join(parts)
         self._bytes += len(data)
-        fresh.append(Record(self._clock(), to_guest, data, comment, link))
+        record = Record(self._clock(), to_guest, data, comment, link)
+        fresh.append(record)
+        return record
 
     def note(self, frame: bytes | memoryview, reason: Drop) -> None:
         """Comment the latest record of a frame of the guest with why it was dropped, unless it has been handed over.
@@ -135,12 +129,8 @@ class Recorder:
 
     def close(self) -> None:
         """Stop recording, and close every sink."""
-        self._set(None)
+        self._link.recorder = None
         self.flush()
         sinks, self._sinks = self._sinks, ()
         for sink in sinks:
             sink.close()
-
-    def _set(self, recorder: Recorder | None) -> None:
-        for link in self._links:
-            link.recorder = recorder

@@ -7,7 +7,10 @@ Theory of operation:
 2. What was decided for a pair of addresses is kept at the port, as the *way* of that pair: the `write` of the port
    that it leads to. So the next frame of the pair costs one look-up and one call. Only pairs whose frames nobody has to
    see have a way. `Switch.reset` ends all ways, for whoever wants to see frames from now on.
-3. A port of the proxy's own (`InnerPort`) takes frames in the step of the port that they come from, so work that a
+3. What stands between the ports, such as weather and partitions (`Between`), is asked about each frame that has no way:
+   when it comes in, and again for each port that it would leave by. Frames are recorded here, at their sender's link
+   and at each receiver's.
+4. A port of the proxy's own (`InnerPort`) takes frames in the step of the port that they come from, so work that a
    host makes is done in its own time. What one inner port sends to another waits for a step of that port, so nothing
    recurses, and frames that go round between routers take turns with everything else.
 
@@ -18,7 +21,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from gpasst.counters import Counters, Drop
 from gpasst.link.recorder import Recorder
@@ -38,7 +41,20 @@ SHORTEST = VIRTIO + ETHERNET_CODEC.size
 """Bytes of the shortest frame, with its virtio-net header."""
 
 Data = bytes | bytearray | memoryview
-Way = Callable[[Data], None]
+Way = Callable[[Data], object]
+
+
+class Between(Protocol):
+    """What stands between the ports of a switch."""
+
+    def enters(self, source: Port, data: Data) -> bool:
+        """Return whether a frame that came in by a port goes on now; if not, it has been recorded."""
+
+    def passes(self, source: Port, target: Port, data: Data) -> bool:
+        """Return whether a frame leaves by a port now; if not, and it is lost, it has been recorded."""
+
+    def sees(self, source: Port, target: Port) -> bool:
+        """Return whether either has to be asked about frames from one port to another."""
 
 
 class Port:
@@ -49,7 +65,6 @@ class Port:
     :ivar name: as above.
     :ivar inner: whether it leads to a part of this process.
     :ivar ways: where frames of a pair of addresses go at once; see the head of this module.
-    :ivar recorder: records what crosses the link, None while nobody wants that.
     :ivar received: frames that came in; a superframe counts once.
     :ivar sent: frames that went out, counted likewise.
     :ivar down: whether the link is cut.
@@ -60,7 +75,6 @@ class Port:
     def __init__(self, name: str, counters: Counters) -> None:
         self.name = name
         self.ways: dict[bytes, Way] = {}
-        self.recorder: Recorder | None = None
         self.received = self.sent = 0
         self.down = False
         self.counters = counters
@@ -68,16 +82,21 @@ class Port:
     def __repr__(self) -> str:
         return f"<port {self.name}>"
 
-    def write(self, data: Data) -> None:
+    def write(self, data: Data) -> Drop | None:
         """Send a frame or superframe; what cannot be sent is counted.
 
         :param data: it, behind its virtio-net header; valid during the call.
+        :return: why it was dropped, None if it was not.
         """
         raise NotImplementedError
 
-    def later(self, data: Data) -> None:
-        """Send a frame or superframe that comes from an inner port."""
-        self.write(data)
+    def later(self, data: Data) -> Drop | None:
+        """Send a frame or superframe that comes from an inner port, as `write` does."""
+        return self.write(data)
+
+    def unread(self) -> bool:
+        """Return whether what is behind it has sent what has not been read."""
+        return False
 
 
 class InnerPort(Port):
@@ -102,13 +121,14 @@ class InnerPort(Port):
         self.sent += 1
         self._take(data)
 
-    def later(self, data: Data) -> None:
+    def later(self, data: Data) -> Drop | None:
         """Hand a frame or superframe over in a step of its own."""
         if len(self._waiting) >= WAITING_FRAMES:
             self.counters.drop(Drop.PORT_FULL)
-            return
+            return Drop.PORT_FULL
         self._waiting.append(bytes(data))
         self._again()
+        return None
 
     def step(self) -> int:
         """Hand over what waits; return how many frames it was."""
@@ -128,13 +148,26 @@ class Switch:
     :param counters: where drops are counted.
     :ivar ports: the ports, in the order in which they were added.
     :ivar table: the addresses behind them.
+    :ivar between: stands between the ports, None while nothing does; to be followed by `reset`.
     """
 
     def __init__(self, counters: Counters) -> None:
         self.ports: list[Port] = []
         self.table: Table[Port] = Table()
+        self.between: Between | None = None
+        self._recorder: Recorder | None = None
         self._counters = counters
         self._changes = 0
+
+    @property
+    def recorder(self) -> Recorder | None:
+        """What records the frames at all links, None while nobody wants that."""
+        return self._recorder
+
+    @recorder.setter
+    def recorder(self, recorder: Recorder | None) -> None:
+        self._recorder = recorder
+        self.reset()
 
     def add(self, port: Port, address: bytes | None = None) -> None:
         """Add a port.
@@ -175,12 +208,24 @@ class Switch:
         if len(data) < SHORTEST:
             self._counters.drop(Drop.FRAME_SHORT)
             return
-        destination, sender = bytes(data[_DESTINATION]), bytes(data[_SOURCE])
-        if not table.learn(sender, source):
+        if not table.learn(bytes(data[_SOURCE]), source):
             self._counters.drop(Drop.SOURCE_ADDRESS)
+            if self._recorder is not None:
+                self._recorder.write(False, data, comment=Drop.SOURCE_ADDRESS.value, link=source.name)
             return
         if table.changes != self._changes:
             self.reset()
+        if source.down:
+            self._counters.drop(Drop.LINK_DOWN)
+        elif self.between is None or self.between.enters(source, data):
+            if self._recorder is not None:
+                self._recorder.write(False, data, link=source.name)
+            self.route(source, data)
+
+    def route(self, source: Port, data: Data) -> None:
+        """Let a frame or superframe go on that came in by a port, as `forward` does when nothing is in its way."""
+        table = self.table
+        destination, sender = bytes(data[_DESTINATION]), bytes(data[_SOURCE])
         target = None if destination[0] & 1 else table.find(destination)
         if target is None:
             for port in self.ports:
@@ -189,6 +234,8 @@ class Switch:
         elif target is source:
             # Behind a port that leads to another switch its addressee has the frame already.
             self._counters.drop(Drop.SAME_PORT)
+            if self._recorder is not None:
+                self._recorder.note(data[VIRTIO:], Drop.SAME_PORT)
         else:
             self._pass(source, target, data)
             if self._direct(source, target):
@@ -199,13 +246,29 @@ class Switch:
 
     def _direct(self, source: Port, target: Port) -> bool:
         """Return whether nobody has to see what passes between two ports."""
-        return not (source.down or target.down)
+        if source.down or target.down or self._recorder is not None:
+            return False
+        return self.between is None or not self.between.sees(source, target)
 
     def _pass(self, source: Port, target: Port, data: Data) -> None:
         """Let a frame pass from one port to another, if it may."""
-        if source.down or target.down:
+        if self.between is None or self.between.passes(source, target, data):
+            self.deliver(source, target, data)
+
+    def deliver(self, source: Port, target: Port, data: Data) -> None:
+        """Let a frame or superframe leave by a port.
+
+        :param source: the port that it came in by.
+        :param target: the port.
+        :param data: the frame, behind its virtio-net header; valid during the call.
+        """
+        recorder = self._recorder
+        # What takes it may answer at once, so it is recorded before.
+        record = recorder.write(True, data, link=target.name) if recorder is not None else None
+        if target.down:
+            reason: Drop | None = Drop.LINK_DOWN
             self._counters.drop(Drop.LINK_DOWN)
-        elif source.inner:
-            target.later(data)
         else:
-            target.write(data)
+            reason = target.later(data) if source.inner else target.write(data)
+        if record is not None and reason is not None:
+            record.comment = reason.value

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Final
 
 from gpasst.counters import Counters, Drop
+from gpasst.hub import readable
 from gpasst.link.port import TRANSIENT, LinkGone
 from gpasst.link.switch import PAIR, Data, Port, Switch
 from gpasst.link.tap import FRAME_BYTES
@@ -86,20 +87,25 @@ class TapPort(Port):
         self.received += moved
         return moved
 
-    def write(self, data: Data) -> None:
-        """Send a frame or superframe to the host."""
+    def write(self, data: Data) -> Drop | None:
+        """Send a frame or superframe to the host; return why it was dropped, None if it was not."""
         try:
             os.write(self.fd, data)
         except OSError as error:
-            self._failed(error.errno or errno.EIO, data)
-        else:
-            self.sent += 1
+            return self._failed(error.errno or errno.EIO, data)
+        self.sent += 1
+        return None
 
-    def _failed(self, failure: int, data: Data) -> None:
+    def unread(self) -> bool:
+        """Return whether the host has sent what has not been read."""
+        return readable(self.fd)
+
+    def _failed(self, failure: int, data: Data) -> Drop | None:
         """Count what the tap did not take; send it frame by frame if that may help."""
         frames = list(split(data)) if failure == errno.EINVAL else []
         if len(frames) > 1:
-            for frame in frames:
-                self.write(VIRTIO_NET_BLANK + frame)
-        else:
-            self.counters.drop(Drop.TAP_FULL if failure == errno.EAGAIN else Drop.TAP_FAILED)
+            reasons = [self.write(VIRTIO_NET_BLANK + frame) for frame in frames]
+            return next(filter(None, reasons), None)
+        reason = Drop.TAP_FULL if failure == errno.EAGAIN else Drop.TAP_FAILED
+        self.counters.drop(reason)
+        return reason

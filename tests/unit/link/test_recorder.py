@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from gpasst.capture.record import Record
 from gpasst.counters import Drop
 from gpasst.link.recorder import BATCH_BYTES, BATCH_RECORDS, UNRECORDED, Recorder
 from gpasst.wire import VIRTIO_NET_BLANK
+from tests.support.records import Kept
 
 FRAME = bytes(range(60))
 
@@ -20,22 +18,6 @@ class Link:
     """A link of which only this is seen."""
 
     recorder: Recorder | None = None
-
-
-class Kept:
-    """A sink that keeps its records."""
-
-    def __init__(self) -> None:
-        self.records: list[Record] = []
-        self.batches: list[int] = []
-        self.closed = 0
-
-    def take(self, records: Sequence[Record]) -> None:
-        self.records += records
-        self.batches.append(len(records))
-
-    def close(self) -> None:
-        self.closed += 1
 
 
 def test_the_link_has_a_recorder_only_while_there_are_sinks() -> None:
@@ -53,22 +35,15 @@ def test_the_link_has_a_recorder_only_while_there_are_sinks() -> None:
     assert (one.closed, other.closed) == (0, 0)
 
 
-def test_several_links_have_one_recorder_and_each_its_name() -> None:
-    links, sink = [Link(), Link(), Link()], Kept()
-    recorder = Recorder(None, "lan", lambda: 0, nothing)
-    recorder.join(links[0])
-    recorder.join(links[1])
+def test_links_of_a_switch_have_names_in_its_recorder() -> None:
+    link, sink = Link(), Kept()
+    recorder = Recorder(link, "lan", lambda: 0, nothing)
     recorder.add(sink)
-    recorder.join(links[2])
-    recorder.leave(links[1])
-    assert [link.recorder for link in links] == [recorder, None, recorder]
     recorder.write(True, VIRTIO_NET_BLANK, FRAME, link="a")
-    recorder.write(False, VIRTIO_NET_BLANK, FRAME, link="c")
-    recorder.remove(sink)
-    assert [record.link for record in sink.records] == ["a", "c"]
+    recorder.write(False, VIRTIO_NET_BLANK, FRAME, link="c").comment = "lost"
+    recorder.flush()
+    assert [(record.link, record.comment) for record in sink.records] == [("a", ""), ("c", "lost")]
     assert [frame.link for record in sink.records for frame in record.parsed()] == ["a", "c"]
-    recorder.join(links[1])
-    assert [link.recorder for link in links] == [None, None, None]
 
 
 def test_each_sink_gets_what_crosses_while_it_is_there() -> None:

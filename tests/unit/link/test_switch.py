@@ -10,44 +10,11 @@ import pytest
 
 from gpasst.counters import Counters, Drop
 from gpasst.link.port import LinkGone
+from gpasst.link.recorder import Recorder
 from gpasst.link.switch import WAITING_FRAMES, WAYS_PER_PORT, Data, InnerPort, Port, Switch
 from gpasst.link.switch_tap import FRAMES_PER_STEP, TapPort
-from gpasst.wire import VIRTIO_NET_BLANK
-
-BROADCAST = b"\xff" * 6
-
-
-def mac(number: int) -> bytes:
-    return b"\x02" + number.to_bytes(5, "big")
-
-
-def frame(to: bytes, sender: bytes, payload: bytes = b"payload") -> bytes:
-    return VIRTIO_NET_BLANK + to + sender + b"\x08\0" + payload
-
-
-class Kept(Port):
-    """A port that keeps what is written to it."""
-
-    def __init__(self, name: str, counters: Counters) -> None:
-        super().__init__(name, counters)
-        self.got: list[bytes] = []
-
-    def write(self, data: Data) -> None:
-        self.got.append(bytes(data))
-
-
-class World:
-    """A switch with three ports, whose addresses are `mac` of their numbers."""
-
-    def __init__(self) -> None:
-        self.counters = Counters()
-        self.switch = Switch(self.counters)
-        self.ports = [Kept(name, self.counters) for name in "abc"]
-        for number, port in enumerate(self.ports):
-            self.switch.add(port, mac(number))
-
-    def got(self) -> list[int]:
-        return [len(port.got) for port in self.ports]
+from tests.support.records import Kept
+from tests.support.switches import BROADCAST, World, frame, mac
 
 
 def test_a_frame_goes_to_its_address_alone() -> None:
@@ -110,6 +77,67 @@ def test_what_cannot_pass_is_counted() -> None:
         Drop.SOURCE_ADDRESS: 1,
         Drop.LINK_DOWN: 2,
     }
+
+
+def test_frames_are_recorded_at_their_senders_link_and_at_each_receivers() -> None:
+    world, sink = World(), Kept()
+    recorder = Recorder(world.switch, "lan", lambda: 0, lambda: None)
+    a, b = world.ports[:2]
+    world.switch.forward(a, frame(mac(1), mac(0)))
+    assert a.ways
+    recorder.add(sink)
+    assert not a.ways
+    b.down = True
+    for sent in (frame(mac(2), mac(0)), frame(BROADCAST, mac(0)), frame(mac(0), mac(0)), frame(mac(2), mac(1))):
+        world.switch.forward(a, sent)
+    assert not a.ways
+    recorder.remove(sink)
+    assert [(record.link, record.to_guest, record.comment) for record in sink.records] == [
+        ("a", False, ""),
+        ("c", True, ""),
+        ("a", False, ""),
+        ("b", True, Drop.LINK_DOWN.value),
+        ("c", True, ""),
+        ("a", False, Drop.SAME_PORT.value),
+        ("a", False, Drop.SOURCE_ADDRESS.value),
+    ]
+    world.switch.forward(a, frame(mac(2), mac(0)))
+    assert a.ways
+
+
+class Doubtful:
+    """Stands between ports, and lets pass what a test says."""
+
+    def __init__(self) -> None:
+        self.entering = self.passing = True
+        self.asked: list[str] = []
+
+    def enters(self, source: Port, data: Data) -> bool:
+        self.asked.append(f"{source.name} >")
+        return self.entering
+
+    def passes(self, source: Port, target: Port, data: Data) -> bool:
+        self.asked.append(f"{source.name} > {target.name}")
+        return self.passing
+
+    def sees(self, source: Port, target: Port) -> bool:
+        return target.name == "b"
+
+
+def test_what_stands_between_the_ports_is_asked_where_it_sees() -> None:
+    world, between = World(), Doubtful()
+    world.switch.between = between
+    a = world.ports[0]
+    for _ in range(2):
+        for number in (1, 2):
+            world.switch.forward(a, frame(mac(number), mac(0)))
+    assert between.asked == ["a >", "a > b", "a >", "a > c", "a >", "a > b"]
+    between.passing = False
+    world.switch.forward(a, frame(BROADCAST, mac(0)))
+    between.entering = False
+    world.switch.forward(a, frame(mac(1), mac(0)))
+    assert between.asked[6:] == ["a >", "a > b", "a > c", "a >"]
+    assert world.got() == [0, 2, 2]
 
 
 def test_a_port_that_is_removed_has_no_frames_any_more() -> None:
