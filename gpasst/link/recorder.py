@@ -109,7 +109,7 @@ class Recorder:
         fresh.append(record)
         return record
 
-    def note(self, frame: bytes | memoryview, reason: Drop) -> None:
+    def note(self, frame: bytes | bytearray | memoryview, reason: Drop) -> None:
         """Comment the latest record of a frame of the guest with why it was dropped, unless it has been handed over.
 
         :param frame: from the destination MAC address on.
