@@ -1,51 +1,91 @@
-"""`Host`: a namespace in a network.
+"""`Host`: a namespace in networks.
 
-Theory of operation: the helper makes the namespace and its tap, which becomes a port of the network's switch. Programs
-and sockets are those of `Inhabited`. A host lives on the runtime of the network that opened it, and ends with it.
+Theory of operation: the helper makes the namespace and its first tap, which is a port of the network's switch, and the
+other taps when they are asked for (`gpasst.api.interface`). Programs and sockets are those of `Inhabited`. Programs
+find the names of all hosts of the host's networks in a file of its own, which is made for the first program. A host
+lives on the runtime of the network that opened it, and ends with it, wherever it has moved meanwhile.
+
+Changes of one host take turns: each awaits the process that keeps the namespace, while others run.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import itertools
+import logging
+import os
+import string
+from collections.abc import Callable, Container
+from typing import TYPE_CHECKING, TypeVar
+
+from gevent.lock import Semaphore
 
 from gpasst import runtime
-from gpasst.api.handle import Handle
+from gpasst.api.hosts_file import HostsFile
 from gpasst.api.inhabited import Inhabited
-from gpasst.errors import ConfigurationError
-from gpasst.helper.client import OpenRequest
+from gpasst.api.interface import Interface
+from gpasst.api.member import Member
+from gpasst.errors import ConfigurationError, PlatformError
 from gpasst.helper.kept import Namespace
+from gpasst.host.processes import kill_inside
 from gpasst.hub import wait_read
+from gpasst.linux import IFNAMSIZ
+from gpasst.proxy.patience import patiently
 
 if TYPE_CHECKING:
     from gpasst.api.network_base import NetworkBase
-    from gpasst.link.switch import Port
+
+T = TypeVar("T")
+
+LOOPBACK = "lo"  # the device that each namespace has
+
+log = logging.getLogger(__name__)
 
 
-class Host(Inhabited, Handle):
+class Host(Inhabited, Member):
     """A host of a network; `Network.host` opens it.
 
     :ivar name: its name.
     :ivar network: the network that opened it.
-    :ivar ip4: its IPv4 address in that network, empty without IPv4.
-    :ivar ip6: its IPv6 address, likewise.
+    :ivar ip4: its IPv4 address in the first of its networks, empty without IPv4.
+    :ivar ip6: its IPv6 address there, likewise.
     """
 
-    def __init__(self, network: NetworkBase, name: str) -> None:
+    def __init__(self, network: NetworkBase, name: str, forwarding: bool = False) -> None:
         super().__init__()
         self.name = name
         self.network = network
         self.ip4 = self.ip6 = ""
+        self._forwarding = forwarding
         self._runtime: runtime.Runtime | None = None
         self._namespace: Namespace | None = None
-        self._port: Port | None = None
+        self._interfaces: list[Interface] = []
+        self._names: HostsFile | None = None
+        self._turn = Semaphore()
 
     def __repr__(self) -> str:
         return f"<host {self.name}>"
 
     @property
+    def interfaces(self) -> tuple[Interface, ...]:
+        """Its interfaces, one in each of its networks."""
+        return tuple(self._interfaces)
+
+    @property
     def interface(self) -> str:
-        """Name of its interface."""
-        return self._joined().name
+        """Name of the device of its first interface, empty if it is in no network."""
+        return self._interfaces[0].name if self._interfaces else ""
+
+    def interface_in(self, network: NetworkBase) -> Interface:
+        """Return its interface in a network.
+
+        :raises ConfigurationError: if it is not in that.
+        """
+        for interface in self._interfaces:
+            if interface.network is network:
+                return interface
+        raise ConfigurationError(
+            f"host {self.name} is not in network {network.name}", f"let it join: {network.name}.join({self.name})"
+        )
 
     def open(self) -> None:
         """Make the namespace, and connect it with the network.
@@ -53,41 +93,195 @@ class Host(Inhabited, Handle):
         :raises ConfigurationError: if the network has no address left.
         :raises PlatformError: if a permission or a limit is in the way.
         """
-        addresses = self.network.allot()
-        self.ip4, self.ip6 = addresses.ip4, addresses.ip6
-        request = OpenRequest(
-            ifname=self.network.name,
-            mac=addresses.mac.hex(":"),
-            mtu=self.network.mtu,
-            configure=True,
-            addresses=addresses.prefixes,
-            hostname=self.name,
-        )
         here = self._runtime = self.network.here()
-        self._namespace = namespace = here.call(lambda: here.helper().open(request, wait_read))
         try:
-            self._port = self.network.call(lambda lan: lan.add_tap(self.name, namespace.tap, addresses.mac))
+            interface = Interface(self, self.network, self.network.name)
+            request = interface.request(self.name)
+            namespace = self._namespace = here.call(lambda: here.helper().open(request, wait_read))
+            self._interfaces.append(interface)
+            interface.tap, namespace.tap = namespace.tap, -1
+            interface.connect()
+            if self._forwarding:
+                self._change(lambda namespace: namespace.forward(wait_read))
         except BaseException:
             self.close()
             raise
+        self._moved()
+
+    def join(self, network: NetworkBase) -> Interface:
+        """Give it an interface in a further network; see `Network.join`."""
+        interface = self._interface(network)
+        try:
+            tap = self._change(lambda namespace: namespace.attach(interface.request(), wait_read))
+            self._interfaces.append(interface)
+            interface.tap = tap.descriptor
+            interface.connect()
+        except BaseException:
+            self.leave(interface)
+            raise
+        self._moved()
+        return interface
+
+    def leave(self, interface: Interface) -> None:
+        """Take it out of a network; see `Interface.close`."""
+        there = interface in self._interfaces
+        if there:
+            self._interfaces.remove(interface)
+        interface.end()
+        if there and self._namespace is not None:
+            self._change(lambda namespace: namespace.detach(interface.name, wait_read))
+            self._moved(interface.network)
+
+    def move(self, network: NetworkBase, *, leave: NetworkBase | None = None) -> None:
+        """Take it from one network to another while its programs run: its address goes, and it gets a new one.
+
+        The device is the same, under the name of the new network; its link is down for a moment. What was on its way is
+        lost. Sockets that are bound to the old address have none any more, and others use the new one.
+
+        :param network: where it goes.
+        :param leave: where it was; None for the only network that it is in.
+        :raises ConfigurationError: if it is in that network already, or its name is taken there; or it is in several,
+            and `leave` does not say which.
+        :raises PlatformError: if the kernel refuses; it is in neither network then.
+        """
+        if leave is None and len(self._interfaces) != 1:
+            raise ConfigurationError(
+                f"host {self.name} is in {len(self._interfaces)} networks", "name the one that it leaves: leave=lan"
+            )
+        old = self.interface_in(leave) if leave else self._interfaces[0]
+        new = self._interface(network, old)
+        was_down = old.is_down
+        self._interfaces[self._interfaces.index(old)] = new
+        new.tap = old.disconnect()
+        try:
+            self._change(lambda namespace: namespace.change(old.name, new.request(), wait_read))
+            new.connect()
+            if was_down:
+                new.down()
+        except BaseException:
+            self.leave(new)
+            raise
+        self._moved(old.network)
+
+    def down(self) -> None:
+        """Cut its links, as if their cables were pulled; see `Interface.down`."""
+        self._joined()
+        for interface in self._interfaces:
+            interface.down()
+
+    def up(self) -> None:
+        """Mend its links."""
+        self._joined()
+        for interface in self._interfaces:
+            interface.up()
+
+    def kill(self) -> None:
+        """Let it fail, as a machine does that loses its power: no program has a last word, and its links are down.
+
+        Its links are cut, every process in the namespace gets SIGKILL, and every TCP socket ends, even one of `socket`.
+        After `up` the host is like a machine that has started again: what comes for a connection of before is answered
+        with a reset (RFC 9293, section 3.5.1), and programs can be started.
+
+        :raises PlatformError: if a process does not end.
+        """
+        self.down()
+        spared = {os.getpid(), self._joined().pid}
+        self._change(lambda namespace: kill_inside(namespace.netns, spared, wait_read))
+        try:
+            self._change(lambda namespace: namespace.abort_connections(wait_read))
+        except PlatformError as error:
+            log.warning("host %s: its connections end when it is up again: %s", self.name, error)
 
     def close(self) -> None:
         """End its programs, and the host. More calls do nothing."""
         here, self._runtime = self._runtime, None
         if here is not None:
             self._end_programs()
-            self.network.leave(self.name)
             here.call(self._close)
 
+    def addresses_in(self, network: object) -> tuple[str, ...]:
+        """Return its addresses in a network, as text."""
+        return tuple(address for interface in self._interfaces for address in interface.addresses_in(network))
+
+    def show_names(self) -> None:
+        """Let its programs know the names of hosts anew."""
+        if self._names is not None:
+            found: dict[str, tuple[str, ...]] = {}
+            for interface in self._interfaces:
+                found = interface.network.names.find() | found
+            self._names.write((address, name) for name, addresses in found.items() for address in addresses)
+
     def _close(self) -> None:
-        port, self._port = self._port, None
-        if port is not None:
-            self.network.call(lambda lan: lan.remove(port))
-        namespace, self._namespace = self._namespace, None
-        if namespace is not None:
-            namespace.close()
+        with self._turn:
+            interfaces, self._interfaces = self._interfaces, []
+            for interface in interfaces:
+                interface.end()
+            namespace, self._namespace = self._namespace, None
+            if namespace is not None:
+                namespace.close()
+            names, self._names = self._names, None
+            if names is not None:
+                names.close()
+        self.network.leave(self.name)
+        for network in {self.network, *(interface.network for interface in interfaces)}:
+            network.renamed()
+
+    def _interface(self, network: NetworkBase, leaving: Interface | None = None) -> Interface:
+        """Return an interface in a further network, which is not connected yet.
+
+        :param leaving: the one that it has no longer then.
+        :raises ConfigurationError: as of `move`.
+        """
+        self._joined()
+        if network.here() is not self._runtime:
+            raise ConfigurationError(
+                f"host {self.name} and network {network.name} are on different event loops", "open both in one thread"
+            )
+        if any(interface.network is network for interface in self._interfaces):
+            raise ConfigurationError(f"host {self.name} is in network {network.name} already", "name another network")
+        taken = {LOOPBACK, *(interface.name for interface in self._interfaces if interface is not leaving)}
+        return Interface(self, network, _free_name(network.name, taken))
+
+    def _change(self, function: Callable[[Namespace], T]) -> T:
+        """Change the namespace by a function, in turn with other changes, on the hub."""
+        namespace, here = self._joined(), self._runtime
+        assert here is not None
+
+        def in_turn() -> T:
+            with self._turn:
+                return patiently(namespace, lambda: function(namespace))
+
+        return here.call(in_turn)
+
+    def _moved(self, left: NetworkBase | None = None) -> None:
+        """Take note that it is in other networks than before.
+
+        :param left: where it is no longer.
+        """
+        if self._interfaces:
+            self.ip4, self.ip6 = self._interfaces[0].ip4, self._interfaces[0].ip6
+        self.show_names()
+        for network in (left, *(interface.network for interface in self._interfaces)):
+            if network is not None:
+                network.renamed()
+
+    def _hosts_file(self) -> str:
+        if self._names is None:
+            assert self._runtime is not None
+            self._names = HostsFile()
+            self._runtime.call(self.show_names)
+        return self._names.path
 
     def _joined(self) -> Namespace:
-        if self._namespace is None:
+        if self._namespace is None or self._runtime is None:
             raise ConfigurationError(f"host {self.name} is not open", "use it while its network is open")
         return self._namespace
+
+
+def _free_name(wanted: str, taken: Container[str]) -> str:
+    """Return the name of a device: the wanted one, or one with a number if that is taken."""
+    for number in itertools.count(2):
+        if wanted not in taken:
+            return wanted
+        wanted = f"{wanted.rstrip(string.digits)[: IFNAMSIZ - 1 - len(str(number))]}{number}"
+    raise AssertionError

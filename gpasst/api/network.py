@@ -7,6 +7,7 @@ this stands on is in `gpasst.api.network_base`.
 from __future__ import annotations
 
 from gpasst.api.host import Host
+from gpasst.api.interface import Interface
 from gpasst.api.network_base import MTU_DEFAULT, NetworkBase
 
 
@@ -39,15 +40,16 @@ class Network(NetworkBase):
     ) -> None:
         super().__init__(name, subnet4, subnet6, mtu)
 
-    def host(self, name: str) -> Host:
+    def host(self, name: str, *, forwarding: bool = False) -> Host:
         """Open a host: a namespace whose interface is a port of this network.
 
-        :param name: of the host, by which the others find it.
+        :param name: of the host, by which the others find it (/etc/hosts).
+        :param forwarding: let its kernel forward packets between its networks.
         :return: the host, which ends with its `close`, with a ``with`` statement or with this network.
         :raises ConfigurationError: if the name is none, or taken; or the network has no address left.
         :raises PlatformError: if a permission or a limit is in the way.
         """
-        host = Host(self, name)
+        host = Host(self, name, forwarding)
         self.enter(name, host)
         try:
             host.open()
@@ -60,12 +62,30 @@ class Network(NetworkBase):
         """Open several hosts; the parameters are those of `host`."""
         return tuple(self.host(name) for name in names)
 
+    def join(self, host: Host) -> Interface:
+        """Let a host be in this network, too.
+
+        ::
+
+            with gpasst.Network("left") as left, gpasst.Network("right") as right:
+                router = left.host("router", forwarding=True)
+                right.join(router)
+
+        :param host: a host that another network has opened.
+        :return: its interface here, which ends with its `close`, with a ``with`` statement, with the host or with this
+            network.
+        :raises ConfigurationError: if it is here already, or its name is taken; or the network has no address left.
+        :raises PlatformError: if a limit is in the way.
+        """
+        return host.join(self)
+
     def __getitem__(self, name: str) -> Host:
         """Return the host of a name.
 
         :raises KeyError: if there is none.
         """
         member = self._members[name]
-        if not isinstance(member, Host):
+        host = member.host if isinstance(member, Interface) else member
+        if not isinstance(host, Host):
             raise KeyError(name)
-        return member
+        return host

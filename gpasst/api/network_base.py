@@ -7,6 +7,7 @@ crosses over to that hub. What is opened on a network is its *member*, by a name
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, TypeVar
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from gpasst import runtime
 from gpasst.api.handle import Handle
 from gpasst.api.lifetime import Lifetime
+from gpasst.api.names import Names
 from gpasst.errors import ConfigurationError
 from gpasst.switch.plan import GATEWAY, SUBNETS, HostAddresses, Plan, chosen
 from gpasst.values import check_host_name, check_interface, shown
@@ -54,7 +56,10 @@ class NetworkBase(Lifetime):
         self._addresses: Plan | None = None
         self._closing = ExitStack()
         self._members: dict[str, Handle] = {}
+        self.names = Names(self, self._members)
+        self._ending = False
         self._next = GATEWAY + 1
+        self._left: deque[HostAddresses] = deque()
         if None not in self._subnets:
             Plan(*self._subnets)
 
@@ -78,9 +83,15 @@ class NetworkBase(Lifetime):
         """
         plan = self._plan()
         if self._next > plan.most:
+            if self._left:
+                return self._left.popleft()
             raise ConfigurationError(f"network {self.name} has no address left", "give a shorter prefix as subnet4")
         self._next += 1
         return plan.host(self._next - 1)
+
+    def take_back(self, addresses: HostAddresses) -> None:
+        """Let another host have the addresses of one that has left, when there are no others any more."""
+        self._left.append(addresses)
 
     def enter(self, name: str, member: Handle) -> None:
         """Let something be a member.
@@ -99,6 +110,25 @@ class NetworkBase(Lifetime):
         """Take note that a member has ended; more calls do nothing."""
         self._members.pop(name, None)
 
+    def renamed(self) -> None:
+        """Let running programs know the names of hosts anew."""
+        if self._runtime is not None and not self._ending:
+            self._runtime.call(self.names.show)
+
+    def look_beyond(self, other: NetworkBase) -> Callable[[], None]:
+        """Let the hosts here find the names of another network, too, such as that on the far side of a router.
+
+        :return: ends that.
+        """
+        undo = self.names.look_beyond(other.names)
+        self.renamed()
+
+        def end() -> None:
+            undo()
+            self.renamed()
+
+        return end
+
     def _begin(self, here: runtime.Runtime) -> None:
         here.helper()
         from gpasst.proxy.lan import Lan
@@ -115,14 +145,19 @@ class NetworkBase(Lifetime):
 
     def close(self) -> None:
         """Close the network, its hosts, and all that was opened on it. More calls do nothing."""
-        for member in reversed(list(self._members.values())):
-            member.close()
-        super().close()
+        self._ending = True  # nobody needs to know names of what ends now
+        try:
+            for member in reversed(list(self._members.values())):
+                member.close()
+        finally:
+            self._ending = False
+            super().close()
 
     def _close(self) -> None:
         self._closing.close()
         self._lan = None
         self._next = GATEWAY + 1
+        self._left.clear()
 
     def here(self) -> runtime.Runtime:
         """Return the runtime.

@@ -102,15 +102,21 @@ class Descriptors:
         self._holders.clear()
 
 
+def raise_limit() -> int:
+    """Raise the soft limit of open files to the hard one, and return that."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
 def descriptor_room(listeners: int) -> int:
     """Raise the soft limit of open files to the hard one, and return how many listeners may be open under it.
 
     :param listeners: how many explicit rules ask for.
     :raises PlatformError: if they do not fit.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    hard = raise_limit()
     if hard == resource.RLIM_INFINITY:
         return sys.maxsize
     room = max(0, hard - len(os.listdir("/proc/self/fd")) - reserve(hard))

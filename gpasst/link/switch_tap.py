@@ -11,16 +11,21 @@ that it was sent from; when that is full, the sender's kernel drops frames as wi
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import struct
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from gpasst.counters import Counters, Drop
+from gpasst.helper.tap import IOC_WRITE
 from gpasst.hub import readable
 from gpasst.link.port import TRANSIENT, LinkGone
 from gpasst.link.switch import PAIR, Data, Port, Switch
 from gpasst.link.tap import FRAME_BYTES
+from gpasst.linux import TUNSETCARRIER
 from gpasst.packet.segmentation import split
 from gpasst.wire import VIRTIO_NET_BLANK
 
@@ -99,6 +104,12 @@ class TapPort(Port):
     def unread(self) -> bool:
         """Return whether the host has sent what has not been read."""
         return readable(self.fd)
+
+    def set_link(self, up: bool) -> None:
+        """Let frames pass or not, and let the host's kernel know (Linux 5.0)."""
+        self.down = not up
+        with suppress(OSError):
+            fcntl.ioctl(self.fd, IOC_WRITE | TUNSETCARRIER, struct.pack("i", up))
 
     def _failed(self, failure: int, data: Data) -> Drop | None:
         """Count what the tap did not take; send it frame by frame if that may help."""

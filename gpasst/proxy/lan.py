@@ -14,6 +14,7 @@ import gevent
 
 from gpasst.config import BUSY_POLL_DEFAULT
 from gpasst.counters import Counters
+from gpasst.host.descriptors import raise_limit
 from gpasst.link.port import LinkGone
 from gpasst.link.switch import InnerPort, Port, Switch, Way
 from gpasst.link.switch_tap import TapPort
@@ -39,6 +40,7 @@ class Lan:
     """
 
     def __init__(self, name: str, polls: bool) -> None:
+        raise_limit()  # each host takes six descriptors
         self.name = name
         self.clock = Clock()
         self.counters = Counters()
@@ -72,6 +74,11 @@ class Lan:
         repeat = self._repeats[port] = self.watchers.repeat(worker)
         self.switch.add(port, address)
         return port
+
+    def set_link(self, port: TapPort, up: bool) -> None:
+        """Cut the link of a host, or mend it."""
+        port.set_link(up)
+        self.switch.reset()
 
     def remove(self, port: Port) -> None:
         """Remove a port; more calls do nothing."""

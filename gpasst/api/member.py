@@ -1,0 +1,16 @@
+"""What a network has by name: its hosts, and whatever else answers to a name there."""
+
+from __future__ import annotations
+
+from gpasst.api.handle import Handle
+
+
+class Member(Handle):
+    """The base of a member of a network."""
+
+    def addresses_in(self, network: object) -> tuple[str, ...]:
+        """Return the addresses by which hosts of a network find it under its name, as text; none if they do not."""
+        raise NotImplementedError
+
+    def show_names(self) -> None:
+        """Take note that names have changed; called on the network's hub."""

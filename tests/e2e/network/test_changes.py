@@ -1,0 +1,333 @@
+"""Hosts in several networks, and hosts that move, lose their link, or fail, under programs that run."""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import gpasst
+from gpasst.testing import assert_flat
+from tests.support.need import need
+from tests.support.ready import until
+
+DEADLINE = 10.0  # seconds; for what takes milliseconds
+FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+# Answers each name on its standard input with the addresses that it finds.
+RESOLVES = """
+import socket, sys
+print("up", flush=True)
+for line in sys.stdin:
+    try:
+        found = {info[4][0] for info in socket.getaddrinfo(line.strip(), 9, type=socket.SOCK_DGRAM)}
+    except OSError:
+        found = set()
+    print(*sorted(found), flush=True)
+"""
+
+
+@pytest.fixture(name="lans")
+def _lans() -> Iterator[tuple[gpasst.Network, gpasst.Network]]:
+    with gpasst.Network("left") as left, gpasst.Network("right") as right:
+        yield left, right
+
+
+def addresses(interface: gpasst.Host | Any) -> set[str]:
+    return {interface.ip4, interface.ip6}
+
+
+def links(host: gpasst.Host) -> dict[str, dict[str, Any]]:
+    need("ip")
+    shown = host.run(["ip", "-json", "address"], check=True, capture_output=True, text=True).stdout
+    return {link["ifname"]: link for link in json.loads(shown) if link["ifname"] != "lo"}
+
+
+def udp(host: gpasst.Host, bind: str = "") -> socket.socket:
+    sock = host.socket()
+    sock.settimeout(DEADLINE)
+    if bind:
+        sock.bind((bind, 0))
+    return sock
+
+
+def exchange(client: socket.socket, server: socket.socket) -> str:
+    """Send a datagram and its answer; return the client's address as the server sees it."""
+    client.sendto(b"?", server.getsockname())
+    data, sender = server.recvfrom(100)
+    server.sendto(data, sender)
+    assert client.recv(100) == data
+    return str(sender[0])
+
+
+class Resolver:
+    """A program in a host that finds names."""
+
+    def __init__(self, host: gpasst.Host) -> None:
+        argv = [sys.executable, "-u", "-c", RESOLVES]
+        self._program = host.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._say() == {"up"}
+
+    def find(self, name: str) -> set[str]:
+        assert self._program.stdin is not None
+        self._program.stdin.write(f"{name}\n")
+        self._program.stdin.flush()
+        return self._say()
+
+    def close(self) -> None:
+        self._program.kill()
+        self._program.communicate()
+
+    def _say(self) -> set[str]:
+        assert self._program.stdout is not None
+        assert select.select([self._program.stdout], [], [], DEADLINE)[0]
+        return set(self._program.stdout.readline().split())
+
+
+def test_programs_that_run_find_the_names_of_hosts_that_come_and_go(
+    lans: tuple[gpasst.Network, gpasst.Network],
+) -> None:
+    left, right = lans
+    a, c = left.host("a"), right.host("c")
+    names = Resolver(a)
+    assert names.find("a") == addresses(a)
+    assert names.find("b") == set()
+    b = left.host("b")
+    assert names.find("b") == addresses(b)
+    b.close()
+    assert names.find("b") == set()
+    assert names.find("c") == set()
+    joined = right.join(a)
+    assert names.find("c") == addresses(c)
+    assert names.find("a") == addresses(a)
+    joined.close()
+    assert names.find("c") == set()
+    before = addresses(a)
+    a.move(right)
+    assert names.find("c") == addresses(c)
+    assert names.find("a") == addresses(a) != before
+    names.close()
+
+
+def test_names_beyond_a_router_are_found_until_it_ends(lans: tuple[gpasst.Network, gpasst.Network]) -> None:
+    left, right = lans
+    a, server, other = left.host("a"), right.host("server"), right.host("a")
+    names = Resolver(a)
+    end = left.look_beyond(right)
+    assert names.find("server") == addresses(server)
+    assert names.find("a") == addresses(a)
+    late = right.host("late")
+    assert names.find("late") == addresses(late)
+    nearer = Resolver(other)
+    assert nearer.find("a") == addresses(other)
+    end()
+    assert names.find("server") == set()
+    for program in (names, nearer):
+        program.close()
+
+
+def test_a_host_forwards_between_its_networks(lans: tuple[gpasst.Network, gpasst.Network], family: int) -> None:
+    need("ip")
+    need("ping")
+    left, right = lans
+    a, router, b = left.host("a"), left.host("router", forwarding=True), right.host("b")
+    far = right.join(router)
+    assert router.interfaces == (router.interface_in(left), far)
+    assert set(links(router)) == {"left", "right"}
+    near4, near6 = router.ip4, router.ip6
+    for host, subnet, via in (
+        (a, right.subnet4 if family == 4 else right.subnet6, near4 if family == 4 else near6),
+        (b, left.subnet4 if family == 4 else left.subnet6, far.ip4 if family == 4 else far.ip6),
+    ):
+        host.run(["ip", f"-{family}", "route", "add", subnet, "via", via], check=True, timeout=DEADLINE)
+    target = b.ip4 if family == 4 else b.ip6
+    done = a.run(["ping", "-c1", "-W5", target], capture_output=True, text=True, timeout=DEADLINE)
+    assert done.returncode == 0, done.stdout
+    assert "ttl=63" in done.stdout
+
+
+def test_a_host_is_in_a_network_until_it_leaves(lans: tuple[gpasst.Network, gpasst.Network]) -> None:
+    left, right = lans
+    a, c = left.host("a"), right.host("c")
+    with right.join(a) as interface, udp(c, c.ip4) as server:
+        assert right["a"] is a
+        with udp(a) as client:
+            assert exchange(client, server) == interface.ip4
+    until(lambda: set(links(a)) == {"left"}, "the device gone")
+    with pytest.raises(KeyError):
+        right["a"]
+    interface.close()
+    b = left.host("b")
+    with udp(a) as client, udp(b, b.ip4) as server:
+        assert exchange(client, server) == a.ip4
+
+
+def test_networks_of_one_name_have_devices_of_several() -> None:
+    with gpasst.Network() as one, gpasst.Network() as two, gpasst.Network() as three:
+        a = one.host("a")
+        assert [two.join(a).name, three.join(a).name] == ["lan2", "lan3"]
+        assert set(links(a)) == {"lan", "lan2", "lan3"}
+
+
+def test_a_network_that_ends_leaves_the_hosts_of_others(lans: tuple[gpasst.Network, gpasst.Network]) -> None:
+    left, _ = lans
+    a, b = left.hosts("a", "b")
+    with gpasst.Network("third") as third:
+        third.join(a)
+        b.move(third)
+        assert set(links(a)) == {"left", "third"}
+    until(lambda: set(links(a)) == {"left"}, "the device gone")
+    until(lambda: not links(b), "the device gone")
+    assert b.interfaces == ()
+    left.join(b)
+    with udp(a) as client, udp(b, b.ip4) as server:
+        assert exchange(client, server) == a.ip4
+
+
+def test_a_host_moves_under_its_sockets(lans: tuple[gpasst.Network, gpasst.Network]) -> None:
+    left, right = lans
+    a, b, c = left.host("a"), left.host("b"), right.host("c")
+    with udp(a) as roaming, udp(b, b.ip4) as here, udp(c, c.ip4) as there:
+        before = a.ip4
+        assert exchange(roaming, here) == before
+        with udp(a, before) as fixed:
+            a.move(right)
+            assert a.ip4 != before
+            assert a.interface == "right"
+            assert exchange(roaming, there) == a.ip4
+            with pytest.raises(OSError, match="unreachable"):
+                roaming.sendto(b"?", here.getsockname())
+            # Its address is no more; what it sends has no way back, or none at all.
+            here.setblocking(False)
+            with pytest.raises(OSError, match="unreachable"):
+                fixed.sendto(b"?", here.getsockname())
+        (link,) = links(a).values()
+        assert {entry["local"] for entry in link["addr_info"] if entry["scope"] == "global"} == addresses(a)
+        a.move(left)
+        here.settimeout(DEADLINE)
+        assert exchange(roaming, here) == a.ip4 != before
+
+
+def test_a_host_that_is_in_several_networks_says_which_one_it_leaves(
+    lans: tuple[gpasst.Network, gpasst.Network],
+) -> None:
+    left, right = lans
+    a = left.host("a")
+    right.join(a)
+    with gpasst.Network("third") as third:
+        for act, text in (
+            (lambda: a.move(third), "host a is in 2 networks"),
+            (lambda: a.move(right, leave=left), "host a is in network right already"),
+            (lambda: a.move(third, leave=third), "host a is not in network third"),
+            (lambda: right.join(a), "host a is in network right already"),
+        ):
+            with pytest.raises(gpasst.ConfigurationError) as caught:
+                act()
+            assert caught.value.message == text
+            assert caught.value.remedy
+        a.move(third, leave=left)
+        assert [interface.name for interface in a.interfaces] == ["third", "right"]
+        other = gpasst.Network("other")
+        with pytest.raises(gpasst.ConfigurationError, match="network other is not open"):
+            other.join(a)
+    third_host = right.host("b")
+    with gpasst.Network("third") as third:
+        third.host("b")
+        with pytest.raises(gpasst.ConfigurationError, match="network third has a b already"):
+            third.join(third_host)
+        assert set(links(third_host)) == {"right"}
+
+
+def test_addresses_come_again_when_there_are_no_others() -> None:
+    with gpasst.Network("small", subnet4="10.9.0.0/29", subnet6="") as small, gpasst.Network("home") as home:
+        a, _ = home.host("a"), small.host("b")
+        for _ in range(20):
+            a.move(small)
+            assert a.ip4 in {f"10.9.0.{number}" for number in range(3, 7)}
+            a.move(home)
+
+
+def test_a_link_that_is_down_carries_nothing(lans: tuple[gpasst.Network, gpasst.Network]) -> None:
+    left, right = lans
+    a, b, c = left.hosts("a", "b", "c")
+    with udp(a) as client, udp(b, b.ip4) as server, udp(c, c.ip4) as witness:
+        exchange(client, server)
+        b.down()
+        until(lambda: "NO-CARRIER" in links(b)["left"]["flags"], "no carrier")
+        client.sendto(b"lost", server.getsockname())
+        assert exchange(client, witness) == a.ip4
+        assert not select.select([server], [], [], 0)[0]
+        server.sendto(b"lost", client.getsockname())
+        assert left.call(lambda lan: lan.counters.drops[gpasst.Drop.LINK_DOWN]) >= 1
+        b.up()
+        until(lambda: "NO-CARRIER" not in links(b)["left"]["flags"], "the carrier")
+        assert exchange(client, server) == a.ip4
+        b.down()
+        b.move(right)
+        assert b.interfaces[0].is_down
+        b.up()
+        assert not b.interfaces[0].is_down
+
+
+def test_a_host_that_is_killed_has_no_last_word(lans: tuple[gpasst.Network, gpasst.Network], family: int) -> None:
+    left, _ = lans
+    a, b, c = left.hosts("a", "b", "c")
+    serves = (
+        "import os, socket, sys\n"
+        f"listener = socket.create_server(('', 7000), family={FAMILIES[family]})\n"
+        "accepted, _ = listener.accept()\n"
+        "if os.fork() == 0:\n"
+        "    os.setsid()\n"
+        "accepted.sendall(b'up')\n"
+        "accepted.recv(9)\n"
+    )
+    program = a.popen([sys.executable, "-c", serves])
+    a.wait_bound("tcp", 7000)
+    target = (a.ip4 if family == 4 else a.ip6, 7000)
+    with b.socket(FAMILIES[family], socket.SOCK_STREAM) as client, a.socket() as held:
+        client.settimeout(DEADLINE)
+        client.connect(target)
+        assert client.recv(2) == b"up"
+        assert client.recv(2) == b"up"
+        a.kill()
+        assert program.wait(DEADLINE) == -9
+        with udp(b, b.ip4) as server, udp(c) as witness:
+            exchange(witness, server)
+        assert not select.select([client], [], [], 0)[0]
+        held.close()
+        a.up()
+        # Its kernel knows nothing of the connection any more.
+        client.send(b"?")
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+        with udp(a, a.ip4) as server, udp(b) as again:
+            exchange(again, server)
+        assert a.run(["true"]).returncode == 0
+
+
+def test_all_is_returned_at_close() -> None:
+    def once() -> None:
+        with gpasst.Network("one") as one, gpasst.Network("two") as two:
+            a, b = one.hosts("a", "b")
+            two.join(a)
+            b.popen(["sleep", "100"])
+            b.move(two)
+            b.kill()
+            two.join(one.host("c", forwarding=True)).close()
+
+    assert_flat(once, repeats=10, warm=5)
+
+
+def test_two_hundred_hosts() -> None:
+    with gpasst.Network("lan") as lan:
+        hosts = lan.hosts(*(f"host{number}" for number in range(200)))
+        with udp(hosts[-1], hosts[-1].ip4) as server:
+            for host in (hosts[0], hosts[100]):
+                with udp(host) as client:
+                    assert exchange(client, server) == host.ip4
