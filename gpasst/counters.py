@@ -80,6 +80,16 @@ class Drop(Enum):
     IMPAIRMENT_QUEUE = "queue of an impairment's rate full"
     CHECKSUM = "wrong checksum, after an impairment"
     IMPAIRMENT_FULL = "more frames held by impairments than can be kept"
+    NAT_FILTERED = "not admitted by a router's NAT"
+    NAT_PORTS = "no free outside port for a mapping of a router"
+    SESSIONS_FULL = "more flows than a router tracks"
+    FIREWALL = "refused by a router's firewall"
+    HAIRPIN_OFF = "to a router's outside address from inside, without hairpinning"
+    HOP_LIMIT = "TTL or hop limit used up at a router"
+    NO_ROUTE = "no route at a router"
+    NO_NEIGHBOUR = "next hop of a router does not answer"
+    NEIGHBOUR_QUEUE = "more frames than a router keeps while its next hop is looked for"
+    NOT_FORWARDED = "multicast or broadcast, which a router does not forward"
     CAPTURE = "frame missing from the capture file"
     ANSWER_LATE = "answer of a service whose flow has ended"
     SOURCE_ADDRESS = "source address that belongs to another port of the switch, or to a group"
@@ -89,7 +99,7 @@ class Drop(Enum):
     INTERNAL = "internal error"
 
 
-IGNORED = frozenset((Drop.SERVICE, Drop.DISCOVERY, Drop.MEMBERSHIP))
+IGNORED = frozenset((Drop.SERVICE, Drop.DISCOVERY, Drop.MEMBERSHIP, Drop.NOT_FORWARDED))
 """What kernels and address clients send by themselves in every network: no loss of anybody's, so counted apart."""
 
 
