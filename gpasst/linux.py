@@ -75,6 +75,9 @@ UDP_GRO: Final = 104  # Linux 5.0
 
 # Options of level IPPROTO_TCP (linux/tcp.h).
 TCP_NODELAY: Final = 1
+TCP_KEEPIDLE: Final = 4
+TCP_KEEPINTVL: Final = 5
+TCP_USER_TIMEOUT: Final = 18  # Linux 2.6.37
 
 # Options of raw ICMP sockets: a set bit filters a type out.
 ICMP_FILTER: Final = 1  # linux/icmp.h, level SOL_RAW

@@ -25,10 +25,9 @@ from gpasst.link.port import TRANSIENT, Gate, RunHeader
 from gpasst.link.recorder import Recorder
 from gpasst.linux import MSG_DONTWAIT, MSG_NOSIGNAL, UIO_MAXIOV
 from gpasst.packet.segmentation import split
+from gpasst.switch.framing import FRAME_MAXIMUM
 from gpasst.wire import FRAME_MINIMUM_BYTES, STREAM_LENGTH_BYTES, VIRTIO_NET_BLANK, VIRTIO_NET_CODEC
 
-FRAME_MINIMUM = 14  # bytes; an Ethernet header
-FRAME_MAXIMUM = 65535  # bytes of a frame from the guest
 QUEUE_BYTES = 4 << 20  # of frames that wait for the guest to read
 FLAGS = MSG_DONTWAIT | MSG_NOSIGNAL
 
@@ -44,6 +43,8 @@ class Stream:
     :param counters: where traffic and drops are counted.
     :param await_room: begins to call a function when a socket takes more.
     :param stop_awaiting: stops that.
+    :param full: why frames are dropped that do not fit the queue.
+    :param gone: why frames are dropped while nobody is there.
     :ivar recorder: records what crosses, None while nobody wants that.
     :ivar gate: asked for each frame of the guest, None while no rule of weather is in force for these.
     :ivar emptied: called when nothing waits for the guest any more.
@@ -54,6 +55,8 @@ class Stream:
         counters: Counters,
         await_room: Callable[[RawSocket, Callable[[], None]], None],
         stop_awaiting: Callable[[], None],
+        full: Drop = Drop.STREAM_FULL,
+        gone: Drop = Drop.NO_GUEST,
     ) -> None:
         self.socket: RawSocket | None = None
         self.recorder: Recorder | None = None
@@ -62,6 +65,8 @@ class Stream:
         self._tallies = {protocol: traffic.up for protocol, traffic in counters.traffic.items()}
         self._await_room = await_room
         self._stop_awaiting = stop_awaiting
+        self._full = full
+        self._gone = gone
         self.emptied: list[Callable[[], None]] = []
         self._pieces: list[memoryview] = []
         self._gathered: list[_Gathered] = []
@@ -152,6 +157,31 @@ class Stream:
         self._gather(frame, 0, None)
         self.flush()
 
+    def write_superframe(self, data: bytes | bytearray | memoryview) -> None:
+        """Write a frame or superframe, as single frames.
+
+        :param data: it, behind its virtio-net header.
+        """
+        for frame in split(data):
+            if len(frame) > FRAME_MAXIMUM:
+                # A superframe that contradicts its headers; the other end would lose its place in the stream.
+                self._counters.drop(Drop.FRAME_LENGTH)
+                continue
+            self._gather(frame, 0, None)
+        self.flush()
+
+    def write_message(self, message: bytes) -> bool:
+        """Write what is no frame; return whether it will be sent.
+
+        :param message: it, as it stands in the stream. It is not sent where frames would be dropped.
+        """
+        if self.socket is None or self._queued + len(message) > QUEUE_BYTES:
+            return False
+        self._pieces.append(memoryview(message))
+        self._gathered.append((1, len(message), 0, 0, None))
+        self.flush()
+        return True
+
     def superframe(self, header: RunHeader, total: int, segment: int, payload: list[memoryview]) -> bytes:
         """Return a run as it would cross a link that offloads; see `gpasst.link.port.ImpairableLink`."""
         frames, gap = payload[0], STREAM_LENGTH_BYTES + header.size
@@ -182,7 +212,7 @@ class Stream:
         pieces, gathered = self._pieces, self._gathered
         self._pieces, self._gathered = [], []
         if self.socket is None:
-            self._counters.drop(Drop.NO_GUEST, sum(frames for frames, *_ in gathered))
+            self._counters.drop(self._gone, sum(frames for frames, *_ in gathered))
             return
         sent = 0
         if not self._queue:
@@ -191,7 +221,7 @@ class Stream:
             except OSError as error:
                 if error.errno not in TRANSIENT:
                     # The reader of the stream finds out by itself, and ends the connection.
-                    self._counters.drop(Drop.NO_GUEST, sum(frames for frames, *_ in gathered))
+                    self._counters.drop(self._gone, sum(frames for frames, *_ in gathered))
                     return
             if self.recorder is None and sent == sum(map(len, pieces)):
                 for frames, _, total, _, tally in gathered:
@@ -228,7 +258,7 @@ class Stream:
         """Drop what waits for the guest."""
         if self._queue:
             self._stop_awaiting()
-            self._counters.drop(Drop.NO_GUEST, len(self._queue))
+            self._counters.drop(self._gone, len(self._queue))
             self._queue.clear()
             self._queued = 0
 
@@ -252,10 +282,10 @@ class Stream:
                 if sent < size:
                     # A frame that was begun has to be completed.
                     if not sent and self._queued + size > QUEUE_BYTES:
-                        self._counters.drop(Drop.STREAM_FULL)
+                        self._counters.drop(self._full)
                         if self.recorder is not None:
                             body = frame[STREAM_LENGTH_BYTES:]
-                            self.recorder.write(True, VIRTIO_NET_BLANK, body, comment=Drop.STREAM_FULL.value)
+                            self.recorder.write(True, VIRTIO_NET_BLANK, body, comment=self._full.value)
                         continue
                     self._queue.append(memoryview(bytes(frame))[sent:])
                     self._queued += size - sent

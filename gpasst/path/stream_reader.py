@@ -28,13 +28,14 @@ from gpasst.features import ALL, Feature
 from gpasst.host.receive import RUN_BYTES
 from gpasst.host.send import SEGMENTS_PER_SEND, send_one, send_slices, sender_to
 from gpasst.link.port import FREE, PASSED, TAKEN, TRANSIENT, LinkGone
-from gpasst.link.stream import FRAME_MAXIMUM, FRAME_MINIMUM, Stream
+from gpasst.link.stream import Stream
 from gpasst.linux import MSG_DONTWAIT
 from gpasst.path.backlog import Backlog
 from gpasst.path.budget import BACKLOG_SECONDS, RECEIVES_PER_STEP, STEP_SECONDS
 from gpasst.path.fastpath import FastPath, repeating
 from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.path.tcp_frames import TcpFrames
+from gpasst.switch.framing import FRAME_MAXIMUM, FRAME_MINIMUM
 from gpasst.wire import STREAM_LEAD_BYTES, STREAM_LENGTH_BYTES, VIRTIO_NET_BLANK
 
 BUFFER_BYTES = 1 << 19  # about what a stream's socket holds, and more than eight of the largest frames

@@ -17,16 +17,29 @@ from __future__ import annotations
 import logging
 from _socket import socket as RawSocket  # a class
 from collections.abc import Callable
+from typing import Protocol
 
 from gpasst.host.descriptors import exhausted
-from gpasst.link.listener import GuestListener, peer_process, prepare_guest
+from gpasst.link.listener import PathListener, peer_process, prepare_guest
 from gpasst.link.port import TRANSIENT, LinkGone
 from gpasst.link.stream import Stream
 from gpasst.linux import MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK
-from gpasst.path.stream_reader import StreamReader
 from gpasst.path.tcp_departure import TcpDeparture
 
 log = logging.getLogger(__name__)
+
+
+class Reader(Protocol):
+    """Takes what a guest sends."""
+
+    def connect(self) -> None:
+        """Begin with the first frame of a new guest."""
+
+    def step(self) -> int:
+        """Move what has arrived; return how many frames it was.
+
+        :raises LinkGone: if the guest has gone.
+        """
 
 
 class GuestSession:
@@ -34,7 +47,7 @@ class GuestSession:
 
     :param source: where guests connect, or a connected one.
     :param stream: writes to a guest.
-    :param reader: reads from it.
+    :param reader: takes what it sends.
     :param watch: begins to call back when a socket is readable.
     :param unwatch: stops that; called before the socket is closed.
     :param wake: called back when the guest's socket is readable; it calls `step`.
@@ -47,9 +60,9 @@ class GuestSession:
 
     def __init__(
         self,
-        source: GuestListener | RawSocket,
+        source: PathListener | RawSocket,
         stream: Stream,
-        reader: StreamReader,
+        reader: Reader,
         watch: Callable[[RawSocket, Callable[[], None]], None],
         unwatch: Callable[[RawSocket], None],
         wake: Callable[[], None],
@@ -79,7 +92,7 @@ class GuestSession:
 
         :raises ConfigurationError: if the socket that was handed over is not fit.
         """
-        if isinstance(self._source, GuestListener):
+        if isinstance(self._source, PathListener):
             self._watch(self._source.socket, self._accept)
         else:
             self._connect(prepare_guest(self._source))
@@ -108,7 +121,7 @@ class GuestSession:
 
     def scan(self) -> None:
         """Look at the listening socket again, if a guest had to wait; called once a second."""
-        if self._paused and isinstance(self._source, GuestListener):
+        if self._paused and isinstance(self._source, PathListener):
             self._paused = False
             self._watch(self._source.socket, self._accept)
 
@@ -119,12 +132,12 @@ class GuestSession:
             self._next.close()
             self._next = None
         self._paused = False
-        if isinstance(self._source, GuestListener):
+        if isinstance(self._source, PathListener):
             self._unwatch(self._source.socket)
         self._source.close()
 
     def _accept(self) -> None:
-        assert isinstance(self._source, GuestListener)
+        assert isinstance(self._source, PathListener)
         present = self._stream.socket or self._next
         if present is not None and _gone(present) and _readable(present):
             return
@@ -144,7 +157,7 @@ class GuestSession:
 
     def _pause(self, error: OSError) -> None:
         """Look at the listening socket no more until the next scan."""
-        assert isinstance(self._source, GuestListener)
+        assert isinstance(self._source, PathListener)
         if not self._warned:
             self._warned = True
             log.warning("a guest has to wait: %s", error.strerror)

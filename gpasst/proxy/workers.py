@@ -160,6 +160,13 @@ class Watchers:
         self._repeats.append(repeat)
         return repeat
 
+    def forget(self, repeat: Repeat, worker: Worker) -> None:
+        """End a worker, and what lets its step ask for the next one."""
+        repeat.close()
+        worker.close()
+        self._repeats.remove(repeat)
+        self._shared.remove(worker)
+
     def close(self) -> None:
         """End everything."""
         for owner in list(self._watchers):

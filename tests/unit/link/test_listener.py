@@ -264,7 +264,7 @@ class House:
         self.guests = GuestSession(
             source,
             self.stream,
-            self,  # type: ignore[arg-type]
+            self,
             self.calls.__setitem__,
             lambda sock: self.calls.pop(sock, None),
             self.wake,

@@ -1,0 +1,152 @@
+"""Two ends of a trunk that meet: with one secret, with two, with somebody else."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpasst.switch.framing import Cutter
+from gpasst.switch.handshake import (
+    CHALLENGE_BYTES,
+    VERSION,
+    Handshake,
+    Refusal,
+    TrunkRefused,
+    members_message,
+    members_of,
+    refusal_message,
+)
+
+FIRST, SECOND = (bytes((number,)) * CHALLENGE_BYTES for number in (1, 2))
+HELLO, PROOF, MEMBERS, REFUSED = 1, 2, 3, 4  # kinds of messages
+HELLO_HEAD = b"\x01gpasst trunk"
+
+
+def messages(data: bytes) -> list[bytes]:
+    """Return the messages that one end sends at once."""
+    found: list[bytes] = []
+    cutter = Cutter(found.append, lambda: pytest.fail("an illegal message"))
+    cutter.room()[: len(data)] = data
+    cutter.add(len(data))
+    assert cutter.cut() is None
+    return found
+
+
+def meet(connector: Handshake, listener: Handshake) -> None:
+    """Let each end take what the other sends, until neither sends any more."""
+    waiting = [(listener, connector.begin()), (connector, listener.begin())]
+    while waiting:
+        end, data = waiting.pop(0)
+        for message in messages(data):
+            answer = end.take(message)
+            if answer:
+                waiting.append((listener if end is connector else connector, answer))
+
+
+def ends(secret: bytes = b"", other: bytes | None = None) -> tuple[Handshake, Handshake]:
+    return Handshake(True, secret, FIRST), Handshake(False, secret if other is None else other, SECOND)
+
+
+def refused(end: Handshake, message: bytes) -> TrunkRefused:
+    with pytest.raises(TrunkRefused) as caught:
+        end.take(message)
+    assert not end.done
+    return caught.value
+
+
+@given(st.binary(max_size=100))
+def test_ends_with_one_secret_agree(secret: bytes) -> None:
+    connector, listener = ends(secret)
+    meet(connector, listener)
+    assert connector.done
+    assert listener.done
+
+
+@pytest.mark.parametrize(("one", "other"), [(b"a", b"b"), (b"", b"b"), (b"a", b""), (b"a" * 64, b"a" * 65)])
+def test_ends_with_two_secrets_do_not(one: bytes, other: bytes) -> None:
+    connector, listener = ends(one, other)
+    with pytest.raises(TrunkRefused) as caught:
+        meet(connector, listener)
+    assert (caught.value.reason, caught.value.ours) == (Refusal.SECRET, True)
+    assert not connector.done
+    assert not listener.done
+
+
+def test_a_listener_proves_nothing_to_an_end_that_has_not() -> None:
+    connector, listener = ends(b"secret")
+    (hello,) = messages(connector.begin())
+    assert listener.take(hello) == b""
+    assert refused(listener, bytes((PROOF,)) + bytes(32)).reason == Refusal.SECRET
+
+
+def test_a_proof_is_of_no_use_to_the_other_role() -> None:
+    """An end that sends back what it gets, challenge and proof, shows nothing."""
+    connector = Handshake(True, b"secret", FIRST)
+    (hello,) = messages(connector.begin())
+    (proof,) = messages(connector.take(hello))
+    assert refused(connector, proof).reason == Refusal.SECRET
+
+
+def test_a_proof_is_of_no_use_for_another_challenge() -> None:
+    connector, listener = ends(b"secret")
+    (hello,) = messages(connector.begin())
+    (proof,) = messages(connector.take(messages(listener.begin())[0]))
+    later = Handshake(False, b"secret", b"3" * CHALLENGE_BYTES)
+    later.take(hello)
+    assert refused(later, proof).reason == Refusal.SECRET
+    listener.take(hello)
+    listener.take(proof)
+    assert listener.done
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (b"GET / HTTP/1.1\r\n", Refusal.PROTOCOL),
+        (b"\x01something else" + bytes(50), Refusal.PROTOCOL),
+        (bytes((MEMBERS,)) + bytes(8), Refusal.PROTOCOL),
+        (bytes((PROOF,)) + bytes(32), Refusal.PROTOCOL),
+        (bytes((HELLO,)), Refusal.PROTOCOL),
+        (HELLO_HEAD + bytes((VERSION + 1,)), Refusal.VERSION),
+        (HELLO_HEAD + bytes((VERSION + 1,)) + bytes(999), Refusal.VERSION),
+        (HELLO_HEAD, Refusal.VERSION),
+        (HELLO_HEAD + bytes((VERSION,)) + bytes(CHALLENGE_BYTES - 1), Refusal.PROTOCOL),
+    ],
+)
+def test_somebody_else_is_refused(message: bytes, reason: Refusal) -> None:
+    for end in ends():
+        caught = refused(end, message)
+        assert (caught.reason, caught.ours) == (reason, True)
+
+
+def test_a_second_greeting_is_refused() -> None:
+    connector, listener = ends()
+    (hello,) = messages(connector.begin())
+    listener.take(hello)
+    assert refused(listener, hello).reason == Refusal.PROTOCOL
+
+
+@pytest.mark.parametrize("reason", Refusal)
+def test_a_refusal_says_why(reason: Refusal) -> None:
+    (message,) = messages(refusal_message(reason))
+    for end in ends():
+        caught = refused(end, message)
+        assert (caught.reason, caught.ours) == (reason, False)
+    with pytest.raises(TrunkRefused, match=reason.value):
+        members_of(message)
+
+
+@pytest.mark.parametrize("body", [b"", b"\xff", bytes(50)])
+def test_a_refusal_of_a_later_version_is_one(body: bytes) -> None:
+    caught = refused(ends()[0], bytes((REFUSED,)) + body)
+    assert not caught.ours
+
+
+def test_members() -> None:
+    cookies = frozenset((b"12345678", b"abcdefgh"))
+    (message,) = messages(members_message(cookies))
+    assert members_of(message) == cookies
+    for wrong in (message[:-1], bytes((HELLO,)) + message[1:], message[:1]):
+        with pytest.raises(TrunkRefused):
+            members_of(wrong)
