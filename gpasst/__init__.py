@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from gpasst.api.guest import Guest
     from gpasst.api.host import Host
     from gpasst.api.network import Network
     from gpasst.api.passt import Passt
     from gpasst.api.pasta import Pasta
+    from gpasst.api.trunk import Trunk
     from gpasst.config import Config
     from gpasst.counters import Drop, Statistics
     from gpasst.errors import ConfigurationError, GpasstError, PacketError, PlatformError
@@ -29,6 +31,7 @@ __all__ = [
     "Forward",
     "Frame",
     "GpasstError",
+    "Guest",
     "Host",
     "Network",
     "PacketError",
@@ -36,6 +39,7 @@ __all__ = [
     "Pasta",
     "PlatformError",
     "Statistics",
+    "Trunk",
     "__version__",
 ]
 
@@ -47,6 +51,7 @@ _HOMES = {
     "Forward": "gpasst.flow.record",
     "Frame": "gpasst.packet.frame",
     "GpasstError": "gpasst.errors",
+    "Guest": "gpasst.api.guest",
     "Host": "gpasst.api.host",
     "Network": "gpasst.api.network",
     "PacketError": "gpasst.errors",
@@ -54,6 +59,7 @@ _HOMES = {
     "Pasta": "gpasst.api.pasta",
     "PlatformError": "gpasst.errors",
     "Statistics": "gpasst.counters",
+    "Trunk": "gpasst.api.trunk",
 }
 
 

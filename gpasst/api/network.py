@@ -6,9 +6,17 @@ this stands on is in `gpasst.api.network_base`.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from gpasst.api.host import Host
 from gpasst.api.interface import Interface
 from gpasst.api.network_base import MTU_DEFAULT, NetworkBase
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from gpasst.api.guest import Guest
+    from gpasst.api.trunk import Trunk
 
 
 class Network(NetworkBase):
@@ -25,6 +33,8 @@ class Network(NetworkBase):
         empty for none.
     :param subnet6: of IPv6, likewise.
     :param mtu: bytes of an IP packet on its links.
+    :param part: the number of this part of a network whose parts are in several processes, joined by trunks: 0 for the
+        first. Parts have the same prefixes, and each has addresses of its own among them.
     :raises ConfigurationError: if a value makes no sense.
     :ivar name: as above.
     :ivar mtu: as above.
@@ -37,8 +47,9 @@ class Network(NetworkBase):
         subnet4: str | None = None,
         subnet6: str | None = None,
         mtu: int = MTU_DEFAULT,
+        part: int | None = None,
     ) -> None:
-        super().__init__(name, subnet4, subnet6, mtu)
+        super().__init__(name, subnet4, subnet6, mtu, part)
 
     def host(self, name: str, *, forwarding: bool = False) -> Host:
         """Open a host: a namespace whose interface is a port of this network.
@@ -89,3 +100,57 @@ class Network(NetworkBase):
         if not isinstance(host, Host):
             raise KeyError(name)
         return host
+
+    def guest(self, name: str, path: str | PathLike[str] | None = None) -> Guest:
+        """Open a port for a virtual machine.
+
+        :param name: of the machine.
+        :param path: of the UNIX socket that qemu connects to; None for one in a folder of its own.
+        :return: the port, which ends with its `close`, with a ``with`` statement or with this network.
+        :raises ConfigurationError: if the name is none, or taken; the path is none; or there is no address left.
+        :raises PlatformError: if the socket is in use or cannot be made.
+        """
+        from gpasst.api.guest import Guest
+
+        guest = Guest(self, name, path)
+        self.enter(name, guest)
+        try:
+            guest.open()
+        except BaseException:
+            self.leave(name)
+            raise
+        return guest
+
+    def trunk(
+        self,
+        *,
+        listen: str | PathLike[str] | None = None,
+        connect: str | PathLike[str] | None = None,
+        secret: str | bytes = "",
+        timeout: float = 10.0,
+    ) -> Trunk:
+        """Join this network with its parts in other processes, or on other machines.
+
+        One side listens, any number of others connect to it; hosts of all parts are then on one network. A connection
+        that is lost is made again. Parts form a tree: a trunk between two that are joined already is refused.
+
+        :param listen: where to listen: a path, for processes of this user alone; or host and port, such as
+            ``"192.0.2.1:4000"``. A port alone is one of the loopback interface, and port 0 one that is free.
+        :param connect: where another part listens, likewise.
+        :param secret: what both sides must have; a trunk over TCP needs one.
+        :param timeout: seconds to wait for the side that listens, if this one connects; 0 for none.
+        :return: the trunk, which ends with its `close`, with a ``with`` statement or with this network.
+        :raises ConfigurationError: if an argument makes no sense, or the other side refuses the trunk.
+        :raises PlatformError: if it cannot listen, or nobody listens by then.
+        """
+        from gpasst.api.trunk import open_trunk
+
+        trunk = open_trunk(self, listen, connect, secret)
+        self._closing.callback(trunk.close)
+        if connect is not None and timeout:
+            try:
+                trunk.wait(timeout)
+            except BaseException:
+                trunk.close()
+                raise
+        return trunk

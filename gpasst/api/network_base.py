@@ -17,11 +17,12 @@ from gpasst.api.handle import Handle
 from gpasst.api.lifetime import Lifetime
 from gpasst.api.names import Names
 from gpasst.errors import ConfigurationError
-from gpasst.switch.plan import GATEWAY, SUBNETS, HostAddresses, Plan, chosen
+from gpasst.switch.plan import SUBNETS, HostAddresses, Plan, chosen, shared
 from gpasst.values import check_host_name, check_interface, shown
 
 if TYPE_CHECKING:
     from gpasst.proxy.lan import Lan
+    from gpasst.proxy.trunk_end import Trunks
 
 T = TypeVar("T")
 
@@ -42,6 +43,7 @@ class NetworkBase(Lifetime):
         subnet4: str | None,
         subnet6: str | None,
         mtu: int,
+        part: int | None,
     ) -> None:
         try:
             check_interface(name)
@@ -54,14 +56,18 @@ class NetworkBase(Lifetime):
         self._subnets = subnet4, subnet6
         self._lan: Lan | None = None
         self._addresses: Plan | None = None
+        self._next = 0
         self._closing = ExitStack()
         self._members: dict[str, Handle] = {}
         self.names = Names(self, self._members)
         self._ending = False
-        self._next = GATEWAY + 1
         self._left: deque[HostAddresses] = deque()
+        self._trunks: Trunks | None = None
+        self._part = part
+        if part is not None:
+            self._subnets = shared(subnet4, subnet6)
         if None not in self._subnets:
-            Plan(*self._subnets)
+            Plan(*self._subnets, part)
 
     def __repr__(self) -> str:
         return f"<network {self.name}>"
@@ -82,7 +88,7 @@ class NetworkBase(Lifetime):
         :raises ConfigurationError: if there are none left.
         """
         plan = self._plan()
-        if self._next > plan.most:
+        if self._next > plan.last:
             if self._left:
                 return self._left.popleft()
             raise ConfigurationError(f"network {self.name} has no address left", "give a shorter prefix as subnet4")
@@ -139,7 +145,8 @@ class NetworkBase(Lifetime):
             self._closing.callback(_taken.discard, number)
             own4, own6 = chosen(number)
             subnet4, subnet6 = own4 if subnet4 is None else subnet4, own6 if subnet6 is None else subnet6
-        self._addresses = Plan(subnet4, subnet6)
+        self._addresses = Plan(subnet4, subnet6, self._part)
+        self._next = self._addresses.first
         self._lan = Lan(self.name, here.polls)
         self._closing.callback(self._lan.close)
 
@@ -156,7 +163,6 @@ class NetworkBase(Lifetime):
     def _close(self) -> None:
         self._closing.close()
         self._lan = None
-        self._next = GATEWAY + 1
         self._left.clear()
 
     def here(self) -> runtime.Runtime:
@@ -181,6 +187,14 @@ class NetworkBase(Lifetime):
         here, lan = self.here(), self._lan
         assert lan is not None
         return here.call(lambda: function(lan))
+
+    def trunks(self, lan: Lan) -> Trunks:
+        """Return what knows the trunks of this network; called on its hub."""
+        from gpasst.proxy.trunk_end import Trunks
+
+        if self._trunks is None or self._trunks.lan is not lan:
+            self._trunks = Trunks(lan)
+        return self._trunks
 
 
 def _take_number() -> int:

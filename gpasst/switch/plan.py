@@ -3,6 +3,9 @@
 Theory of operation: host n of a network has the n-th address of its prefixes. The first is its gateway's: that of an
 uplink, or of whatever router a test puts there. The MAC address is made of the IP address, so parts of one network in
 several processes, which divide its addresses among themselves, need not divide MAC addresses as well.
+
+They divide them without a word: the upper half of the bits that number a host is the number of the part, and the lower
+half that of the host in it. So a /16 has 256 parts with 254 hosts each, and a /24 has 16 parts with 14.
 """
 
 from __future__ import annotations
@@ -22,8 +25,11 @@ MAC_SUFFIX_BYTES = 4
 SUBNETS = 256  # that are chosen without being asked for
 SUBNET4 = "10.77.{}.0/24"
 SUBNET6 = "fd77:0:0:{:x}::/64"  # unique local (RFC 4193)
+SHARED4 = "10.78.0.0/16"  # of a network with parts
+SHARED6 = "fd78::/64"
 HOSTS6 = 1 << 32  # as many as MAC addresses can be made for
-ADDRESSES_MINIMUM = 4  # of a prefix in which a gateway and a host have room
+ADDRESSES_MINIMUM = 4  # of a prefix, or of a part, in which a gateway and a host have room
+PART_REMEDY = "number parts from 0, or give a shorter prefix as subnet4"
 
 Network4 = ipaddress.IPv4Network
 Network6 = ipaddress.IPv6Network
@@ -51,27 +57,38 @@ class Plan:
 
     :param subnet4: such as ``"10.1.0.0/24"``, None without IPv4.
     :param subnet6: such as ``"fd01::/64"``, None without IPv6.
-    :raises ConfigurationError: if one makes no sense, or both are None.
+    :param part: the number of this part of a network that has several; None for a whole network.
+    :raises ConfigurationError: if one makes no sense, or both prefixes are None.
     :ivar ip4: the prefix of IPv4, None without it.
     :ivar ip6: likewise.
+    :ivar first: the number of the first host.
+    :ivar last: the highest number that a host may have.
     """
 
-    def __init__(self, subnet4: str | None, subnet6: str | None) -> None:
+    def __init__(self, subnet4: str | None, subnet6: str | None, part: int | None = None) -> None:
         self.ip4 = _parsed(Network4, "subnet4", subnet4, 0) if subnet4 else None
         self.ip6 = _parsed(Network6, "subnet6", subnet6, 1) if subnet6 else None
         if self.ip4 is None and self.ip6 is None:
             raise ConfigurationError("a network needs an address family", "give subnet4 or subnet6")
 
-    @property
-    def most(self) -> int:
-        """The highest number that a host may have."""
-        last4 = self.ip4.num_addresses - 2 if self.ip4 else HOSTS6
-        return min(last4, self.ip6.num_addresses - 1 if self.ip6 else HOSTS6, HOSTS6 - 1)
+        hosts = HOSTS6
+        for network in (self.ip4, self.ip6):
+            hosts = min(hosts, network.num_addresses) if network else hosts
+        # The last address of IPv4 is the broadcast address.
+        self.first, self.last = GATEWAY + 1, hosts - (2 if self.ip4 else 1)
+        if part is None:
+            return
+        size = 1 << (hosts.bit_length() - 1) // 2
+        parts = hosts // size
+        if not isinstance(part, int) or not 0 <= part < parts or size < ADDRESSES_MINIMUM:
+            raise ConfigurationError(f"part {part!r} of a network with {parts} parts", PART_REMEDY)
+        self.first += part * size
+        self.last = min(self.last, (part + 1) * size - 1)
 
     def host(self, number: int) -> HostAddresses:
         """Return what the host of a number has.
 
-        :param number: 1 (`GATEWAY`) to `most`.
+        :param number: `GATEWAY`, or `first` to `last`.
         """
         networks = [network for network in (self.ip4, self.ip6) if network]
         addresses = [network[number] for network in networks]
@@ -87,6 +104,15 @@ def chosen(number: int) -> tuple[str, str]:
     :param number: 0 to `SUBNETS` - 1, another one for each network.
     """
     return SUBNET4.format(number), SUBNET6.format(number)
+
+
+def shared(subnet4: str | None, subnet6: str | None) -> tuple[str, str]:
+    """Return the prefixes of a network that has parts in several processes, where the same are chosen for all.
+
+    :param subnet4: that of IPv4, None for the chosen one.
+    :param subnet6: that of IPv6, likewise.
+    """
+    return SHARED4 if subnet4 is None else subnet4, SHARED6 if subnet6 is None else subnet6
 
 
 def _parsed(kind: type[N], name: str, text: str, family: int) -> N:

@@ -86,12 +86,15 @@ def variables(output: str) -> dict[str, str]:
 
 
 class Guest(Console):
-    """A virtual machine, whose network card is connected to a UNIX stream socket."""
+    """A virtual machine, whose network card is connected to a UNIX stream socket.
 
-    def __init__(self, image: Image, socket_path: Path) -> None:
+    :param network: path of the socket, or the options of qemu that connect it.
+    """
+
+    def __init__(self, image: Image, network: Path | Sequence[str]) -> None:
         began = time.monotonic()
         self._program = subprocess.Popen(
-            _command(image, socket_path),
+            _command(image, _connecting(network) if isinstance(network, Path) else network),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -124,8 +127,12 @@ class Guest(Console):
             pass  # its pipes are closed, and it is waited for
 
 
-def _command(image: Image, socket_path: Path) -> list[str]:
-    network = f"stream,id=net,server=off,addr.type=unix,addr.path={socket_path}"
+def _connecting(path: Path) -> list[str]:
+    network = f"stream,id=net,server=off,addr.type=unix,addr.path={path}"
+    return ["-netdev", network, "-device", f"virtio-net-pci,netdev=net,mac={GUEST_MAC},romfile="]
+
+
+def _command(image: Image, network: Sequence[str]) -> list[str]:
     return [
         image.qemu,
         "-no-user-config",
@@ -136,5 +143,5 @@ def _command(image: Image, socket_path: Path) -> list[str]:
         *("-display", "none", "-monitor", "none", "-serial", "stdio"),
         *("-kernel", str(image.kernel), "-initrd", str(image.initramfs)),
         *("-append", "console=ttyS0 quiet loglevel=0 panic=-1"),
-        *("-netdev", network, "-device", f"virtio-net-pci,netdev=net,mac={GUEST_MAC},romfile="),
+        *network,
     ]

@@ -7,7 +7,7 @@ import ipaddress
 import pytest
 
 from gpasst.errors import ConfigurationError
-from gpasst.switch.plan import GATEWAY, SUBNETS, Plan, chosen
+from gpasst.switch.plan import GATEWAY, SUBNETS, Plan, chosen, shared
 
 
 def test_the_gateway_is_first() -> None:
@@ -29,7 +29,7 @@ def test_one_family_is_enough() -> None:
 )
 def test_no_host_has_a_broadcast_address(subnet4: str, subnet6: str, most: int) -> None:
     plan = Plan(subnet4, subnet6)
-    assert plan.most == most
+    assert (plan.first, plan.last) == (GATEWAY + 1, most)
     plan.host(most)
 
 
@@ -55,3 +55,41 @@ def test_chosen_prefixes_do_not_overlap() -> None:
     prefixes = [ipaddress.ip_network(chosen(number)[family]) for number in range(SUBNETS) for family in (0, 1)]
     assert len(set(prefixes)) == 2 * SUBNETS
     assert all(prefix.is_private for prefix in prefixes)
+
+
+@pytest.mark.parametrize(
+    ("subnet4", "subnet6", "part", "first", "last"),
+    [
+        ("10.78.0.0/16", "fd78::/64", 0, "10.78.0.2", "10.78.0.255"),
+        ("10.78.0.0/16", "fd78::/64", 3, "10.78.3.2", "10.78.3.255"),
+        ("10.78.0.0/16", "", 255, "10.78.255.2", "10.78.255.254"),
+        ("10.1.2.0/24", "", 2, "10.1.2.34", "10.1.2.47"),
+        ("10.1.2.0/25", "", 15, "10.1.2.122", "10.1.2.126"),
+        ("", "fd01::/64", 1, "fd01::1:2", "fd01::1:ffff"),
+    ],
+)
+def test_each_part_has_addresses_of_its_own(subnet4: str, subnet6: str, part: int, first: str, last: str) -> None:
+    plan = Plan(subnet4, subnet6, part)
+    ends = [plan.host(number) for number in (plan.first, plan.last)]
+    assert [end.ip4 or end.ip6 for end in ends] == [first, last]
+    assert plan.host(GATEWAY) == Plan(subnet4, subnet6).host(GATEWAY), "parts share the gateway"
+
+
+def test_parts_do_not_overlap() -> None:
+    plans = [Plan("10.1.2.0/24", "fd01::/64", part) for part in range(16)]
+    numbers = [number for plan in plans for number in range(plan.first, plan.last + 1)]
+    assert len(numbers) == len({plans[0].host(number).mac for number in numbers}) == 16 * 14 - 1
+
+
+@pytest.mark.parametrize(
+    ("subnet4", "part", "parts"),
+    [("10.78.0.0/16", 256, 256), ("10.78.0.0/16", -1, 256), ("10.1.2.0/24", 16, 16), ("10.1.2.0/29", 0, 4)],
+)
+def test_a_part_that_there_is_not_is_refused(subnet4: str, part: int, parts: int) -> None:
+    with pytest.raises(ConfigurationError, match=f"part {part} of a network with {parts} parts"):
+        Plan(subnet4, "", part)
+
+
+def test_parts_choose_the_same_prefixes() -> None:
+    assert shared(None, None) == ("10.78.0.0/16", "fd78::/64")
+    assert shared("10.1.0.0/16", "") == ("10.1.0.0/16", "")

@@ -1,0 +1,84 @@
+"""The port of a network that a virtual machine connects to.
+
+Theory of operation: qemu connects to a UNIX socket, which serves one machine at a time (`gpasst.proxy.guest_session`).
+Its stream is a port of the switch (`gpasst.link.switch_stream`), which stays when the machine goes.
+"""
+
+from __future__ import annotations
+
+from gevent.event import Event
+
+from gpasst.counters import Drop
+from gpasst.link.listener import OWNER, PathListener
+from gpasst.link.stream import Stream
+from gpasst.link.switch_stream import StreamPort
+from gpasst.proxy.guest_session import GuestSession
+from gpasst.proxy.lan import Lan
+from gpasst.proxy.workers import WRITE
+from gpasst.switch.framing import Cutter
+
+SCAN_SECONDS = 1.0  # after which a listening socket that had to wait is looked at again
+
+
+class MachinePort:
+    """A port with a virtual machine behind it.
+
+    :param lan: the network.
+    :param name: of the machine.
+    :param path: of the socket that it connects to.
+    :param address: the MAC address that nobody else may use, 6 bytes.
+    :raises ConfigurationError: if the path is none.
+    :raises PlatformError: if there cannot be a socket.
+    :ivar port: the port of the switch.
+    :ivar connected: set while a machine is connected.
+    """
+
+    def __init__(self, lan: Lan, name: str, path: str, address: bytes) -> None:
+        self.connected = Event()
+        self._closed = False
+        self._lan = lan
+        watchers = lan.watchers
+        listener = PathListener(path, "path", OWNER)
+        self._stream = stream = Stream(
+            lan.counters,
+            lambda sock, empty: watchers.watch(stream, sock.fileno(), empty, events=WRITE),
+            lambda: watchers.unwatch(stream),
+            Drop.PORT_FULL,
+            Drop.NO_GUEST,
+        )
+        self._worker = watchers.worker(self._step)
+        self._again = watchers.repeat(self._worker)
+        cutter = Cutter(None, lambda: lan.counters.drop(Drop.FRAME_LENGTH))
+        self.port = StreamPort(name, stream, lan.switch, cutter, self._again.ask, lan.counters)
+        self._session = GuestSession(
+            listener,
+            stream,
+            self.port,
+            lambda sock, call: watchers.watch(sock, sock.fileno(), call),
+            watchers.unwatch,
+            self._worker.wake,
+            self.connected.set,
+            lambda: False,
+            self.connected.clear,
+            once=False,
+        )
+        self._scan = lan.timers.every(SCAN_SECONDS, lambda now: self._session.scan())
+        lan.switch.add(self.port, address)
+        self._session.open()
+
+    def close(self) -> None:
+        """Cut the machine off, and listen no more; more calls do nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._scan.cancel()
+        self._lan.switch.remove(self.port)
+        self._session.close()
+        self._lan.watchers.forget(self._again, self._worker)
+
+    def _step(self) -> int:
+        """Forward what the machine has sent; return how many frames it was."""
+        moved = self._session.step()
+        if not self._stream.ready:
+            self.connected.clear()
+        return moved

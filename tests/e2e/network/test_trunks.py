@@ -1,0 +1,171 @@
+"""Networks whose parts are joined by trunks, in one process and in two. Takes 3 seconds."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import gpasst
+from gpasst.testing import assert_flat
+from tests.support.need import need
+from tests.support.ready import until
+
+pytestmark = pytest.mark.usefixtures("tun", "remote")
+
+DEADLINE = 10.0  # seconds; for what takes milliseconds
+FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+SECRET = "of both"
+OTHER_PROCESS = """
+import sys, gpasst
+with gpasst.Network("lan", part=int(sys.argv[2])) as lan:
+    host = lan.host("b")
+    lan.trunk(connect=sys.argv[1])
+    with host.socket() as sock:
+        sock.bind((host.ip4, 7))
+        print(host.ip4, host.ip6, flush=True)
+        data, peer = sock.recvfrom(1 << 16)
+        sock.sendto(data.upper(), peer)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "trunk"
+
+
+@pytest.fixture
+def pair(path: Path) -> Iterator[tuple[gpasst.Host, gpasst.Host]]:
+    """Two hosts of different parts, with a trunk between these."""
+    with gpasst.Network("lan", part=0) as one, gpasst.Network("lan", part=1) as two:
+        hosts = one.host("a"), two.host("b")
+        one.trunk(listen=path)
+        two.trunk(connect=path)
+        yield hosts
+
+
+def address(host: gpasst.Host, family: int) -> str:
+    return host.ip4 if family == 4 else host.ip6
+
+
+def test_parts_have_addresses_of_their_own(pair: tuple[gpasst.Host, gpasst.Host]) -> None:
+    a, b = pair
+    assert (a.ip4, a.ip6) == ("10.78.0.2", "fd78::2")
+    assert (b.ip4, b.ip6) == ("10.78.1.2", "fd78::102")
+
+
+def test_hosts_of_two_parts_ping_each_other(pair: tuple[gpasst.Host, gpasst.Host], family: int) -> None:
+    need("ping")
+    for host, other in (pair, pair[::-1]):
+        host.run(
+            ["ping", "-c1", "-W5", "-s", "4000", address(other, family)],
+            check=True,
+            capture_output=True,
+            timeout=DEADLINE,
+        )
+
+
+def test_a_stream_crosses_a_trunk_whole(pair: tuple[gpasst.Host, gpasst.Host], family: int) -> None:
+    a, b = pair
+    sent = bytes(range(256)) * 8192
+    with a.socket(FAMILIES[family], socket.SOCK_STREAM) as listener:
+        listener.bind((address(a, family), 0))
+        listener.listen()
+        with b.socket(FAMILIES[family], socket.SOCK_STREAM) as client:
+            client.settimeout(DEADLINE)
+            client.connect(listener.getsockname()[:2])
+            accepted, _ = listener.accept()
+            with accepted:
+                accepted.settimeout(DEADLINE)
+                got = bytearray()
+                for at in range(0, len(sent), 1 << 16):
+                    client.sendall(sent[at : at + (1 << 16)])
+                    while len(got) < at + (1 << 16):
+                        got += accepted.recv(1 << 16)
+    assert got == sent
+
+
+def test_a_trunk_over_tcp_listens_on_loopback() -> None:
+    with gpasst.Network("lan", part=0) as one, gpasst.Network("lan", part=1) as two:
+        trunk = one.trunk(listen="0", secret=SECRET)
+        assert re.fullmatch(r"127\.0\.0\.1:\d+", trunk.address)
+        other = two.trunk(connect=trunk.address, secret=SECRET.encode())
+        trunk.wait(DEADLINE)
+        assert (trunk.peers, other.peers) == (1, 1)
+        sixth = one.trunk(listen="[::1]:0", secret=SECRET)
+        assert re.fullmatch(r"\[::1\]:\d+", sixth.address)
+
+
+def test_parts_in_two_processes(path: Path) -> None:
+    with gpasst.Network("lan", part=0) as lan, lan.host("a").socket() as sock:
+        trunk = lan.trunk(listen=path)
+        sock.settimeout(DEADLINE)
+        for part in (1, 2):
+            command = [sys.executable, "-c", OTHER_PROCESS, str(path), str(part)]
+            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+                try:
+                    assert other.stdout is not None
+                    ip4, ip6 = other.stdout.readline().split()
+                    assert (ip4, ip6) == (f"10.78.{part}.2", f"fd78::{part}02")
+                    sock.sendto(b"hello", (ip4, 7))
+                    assert sock.recvfrom(100) == (b"HELLO", (ip4, 7))
+                finally:
+                    other.kill()
+            until(lambda: not trunk.peers, "the end of the trunk")
+
+
+def test_a_side_that_comes_first_waits_for_the_other(path: Path) -> None:
+    with gpasst.Network("lan", part=0) as one, gpasst.Network("lan", part=1) as two:
+        early = two.trunk(connect=path, timeout=0)
+        assert not early.peers
+        with pytest.raises(gpasst.PlatformError, match=r"No such file or directory; begin"):
+            early.wait(0.01)
+        late = one.trunk(listen=path)
+        early.wait(DEADLINE)
+        late.close()
+        with pytest.raises(gpasst.PlatformError, match="closed"):
+            late.wait(DEADLINE)
+
+
+def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
+    with gpasst.Network("lan") as lan:
+        trunk = lan.trunk(listen="0", secret=SECRET)
+        for options, text in (
+            ({}, "a trunk listens or connects; give listen or connect, and not both"),
+            ({"listen": "1", "connect": "2"}, "a trunk listens or connects"),
+            ({"listen": "127.0.0.1:0"}, "listen 127.0.0.1:0: a trunk over TCP needs a secret"),
+            ({"connect": "4000"}, "connect 127.0.0.1:4000: a trunk over TCP needs a secret"),
+            ({"listen": "here", "secret": SECRET}, "listen here is no address; write it like 127.0.0.1:4000"),
+            ({"listen": "::1:40", "secret": SECRET}, "listen ::1:40 is no address"),
+            ({"listen": "127.0.0.1:65536", "secret": SECRET}, "listen 127.0.0.1:65536 is no address"),
+            ({"listen": "300.1.2.3:40", "secret": SECRET}, "listen 300.1.2.3:40: "),
+            ({"listen": tmp_path}, f"listen {tmp_path} exists and is no socket"),
+            ({"connect": "/" + "x" * 200}, "is longer than 107 bytes"),
+            ({"connect": trunk.address, "secret": "another"}, "the other end has another secret; give both ends"),
+            ({"connect": trunk.address, "secret": SECRET}, "it would close a loop"),
+        ):
+            with pytest.raises(gpasst.ConfigurationError) as caught:
+                lan.trunk(**options)
+            assert text in str(caught.value)
+            assert caught.value.remedy
+        with pytest.raises(gpasst.PlatformError, match="Connection refused"):
+            lan.trunk(connect="1", secret=SECRET, timeout=0.01)
+        with pytest.raises(gpasst.PlatformError, match=r"listen 192\.0\.2\.77 port 1: "):
+            lan.trunk(listen="192.0.2.77:1", secret=SECRET)
+        assert lan.call(lambda parts: parts.switch.ports) == []
+
+
+def test_all_is_returned_at_close(path: Path) -> None:
+    with gpasst.Network("lan", part=0) as one, gpasst.Network("lan", part=1) as two:
+
+        def once() -> None:
+            with one.trunk(listen=path) as listener, two.trunk(connect=path) as side:
+                assert (listener.peers, side.peers) == (1, 1)
+
+        assert_flat(once, repeats=10)

@@ -1,0 +1,368 @@
+"""Trunks between the switches of one process: they come up, carry frames, are refused, and come back."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+
+from gpasst.counters import Drop
+from gpasst.errors import PlatformError
+from gpasst.link import stream
+from gpasst.link.switch import Data
+from gpasst.linux import AF_INET, AF_UNIX
+from gpasst.proxy import trunk_end, trunk_sides
+from gpasst.proxy.lan import Lan
+from gpasst.proxy.timers import Timers
+from gpasst.proxy.trunk_end import Trunks
+from gpasst.proxy.trunk_sides import Place, TrunkConnector, TrunkListener
+from gpasst.switch.handshake import Handshake, Refusal
+from gpasst.switch.membership import COOKIE_BYTES, MEMBERS_LIMIT
+from gpasst.wire import VIRTIO_NET_BLANK
+
+PATIENCE = 10.0  # seconds; for what takes milliseconds
+BROADCAST = b"\xff" * 6
+SECRET = b"of both"
+
+
+class Part:
+    """A network with one host, which is part of this process."""
+
+    def __init__(self, number: int) -> None:
+        self.lan = Lan(f"lan{number}", False)
+        self.trunks = Trunks(self.lan)
+        self.mac = b"\x02\0\0\0\0" + bytes((number,))
+        self.got: list[bytes] = []
+        self.host = self.lan.add_inner("host", self.mac, self._take)
+
+    def send(self, payload: bytes, to: bytes = BROADCAST) -> None:
+        """Let the host send a frame."""
+        self.lan.switch.forward(self.host, VIRTIO_NET_BLANK + to + self.mac + b"\x88\xb5" + payload.ljust(46, b"\0"))
+
+    def payloads(self) -> list[bytes]:
+        return [data[24:].rstrip(b"\0") for data in self.got]
+
+    def listen(self, place: Place, secret: bytes = b"") -> TrunkListener:
+        return TrunkListener(self.trunks, place, secret)
+
+    def connect(self, place: Place, secret: bytes = b"") -> TrunkConnector:
+        return TrunkConnector(self.trunks, place, secret)
+
+    def _take(self, data: Data) -> None:
+        self.got.append(bytes(data))
+
+
+@pytest.fixture
+def parts() -> Iterator[list[Part]]:
+    parts = [Part(number) for number in range(4)]
+    yield parts
+    for part in parts:
+        part.lan.close()
+    gevent.sleep(0)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(AF_UNIX, str(tmp_path / "trunk"), "trunk")
+
+
+@contextmanager
+def closing(*sides: TrunkListener | TrunkConnector) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for side in sides:
+            side.close()
+            side.close()
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Let the hub run until something is so."""
+    with gevent.Timeout(PATIENCE):
+        while not condition():
+            gevent.sleep(0.001)
+
+
+def refused(side: TrunkConnector) -> Refusal | None:
+    side.changed.wait(PATIENCE)
+    assert not side.peers
+    return side.refusal
+
+
+def test_frames_cross_a_trunk(parts: list[Part], place: Place) -> None:
+    one, two, *_ = parts
+    with closing(one.listen(place), side := two.connect(place)):
+        assert side.joined.wait(PATIENCE)
+        one.send(b"to all")
+        until(lambda: two.got)
+        two.send(b"to one", one.mac)
+        until(lambda: one.got)
+    assert (one.payloads(), two.payloads()) == ([b"to one"], [b"to all"])
+
+
+def test_the_side_that_listens_is_up_when_the_other_is(parts: list[Part], place: Place) -> None:
+    one, two, *_ = parts
+    with closing(listener := one.listen(place), side := two.connect(place)):
+        side.joined.wait(PATIENCE)
+        assert (listener.peers, side.peers) == (1, 1)
+
+
+def test_several_parts_join_the_middle_of_a_star(parts: list[Part], place: Place) -> None:
+    listener = parts[0].listen(place)
+    sides = [part.connect(place) for part in parts[1:]]
+    with closing(listener, *sides):
+        for side in sides:
+            assert side.joined.wait(PATIENCE)
+        assert listener.peers == len(sides)
+        parts[1].send(b"to all")
+        until(lambda: all(part.got for part in parts if part is not parts[1]))
+        parts[2].send(b"to one", parts[1].mac)
+        until(lambda: parts[1].got)
+    assert [len(part.got) for part in parts] == [1, 1, 1, 1]
+
+
+def test_a_trunk_that_closes_a_loop_is_refused(parts: list[Part], tmp_path: Path) -> None:
+    places = [Place(AF_UNIX, str(tmp_path / str(number)), str(number)) for number in range(3)]
+    listeners = [part.listen(place) for part, place in zip(parts, places, strict=False)]
+    with closing(*listeners):
+        first, second = parts[1].connect(places[0]), parts[2].connect(places[1])
+        with closing(first, second):
+            assert first.joined.wait(PATIENCE)
+            assert second.joined.wait(PATIENCE)
+            # Between two that are joined by a third; twice between the same two; with itself.
+            for part, place in (
+                (parts[0], places[2]),
+                (parts[2], places[0]),
+                (parts[1], places[0]),
+                (parts[1], places[1]),
+            ):
+                with closing(side := part.connect(place)):
+                    assert refused(side) == Refusal.LOOP
+            parts[0].send(b"once")
+            until(lambda: parts[1].got and parts[2].got)
+            assert parts[1].payloads() == parts[2].payloads() == [b"once"]
+            assert parts[0].got == []
+
+
+def test_a_way_that_is_gone_makes_room_for_another(parts: list[Part], tmp_path: Path) -> None:
+    places = [Place(AF_UNIX, str(tmp_path / str(number)), str(number)) for number in range(2)]
+    listeners = [part.listen(place) for part, place in zip(parts, places, strict=False)]
+    with closing(*listeners):
+        first, second = parts[1].connect(places[0]), parts[2].connect(places[1])
+        with closing(first, second):
+            assert first.joined.wait(PATIENCE)
+            assert second.joined.wait(PATIENCE)
+            with closing(third := parts[2].connect(places[0])):
+                assert refused(third) == Refusal.LOOP
+                first.close()
+                assert third.joined.wait(PATIENCE), "which it tries again"
+
+
+@pytest.mark.parametrize(("one", "other"), [(SECRET, b"of one"), (b"", SECRET), (SECRET, b"")])
+def test_two_secrets_do_not_join(parts: list[Part], place: Place, one: bytes, other: bytes) -> None:
+    with closing(listener := parts[0].listen(place, one), side := parts[1].connect(place, other)):
+        assert refused(side) == Refusal.SECRET
+        assert not listener.peers
+
+
+def test_a_trunk_over_tcp(parts: list[Part]) -> None:
+    listener = parts[0].listen(Place(AF_INET, ("127.0.0.1", 0), "any"), SECRET)
+    host, _, port = listener.text.rpartition(":")
+    with closing(listener, side := parts[1].connect(Place(AF_INET, (host, int(port)), "it"), SECRET)):
+        assert side.joined.wait(PATIENCE)
+        parts[0].send(b"to all")
+        until(lambda: parts[1].got)
+
+
+def test_a_connection_that_is_lost_is_made_again(parts: list[Part], place: Place) -> None:
+    with closing(side := parts[1].connect(place)):
+        assert side.failure == "No such file or directory"
+        first = parts[0].listen(place)
+        with closing(first):
+            assert side.joined.wait(PATIENCE)
+        until(lambda: not side.peers)
+        with closing(parts[2].listen(place)):
+            assert side.joined.wait(PATIENCE)
+            parts[1].send(b"to all")
+            until(lambda: parts[2].got)
+    assert parts[0].got == []
+
+
+def test_hosts_behind_a_trunk_that_has_gone_are_unknown(parts: list[Part], place: Place) -> None:
+    one, two, *_ = parts
+    with closing(one.listen(place)):
+        with closing(side := two.connect(place)):
+            side.joined.wait(PATIENCE)
+            two.send(b"to all")
+            until(lambda: one.got)
+            assert one.lan.switch.table.find(two.mac) is not None
+        until(lambda: one.lan.switch.table.find(two.mac) is None)
+    assert one.lan.switch.ports == [one.host]
+
+
+@contextmanager
+def connected(listener: TrunkListener, place: Place) -> Iterator[socket.socket]:
+    """A stranger's connection, which has read the greeting."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(place.address)
+        sock.setblocking(False)
+        until(lambda: _peeked(sock))
+        sock.recv(1 << 16)
+        yield sock
+
+
+def _peeked(sock: socket.socket) -> bool:
+    try:
+        return len(sock.recv(1, socket.MSG_PEEK)) == 1
+    except BlockingIOError:
+        return False
+
+
+def rest(sock: socket.socket) -> bytes:
+    """Return what a stranger still gets before the end of the stream."""
+    data = b""
+    with gevent.Timeout(PATIENCE):
+        while True:
+            try:
+                piece = sock.recv(1 << 16)
+            except BlockingIOError:
+                gevent.sleep(0.001)
+                continue
+            except ConnectionResetError:
+                return data
+            if not piece:
+                return data
+            data += piece
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        (60).to_bytes(4, "big") + BROADCAST + b"\x02\0\0\0\0\x09" + bytes(48),
+        b"GET / HTTP/1.1\r\nHost: here\r\n\r\n",
+        b"\x80\0\0\x01\x03",
+    ],
+    ids=["a frame", "something else", "a message that is not due"],
+)
+def test_a_stranger_reaches_nothing(parts: list[Part], place: Place, data: bytes) -> None:
+    with closing(listener := parts[0].listen(place, SECRET)), connected(listener, place) as sock:
+        sock.send(data)
+        assert rest(sock) == b"\x80\0\0\x02\x04\0"
+        assert parts[0].got == []
+        assert parts[0].lan.switch.ports == [parts[0].host]
+        assert len(parts[0].lan.switch.table) == 1
+
+
+def test_a_stranger_who_is_silent_is_sent_away(
+    parts: list[Part], place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trunk_end, "HANDSHAKE_SECONDS", 0.01)
+    with closing(listener := parts[0].listen(place)), connected(listener, place) as sock:
+        assert rest(sock) == b""
+
+
+def test_strangers_are_limited(parts: list[Part], place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trunk_sides, "GREETING_LIMIT", 1)
+    with closing(listener := parts[0].listen(place)), connected(listener, place), socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(place.address)
+        sock.setblocking(False)
+        assert rest(sock) == b""
+
+
+def test_a_listener_without_descriptors_goes_on_later(
+    parts: list[Part], place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trunk_sides, "PAUSE_SECONDS", 0.001)
+    listener = parts[0].listen(place)
+    accept, failures = listener._listener.accept, [OSError(24, "Too many open files")]  # noqa: SLF001
+
+    def scarce() -> Any:
+        if failures:
+            raise failures.pop()
+        return accept()
+
+    monkeypatch.setattr(listener._listener, "accept", scarce)  # noqa: SLF001
+    with closing(listener, side := parts[1].connect(place)):
+        assert side.joined.wait(PATIENCE)
+    assert not failures
+
+
+def test_a_connection_that_nobody_answers_is_given_up(
+    parts: list[Part], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trunk_sides, "CONNECT_SECONDS", 0.01)
+    monkeypatch.setattr(trunk_sides, "RETRY_FIRST", PATIENCE)
+    with socket.socket() as full:
+        # Whose queue is full: the kernel drops further SYNs.
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        waiting = [socket.create_connection(full.getsockname(), PATIENCE)]
+        with closing(side := parts[0].connect(Place(AF_INET, full.getsockname(), "full"), SECRET)):
+            until(lambda: side.failure)
+            assert side.failure == "no answer"
+        for sock in waiting:
+            sock.close()
+
+
+def test_attempts_come_at_growing_times(parts: list[Part], place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(random, "random", lambda: 1.0)
+    monkeypatch.setattr(parts[0].lan.clock, "source", lambda: 0.0)
+
+    def at(self: Timers, when: float, callback: Callable[[float], None]) -> None:
+        pauses.append(when)
+        if len(pauses) < 9:
+            callback(when)
+
+    monkeypatch.setattr(Timers, "at", at)
+    with closing(parts[0].connect(place)):
+        pass
+    assert sorted(pauses) == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0])
+
+
+def test_a_path_that_is_in_use_is_refused(parts: list[Part], place: Place) -> None:
+    with closing(parts[0].listen(place)), pytest.raises(PlatformError, match="in use"):
+        parts[1].listen(place)
+
+
+def test_the_socket_is_for_its_owner_alone(parts: list[Part], place: Place) -> None:
+    with closing(parts[0].listen(place)):
+        assert Path(place.address).stat().st_mode & 0o777 == 0o600
+    assert not Path(place.address).exists()
+
+
+def test_a_peer_that_does_not_read_loses_frames_and_at_last_the_trunk(
+    parts: list[Part], place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A switch that greets, and then reads nothing."""
+    with closing(listener := parts[0].listen(place, SECRET)), socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(place.address)
+        sock.setblocking(False)
+        greeting = Handshake(True, SECRET, bytes(32))
+        sock.send(greeting.begin())
+        until(lambda: _peeked(sock))
+        sock.send(greeting.take(sock.recv(1 << 16)[4:]))
+        until(lambda: _peeked(sock))
+        greeting.take(sock.recv(1 << 16)[4:])
+        assert greeting.done
+        sock.send(b"\x80\0\0\x09\x03" + bytes(COOKIE_BYTES))
+        until(lambda: listener.peers)
+        for _ in range(200):
+            parts[0].send(bytes(60_000))
+        assert parts[0].lan.counters.drops[Drop.PORT_FULL] > 50
+        assert listener.peers == 1
+        # What it has to know has no room either.
+        monkeypatch.setattr(stream, "QUEUE_BYTES", stream.QUEUE_BYTES // 2)
+        with closing(side := parts[1].connect(place, SECRET)):
+            assert side.joined.wait(PATIENCE)
+            assert listener.peers == 1
+
+
+def test_as_many_members_as_there_may_be_fit_a_message() -> None:
+    assert MEMBERS_LIMIT * COOKIE_BYTES < 1 << 16
