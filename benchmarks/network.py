@@ -48,7 +48,8 @@ from lab import (
     usable_congestion_control,
 )
 
-CONTENDERS = ("gpasst", "veth", "bridge")
+BRIDGE = "bridge"
+CONTENDERS = ("gpasst", "veth", BRIDGE)
 HOSTS = ("a", "b", "c", "d")
 PORT = 7001
 NOBODY = "02:00:00:00:00:99"  # a MAC address that no host has
@@ -141,7 +142,7 @@ class Place:
             if name == "gpasst":
                 self._network(mtu)
             else:
-                self._kernel(mtu, bridge=name == "bridge")
+                self._kernel(mtu, bridge=name == BRIDGE)
             for netns in self.netns.values():
                 run("ip", "netns", "exec", netns, "sysctl", "-q", "-w", f"net.ipv4.tcp_rmem={RECEIVE_BUFFER}")
             time.sleep(START_SECONDS)
@@ -220,7 +221,7 @@ class Bench:
     """
 
     def __init__(self, names: list[str], wanted: Callable[[str], bool], rounds: int, seconds: float) -> None:
-        self._names = [name for name in CONTENDERS if name in names or name == "bridge"]
+        self._names = [name for name in CONTENDERS if name in names]
         self._loads = [load for load in LOADS if wanted(load.label)]
         self._counts = [count for count, label in zip(COUNTS, OPENING, strict=True) if wanted(label)]
         self._rounds = rounds

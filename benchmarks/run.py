@@ -330,7 +330,7 @@ def main() -> int:
             transport = tcp.Bench(lab, Path(programs_at), names, wanted, plan).run() if streams else tcp_rows.NOTHING
         hosts = network.NOTHING
         if connected:
-            hosts = network.Bench(names, wanted, given.rounds, given.bulk_seconds).run()
+            hosts = network.Bench([*names, network.BRIDGE], wanted, given.rounds, given.bulk_seconds).run()
     finally:
         lab.close()
     rows = table(results)

@@ -4,9 +4,9 @@ Theory of operation:
 
 1. A frame that comes in by a port is looked at by `Switch.forward`: its source address is learned, and its destination
    leads to one port or to all others (`gpasst.switch.table`).
-2. What was decided for a pair of addresses is kept at the port, as the *way* of that pair: the `write` of the port
-   that it leads to. So the next frame of the pair costs one look-up and one call. Only pairs whose frames nobody has to
-   see have a way. `Switch.reset` ends all ways, for whoever wants to see frames from now on.
+2. What was decided for a pair of addresses is kept at the port, as the *way* of that pair: the port that it leads to.
+   So the next frame of the pair costs one look-up and one call. Only pairs whose frames nobody has to see have a way.
+   `Switch.reset` ends all ways, for whoever wants to see frames from now on.
 3. What stands between the ports, such as weather and partitions (`Between`), is asked about each frame that has no way:
    when it comes in, and again for each port that it would leave by. Frames are recorded here, at their sender's link
    and at each receiver's.
@@ -64,6 +64,7 @@ class Port:
     :param counters: where drops are counted.
     :ivar name: as above.
     :ivar inner: whether it leads to a part of this process.
+    :ivar joins: whether it takes superframes of UDP, so that frames are worth joining.
     :ivar ways: where frames of a pair of addresses go at once; see the head of this module.
     :ivar received: frames that came in; a superframe counts once.
     :ivar sent: frames that went out, counted likewise.
@@ -71,10 +72,11 @@ class Port:
     """
 
     inner = False
+    joins = False
 
     def __init__(self, name: str, counters: Counters) -> None:
         self.name = name
-        self.ways: dict[bytes, Way] = {}
+        self.ways: dict[bytes, Port] = {}
         self.received = self.sent = 0
         self.down = False
         self.counters = counters
@@ -108,7 +110,7 @@ class InnerPort(Port):
     :param counters: where drops are counted.
     """
 
-    inner = True
+    inner = joins = True
 
     def __init__(self, name: str, take: Way, again: Callable[[], None], counters: Counters) -> None:
         super().__init__(name, counters)
@@ -202,7 +204,7 @@ class Switch:
         """
         way = source.ways.get(bytes(data[PAIR]))
         if way is not None:
-            way(data)
+            (way.later if source.inner else way.write)(data)
             return
         table = self.table
         if len(data) < SHORTEST:
@@ -242,7 +244,7 @@ class Switch:
                 ways = source.ways
                 if len(ways) >= WAYS_PER_PORT:
                     ways.clear()
-                ways[destination + sender] = target.later if source.inner else target.write
+                ways[destination + sender] = target
 
     def _direct(self, source: Port, target: Port) -> bool:
         """Return whether nobody has to see what passes between two ports."""

@@ -80,7 +80,7 @@ class StreamPort(Port):
             moved += 1
             way = ways.get(bytes(frame[PAIR]))
             if way is not None:
-                way(frame)
+                way.write(frame)
             else:
                 self._switch.forward(self, frame)
         if self.left:

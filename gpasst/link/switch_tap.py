@@ -4,6 +4,10 @@ Theory of operation: a frame is read behind its virtio-net header, and written t
 it is: the kernel of one host has left checksums and segmentation undone, and the kernel of the other takes it so. So a
 frame costs two system calls, whatever it is. One that has no way yet goes to `Switch.forward`.
 
+A frame of UDP whose pair and size are those of the one before is expected to have more behind it. Those that repeat it
+are joined, and written as one superframe: a write costs more than a read, since it does the work of the receiving host.
+In a conversation, where steps have one frame each, looking for a second one is left to the next step.
+
 A tap takes every frame at once, in the time of whoever writes it. What waits, waits in the kernel's queue of the tap
 that it was sent from; when that is full, the sender's kernel drops frames as with any other device.
 """
@@ -23,19 +27,27 @@ from gpasst.counters import Counters, Drop
 from gpasst.helper.tap import IOC_WRITE
 from gpasst.hub import readable
 from gpasst.link.port import TRANSIENT, LinkGone
+from gpasst.link.run_reader import DRAINED, RunReader
 from gpasst.link.switch import PAIR, Data, Port, Switch
 from gpasst.link.tap import FRAME_BYTES
-from gpasst.linux import TUNSETCARRIER
+from gpasst.linux import TUNSETCARRIER, UDP_MAX_SEGMENTS_SENT
+from gpasst.packet.joining import GSO_TYPE, HEADERS, RUN_BYTES, joinable, seal
 from gpasst.packet.segmentation import split
-from gpasst.wire import VIRTIO_NET_BLANK
+from gpasst.wire import VIRTIO_NET_BLANK, VIRTIO_NET_HDR_GSO_UDP_L4
 
-FRAMES_PER_STEP: Final = 64
+FRAMES_PER_STEP: Final = 128
 FRAMES_PER_LOOK: Final = 8  # at the clock, but for frames that `Switch.forward` has seen
-STEP_SECONDS: Final = 0.0005  # so that an exchange of two others beside several floods has its turn in time
+STEP_SECONDS: Final = 0.00025  # so that an exchange of two others beside several floods has its turn in time
+SINGLE_STEPS: Final = 2  # steps with one frame each, after which the next is expected to have one, too
+SINGLE_CHECK: Final = 8  # of so many steps, one checks whether that still holds
+
+_NONE = b"", 0
 
 
 class TapPort(Port):
     """The tap of a host as a port.
+
+    Whether its kernel takes superframes of UDP (Linux 6.2) is known from the first that it refuses.
 
     :param name: of the host.
     :param fd: the device, opened with IFF_VNET_HDR, not blocking; its owner closes it.
@@ -56,8 +68,13 @@ class TapPort(Port):
         self.fd = fd
         self._switch = switch
         self._clock = clock
-        self._buffer = bytearray(FRAME_BYTES)
+        self._buffer = bytearray(2 * FRAME_BYTES)
         self._view = memoryview(self._buffer)
+        self._pair = self._view[PAIR]
+        self._runs = RunReader(self._buffer, self._view)
+        self._last = _NONE
+        self._single = 0
+        self.joins = True
 
     def step(self) -> int:
         """Forward up to `FRAMES_PER_STEP` frames, for at most `STEP_SECONDS`; return how many.
@@ -65,9 +82,13 @@ class TapPort(Port):
         :raises LinkGone: if the device is gone.
         """
         fd, view, ways, clock = self.fd, self._view, self.ways, self._clock
-        readv, vector = os.readv, [self._buffer]
-        moved, look, deadline = 0, FRAMES_PER_LOOK, 0.0
-        while moved < FRAMES_PER_STEP:
+        readv, vector, pair_of = os.readv, [self._buffer], self._pair.tobytes
+        single = self._single
+        budget = 1 if single > SINGLE_STEPS and single % SINGLE_CHECK else FRAMES_PER_STEP
+        last, last_size = self._last if budget > 1 else _NONE
+        moved = size = 0
+        look, deadline = FRAMES_PER_LOOK, 0.0
+        while moved < budget:
             try:
                 size = readv(fd, vector)
             except BlockingIOError:
@@ -76,19 +97,35 @@ class TapPort(Port):
                 if error.errno in TRANSIENT:
                     break
                 raise LinkGone(error.strerror) from error
-            moved += 1
-            way = ways.get(bytes(view[PAIR]))
-            if way is not None:
-                way(view[:size])
-            else:
-                self._switch.forward(self, view[:size])
-                look = moved
+            while size > 0:
+                # A frame that ended a run is in the buffer already. It begins none, so this is done twice at most.
+                moved += 1
+                pair = pair_of()
+                way = ways.get(pair)
+                if way is None:
+                    self._switch.forward(self, view[:size])
+                    look = moved
+                    break
+                if size == last_size and pair == last and way.joins:
+                    family = joinable(self._buffer, size)
+                    if family:
+                        size, joined = self._join(way, family, size)
+                        moved += joined
+                        last_size = last_size if size <= 0 else 0
+                        continue
+                way.write(view[:size])
+                last, last_size = pair, size
+                break
+            if size == DRAINED:
+                break
             if moved >= look:
                 look, now = moved + FRAMES_PER_LOOK, clock()
                 if not deadline:
                     deadline = now + STEP_SECONDS
                 elif now >= deadline:
                     break
+        self._last = last, last_size
+        self._single = single + 1 if moved <= 1 else 0
         self.received += moved
         return moved
 
@@ -111,10 +148,27 @@ class TapPort(Port):
         with suppress(OSError):
             fcntl.ioctl(self.fd, IOC_WRITE | TUNSETCARRIER, struct.pack("i", up))
 
+    def _join(self, way: Port, family: int, size: int) -> tuple[int, int]:
+        """Send the frame in the buffer, joined with those that follow it as long as they repeat it.
+
+        :param way: where they go.
+        :param family: of the frame, 4 or 6.
+        :param size: its bytes, with its virtio-net header.
+        :return: what `RunReader.gather` does.
+        """
+        runs, segment = self._runs, size - HEADERS[family]
+        left, joined = runs.gather(self.fd, family, size, min(UDP_MAX_SEGMENTS_SENT, RUN_BYTES // segment) - 1)
+        if joined:
+            seal(self._buffer, family, segment, segment * (1 + joined))
+        way.write(self._view[: runs.end])
+        runs.restore(family, left)
+        return left, joined
+
     def _failed(self, failure: int, data: Data) -> Drop | None:
         """Count what the tap did not take; send it frame by frame if that may help."""
         frames = list(split(data)) if failure == errno.EINVAL else []
         if len(frames) > 1:
+            self.joins = self.joins and data[GSO_TYPE] != VIRTIO_NET_HDR_GSO_UDP_L4
             reasons = [self.write(VIRTIO_NET_BLANK + frame) for frame in frames]
             return next(filter(None, reasons), None)
         reason = Drop.TAP_FULL if failure == errno.EAGAIN else Drop.TAP_FAILED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -12,7 +13,12 @@ from gpasst.counters import Counters, Drop
 from gpasst.link.port import LinkGone
 from gpasst.link.recorder import Recorder
 from gpasst.link.switch import WAITING_FRAMES, WAYS_PER_PORT, Data, InnerPort, Port, Switch
-from gpasst.link.switch_tap import FRAMES_PER_STEP, TapPort
+from gpasst.link.switch_tap import FRAMES_PER_STEP, SINGLE_CHECK, SINGLE_STEPS, TapPort
+from gpasst.link.tap import FRAME_BYTES
+from gpasst.linux import UDP_MAX_SEGMENTS_SENT
+from gpasst.packet.segmentation import split
+from gpasst.packet.superframe import shape
+from gpasst.udp.header import Header
 from tests.support.records import Kept
 from tests.support.switches import BROADCAST, World, frame, mac
 
@@ -254,8 +260,99 @@ def test_a_step_is_bounded_in_number_and_in_time(taps: Taps) -> None:
         taps.ends[1].send(frame(BROADCAST, mac(1)))
     assert taps.ports[0].step() == FRAMES_PER_STEP
     taps.ports[1].write = lambda data: None  # type: ignore[method-assign]
-    taps.ports[0].write = lambda data: setattr(taps, "now", taps.now + 0.0003)  # type: ignore[method-assign]
+    taps.ports[0].write = lambda data: setattr(taps, "now", taps.now + 0.0002)  # type: ignore[method-assign]
     assert taps.ports[1].step() == 3
+
+
+def datagram(number: int, size: int = 100, port: int = 7) -> bytes:
+    """Return a frame of UDP from host 0 to host 1, as a kernel sends it by a tap."""
+    header = Header(6, mac(1), mac(0), b"\xfd" + bytes(15), b"\xfd" + bytes(14) + b"\1", 1000, port)
+    return bytes(header.fill(size, size)) + bytes([number]) * size
+
+
+def wired(frames: list[bytes]) -> list[bytes]:
+    return [piece for data in frames for piece in split(data)]
+
+
+def received(end: socket.socket) -> list[bytes]:
+    frames = []
+    while True:
+        try:
+            frames.append(end.recv(FRAME_BYTES))
+        except BlockingIOError:
+            return frames
+
+
+def test_datagrams_that_repeat_cross_as_one(taps: Taps) -> None:
+    sent = [datagram(number) for number in range(FRAMES_PER_STEP - 1)]
+    for data in sent:
+        taps.ends[0].send(data)
+    assert taps.ports[0].step() == len(sent)
+    got = received(taps.ends[1])
+    rest = len(sent) - 2 - UDP_MAX_SEGMENTS_SENT
+    # The first makes the way, and the second shows what repeats.
+    assert [shape(data).count for data in got] == [1, 1, UDP_MAX_SEGMENTS_SENT, rest]
+    assert wired(got) == wired(sent)
+
+
+def test_frames_of_all_kinds_keep_their_order(taps: Taps) -> None:
+    sent = [datagram(number) for number in range(4)]
+    sent += [datagram(4, 60), *(datagram(number, 60) for number in range(5, 8)), datagram(8, 60, port=8)]
+    sent += [frame(mac(1), mac(0)), datagram(9), datagram(10), datagram(11, 3), frame(mac(0), mac(1)), datagram(12)]
+    for data in sent:
+        taps.ends[0].send(data)
+    assert taps.ports[0].step() == len(sent)
+    got = received(taps.ends[1])
+    assert len(got) < len(sent) - 1
+    assert wired(got) == wired([*sent[:-2], sent[-1]])
+    assert taps.counters.drops == {Drop.SOURCE_ADDRESS: 1}
+
+
+def test_two_flows_that_take_turns_do_not_make_a_step_endless(taps: Taps) -> None:
+    sent = [datagram(number, port=7 + number % 2) for number in range(2 * FRAMES_PER_STEP)]
+    for data in sent:
+        taps.ends[0].send(data)
+    moved = taps.ports[0].step()
+    assert FRAMES_PER_STEP <= moved <= FRAMES_PER_STEP + 1
+    assert wired(received(taps.ends[1])) == wired(sent[:moved])
+
+
+def test_in_a_conversation_a_step_looks_for_one_frame(taps: Taps, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[int] = []
+    readv = os.readv
+    monkeypatch.setattr(os, "readv", lambda fd, vector: reads.append(fd) or readv(fd, vector))  # type: ignore[func-returns-value]
+    for number in range(SINGLE_STEPS + 4):
+        taps.ends[0].send(datagram(number))
+        reads.clear()
+        assert taps.ports[0].step() == 1
+        assert len(reads) == (2 if number <= SINGLE_STEPS else 1)
+    for number in range(SINGLE_CHECK):
+        for _ in range(3):
+            taps.ends[0].send(datagram(number))
+        while taps.ports[0].step():
+            pass
+    assert wired(received(taps.ends[1]))[-3:] == wired(3 * [datagram(SINGLE_CHECK - 1)])
+
+
+def test_a_tap_that_takes_no_superframes_of_udp_is_sent_frames(taps: Taps, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+
+    def refuse(fd: int, data: Data) -> int:
+        if data[1]:
+            raise OSError(errno.EINVAL, "invalid")
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", refuse)
+    sent = [datagram(number) for number in range(20)]
+    for data in sent[:10]:
+        taps.ends[0].send(data)
+    taps.ports[0].step()
+    assert not taps.ports[1].joins
+    for data in sent[10:]:
+        taps.ends[0].send(data)
+    taps.ports[0].step()
+    assert wired(received(taps.ends[1])) == wired(sent)
+    assert not taps.counters.drops
 
 
 def test_a_frame_that_a_tap_refuses_is_counted(taps: Taps, monkeypatch: pytest.MonkeyPatch) -> None:
