@@ -182,6 +182,32 @@ class Statistics:
     ignored: dict[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class PortStatistics:
+    """The frames of one host in a network; a superframe counts once.
+
+    :ivar received: frames that came from the host.
+    :ivar sent: frames that were handed over to it.
+    """
+
+    received: int
+    sent: int
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkStatistics:
+    """A snapshot of one network's counters.
+
+    :ivar ports: by the name of each host, and of whatever else is connected.
+    :ivar drops: how often each `Drop` happened, by its value; reasons that never happened are absent.
+    :ivar ignored: likewise for what nobody misses (`IGNORED`).
+    """
+
+    ports: dict[str, PortStatistics]
+    drops: dict[str, int]
+    ignored: dict[str, int]
+
+
 @dataclass(slots=True)
 class Tally:
     """Traffic in one direction.
@@ -242,6 +268,7 @@ class Counters:
 
     def snapshot(self, mappings: int, peers: int, pairs: int, connections: int) -> Statistics:
         """Freeze the counters, with the present number of `mappings`, `peers`, splice `pairs` and TCP `connections`."""
+        drops, ignored = self.dropped()
         return Statistics(
             datagrams_up=self.udp.up.datagrams,
             datagrams_down=self.udp.down.datagrams,
@@ -269,6 +296,11 @@ class Counters:
             peers=peers,
             pairs=pairs,
             expired=self.expired,
-            drops={reason.value: count for reason, count in self.drops.items() if reason not in IGNORED},
-            ignored={reason.value: count for reason, count in self.drops.items() if reason in IGNORED},
+            drops=drops,
+            ignored=ignored,
         )
+
+    def dropped(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Return what was dropped, by its reason, and apart from it what nobody misses."""
+        ignored = {reason.value: count for reason, count in self.drops.items() if reason in IGNORED}
+        return {reason.value: count for reason, count in self.drops.items() if reason not in IGNORED}, ignored

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gpasst import runtime
-from gpasst.api.impairable import Impairable
+from gpasst.api.impairable import ImpairableConnection
 from gpasst.api.lifetime import Lifetime
 from gpasst.api.observed import Observed
 from gpasst.config import Config, given_fields
@@ -39,7 +39,7 @@ PORTS_NAMED = 10  # in a message
 log = logging.getLogger(__name__)
 
 
-class Connection(Lifetime, Impairable, Observed):
+class Connection(Lifetime, ImpairableConnection, Observed):
     """The base of `Pasta` and `Passt`.
 
     :param config: the options.

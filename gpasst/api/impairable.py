@@ -1,4 +1,4 @@
-"""What `Connection` offers of weather."""
+"""What may have weather: the link of a `Connection`, and parts of a network."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ T = TypeVar("T")
 W = TypeVar("W", bound="Impairment")
 
 
-class Impairable(Opened):
-    """A connection whose link may have weather."""
+class Impairable:
+    """What may have weather."""
 
     def impair(self, weather: Weather | None = None, /, **parts: Any) -> Impairment:
-        """Let weather act on what crosses the guest's interface, until `remove` or the end of the connection.
+        """Let weather act on what crosses here, until `remove` or the end of the connection or network.
 
         ::
 
@@ -34,13 +34,12 @@ class Impairable(Opened):
         :raises ConfigurationError: naming the part that is wrong, and the remedy.
         """
         from gpasst.api.impairments import Impairment, rules_of
-        from gpasst.api.seed import default
 
         rules = rules_of(weather, parts)
-        return self._start_weather(Impairment(self._call_weathered, rules, default()), rules)
+        return self._start_weather(Impairment(self._call_weathered, rules, self._seed()), rules)
 
     def weather(self, schedule: Iterable[tuple[float, Weather]]) -> Schedule:
-        """Let weather change with time, until `remove` or the end of the connection.
+        """Let weather change with time, until `remove` or the end of the connection or network.
 
         ::
 
@@ -51,11 +50,31 @@ class Impairable(Opened):
         :raises ConfigurationError: naming what is wrong, and the remedy.
         """
         from gpasst.api.impairments import Schedule, steps_of
-        from gpasst.api.seed import default
 
         steps = steps_of(schedule)
         rules = [rule for _, rules in steps for rule in rules]
-        return self._start_weather(Schedule(self._call_weathered, steps, default()), rules)
+        return self._start_weather(Schedule(self._call_weathered, steps, self._seed()), rules)
+
+    def _seed(self) -> int:
+        """Return the seed of rules that have none."""
+        from gpasst.api.seed import default
+
+        return default()
+
+    def _start_weather(self, made: W, rules: Iterable[Rule]) -> W:
+        """Let weather begin.
+
+        :raises ConfigurationError: if a rule can match nothing here, or this is not open.
+        """
+        raise NotImplementedError
+
+    def _call_weathered(self, function: Callable[[Weathered], T]) -> T | None:
+        """Call `function` on the hub with where rules act, if this is open."""
+        raise NotImplementedError
+
+
+class ImpairableConnection(Impairable, Opened):
+    """A connection whose link may have weather."""
 
     def fates(self, last: int = 20) -> list[str]:
         """Return what weather did last, a line for each frame, the newest last.
@@ -67,7 +86,6 @@ class Impairable(Opened):
         return self._call(lambda proxy: latest(proxy.fates(), last))
 
     def _call_weathered(self, function: Callable[[Weathered], T]) -> T | None:
-        """Call `function` with the link's weather, on the proxy's hub, if the connection is open."""
         if self._proxy is None or self._runtime is None:
             return None
         return self._call(lambda proxy: function(proxy.impaired()))

@@ -254,10 +254,17 @@ def check(config: Config, spliced: bool, rules: Iterable[Rule]) -> None:
     if config.splice_only:
         raise ConfigurationError("with --splice-only no frame crosses a link", "leave that option out")
     for rule in rules:
-        for name, prefixes in (("src", rule.src), ("dst", rule.dst)):
-            for address, bits in prefixes:
-                if bits >= _LOOPBACK_BITS[family_of(address)] and is_loopback(address):
-                    raise _loopback(f"{name} {ipaddress.ip_address(address)}", spliced)
+        if named := loopback_in(rule):
+            raise _loopback(named, spliced)
+
+
+def loopback_in(rule: Rule) -> str:
+    """Return the part of a rule that names a loopback address, empty if none does."""
+    for name, prefixes in (("src", rule.src), ("dst", rule.dst)):
+        for address, bits in prefixes:
+            if bits >= _LOOPBACK_BITS[family_of(address)] and is_loopback(address):
+                return f"{name} {ipaddress.ip_address(address)}"
+    return ""
 
 
 def _loopback(named: str, spliced: bool) -> ConfigurationError:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from gpasst.api.host import Host
 from gpasst.api.interface import Interface
-from gpasst.api.network_base import MTU_DEFAULT, NetworkBase
+from gpasst.api.network_base import MTU_DEFAULT
+from gpasst.api.network_watch import NetworkWatch
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from gpasst.api.trunk import Trunk
 
 
-class Network(NetworkBase):
+class Network(NetworkWatch):
     """A network of hosts.
 
     ::
@@ -35,6 +36,8 @@ class Network(NetworkBase):
     :param mtu: bytes of an IP packet on its links.
     :param part: the number of this part of a network whose parts are in several processes, joined by trunks: 0 for the
         first. Parts have the same prefixes, and each has addresses of its own among them.
+    :param seed: of all its weather that names none; None for that of the test run, or a random one.
+    :param record: keep what crosses last, for `expect`, `count` and `save`.
     :raises ConfigurationError: if a value makes no sense.
     :ivar name: as above.
     :ivar mtu: as above.
@@ -48,8 +51,10 @@ class Network(NetworkBase):
         subnet6: str | None = None,
         mtu: int = MTU_DEFAULT,
         part: int | None = None,
+        seed: int | None = None,
+        record: bool = False,
     ) -> None:
-        super().__init__(name, subnet4, subnet6, mtu, part)
+        super().__init__(name, subnet4, subnet6, mtu, part, seed, record)
 
     def host(self, name: str, *, forwarding: bool = False) -> Host:
         """Open a host: a namespace whose interface is a port of this network.

@@ -21,6 +21,8 @@ from gpasst.switch.plan import SUBNETS, HostAddresses, Plan, chosen, shared
 from gpasst.values import check_host_name, check_interface, shown
 
 if TYPE_CHECKING:
+    from gpasst.api.captures import Observable
+    from gpasst.capture.history import History
     from gpasst.proxy.lan import Lan
     from gpasst.proxy.trunk_end import Trunks
 
@@ -44,6 +46,8 @@ class NetworkBase(Lifetime):
         subnet6: str | None,
         mtu: int,
         part: int | None,
+        seed: int | None,
+        record: bool,
     ) -> None:
         try:
             check_interface(name)
@@ -53,6 +57,9 @@ class NetworkBase(Lifetime):
             raise ConfigurationError(f"mtu {mtu}", f"give {MTU_LOWEST} to {MTU_HIGHEST} bytes")
         self.name = name
         self.mtu = mtu
+        self.seed = seed
+        self._record = record
+        self._history: History | None = None
         self._subnets = subnet4, subnet6
         self._lan: Lan | None = None
         self._addresses: Plan | None = None
@@ -147,7 +154,11 @@ class NetworkBase(Lifetime):
             subnet4, subnet6 = own4 if subnet4 is None else subnet4, own6 if subnet6 is None else subnet6
         self._addresses = Plan(subnet4, subnet6, self._part)
         self._next = self._addresses.first
-        self._lan = Lan(self.name, here.polls)
+        if self._record:
+            from gpasst.capture.history import History
+
+            self._history = History()
+        self._lan = Lan(self.name, here.polls, self._history)
         self._closing.callback(self._lan.close)
 
     def close(self) -> None:
@@ -174,6 +185,13 @@ class NetworkBase(Lifetime):
             raise ConfigurationError(f"network {self.name} is not open", "use it inside its with statement")
         return self._runtime
 
+    def observable(self, name: str = "") -> Observable:
+        """Return what crosses here, to be observed.
+
+        :param name: of the host whose link is meant; empty for all.
+        """
+        raise NotImplementedError
+
     def _plan(self) -> Plan:
         self.here()
         assert self._addresses is not None
@@ -187,6 +205,10 @@ class NetworkBase(Lifetime):
         here, lan = self.here(), self._lan
         assert lan is not None
         return here.call(lambda: function(lan))
+
+    def call_open(self, function: Callable[[Lan], T]) -> T | None:
+        """Call `function` likewise, if the network is open."""
+        return self.call(function) if self._runtime is not None and self._lan is not None else None
 
     def trunks(self, lan: Lan) -> Trunks:
         """Return what knows the trunks of this network; called on its hub."""

@@ -33,6 +33,7 @@ ACTIONS_PER_LOOK: Final = 16  # at the clock
 BUSY_SECONDS: Final = 0.0005  # between two turns that follow each other closely
 PUT_OFF_SECONDS: Final = 0.00008
 ANSWERS_WAITING: Final = 256  # to be given in one turn; more are not given
+LOGS_KEPT: Final = 16  # of rules that have ended
 
 
 class Deadline(Protocol):
@@ -269,18 +270,19 @@ class Edge:
                 return
 
 
-def record_offered(recorder: Recorder, run: Run, actions: list[Action]) -> None:
+def record_offered(recorder: Recorder, run: Run, actions: list[Action], link: str = "") -> None:
     """Record a run that its sender has sent: lost parts apart, with their fates.
 
     :param actions: what is done with it, and with others.
+    :param link: name of the link, of those of a switch.
     """
     item, at = run.item, 0
     for action in actions:
         if action.run is run and action.treatment.lost:
             if action.first > at:
-                recorder.write(item.to_guest, item.part(at, action.first, run.count))
+                recorder.write(item.to_guest, item.part(at, action.first, run.count), link=link)
             part = item.part(action.first, action.stop, run.count)
-            recorder.write(item.to_guest, part, comment=action.treatment.lost)
+            recorder.write(item.to_guest, part, comment=action.treatment.lost, link=link)
             at = action.stop
     if at < run.count:
-        recorder.write(item.to_guest, item.part(at, run.count, run.count))
+        recorder.write(item.to_guest, item.part(at, run.count, run.count), link=link)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Final, Protocol
+from typing import Protocol
 
 from gpasst.counters import Counters, Drop
 from gpasst.impair.action import Action, Answer
@@ -28,15 +28,13 @@ from gpasst.impair.engine import Engine
 from gpasst.impair.facts import TO_GUEST, TO_HOST, Flow, Run
 from gpasst.impair.log import FateLog
 from gpasst.impair.rule import Rule
-from gpasst.link.edge import AnswerQueue, Deadline, Edge, Means, record_offered
+from gpasst.link.edge import LOGS_KEPT, AnswerQueue, Deadline, Edge, Means, record_offered
 from gpasst.link.flows import Flows
 from gpasst.link.held import Item, run_of
 from gpasst.link.port import FREE, PASSED, TAKEN, ImpairableLink, RunHeader, divert
 from gpasst.packet.alteration import protected
 from gpasst.packet.superframe import VIRTIO
 from gpasst.wire import VIRTIO_NET_BLANK, VIRTIO_NET_CODEC
-
-LOGS_KEPT: Final = 16  # of rules that have ended
 
 _GSO_TYPE = VIRTIO_NET_CODEC.offset("gso_type")
 

@@ -149,12 +149,14 @@ class Switch:
 
     :param counters: where drops are counted.
     :ivar ports: the ports, in the order in which they were added.
+    :ivar named: the same by their names.
     :ivar table: the addresses behind them.
     :ivar between: stands between the ports, None while nothing does; to be followed by `reset`.
     """
 
     def __init__(self, counters: Counters) -> None:
         self.ports: list[Port] = []
+        self.named: dict[str, Port] = {}
         self.table: Table[Port] = Table()
         self.between: Between | None = None
         self._recorder: Recorder | None = None
@@ -178,6 +180,7 @@ class Switch:
         :param address: the MAC address behind it that nobody else may use; None for a port that has to be learned.
         """
         self.ports.append(port)
+        self.named[port.name] = port
         if address is not None:
             self.table.pin(address, port)
         self.reset()
@@ -186,6 +189,8 @@ class Switch:
         """Remove a port; more calls do nothing."""
         if port in self.ports:
             self.ports.remove(port)
+            if self.named.get(port.name) is port:
+                del self.named[port.name]
             self.table.remove(port)
             port.ways.clear()
             self.reset()
@@ -255,14 +260,18 @@ class Switch:
     def _pass(self, source: Port, target: Port, data: Data) -> None:
         """Let a frame pass from one port to another, if it may."""
         if self.between is None or self.between.passes(source, target, data):
-            self.deliver(source, target, data)
+            self.deliver(target, data, source.inner)
 
-    def deliver(self, source: Port, target: Port, data: Data) -> None:
+    def leads(self, data: Data) -> Port | None:
+        """Return the only port that a frame leads to; None for one that goes to many."""
+        return None if data[VIRTIO] & 1 else self.table.find(bytes(data[_DESTINATION]))
+
+    def deliver(self, target: Port, data: Data, later: bool) -> None:
         """Let a frame or superframe leave by a port.
 
-        :param source: the port that it came in by.
         :param target: the port.
         :param data: the frame, behind its virtio-net header; valid during the call.
+        :param later: whether a part of this process takes it in a step of its own.
         """
         recorder = self._recorder
         # What takes it may answer at once, so it is recorded before.
@@ -271,6 +280,6 @@ class Switch:
             reason: Drop | None = Drop.LINK_DOWN
             self._counters.drop(Drop.LINK_DOWN)
         else:
-            reason = target.later(data) if source.inner else target.write(data)
+            reason = target.later(data) if later else target.write(data)
         if record is not None and reason is not None:
             record.comment = reason.value

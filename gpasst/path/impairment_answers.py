@@ -27,7 +27,7 @@ from gpasst.impair.facts import ICMP, TCP, UDP, Flow
 from gpasst.link.port import Link
 from gpasst.packet.address import V4, is_multicast
 from gpasst.packet.icmp_error import CLOSED_PORT, Problem, Reported, too_big
-from gpasst.packet.parse import parse_ip, parse_udp
+from gpasst.packet.parse import Packet, parse_ip, parse_udp
 from gpasst.packet.refusal import NO_HOST, NO_ROUTE, PROHIBITED
 from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.path.icmp_to_sender import IcmpToSender
@@ -81,7 +81,7 @@ class ImpairmentAnswers:
             if kind is Answer.RESET:
                 self._reset(flow, to_guest, frame)
             elif flow.family:
-                self._report(_problem(kind, flow.family, mtu), flow, to_guest, frame)
+                self._report(problem_of(kind, flow.family, mtu), flow, to_guest, frame)
         except PacketError as error:
             self._counters.drop(error.reason)
 
@@ -130,8 +130,8 @@ class ImpairmentAnswers:
         packet = parse_ip(memoryview(frame))
         if is_multicast(packet.destination) or packet.destination in self._guest.network.broadcasts:
             return
-        if flow.protocol == ICMP and packet.payload[:1] != bytes((_ECHO_REQUESTS[flow.family],)):
-            return  # no error about an error (RFC 1122, section 3.2.2; RFC 4443, section 2.4)
+        if not answerable(flow, packet):
+            return
         if not to_guest:
             closed = problem == CLOSED_PORT[flow.family]
             offender = packet.destination if closed else self._icmp.shown(flow.family, b"")
@@ -169,7 +169,18 @@ def _key(flow: Flow, to_guest: bool) -> bytes:
     return down_key(flow.source, flow.destination, flow.sport, flow.dport)
 
 
-def _problem(kind: Answer, family: int, mtu: int) -> Problem:
+def answerable(flow: Flow, packet: Packet) -> bool:
+    """Return whether there may be an error about a packet: not about an error (RFC 1122, section 3.2.2; RFC 4443,
+    section 2.4).
+    """
+    return flow.protocol != ICMP or packet.payload[:1] == bytes((_ECHO_REQUESTS[flow.family],))
+
+
+def problem_of(kind: Answer, family: int, mtu: int) -> Problem:
+    """Return the problem that an answer reports, but for a reset.
+
+    :param mtu: bytes of an IP packet, of `Answer.TOO_BIG`.
+    """
     if kind is Answer.TOO_BIG:
         return too_big(family, mtu)
     if kind is Answer.PORT:

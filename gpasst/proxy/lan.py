@@ -9,19 +9,27 @@ NOTE: a network lives on one hub; only that hub's thread may call it.
 from __future__ import annotations
 
 import logging
+import time
+from typing import TYPE_CHECKING
 
 import gevent
 
 from gpasst.config import BUSY_POLL_DEFAULT
-from gpasst.counters import Counters
+from gpasst.counters import Counters, NetworkStatistics, PortStatistics
 from gpasst.host.descriptors import raise_limit
 from gpasst.link.port import LinkGone
+from gpasst.link.recorder import Recorder
 from gpasst.link.switch import InnerPort, Port, Switch, Way
 from gpasst.link.switch_tap import TapPort
 from gpasst.proxy.base import MICROSECONDS
 from gpasst.proxy.clock import Clock
 from gpasst.proxy.timers import Timers
 from gpasst.proxy.workers import Repeat, Watchers
+
+if TYPE_CHECKING:
+    from gpasst.capture.history import History
+    from gpasst.impair.log import FateLog
+    from gpasst.link.switch_weather import SwitchWeather
 
 log = logging.getLogger(__name__)
 
@@ -31,15 +39,17 @@ class Lan:
 
     :param name: its name.
     :param polls: whether the hub may be kept busy for a moment in a conversation.
+    :param history: keeps what crosses its links last, None for nothing.
     :ivar name: as above.
     :ivar clock: the time.
     :ivar counters: what is counted.
     :ivar switch: the switch.
     :ivar watchers: owner of every watcher and greenlet.
     :ivar timers: its deadlines.
+    :ivar recorder: records what crosses its links.
     """
 
-    def __init__(self, name: str, polls: bool) -> None:
+    def __init__(self, name: str, polls: bool, history: History | None = None) -> None:
         raise_limit()  # each host takes six descriptors
         self.name = name
         self.clock = Clock()
@@ -48,6 +58,12 @@ class Lan:
         self.watchers = Watchers(gevent.get_hub(), self.counters, BUSY_POLL_DEFAULT / MICROSECONDS if polls else 0.0)
         self.timers = Timers(self.watchers, self.clock.precise)
         self._repeats: dict[Port, Repeat] = {}
+        self._weather: SwitchWeather | None = None
+        self.recorder = Recorder(self.switch, name, time.time_ns, lambda: flush.ask())
+        flush = self.watchers.repeat(self.watchers.worker(self.recorder.flush, conversational=False))
+        if history is not None:
+            history.name = name
+            self.recorder.add(history)
 
     def add_tap(self, name: str, fd: int, address: bytes) -> TapPort:
         """Add the port of a host.
@@ -86,8 +102,32 @@ class Lan:
         self.watchers.unwatch(port)
         self._repeats.pop(port, None)
 
+    def weather(self) -> SwitchWeather:
+        """Return the weather between its hosts; it is made when it is first asked for."""
+        if self._weather is None:
+            from gpasst.proxy.build_switch_weather import build_switch_weather
+
+            self._weather = build_switch_weather(self.switch, self.counters, self.timers, self.watchers.failures)
+        return self._weather
+
+    def fates(self) -> list[FateLog]:
+        """Return the logs of what weather did."""
+        return self._weather.logs() if self._weather else []
+
+    def unread(self) -> bool:
+        """Return whether a host has sent what has not been read."""
+        return any(port.unread() for port in self.switch.ports)
+
+    def statistics(self) -> NetworkStatistics:
+        """Freeze the counters."""
+        ports = {port.name: PortStatistics(port.received, port.sent) for port in self.switch.ports}
+        return NetworkStatistics(ports, *self.counters.dropped())
+
     def close(self) -> None:
         """Stop; more calls do nothing."""
+        if self._weather is not None:
+            self._weather.close()
+        self.recorder.close()
         for port in list(self.switch.ports):
             self.remove(port)
         self.timers.close()

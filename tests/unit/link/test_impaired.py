@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import pytest
@@ -25,6 +25,7 @@ from gpasst.packet.segmentation import split
 from tests.support.families import FAMILIES
 from tests.support.headers import header
 from tests.support.superframes import tcp_superframe, udp_superframe
+from tests.support.times import Times
 
 BOTH = frozenset((4, 6))
 PAYLOAD = (bytes(range(251)) * 20)[:5000]
@@ -33,42 +34,6 @@ COUNT = 5
 VIRTIO = 10
 HALF = CERTAIN // 2
 ARP = bytes(12) + b"\x08\x06" + bytes(46)
-
-
-class Deadline:
-    """An entry of `Times`."""
-
-    def __init__(self, when: float, callback: Callable[[float], None]) -> None:
-        self.when = when
-        self.callback: Callable[[float], None] | None = callback
-
-    def cancel(self) -> None:
-        self.callback = None
-
-
-class Times:
-    """The proxy's timers, with a clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-        self.entries: list[Deadline] = []
-
-    def at(self, when: float, callback: Callable[[float], None]) -> Deadline:
-        self.entries.append(Deadline(when, callback))
-        return self.entries[-1]
-
-    def pass_to(self, now: float) -> None:
-        """Call all that is due up to a time."""
-        while True:
-            due = [entry for entry in self.entries if entry.callback and entry.when <= now]
-            if not due:
-                break
-            first = min(due, key=lambda entry: entry.when)
-            self.now = max(self.now, first.when)
-            callback, first.callback = first.callback, None
-            assert callback is not None
-            callback(self.now)
-        self.now = now
 
 
 class Sink:
