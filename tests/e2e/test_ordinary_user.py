@@ -41,6 +41,8 @@ SUITES = (
     "test_errors.py",
     "test_tos_ttl.py",
     "weather/test_rules.py",
+    "network/test_hosts.py",
+    "network/test_changes.py",
 )
 SUITE_SECONDS = 300
 # The first interpreter is started with root's rights still; what it starts is not.
