@@ -27,6 +27,7 @@ from gpasst.api.member import Member
 from gpasst.errors import ConfigurationError, PlatformError
 from gpasst.helper.kept import Namespace
 from gpasst.host.processes import kill_inside
+from gpasst.host.socket_pool import PAUSE_SECONDS
 from gpasst.hub import wait_read
 from gpasst.linux import IFNAMSIZ
 from gpasst.proxy.patience import patiently
@@ -98,6 +99,7 @@ class Host(Inhabited, Member):
             interface = Interface(self, self.network, self.network.name)
             request = interface.request(self.name)
             namespace = self._namespace = here.call(lambda: here.helper().open(request, wait_read))
+            namespace.patience = PAUSE_SECONDS
             self._interfaces.append(interface)
             interface.tap, namespace.tap = namespace.tap, -1
             interface.connect()

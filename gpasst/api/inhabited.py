@@ -47,6 +47,7 @@ class Inhabited:
     def __init__(self, runas: tuple[int, int] | None = None) -> None:
         self._runas = runas
         self._programs: list[subprocess.Popen[Any]] = []
+        self._asked: float | None = None  # when they were asked to end
 
     def _joined(self) -> Namespace:
         """Return the namespace.
@@ -188,17 +189,27 @@ class Inhabited:
         assert self._runtime is not None
         self._runtime.call(lambda: _await_bound(namespace, protocol, port, timeout))
 
+    def ask_programs(self) -> None:
+        """Ask the programs that were started to end, and return at once; closing ends them."""
+        if self._asked is None:
+            self._asked = time.monotonic()
+            for program in self._programs:
+                if program.poll() is None:
+                    program.terminate()
+
     def _end_programs(self) -> None:
         """End the programs that were started, by force if they do not end when asked to."""
+        self.ask_programs()
         programs, self._programs = self._programs, []
+        asked, self._asked = self._asked, None
         running = [program for program in programs if program.poll() is None]
-        if running:
-            from subprocess import TimeoutExpired
-        for program in running:
-            program.terminate()
+        if not running or asked is None:
+            return
+        from subprocess import TimeoutExpired
+
         for program in running:
             try:
-                program.wait(KILL_SECONDS)
+                program.wait(max(0.0, asked + KILL_SECONDS - time.monotonic()))
             except TimeoutExpired:
                 program.kill()
                 program.wait()

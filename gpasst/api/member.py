@@ -14,3 +14,6 @@ class Member(Handle):
 
     def show_names(self) -> None:
         """Take note that names have changed; called on the network's hub."""
+
+    def ask_programs(self) -> None:
+        """Ask its programs to end, and return at once; closing ends them."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from gpasst import runtime
 from gpasst.api.handle import Handle
 from gpasst.api.lifetime import Lifetime
+from gpasst.api.member import Member
 from gpasst.api.names import Names
 from gpasst.errors import ConfigurationError
 from gpasst.switch.plan import SUBNETS, HostAddresses, Plan, chosen, shared
@@ -115,9 +116,9 @@ class NetworkBase(Lifetime):
             check_host_name(name)
         except ConfigurationError as error:
             raise ConfigurationError(f"host {shown(name)} {error.message}", error.remedy) from None
-        if name in self._members:
+        # In one step, since threads may open hosts at once.
+        if self._members.setdefault(name, member) is not member:
             raise ConfigurationError(f"network {self.name} has a {name} already", "choose another name")
-        self._members[name] = member
 
     def leave(self, name: str) -> None:
         """Take note that a member has ended; more calls do nothing."""
@@ -165,7 +166,11 @@ class NetworkBase(Lifetime):
         """Close the network, its hosts, and all that was opened on it. More calls do nothing."""
         self._ending = True  # nobody needs to know names of what ends now
         try:
-            for member in reversed(list(self._members.values())):
+            members = list(reversed(self._members.values()))
+            for member in members:
+                if isinstance(member, Member):
+                    member.ask_programs()
+            for member in members:
                 member.close()
         finally:
             self._ending = False
