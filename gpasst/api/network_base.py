@@ -70,6 +70,7 @@ class NetworkBase(Lifetime):
         self.names = Names(self, self._members)
         self._ending = False
         self._left: deque[HostAddresses] = deque()
+        self._allotting = threading.Lock()  # threads may open hosts at once
         self._trunks: Trunks | None = None
         self._part = part
         if part is not None:
@@ -96,12 +97,13 @@ class NetworkBase(Lifetime):
         :raises ConfigurationError: if there are none left.
         """
         plan = self._plan()
-        if self._next > plan.last:
+        with self._allotting:
+            if self._next <= plan.last:
+                self._next += 1
+                return plan.host(self._next - 1)
             if self._left:
                 return self._left.popleft()
-            raise ConfigurationError(f"network {self.name} has no address left", "give a shorter prefix as subnet4")
-        self._next += 1
-        return plan.host(self._next - 1)
+        raise ConfigurationError(f"network {self.name} has no address left", "give a shorter prefix as subnet4")
 
     def take_back(self, addresses: HostAddresses) -> None:
         """Let another host have the addresses of one that has left, when there are no others any more."""
@@ -116,7 +118,7 @@ class NetworkBase(Lifetime):
             check_host_name(name)
         except ConfigurationError as error:
             raise ConfigurationError(f"host {shown(name)} {error.message}", error.remedy) from None
-        # In one step, since threads may open hosts at once.
+        # In one step, for the same reason as in `allot`.
         if self._members.setdefault(name, member) is not member:
             raise ConfigurationError(f"network {self.name} has a {name} already", "choose another name")
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -322,6 +323,16 @@ def test_all_is_returned_at_close() -> None:
             two.join(one.host("c", forwarding=True)).close()
 
     assert_flat(once, repeats=10, warm=5)
+
+
+def test_threads_open_hosts_at_once() -> None:
+    with gpasst.Network("lan") as lan, ThreadPoolExecutor(8) as threads:
+        hosts = list(threads.map(lan.host, (f"host{number}" for number in range(16))))
+        assert len({host.ip4 for host in hosts}) == 16
+        with udp(hosts[0], hosts[0].ip4) as server:
+            for host in hosts[1:]:
+                with udp(host) as client:
+                    assert exchange(client, server) == host.ip4
 
 
 def test_two_hundred_hosts() -> None:
