@@ -12,6 +12,8 @@ from gpasst.api.host import Host
 from gpasst.api.interface import Interface
 from gpasst.api.network_base import MTU_DEFAULT
 from gpasst.api.network_watch import NetworkWatch
+from gpasst.errors import PlatformError
+from gpasst.values import check_timeout, shown
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -105,6 +107,20 @@ class Network(NetworkWatch):
         if not isinstance(host, Host):
             raise KeyError(name)
         return host
+
+    def wait_host(self, name: str, timeout: float = 10.0) -> tuple[str, ...]:
+        """Wait until there is a host of a name, maybe in another part of this network, behind a trunk.
+
+        :param name: of a host or virtual machine.
+        :param timeout: seconds.
+        :return: its addresses as text, that of IPv4 first.
+        :raises PlatformError: if there is none by then.
+        """
+        check_timeout(timeout)
+        found = self.here().call(lambda: self.names.await_name(name, timeout))
+        if not found:
+            raise PlatformError(f"network {self.name} has no host {shown(name)}", f"open it within {timeout:g} s")
+        return found
 
     def guest(self, name: str, path: str | PathLike[str] | None = None) -> Guest:
         """Open a port for a virtual machine.

@@ -18,7 +18,7 @@ from gpasst.api.lifetime import Lifetime
 from gpasst.api.member import Member
 from gpasst.api.names import Names
 from gpasst.errors import ConfigurationError
-from gpasst.switch.plan import SUBNETS, HostAddresses, Plan, chosen, shared
+from gpasst.switch.plan import GATEWAY, SUBNETS, HostAddresses, Plan, chosen, shared
 from gpasst.values import check_host_name, check_interface, shown
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class NetworkBase(Lifetime):
     def renamed(self) -> None:
         """Let running programs know the names of hosts anew."""
         if self._runtime is not None and not self._ending:
-            self._runtime.call(self.names.show)
+            self._runtime.call(self._rename)
 
     def look_beyond(self, other: NetworkBase) -> Callable[[], None]:
         """Let the hosts here find the names of another network, too, such as that on the far side of a router.
@@ -222,8 +222,20 @@ class NetworkBase(Lifetime):
         from gpasst.proxy.trunk_end import Trunks
 
         if self._trunks is None or self._trunks.lan is not lan:
-            self._trunks = Trunks(lan)
+            gateway = self._plan().host(GATEWAY)
+            trunks = Trunks(
+                lan,
+                self.names.members,
+                frozenset((gateway.ip4, gateway.ip6)),
+                lambda: self.names.join(trunks.beyond()),
+            )
+            self._trunks = trunks
         return self._trunks
+
+    def _rename(self) -> None:
+        if self._trunks is not None:
+            self._trunks.announce_hosts()
+        self.names.show()
 
 
 def _take_number() -> int:

@@ -30,6 +30,7 @@ REMEDIES = {
     Refusal.VERSION: "use one version of gpasst at both ends",
     Refusal.SECRET: "give both ends the same secret",
     Refusal.LOOP: "leave this trunk out",
+    Refusal.ADDRESSES: "give each part a number of its own, Network(..., part=N)",
 }
 
 

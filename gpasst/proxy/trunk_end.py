@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 from _socket import socket as RawSocket  # a class
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from gpasst.counters import Drop
@@ -28,11 +28,13 @@ from gpasst.switch.handshake import (
     Handshake,
     Refusal,
     TrunkRefused,
+    announced,
     members_message,
-    members_of,
+    names_message,
     refusal_message,
 )
-from gpasst.switch.membership import COOKIE_BYTES, Cookies, Membership
+from gpasst.switch.membership import COOKIE_BYTES, MEMBERS_LIMIT, Cookies, Membership
+from gpasst.switch.roster import Roster
 
 HANDSHAKE_SECONDS: Final = 5.0
 
@@ -43,18 +45,62 @@ class Trunks:
     """The trunks of one network.
 
     :param lan: the network.
+    :param hosts: returns its hosts.
+    :param common: addresses that each part of a network may have, such as that of its gateway, as text.
+    :param changed: called when there are other hosts in other parts than before.
     :ivar lan: as above.
     :ivar membership: which switches are behind which trunk.
+    :ivar ends: all ends that are not closed.
     """
 
-    def __init__(self, lan: Lan) -> None:
+    def __init__(
+        self, lan: Lan, hosts: Callable[[], Roster], common: frozenset[str], changed: Callable[[], None]
+    ) -> None:
         self.lan = lan
         self.membership: Membership[TrunkEnd] = Membership(os.urandom(COOKIE_BYTES))
+        self.ends: list[TrunkEnd] = []
+        self._hosts = hosts
+        self._common = common
+        self._changed = changed
+        self._announced: Roster = ()
 
     def announce(self, ends: Iterable[TrunkEnd]) -> None:
-        """Announce over some trunks what has changed."""
+        """Announce over some trunks which switches are behind this end."""
         for end in ends:
             end.announce()
+
+    def announce_hosts(self) -> None:
+        """Announce the hosts of this switch, if they have changed."""
+        hosts = self._hosts()
+        if hosts != self._announced:
+            self._announced = hosts
+            self.pass_on(self.membership.cookie, hosts, None)
+
+    def rosters(self, beside: TrunkEnd | None = None) -> Iterator[tuple[bytes, Roster]]:
+        """Yield the cookies of all switches but those behind one end, with their hosts."""
+        yield self.membership.cookie, self._hosts()
+        for end in self.ends:
+            if end is not beside:
+                yield from end.rosters.items()
+
+    def beyond(self) -> Roster:
+        """Return the hosts of all other switches."""
+        return tuple(host for end in self.ends if end.up for roster in end.rosters.values() for host in roster)
+
+    def pass_on(self, cookie: bytes, roster: Roster, source: TrunkEnd | None) -> None:
+        """Announce the hosts of a switch over every trunk but the one that it was announced by."""
+        for end in list(self.ends):
+            if end is not source:
+                end.announce_hosts(cookie, roster)
+
+    def renamed(self) -> None:
+        """Take note that there are other hosts in other parts."""
+        self._changed()
+
+    def collides(self, rosters: Iterable[Roster]) -> bool:
+        """Return whether hosts have an address of this switch's hosts."""
+        own = {address for _, addresses in self._hosts() for address in addresses} - self._common
+        return any(not own.isdisjoint(addresses) for roster in rosters for _, addresses in roster)
 
 
 class TrunkEnd:
@@ -69,6 +115,7 @@ class TrunkEnd:
     :ivar up: whether it carries frames.
     :ivar closed: whether it has ended.
     :ivar refusal: why, if one side has refused it.
+    :ivar rosters: the hosts of the switches behind it, by their cookies.
     """
 
     def __init__(
@@ -83,6 +130,7 @@ class TrunkEnd:
         lan = trunks.lan
         self.up = self.closed = False
         self.refusal: TrunkRefused | None = None
+        self.rosters: dict[bytes, Roster] = {}
         self._trunks = trunks
         self._lan = lan
         self._changed = changed
@@ -104,14 +152,24 @@ class TrunkEnd:
         self._stream.connect(sock)
         lan.watchers.watch(self, sock.fileno(), self._worker.wake)
         self._deadline = lan.timers.at(lan.clock.precise() + HANDSHAKE_SECONDS, lambda now: self.close())
+        trunks.ends.append(self)
         self._send(self._handshake.begin())
 
     def announce(self) -> None:
-        """Announce what is behind this end, if that is news to the other."""
+        """Announce which switches are behind this end, if that is news to the other."""
         cookies = self._trunks.membership.announced(self)
-        if cookies != self._announced and not self.closed:
-            self._announced = cookies
-            self._send(members_message(cookies))
+        if cookies == self._announced or self.closed:
+            return
+        if self._announced is None:
+            for cookie, roster in self._trunks.rosters(self):
+                self._send(names_message(cookie, roster))
+        self._announced = cookies
+        self._send(members_message(cookies))
+
+    def announce_hosts(self, cookie: bytes, roster: Roster) -> None:
+        """Announce the hosts of a switch."""
+        if self._announced is not None and not self.closed:
+            self._send(names_message(cookie, roster))
 
     def close(self, refusal: TrunkRefused | None = None) -> None:
         """Close the connection; more calls do nothing.
@@ -130,7 +188,10 @@ class TrunkEnd:
         self._cutter.clear()
         self._stream.disconnect()
         self._socket.close()
+        self._trunks.ends.remove(self)
         self._trunks.announce(self._trunks.membership.remove(self))
+        if self.rosters:
+            self._trunks.renamed()
         self._changed(self)
 
     def _step(self) -> int:
@@ -174,19 +235,53 @@ class TrunkEnd:
             if self._handshake.done and self._connector:
                 self.announce()
             return
-        membership, cookies = self._trunks.membership, members_of(message)
-        if membership.closes_loop(self, cookies):
+        news = announced(message)
+        if isinstance(news, frozenset):
+            self._take_members(news)
+        else:
+            self._take_hosts(*news)
+
+    def _take_members(self, cookies: Cookies) -> None:
+        """Take note of the switches behind the other end.
+
+        :raises TrunkRefused: if they are known already, or have hosts with the same addresses.
+        """
+        trunks = self._trunks
+        if trunks.membership.closes_loop(self, cookies):
             raise TrunkRefused(Refusal.LOOP)
-        news = membership.put(self, cookies)
+        self.rosters = {cookie: roster for cookie, roster in self.rosters.items() if cookie in cookies}
+        if trunks.collides(self.rosters.values()):
+            raise TrunkRefused(Refusal.ADDRESSES)
+        news = trunks.membership.put(self, cookies)
         if not self.up:
             self.up = True
             self._deadline.cancel()
             self._lan.switch.add(self._port)
+            for cookie, roster in self.rosters.items():
+                trunks.pass_on(cookie, roster, self)
             # The first announcement of the end that listens, so the other one comes up last; and perhaps the second one
             # of the end that connected, since other trunks may have come.
             self.announce()
             self._changed(self)
-        self._trunks.announce(news)
+        trunks.announce(news)
+        trunks.renamed()
+
+    def _take_hosts(self, cookie: bytes, roster: Roster) -> None:
+        """Take note of the hosts of a switch behind the other end.
+
+        :raises TrunkRefused: if it is this one, or there are too many switches, or hosts with the same addresses.
+        """
+        trunks = self._trunks
+        self.rosters[cookie] = roster
+        if cookie == trunks.membership.cookie:
+            raise TrunkRefused(Refusal.LOOP)
+        if len(self.rosters) > MEMBERS_LIMIT:
+            raise TrunkRefused(Refusal.PROTOCOL)
+        if self.up:
+            if trunks.collides((roster,)):
+                raise TrunkRefused(Refusal.ADDRESSES)
+            trunks.pass_on(cookie, roster, self)
+            trunks.renamed()
 
     def _send(self, message: bytes) -> None:
         """Send a message, if there is one; what has no room ends the trunk, since the other end would miss it."""

@@ -9,7 +9,9 @@ Theory of operation: each end sends *messages* (`gpasst.switch.framing`): one by
 3. MEMBERS: the cookies of the switches behind the sender (`gpasst.switch.membership`), first from the end that
    connected. An end that accepts the other's is up; so when the trunk is up where it was begun, it is up. More of these
    follow whenever something changes.
-4. REFUSED: why the sender closes the trunk, instead of any of these.
+4. NAMES: the hosts of one switch, by its cookie (`gpasst.switch.roster`); before the MEMBERS that has the cookie for
+   the first time, and whenever they change.
+5. REFUSED: why the sender closes the trunk, instead of any of these.
 
 Frames are carried once the trunk is up. Neither these nor later messages are signed: the secret keeps
 strangers out, and protects nothing on a network where somebody alters streams.
@@ -23,12 +25,13 @@ from enum import Enum
 from typing import Final
 
 from gpasst.switch.framing import framed_message
-from gpasst.switch.membership import Cookies, packed, unpacked
+from gpasst.switch.membership import COOKIE_BYTES, Cookies, packed, unpacked
+from gpasst.switch.roster import Roster, packed_roster, unpacked_roster
 
 VERSION: Final = 1
 CHALLENGE_BYTES: Final = 32
 
-_HELLO, _PROOF, _MEMBERS, _REFUSED = range(1, 5)
+_HELLO, _PROOF, _MEMBERS, _NAMES, _REFUSED = range(1, 6)
 _MAGIC = b"gpasst trunk"
 _HELLO_BYTES = len(_MAGIC) + 1 + CHALLENGE_BYTES
 _CONNECTOR, _LISTENER = b"connector", b"listener"
@@ -41,7 +44,7 @@ class Refusal(Enum):
     VERSION = "the other end has another version of the protocol of trunks"
     SECRET = "the other end has another secret"
     LOOP = "it would close a loop: both ends are joined already"
-    CLOSED = "the other end is closed"
+    ADDRESSES = "hosts at both ends have the same addresses"
 
 
 _NUMBERS = {refusal: number for number, refusal in enumerate(Refusal)}
@@ -123,18 +126,25 @@ def refusal_message(reason: Refusal) -> bytes:
     return framed_message(bytes((_REFUSED, _NUMBERS[reason])))
 
 
-def members_of(message: bytes) -> Cookies:
-    """Return what a message announces.
+def names_message(cookie: bytes, roster: Roster) -> bytes:
+    """Return the message that announces the hosts of a switch, framed."""
+    return framed_message(bytes((_NAMES,)) + cookie + packed_roster(roster))
+
+
+def announced(message: bytes) -> Cookies | tuple[bytes, Roster]:
+    """Return what a message announces: switches, or a switch and its hosts.
 
     :raises TrunkRefused: if it does not.
     """
     kind, body = _parted(message)
-    if kind != _MEMBERS:
-        raise TrunkRefused(Refusal.PROTOCOL)
     try:
-        return unpacked(body)
+        if kind == _MEMBERS:
+            return unpacked(body)
+        if kind == _NAMES and len(body) >= COOKIE_BYTES:
+            return body[:COOKIE_BYTES], unpacked_roster(body[COOKIE_BYTES:])
     except ValueError:
-        raise TrunkRefused(Refusal.PROTOCOL) from None
+        pass
+    raise TrunkRefused(Refusal.PROTOCOL)
 
 
 def _parted(message: bytes) -> tuple[int, bytes]:

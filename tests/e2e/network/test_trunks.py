@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,36 @@ def test_parts_have_addresses_of_their_own(pair: tuple[gpasst.Host, gpasst.Host]
     a, b = pair
     assert (a.ip4, a.ip6) == ("10.78.0.2", "fd78::2")
     assert (b.ip4, b.ip6) == ("10.78.1.2", "fd78::102")
+
+
+def test_hosts_find_those_of_other_parts_by_name(path: Path) -> None:
+    need("getent")
+    with gpasst.Network("lan", part=0) as one, gpasst.Network("lan", part=1) as two:
+        a = one.host("a")
+        ask = a.popen(["sh", "-c", "read go; exec getent hosts b"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        one.trunk(listen=path)
+        two.trunk(connect=path)
+        assert two.wait_host("a") == (a.ip4, a.ip6)
+        b = two.host("b")
+        assert one.wait_host("b") == (b.ip4, b.ip6)
+        until(lambda: b"b\n" in a.run(["cat", "/etc/hosts"], capture_output=True).stdout, "the name")
+        found, _ = ask.communicate(b"\n", timeout=DEADLINE)
+        assert found.split() == [b.ip6.encode(), b"b"], "a program that ran before"
+        b.close()
+        until(lambda: b"b\n" not in a.run(["cat", "/etc/hosts"], capture_output=True).stdout, "no name")
+        with pytest.raises(gpasst.PlatformError, match="network lan has no host b; open it within"):
+            one.wait_host("b", timeout=0.01)
+
+
+def test_parts_without_numbers_are_refused(path: Path) -> None:
+    """They are in two processes usually, where both choose the same addresses."""
+    lan = partial(gpasst.Network, subnet4="10.9.0.0/24", subnet6="fd09::/64")
+    with lan() as one, lan() as two:
+        for part in (one, two):
+            part.host("a")
+        one.trunk(listen=path)
+        with pytest.raises(gpasst.ConfigurationError, match="the same addresses; give each part a number of its own"):
+            two.trunk(connect=path)
 
 
 def test_hosts_of_two_parts_ping_each_other(pair: tuple[gpasst.Host, gpasst.Host], family: int) -> None:

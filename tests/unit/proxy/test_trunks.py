@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gevent
 import pytest
@@ -24,11 +24,13 @@ from gpasst.proxy.trunk_end import Trunks
 from gpasst.proxy.trunk_sides import Place, TrunkConnector, TrunkListener
 from gpasst.switch.handshake import Handshake, Refusal
 from gpasst.switch.membership import COOKIE_BYTES, MEMBERS_LIMIT
+from gpasst.switch.roster import Roster
 from gpasst.wire import VIRTIO_NET_BLANK
 
 PATIENCE = 10.0  # seconds; for what takes milliseconds
 BROADCAST = b"\xff" * 6
 SECRET = b"of both"
+COMMON = "10.0.0.99"  # an address that each part has
 
 
 class Part:
@@ -36,7 +38,9 @@ class Part:
 
     def __init__(self, number: int) -> None:
         self.lan = Lan(f"lan{number}", False)
-        self.trunks = Trunks(self.lan)
+        self.hosts: Roster = ((f"host{number}", (f"10.0.0.{number}", COMMON)),)
+        self.renamed = 0
+        self.trunks = Trunks(self.lan, lambda: self.hosts, frozenset((COMMON,)), self._count)
         self.mac = b"\x02\0\0\0\0" + bytes((number,))
         self.got: list[bytes] = []
         self.host = self.lan.add_inner("host", self.mac, self._take)
@@ -53,6 +57,21 @@ class Part:
 
     def connect(self, place: Place, secret: bytes = b"") -> TrunkConnector:
         return TrunkConnector(self.trunks, place, secret)
+
+    def rename(self, *hosts: tuple[str, tuple[str, ...]]) -> None:
+        self.hosts = hosts
+        self.trunks.announce_hosts()
+
+    def found(self) -> set[str]:
+        """Return the names of hosts of other parts."""
+        return {name for name, _ in self.trunks.beyond()}
+
+    def members(self) -> int:
+        """Return how many switches this one knows to be joined with it, itself among them."""
+        return len(self.trunks.membership.announced(cast(Any, None)))
+
+    def _count(self) -> None:
+        self.renamed += 1
 
     def _take(self, data: Data) -> None:
         self.got.append(bytes(data))
@@ -135,6 +154,7 @@ def test_a_trunk_that_closes_a_loop_is_refused(parts: list[Part], tmp_path: Path
         with closing(first, second):
             assert first.joined.wait(PATIENCE)
             assert second.joined.wait(PATIENCE)
+            until(lambda: parts[0].members() == 3)
             # Between two that are joined by a third; twice between the same two; with itself.
             for part, place in (
                 (parts[0], places[2]),
@@ -206,6 +226,40 @@ def test_hosts_behind_a_trunk_that_has_gone_are_unknown(parts: list[Part], place
     assert one.lan.switch.ports == [one.host]
 
 
+def test_parts_know_each_others_hosts(parts: list[Part], place: Place) -> None:
+    """The first part is the middle; the last comes when the others are joined, and goes again."""
+    middle, one, two, late = parts
+    with closing(middle.listen(place), first := one.connect(place), second := two.connect(place)):
+        assert first.joined.wait(PATIENCE)
+        assert second.joined.wait(PATIENCE)
+        until(lambda: one.found() == {"host0", "host2"} and two.found() == {"host0", "host1"})
+        with closing(third := late.connect(place)):
+            assert third.joined.wait(PATIENCE)
+            assert late.found() == {"host0", "host1", "host2"}, "from the beginning"
+            until(lambda: "host3" in one.found() & two.found() & middle.found())
+            late.rename(("other", ("10.0.0.3",)), ("another", ("10.0.0.4",)))
+            until(lambda: one.found() == {"host0", "host2", "other", "another"})
+            before = one.renamed
+            late.trunks.announce_hosts()
+        until(lambda: one.found() == {"host0", "host2"} and middle.found() == {"host1", "host2"})
+        assert one.renamed == before + 1, "nothing is announced that is no news"
+    assert late.found() == set()
+
+
+def test_parts_with_the_same_addresses_are_not_joined(parts: list[Part], place: Place) -> None:
+    parts[1].rename(("twin", ("10.0.0.0",)))
+    with closing(parts[0].listen(place), side := parts[1].connect(place)):
+        assert refused(side) == Refusal.ADDRESSES
+
+
+def test_an_address_that_comes_to_be_the_same_ends_the_trunk(parts: list[Part], place: Place) -> None:
+    with closing(parts[0].listen(place), side := parts[1].connect(place)):
+        assert side.joined.wait(PATIENCE)
+        parts[1].rename(("twin", ("10.0.0.0",)))
+        until(lambda: side.refusal)
+        assert side.refusal == Refusal.ADDRESSES
+
+
 @contextmanager
 def connected(listener: TrunkListener, place: Place) -> Iterator[socket.socket]:
     """A stranger's connection, which has read the greeting."""
@@ -253,7 +307,7 @@ def rest(sock: socket.socket) -> bytes:
 def test_a_stranger_reaches_nothing(parts: list[Part], place: Place, data: bytes) -> None:
     with closing(listener := parts[0].listen(place, SECRET)), connected(listener, place) as sock:
         sock.send(data)
-        assert rest(sock) == b"\x80\0\0\x02\x04\0"
+        assert rest(sock) == b"\x80\0\0\x02\x05\0"
         assert parts[0].got == []
         assert parts[0].lan.switch.ports == [parts[0].host]
         assert len(parts[0].lan.switch.table) == 1

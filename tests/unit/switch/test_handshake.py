@@ -13,13 +13,14 @@ from gpasst.switch.handshake import (
     Handshake,
     Refusal,
     TrunkRefused,
+    announced,
     members_message,
-    members_of,
+    names_message,
     refusal_message,
 )
 
 FIRST, SECOND = (bytes((number,)) * CHALLENGE_BYTES for number in (1, 2))
-HELLO, PROOF, MEMBERS, REFUSED = 1, 2, 3, 4  # kinds of messages
+HELLO, PROOF, MEMBERS, NAMES, REFUSED = 1, 2, 3, 4, 5  # kinds of messages
 HELLO_HEAD = b"\x01gpasst trunk"
 
 
@@ -134,7 +135,7 @@ def test_a_refusal_says_why(reason: Refusal) -> None:
         caught = refused(end, message)
         assert (caught.reason, caught.ours) == (reason, False)
     with pytest.raises(TrunkRefused, match=reason.value):
-        members_of(message)
+        announced(message)
 
 
 @pytest.mark.parametrize("body", [b"", b"\xff", bytes(50)])
@@ -146,7 +147,17 @@ def test_a_refusal_of_a_later_version_is_one(body: bytes) -> None:
 def test_members() -> None:
     cookies = frozenset((b"12345678", b"abcdefgh"))
     (message,) = messages(members_message(cookies))
-    assert members_of(message) == cookies
+    assert announced(message) == cookies
     for wrong in (message[:-1], bytes((HELLO,)) + message[1:], message[:1]):
         with pytest.raises(TrunkRefused):
-            members_of(wrong)
+            announced(wrong)
+
+
+def test_names() -> None:
+    roster = (("a", ("10.78.0.2", "fd78::2")), ("b.example", ("10.78.0.3",)))
+    (message,) = messages(names_message(b"12345678", roster))
+    assert announced(message) == (b"12345678", roster)
+    assert announced(bytes((NAMES,)) + b"12345678") == (b"12345678", ())
+    for wrong in (message[:5], bytes((NAMES,)) + b"12345678a b\n"):
+        with pytest.raises(TrunkRefused):
+            announced(wrong)
