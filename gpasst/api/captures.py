@@ -46,14 +46,14 @@ class Observable(NamedTuple):
     :ivar unread: returns whether a guest has sent what has not been read.
     :ivar recorder: records what crosses.
     :ivar counters: count frames that are missing from a file.
-    :ivar links: returns the names of the links of a network; empty where there is only one.
+    :ivar links: returns the names of the links that a network has now; None where there is one link alone.
     :ivar link: the one of them that is meant; empty for all.
     """
 
     unread: Callable[[], bool]
     recorder: Recorder
     counters: Counters
-    links: Callable[[], Sequence[str]] = tuple
+    links: Callable[[], Sequence[str]] | None = None
     link: str = ""
 
     def sink(self, path: str, counters: Counters) -> Sink:
@@ -61,18 +61,19 @@ class Observable(NamedTuple):
 
         :raises PlatformError: if the file cannot be opened or written.
         """
-        return sink_of(path, counters, self.recorder.name, [self.link] if self.link else self.links())
+        named = [self.link] if self.link else self.links() if self.links else None
+        return sink_of(path, counters, self.recorder.name, named)
 
 
-def sink_of(path: str, counters: Counters, name: str, links: Sequence[str]) -> Sink:
+def sink_of(path: str, counters: Counters, name: str, links: Sequence[str] | None) -> Sink:
     """Return what writes records to a capture file.
 
     :param name: name of the only link.
-    :param links: names of the links, of several.
+    :param links: names of the links of a network, to which others may come; None for one link alone.
     :raises PlatformError: if the file cannot be opened or written.
     """
     file = CaptureFile(path, counters, ORIGIN)
-    return Interfaces(file, links) if links else file.interface(name)
+    return file.interface(name) if links is None else Interfaces(file, links)
 
 
 class Taker:
@@ -289,7 +290,8 @@ def save(here: Runtime, history: History, source: Observable | None, path: str) 
     """
     counters = Counters()
     records = recorded(here, history, source)
-    file = sink_of(path, counters, history.name, list(dict.fromkeys(record.link for record in records if record.link)))
+    links = list(dict.fromkeys(record.link for record in records if record.link))
+    file = sink_of(path, counters, history.name, links or None)
     try:
         for turn in in_turns(here, records):
             file.take(turn)

@@ -12,7 +12,6 @@ from gpasst.records import fields
 
 if TYPE_CHECKING:
     from gpasst.api.network import Network
-    from gpasst.proxy.lan import Lan
 
 FLOWS_SHOWN = 50
 FATES_SHOWN = 20
@@ -41,25 +40,22 @@ def describe(connection: Connection, name: str) -> str:
 
 
 def describe_network(network: Network) -> str:
-    """Return hosts, links and drops of a network, one a line.
+    """Return links, drops and last fates of a network, one a line.
 
     :param network: an open one; of another one the reason is returned.
     """
     name = f"network {network.name}"
     try:
-        subnets, lines = (network.subnet4, network.subnet6), network.call(_links)
+        statistics, fates = network.statistics(), network.fates(FATES_SHOWN)
+        subnets = " ".join(filter(None, (network.subnet4, network.subnet6)))
     except GpasstError as error:
         return f"{name}: {error}"
-    return "\n".join([f"{name} {' '.join(filter(None, subnets))}:", *(f"  {line}" for line in lines)])
-
-
-def _links(lan: Lan) -> list[str]:
-    """Return a line for each link and each reason for a drop; on the network's hub."""
-    links = [
-        f"{port.name}: {port.received} frames from it, {port.sent} to it{', down' if port.down else ''}"
-        for port in lan.switch.ports
-    ]
-    return links + [f"dropped: {count} {reason.value}" for reason, count in lan.counters.drops.items()]
+    lines = [f"{name}, {subnets}:"]
+    for port, count in statistics.ports.items():
+        lines.append(f"  {port}: {count.received} frames from it, {count.sent} to it")
+    lines += [f"  drops {count} {reason}" for reason, count in statistics.drops.items()]
+    lines += [f"  fate {fate}" for fate in fates]
+    return "\n".join(lines)
 
 
 def _forward(forward: Forward) -> str:

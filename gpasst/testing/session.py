@@ -84,7 +84,7 @@ class Session:
         return self._open(Passt(**self._captured(fields)))
 
     def network(self) -> Network:
-        """Open a network without hosts.
+        """Open a network without hosts, which records what crosses.
 
         :raises unittest.SkipTest: if the machine allows no namespaces; see `gpasst.testing.require`.
         """
@@ -92,7 +92,11 @@ class Session:
             from gpasst.api.network import Network
 
             require()  # the network itself has no namespace that could be refused
-        return self._open(Network())
+        network = self._open(Network(record=True))
+        path = self._capture_path()
+        if path:
+            network.capture(path)
+        return network
 
     @property
     def open(self) -> bool:
@@ -137,12 +141,19 @@ class Session:
 
     def _captured(self, fields: dict[str, Any]) -> dict[str, Any]:
         """Return the fields with a capture file, unless they have one."""
-        if self._folder is None or fields.get("pcap") or fields.get("splice_only"):
+        if fields.get("pcap") or fields.get("splice_only"):
             return fields
+        path = self._capture_path()
+        return {**fields, "pcap": path} if path else fields
+
+    def _capture_path(self) -> str:
+        """Return the path of a further capture file, empty if there is to be none."""
+        if self._folder is None:
+            return ""
         os.makedirs(self._folder, exist_ok=True)
         path = os.path.join(os.path.abspath(self._folder), f"{self._name}-{len(self._captures) + 1}.pcapng")
         self._captures.append(path)
-        return {**fields, "pcap": path}
+        return path
 
 
 def _file_name(test: str, worker: str) -> str:

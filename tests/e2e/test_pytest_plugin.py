@@ -12,6 +12,7 @@ import pytest
 
 from gpasst.testing import needs
 from tests.support.cli import ended
+from tests.support.need import need
 from tests.support.ready import until
 from tests.support.suites import PATIENCE, run_suite, started_suite
 
@@ -62,8 +63,9 @@ def test_fails(gpasst_factory):
 
 def test_a_network_fails(gpasst_network):
     a, b = gpasst_network.hosts("a", "b")
-    with b.socket() as client:
+    with b.socket() as client, gpasst_network.between(a, b).impair("udp: loss 100%"):
         client.sendto(b"data", (a.ip4, 53))
+        gpasst_network.link(b).expect("udp", dport=53, to="host")
     assert False
 
 def test_passes(gpasst_pasta):
@@ -88,10 +90,16 @@ def test_the_report_of_a_failed_test(tmp_path: Path) -> None:
     assert "forward udp host 0.0.0.0 port" in section
     assert "datagrams_spliced 1\n" in section
     assert "flow udp" in section
-    (capture,) = (tmp_path / "captures").iterdir()
+    capture, of_hosts = sorted((tmp_path / "captures").iterdir(), key=lambda path: "network" in path.name)
     assert f"capture: {capture}\n" in section
-    assert "network lan 10.77.0.0/24 fd77::/64:\n" in of_network
+    assert "network lan, 10.77.0.0/24 fd77::/64:\n" in of_network
     assert re.search(r"^  b: \d+ frames from it, \d+ to it$", of_network, re.MULTILINE)
+    assert "  drops 1 lost by an impairment rule\n" in of_network
+    assert "fate udp: loss 100% seed 77 [from b to a on lan]: 1 lost: udp 10.77.0.3:" in of_network
+    assert f"capture: {of_hosts}\n" in of_network
+    # The hosts were opened when the capture had begun.
+    command = [need("tshark"), "-r", str(of_hosts), "-Y", "udp", "-T", "fields", "-e", "frame.interface_name"]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE).stdout.split() == ["b", "a"]
     assert "-- gpasst --" not in after
 
 
@@ -99,7 +107,7 @@ def test_the_report_of_a_failed_test(tmp_path: Path) -> None:
 def test_captures(tmp_path: Path, option: str) -> None:
     done = run_suite(tmp_path, PASSING, f"{option}=captures")
     assert done.returncode == 0, done.stdout
-    assert len(list((tmp_path / "captures").iterdir())) == (4 if option == "--gpasst-pcap" else 0)
+    assert len(list((tmp_path / "captures").iterdir())) == (5 if option == "--gpasst-pcap" else 0)
 
 
 REFUSED = """
