@@ -121,6 +121,7 @@ MAX_ERRNO: Final = 4095  # linux/err.h
 
 # Links, addresses and routes (linux/if.h, linux/if_addr.h, linux/if_link.h, linux/rtnetlink.h).
 IFNAMSIZ: Final = 16  # bytes of an interface name, its final zero included
+IPV6_MIN_MTU: Final = 1280  # bytes (linux/ipv6.h; RFC 8200, section 5); a link below it has no IPv6
 IFF_UP: Final = 0x1
 IFF_LOOPBACK: Final = 0x8
 IFLA_ADDRESS: Final = 1

@@ -96,7 +96,7 @@ class Host(Inhabited, Member):
         """
         here = self._runtime = self.network.here()
         try:
-            interface = Interface(self, self.network, self.network.name)
+            interface = Interface(self, self.network, _free_name(self.network.name, (LOOPBACK,)))
             request = interface.request(self.name)
             namespace = self._namespace = here.call(lambda: here.helper().open(request, wait_read))
             namespace.patience = PAUSE_SECONDS
@@ -146,6 +146,7 @@ class Host(Inhabited, Member):
             and `leave` does not say which.
         :raises PlatformError: if the kernel refuses; it is in neither network then.
         """
+        self._joined()
         if leave is None and len(self._interfaces) != 1:
             raise ConfigurationError(
                 f"host {self.name} is in {len(self._interfaces)} networks", "name the one that it leaves: leave=lan"
@@ -270,8 +271,9 @@ class Host(Inhabited, Member):
     def _hosts_file(self) -> str:
         if self._names is None:
             assert self._runtime is not None
-            self._names = HostsFile()
+            names = self._names = HostsFile()
             self._runtime.call(self.show_names)
+            self._change(lambda namespace: namespace.delete_at_end(names.path, wait_read))
         return self._names.path
 
     def _joined(self) -> Namespace:

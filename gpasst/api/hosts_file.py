@@ -18,7 +18,7 @@ EVERYBODY_READS = 0o644
 
 
 class HostsFile:
-    """A file of names, which ends with `close` or with the program.
+    """A file of names, which ends with `close`, or with a program that ends in an orderly way.
 
     :raises OSError: if the folder of temporary files cannot be written to.
     :ivar path: where it is.

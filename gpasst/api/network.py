@@ -35,7 +35,7 @@ class Network(NetworkWatch):
     :param subnet4: prefix of IPv4, such as ``"10.1.0.0/24"``; None for one that no other network of this process has,
         empty for none.
     :param subnet6: of IPv6, likewise.
-    :param mtu: bytes of an IP packet on its links.
+    :param mtu: bytes of an IP packet on its links; below 1280 they have no IPv6 (RFC 8200, section 5).
     :param part: the number of this part of a network whose parts are in several processes, joined by trunks: 0 for the
         first. Parts have the same prefixes, and each has addresses of its own among them.
     :param seed: of all its weather that names none; None for that of the test run, or a random one.

@@ -18,6 +18,7 @@ from gpasst.api.lifetime import Lifetime
 from gpasst.api.member import Member
 from gpasst.api.names import Names
 from gpasst.errors import ConfigurationError
+from gpasst.linux import IPV6_MIN_MTU
 from gpasst.switch.plan import GATEWAY, SUBNETS, HostAddresses, Plan, chosen, shared
 from gpasst.values import check_host_name, check_interface, shown
 
@@ -56,6 +57,12 @@ class NetworkBase(Lifetime):
             raise ConfigurationError(f"network {shown(name)} {error.message}", error.remedy) from None
         if not MTU_LOWEST <= mtu <= MTU_HIGHEST:
             raise ConfigurationError(f"mtu {mtu}", f"give {MTU_LOWEST} to {MTU_HIGHEST} bytes")
+        if mtu < IPV6_MIN_MTU:
+            if subnet6:
+                raise ConfigurationError(
+                    f"mtu {mtu} is too small for IPv6", f"give {IPV6_MIN_MTU} or more, or no subnet6"
+                )
+            subnet6 = ""
         self.name = name
         self.mtu = mtu
         self.seed = seed

@@ -11,6 +11,7 @@ import os
 import struct
 from _socket import IPPROTO_TCP
 from collections.abc import Iterable
+from contextlib import suppress
 
 from gpasst.errors import PlatformError
 from gpasst.helper import netlink
@@ -30,13 +31,14 @@ FORWARDING = ("/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forw
 
 
 class Taps:
-    """The taps of the namespace of the calling thread.
+    """The taps of the namespace of the calling thread, and files that end with it, however the caller ends.
 
     :param first: descriptors of those that are there already, by the names of their devices.
     """
 
     def __init__(self, first: dict[str, int]) -> None:
         self._taps = first
+        self.files: list[str] = []
 
     @property
     def descriptors(self) -> Iterable[int]:
@@ -44,7 +46,10 @@ class Taps:
         return self._taps.values()
 
     def close(self) -> None:
-        """Close the descriptors here; a tap goes with the last of its descriptors, which blocks for up to 40 ms."""
+        """Delete the files, and close the descriptors here; a tap goes with its last one, in up to 40 ms."""
+        for path in self.files:
+            with suppress(OSError):
+                os.unlink(path)
         taps, self._taps = self._taps, {}
         close_all(taps.values())
 
@@ -53,6 +58,9 @@ class Taps:
         try:
             if message["do"] == "detach":
                 close_all([self._taps.pop(message["name"])])
+                return {}, []
+            if message["do"] == "delete":
+                self.files.append(message["path"])
                 return {}, []
             if message["do"] in PLAIN:
                 PLAIN[message["do"]]()

@@ -134,7 +134,7 @@ class Keeper:
     def _shrink(self, sock: _socket.socket, taps: Taps) -> None:
         """Turn the process into a small one, if this is the only namespace left."""
         with self._lock:
-            if len(self._threads) == 1:
+            if len(self._threads) == 1 and not taps.files:
                 for descriptor in taps.descriptors:
                     os.set_inheritable(descriptor, True)
                 pool.become(sock.fileno())

@@ -183,6 +183,10 @@ class Namespace:
         """
         self._change({"do": "abort"}, wait)
 
+    def delete_at_end(self, path: str, wait: Wait | None = None) -> None:
+        """Have a file deleted when the namespace ends, even if this process is killed; it may be gone by then."""
+        self._change({"do": "delete", "path": path}, wait)
+
     def _change(self, message: Message, wait: Wait | None) -> tuple[Message, list[int]]:
         self._check_open()
         self._overdue(None, None)

@@ -46,6 +46,7 @@ from gpasst.linux import (
     IFLA_MTU,
     IFLA_TXQLEN,
     IN6_ADDR_GEN_MODE_NONE,
+    IPV6_MIN_MTU,
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REPLACE,
@@ -76,7 +77,6 @@ IPV6_LINKS = "/proc/thread-self/net/if_inet6"  # missing where the kernel was bo
 
 TX_QUEUE_LENGTH = 10_000  # frames; the default of 1000 loses bursts while the proxy serves other sockets
 LINK_LOCAL_PREFIX = 64
-IPV6_MTU_MINIMUM = 1280  # bytes (RFC 8200, section 5); Linux gives a link below it no IPv6
 IPV6_SWITCH = "/proc/sys/net/ipv6/conf/{}/disable_ipv6"  # missing where the link has too small an MTU
 
 # A wrong address, prefix, MAC or route; other errors are the machine's.
@@ -228,7 +228,7 @@ def _why_no_ipv6(name: str) -> str:
         return "the kernel has none"
     if os.path.exists(IPV6_SWITCH.format(name)):
         return f"it is switched off there (sysctl net.ipv6.conf.{name}.disable_ipv6)"
-    return f"the MTU of {name} is below {IPV6_MTU_MINIMUM}"
+    return f"the MTU of {name} is below {IPV6_MIN_MTU}"
 
 
 def _new_address(session: Session, index: int, text: str, prefix: int) -> None:

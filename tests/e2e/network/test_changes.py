@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -323,6 +325,33 @@ def test_all_is_returned_at_close() -> None:
             two.join(one.host("c", forwarding=True)).close()
 
     assert_flat(once, repeats=10, warm=5)
+
+
+def test_links_too_narrow_for_ipv6_have_ipv4() -> None:
+    with gpasst.Network("lo", mtu=1000) as lan:
+        a, b = lan.hosts("a", "b")
+        assert (a.ip6, a.interface, links(a)["lo2"]["mtu"]) == ("", "lo2", 1000)
+        with udp(a) as client, udp(b, b.ip4) as server:
+            assert exchange(client, server) == a.ip4
+    with pytest.raises(gpasst.ConfigurationError, match="mtu 1279 is too small for IPv6"):
+        gpasst.Network(mtu=1279, subnet6="fd01::/64")
+
+
+KILLED = """
+import os, signal, gpasst
+with gpasst.Network() as lan:
+    lan.host("a").run(["cat", "/etc/hosts"], check=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_file_of_names_ends_with_a_program_that_is_killed(tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    argv = [sys.executable, "-c", KILLED]
+    done = subprocess.run(argv, env=environment, stdout=subprocess.PIPE, text=True, timeout=DEADLINE)
+    assert done.returncode == -9
+    assert done.stdout.endswith(" a\n")
+    until(lambda: not os.listdir(tmp_path), "the file gone")
 
 
 def test_threads_open_hosts_at_once() -> None:

@@ -7,6 +7,7 @@ import select
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -148,6 +149,18 @@ def test_sockets_are_late_while_a_change_awaits_its_answer(host: Namespace) -> N
     os.close(made.descriptor)
     assert set(refused) == {LateError}
     send(host, "10.1.2.99")
+
+
+def test_files_end_with_a_namespace(helper: Helper, tun: None, tmp_path: Path) -> None:
+    paths = [tmp_path / "one", tmp_path / "other"]
+    with helper.open(CONFIGURED) as namespace:
+        for path in paths:
+            path.touch()
+            namespace.delete_at_end(str(path))
+        paths[0].unlink()
+        send(namespace, "10.1.2.99")
+        assert paths[1].exists()
+    until(lambda: not paths[1].exists(), "the file gone")
 
 
 def test_a_namespace_that_is_closed_takes_no_changes(helper: Helper, tun: None) -> None:
