@@ -16,6 +16,7 @@ pytestmark = pytest.mark.usefixtures("tun", "remote")
 
 FOLDER = Path(__file__).parents[2] / "examples"
 TOGETHER = ("test_gevent_program.py", "test_asyncio_program.py")  # in one run, beside each other
+WORKERS = "workers"  # a folder
 QUIC = "test_quic_transfer.py"
 # With aioquic before 1.7, and that is the newest for Python 3.10, a sender of datagrams above 2 kB never sends again
 # when its peer has moved.
@@ -58,6 +59,12 @@ def test_two_programs_run_beside_each_other(tmp_path: Path) -> None:
     assert "\n2 passed" in printed
 
 
+def test_workers_share_a_network(tmp_path: Path) -> None:
+    shutil.copytree(FOLDER / WORKERS, tmp_path / WORKERS)
+    printed = run(tmp_path, options=("-p", "xdist.plugin", "-n", "2", WORKERS))
+    assert "\n4 passed" in printed
+
+
 def test_the_index_names_each_example() -> None:
     index = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert [name for name in (*ALONE, *TOGETHER, *LEFT_OUT) if f"({name})" not in index] == []
+    assert [name for name in (*ALONE, *TOGETHER, *LEFT_OUT, WORKERS) if f"({name})" not in index] == []
