@@ -1,4 +1,4 @@
-"""Exploring seeds, and shrinking the weather of a test that fails. Takes 15 seconds."""
+"""Exploring seeds, and shrinking the weather of a test that fails. Takes 20 seconds."""
 
 from __future__ import annotations
 
@@ -107,3 +107,55 @@ def test_what_there_is_nothing_to_shrink_of_says_so(tmp_path: Path) -> None:
     assert "weather has disturbed no frame of this test" in sections["calm"]
     assert "fails without weather, too" in sections["anyway"]
     assert not sections["plain"]
+
+
+NETWORK = """
+import sys
+
+SERVER = '''
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    sock.bind(("0.0.0.0", 53))
+    while True:
+        data, client = sock.recvfrom(100)
+        sock.sendto(data.lower(), client)
+'''
+
+def ask(sock, question, tries):
+    for _ in range(tries):
+        sock.send(question)
+        try:
+            return sock.recv(100)
+        except TimeoutError:
+            pass
+    raise TimeoutError(f"no answer to {question}")
+
+def test_look_up(gpasst_network):
+    lan = gpasst_network
+    client, server = lan.hosts("client", "server")
+    server.popen([sys.executable, "-c", SERVER])
+    server.wait_bound("udp", 53)
+    with client.socket() as sock, lan.between(client, server).impair("udp dport 53: loss 30%"):
+        sock.settimeout(0.3)
+        sock.connect((server.ip4, 53))
+        assert (ask(sock, b"A", tries=5), ask(sock, b"AAAA", tries=1)) == (b"a", b"aaaa")
+"""
+
+
+def test_the_weather_of_a_network_is_explored_and_shrunk(tmp_path: Path) -> None:
+    """A failed test's report has the last fates, and the rules that are found name the two hosts."""
+    explored = run_suite(tmp_path, NETWORK, "--gpasst-explore=4", "--gpasst-seed=100")
+    assert "test_suite.py::test_look_up: 1 of 4 seeds: 101\n" in explored.stdout, explored.stdout
+    assert "\n  fate udp dport 53: loss 30% seed 101 [from client to server on lan]: " in explored.stdout
+
+    shrunk = run_suite(tmp_path, NETWORK, "--gpasst-explore=1", "--gpasst-seed=101", "--gpasst-shrink")
+    found = shrunk.stdout.partition("- gpasst shrink -")[2]
+    sentence = "fails when the 2nd datagram to port 53 from client to server on lan is lost\n"
+    assert sentence in found, shrunk.stdout
+    (rule,) = [line for line in found.splitlines() if line.startswith("lan.between(")]
+    assert rule == "lan.between('client', 'server').impair('to host udp dport 53 nth 2: loss 100%')"
+
+    text = NETWORK.replace('lan.between(client, server).impair("udp dport 53: loss 30%")', rule)
+    pasted = run_suite(tmp_path, text)
+    assert "no answer to b'AAAA'" in pasted.stdout, pasted.stdout
+    assert "1 failed" in pasted.stdout

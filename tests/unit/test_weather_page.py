@@ -110,7 +110,7 @@ def test_every_part_has_an_example() -> None:
 class Net:
     """What the Python examples call; every rule is read."""
 
-    def impair(self, weather: Any = None, **parts: Any) -> Net:
+    def impair(self, weather: Any = None, one_way: bool = False, **parts: Any) -> Net:
         if weather is None:
             assert build(**parts)
         else:
@@ -121,6 +121,15 @@ class Net:
         for _, weather in steps:
             self.impair(list(weather) or "CLEAR")
 
+    def link(self, host: str) -> Net:
+        return self
+
+    def between(self, one: str, other: str) -> Net:
+        return self
+
+    def partition(self, *groups: list[str]) -> None:
+        assert groups
+
     def __enter__(self) -> Net:
         return self
 
@@ -130,7 +139,7 @@ class Net:
 
 @pytest.mark.parametrize("source", blocks("python"))
 def test_python_examples_are_read(source: str) -> None:
-    exec(source, {"net": Net(), "gpasst": gpasst})
+    exec(source, {"net": Net(), "lan": Net(), "gpasst": gpasst, "a": "a", "b": "b", "c": "c"})
 
 
 def test_profiles_are_listed_with_their_sources() -> None:
