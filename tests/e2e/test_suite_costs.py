@@ -1,4 +1,4 @@
-"""A suite of many tests with a namespace each: it leaves nothing, and one helper serves it. Takes 5 seconds.
+"""Suites of many tests with namespaces of their own: they leave nothing, and one helper serves them. Takes 7 seconds.
 
 `benchmarks/fixtures.py` measures how long it takes.
 """
@@ -13,19 +13,34 @@ from tests.support.suites import run_suite
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 
+NAMESPACE = """
+def use(net):
+    helpers.add(net._runtime.helper().pid)
+    with net.socket() as sock:
+        sock.sendto(b"x", (net.gateway4, 9))
+    net.assert_no_drops()
+"""
+
+NETWORK = """
+def use(lan):
+    helpers.add(lan._runtime.helper().pid)
+    a, b = lan.hosts("a", "b")
+    with a.socket() as client, b.socket() as server, lan.partition([a], [b]):
+        client.sendto(b"x", (b.ip4, 9))
+        lan.link(a).expect("arp", to="host")
+"""
+
 MANY = """
 import pytest
 from gpasst.testing.flat import usage
 
-MANY = 200
-held, helpers = {}, set()
+MANY = {many}
+held, helpers = {{}}, set()
+{use}
 
 @pytest.mark.parametrize("number", range(MANY))
-def test_one(gpasst_pasta, number):
-    helpers.add(gpasst_pasta._runtime.helper().pid)
-    with gpasst_pasta.socket() as sock:
-        sock.sendto(b"x", (gpasst_pasta.gateway4, 9))
-    gpasst_pasta.assert_no_drops()
+def test_one({fixture}, number):
+    use({fixture})
 
 @pytest.fixture(autouse=True)
 def _measure(request):
@@ -46,6 +61,11 @@ def test_nothing_is_left():
 """
 
 
-def test_two_hundred_namespaces_leave_nothing(tmp_path: Path) -> None:
-    done = run_suite(tmp_path, MANY)
-    assert (done.returncode, "201 passed" in done.stdout) == (0, True), done.stdout
+@pytest.mark.parametrize(
+    ("fixture", "use", "many"),
+    [("gpasst_pasta", NAMESPACE, 200), ("gpasst_network", NETWORK, 100)],
+    ids=["namespaces", "networks"],
+)
+def test_many_tests_leave_nothing(tmp_path: Path, fixture: str, use: str, many: int) -> None:
+    done = run_suite(tmp_path, MANY.format(fixture=fixture, use=use, many=many))
+    assert (done.returncode, f"{many + 1} passed" in done.stdout) == (0, True), done.stdout
