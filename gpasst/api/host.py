@@ -95,43 +95,55 @@ class Host(Inhabited, Member):
         :raises PlatformError: if a permission or a limit is in the way.
         """
         here = self._runtime = self.network.here()
-        try:
-            interface = Interface(self, self.network, _free_name(self.network.name, (LOOPBACK,)))
-            request = interface.request(self.name)
-            namespace = self._namespace = here.call(lambda: here.helper().open(request, wait_read))
-            namespace.patience = PAUSE_SECONDS
-            self._interfaces.append(interface)
-            interface.tap, namespace.tap = namespace.tap, -1
-            interface.connect()
-            if self._forwarding:
-                self._change(lambda namespace: namespace.forward(wait_read))
-        except BaseException:
-            self.close()
-            raise
-        self._moved()
+        here.call(lambda: self._open(here))
+
+    def _open(self, here: runtime.Runtime) -> None:
+        with self._turn:
+            try:
+                interface = Interface(self, self.network, _free_name(self.network.name, (LOOPBACK,)))
+                namespace = self._namespace = here.helper().open(interface.request(self.name), wait_read)
+                namespace.patience = PAUSE_SECONDS
+                self._interfaces.append(interface)
+                interface.tap, namespace.tap = namespace.tap, -1
+                interface.connect()
+                if self._forwarding:
+                    namespace.forward(wait_read)
+                self._joined()  # unless it was closed meanwhile
+            except BaseException:
+                self._runtime = None
+                self._end()
+                raise
+            self._moved()
 
     def join(self, network: NetworkBase) -> Interface:
         """Give it an interface in a further network; see `Network.join`."""
-        interface = self._interface(network)
-        try:
-            tap = self._change(lambda namespace: namespace.attach(interface.request(), wait_read))
-            self._interfaces.append(interface)
-            interface.tap = tap.descriptor
-            interface.connect()
-        except BaseException:
-            self.leave(interface)
-            raise
-        self._moved()
-        return interface
+
+        def join(namespace: Namespace) -> Interface:
+            interface = self._interface(network)
+            try:
+                tap = patiently(namespace, lambda: namespace.attach(interface.request(), wait_read))
+                self._interfaces.append(interface)
+                interface.tap = tap.descriptor
+                interface.connect()
+            except BaseException:
+                self._leave(namespace, interface)
+                raise
+            self._moved()
+            return interface
+
+        return self._change(join)
 
     def leave(self, interface: Interface) -> None:
         """Take it out of a network; see `Interface.close`."""
+        if interface in self._interfaces and self._runtime is not None:
+            self._change(lambda namespace: self._leave(namespace, interface))
+
+    def _leave(self, namespace: Namespace, interface: Interface) -> None:
         there = interface in self._interfaces
+        interface.end()
         if there:
             self._interfaces.remove(interface)
-        interface.end()
-        if there and self._namespace is not None:
-            self._change(lambda namespace: namespace.detach(interface.name, wait_read))
+            patiently(namespace, lambda: namespace.detach(interface.name, wait_read))
             self._moved(interface.network)
 
     def move(self, network: NetworkBase, *, leave: NetworkBase | None = None) -> None:
@@ -146,25 +158,29 @@ class Host(Inhabited, Member):
             and `leave` does not say which.
         :raises PlatformError: if the kernel refuses; it is in neither network then.
         """
-        self._joined()
-        if leave is None and len(self._interfaces) != 1:
-            raise ConfigurationError(
-                f"host {self.name} is in {len(self._interfaces)} networks", "name the one that it leaves: leave=lan"
-            )
-        old = self.interface_in(leave) if leave else self._interfaces[0]
-        new = self._interface(network, old)
-        was_down = old.is_down
-        self._interfaces[self._interfaces.index(old)] = new
-        new.tap = old.disconnect()
-        try:
-            self._change(lambda namespace: namespace.change(old.name, new.request(), wait_read))
-            new.connect()
-            if was_down:
-                new.down()
-        except BaseException:
-            self.leave(new)
-            raise
-        self._moved(old.network)
+
+        def move(namespace: Namespace) -> None:
+            if leave is None and len(self._interfaces) != 1:
+                remedy = (
+                    "name the one that it leaves: leave=lan" if self._interfaces else "let it join one: lan.join(a)"
+                )
+                raise ConfigurationError(f"host {self.name} is in {len(self._interfaces)} networks", remedy)
+            old = self.interface_in(leave) if leave else self._interfaces[0]
+            new = self._interface(network, old)
+            was_down = old.is_down
+            self._interfaces[self._interfaces.index(old)] = new
+            new.tap = old.disconnect()
+            try:
+                patiently(namespace, lambda: namespace.change(old.name, new.request(), wait_read))
+                new.connect()
+                if was_down:
+                    new.down()
+            except BaseException:
+                self._leave(namespace, new)
+                raise
+            self._moved(old.network)
+
+        self._change(move)
 
     def down(self) -> None:
         """Cut its links, as if their cables were pulled; see `Interface.down`."""
@@ -187,13 +203,17 @@ class Host(Inhabited, Member):
 
         :raises PlatformError: if a process does not end.
         """
-        self.down()
-        spared = {os.getpid(), self._joined().pid}
-        self._change(lambda namespace: kill_inside(namespace.netns, spared, wait_read))
-        try:
-            self._change(lambda namespace: namespace.abort_connections(wait_read))
-        except PlatformError as error:
-            log.warning("host %s: its connections end when it is up again: %s", self.name, error)
+
+        def kill(namespace: Namespace) -> None:
+            for interface in self._interfaces:
+                interface.down()
+            kill_inside(namespace.netns, {os.getpid(), namespace.pid}, wait_read)
+            try:
+                patiently(namespace, lambda: namespace.abort_connections(wait_read))
+            except PlatformError as error:
+                log.warning("host %s: its connections end when it is up again: %s", self.name, error)
+
+        self._change(kill)
 
     def close(self) -> None:
         """End its programs, and the host. More calls do nothing."""
@@ -216,15 +236,18 @@ class Host(Inhabited, Member):
 
     def _close(self) -> None:
         with self._turn:
-            interfaces, self._interfaces = self._interfaces, []
-            for interface in interfaces:
-                interface.end()
-            namespace, self._namespace = self._namespace, None
-            if namespace is not None:
-                namespace.close()
-            names, self._names = self._names, None
-            if names is not None:
-                names.close()
+            self._end()
+
+    def _end(self) -> None:
+        interfaces, self._interfaces = self._interfaces, []
+        for interface in interfaces:
+            interface.end()
+        namespace, self._namespace = self._namespace, None
+        if namespace is not None:
+            namespace.close()
+        names, self._names = self._names, None
+        if names is not None:
+            names.close()
         self.network.leave(self.name)
         for network in {self.network, *(interface.network for interface in interfaces)}:
             network.renamed()
@@ -235,7 +258,6 @@ class Host(Inhabited, Member):
         :param leaving: the one that it has no longer then.
         :raises ConfigurationError: as of `move`.
         """
-        self._joined()
         if network.here() is not self._runtime:
             raise ConfigurationError(
                 f"host {self.name} and network {network.name} are on different event loops", "open both in one thread"
@@ -246,13 +268,17 @@ class Host(Inhabited, Member):
         return Interface(self, network, _free_name(network.name, taken))
 
     def _change(self, function: Callable[[Namespace], T]) -> T:
-        """Change the namespace by a function, in turn with other changes, on the hub."""
-        namespace, here = self._joined(), self._runtime
+        """Change the host by a function, in turn with other changes, on the hub.
+
+        :raises ConfigurationError: if the host is not open.
+        """
+        self._joined()
+        here = self._runtime
         assert here is not None
 
         def in_turn() -> T:
             with self._turn:
-                return patiently(namespace, lambda: function(namespace))
+                return function(self._joined())
 
         return here.call(in_turn)
 
@@ -269,11 +295,14 @@ class Host(Inhabited, Member):
                 network.renamed()
 
     def _hosts_file(self) -> str:
+        return self._change(self._names_path)
+
+    def _names_path(self, namespace: Namespace) -> str:
+        """Return the path of the file of names, which is made for the first program."""
         if self._names is None:
-            assert self._runtime is not None
             names = self._names = HostsFile()
-            self._runtime.call(self.show_names)
-            self._change(lambda namespace: namespace.delete_at_end(names.path, wait_read))
+            self.show_names()
+            patiently(namespace, lambda: namespace.delete_at_end(names.path, wait_read))
         return self._names.path
 
     def _joined(self) -> Namespace:

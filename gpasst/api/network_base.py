@@ -125,6 +125,8 @@ class NetworkBase(Lifetime):
             check_host_name(name)
         except ConfigurationError as error:
             raise ConfigurationError(f"host {shown(name)} {error.message}", error.remedy) from None
+        if self._ending:
+            raise ConfigurationError(f"network {self.name} was closed meanwhile", "open hosts before that")
         # In one step, for the same reason as in `allot`.
         if self._members.setdefault(name, member) is not member:
             raise ConfigurationError(f"network {self.name} has a {name} already", "choose another name")

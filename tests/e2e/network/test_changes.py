@@ -8,6 +8,7 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -362,6 +363,33 @@ def test_threads_open_hosts_at_once() -> None:
             for host in hosts[1:]:
                 with udp(host) as client:
                     assert exchange(client, server) == host.ip4
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_network_that_ends_while_hosts_change_waits_for_them(which: int) -> None:
+    networks = [gpasst.Network("left"), gpasst.Network("right")]
+    for network in networks:
+        network.open()
+    a = networks[0].host("a")
+    started = threading.Event()
+
+    def move() -> str:
+        while True:
+            for network in reversed(networks):
+                try:
+                    a.move(network)
+                except gpasst.ConfigurationError as error:
+                    return error.message
+                started.set()
+
+    with ThreadPoolExecutor(1) as threads:
+        moving = threads.submit(move)
+        assert started.wait(DEADLINE)
+        networks[which].close()
+        assert moving.result(DEADLINE).endswith((" is not open", " was closed meanwhile", " is in 0 networks"))
+    for network in networks:
+        network.close()
+    assert a.interfaces == ()
 
 
 def test_two_hundred_hosts() -> None:
