@@ -63,6 +63,7 @@ class ForwardRule:
     :ivar target_address: address on the other side, None for its own address.
     :ivar auto: whether a port listens only while its target is bound on the other side.
     :ivar text: the specification that the rule comes from, for messages.
+    :ivar host: addresses of the one host of a network that it leads to, where it names none; empty for a single guest.
     """
 
     protocol: str
@@ -75,6 +76,7 @@ class ForwardRule:
     target_address: str | None = None
     auto: bool = False
     text: str = field(default="", compare=False)
+    host: tuple[str, ...] = ()
 
     def ports(self) -> Iterator[tuple[int, int]]:
         """Yield each (listening port, port on the other side) of the rule."""
@@ -90,7 +92,11 @@ class ForwardRule:
     def families(self) -> tuple[int, ...]:
         """The address families, 4 and 6, that the rule opens listeners in."""
         address = self.address or self.target_address
-        return (4, 6) if address is None else (_family(address),)
+        return tuple(map(_family, self.host)) or (4, 6) if address is None else (_family(address),)
+
+    def target_in(self, family: int) -> str | None:
+        """Return the address that it leads to in a family, None for the guest's own."""
+        return self.target_address or next((address for address in self.host if _family(address) == family), None)
 
     def overlaps(self, other: ForwardRule) -> bool:
         """Return whether the kernel would refuse to bind both rules: they share a port of an address."""

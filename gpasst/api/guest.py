@@ -57,7 +57,7 @@ class Guest(Member):
         :raises ConfigurationError: if the path is none, or the network has no address left.
         :raises PlatformError: if the socket is in use or cannot be made.
         """
-        network, addresses = self._network, self._network.allot()
+        network, addresses = self._network, self._network.allot(configured=False)
         self._addresses = addresses
         self.ip4, self.ip6, self.mac = addresses.ip4, addresses.ip6, addresses.mac.hex(":")
         if not self.path:
@@ -123,5 +123,6 @@ class Guest(Member):
         addresses, self._addresses = self._addresses, None
         if addresses is not None:
             self._network.take_back(addresses)
+            self._network.forget(addresses)
         if self._folder:
             shutil.rmtree(self._folder, ignore_errors=True)

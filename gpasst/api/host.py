@@ -34,6 +34,7 @@ from gpasst.proxy.patience import patiently
 
 if TYPE_CHECKING:
     from gpasst.api.network_base import NetworkBase
+    from gpasst.api.uplink import HostForward
 
 T = TypeVar("T")
 
@@ -222,6 +223,24 @@ class Host(Inhabited, Member):
             self._end_programs()
             here.call(self._close)
 
+    def forward(self, protocol: str, specification: str) -> HostForward:
+        """Let ports of this machine lead to this host, until the forward is closed or the network ends.
+
+        ::
+
+            with a.forward("tcp", "0:80") as forward:
+                urllib.request.urlopen(f"http://127.0.0.1:{forward.port}/")
+
+        :param protocol: ``"tcp"`` or ``"udp"``.
+        :param specification: ports of this machine and of the host, as ``"8080:80"``, or ``"0:80"`` for one that the
+            kernel chooses; as the options `tcp_ports` and `udp_ports` take them, but without a target address.
+        :raises ConfigurationError: if the specification makes no sense, or none of its networks has an uplink.
+        :raises PlatformError: if a port cannot be had; none of them is open then.
+        """
+        networks = [interface.network for interface in self._interfaces]
+        network = next((network for network in networks if network.has_uplink), self.network)
+        return network.uplink.forward(self.name, self.addresses_in(network), protocol, specification)
+
     def addresses_in(self, network: object) -> tuple[str, ...]:
         """Return its addresses in a network, as text."""
         return tuple(address for interface in self._interfaces for address in interface.addresses_in(network))
@@ -233,6 +252,10 @@ class Host(Inhabited, Member):
             for interface in self._interfaces:
                 found = interface.network.names.find() | found
             self._names.write((address, name) for name, addresses in found.items() for address in addresses)
+
+    def _resolver_file(self) -> str:
+        texts = (interface.network.resolver_file for interface in self._interfaces)
+        return next(filter(None, texts), "")
 
     def _close(self) -> None:
         with self._turn:
@@ -265,7 +288,8 @@ class Host(Inhabited, Member):
         if any(interface.network is network for interface in self._interfaces):
             raise ConfigurationError(f"host {self.name} is in network {network.name} already", "name another network")
         taken = {LOOPBACK, *(interface.name for interface in self._interfaces if interface is not leaving)}
-        return Interface(self, network, _free_name(network.name, taken))
+        rank = leaving.rank if leaving else max((one.rank + 1 for one in self._interfaces), default=0)
+        return Interface(self, network, _free_name(network.name, taken), rank)
 
     def _change(self, function: Callable[[Namespace], T]) -> T:
         """Change the host by a function, in turn with other changes, on the hub.

@@ -13,11 +13,16 @@ from typing import TYPE_CHECKING, Protocol
 from gpasst.api.member import Member
 from gpasst.errors import ConfigurationError
 from gpasst.helper.client import OpenRequest
+from gpasst.records import replace
 
 if TYPE_CHECKING:
     from gpasst.api.network_base import NetworkBase
+    from gpasst.helper.request import Route
     from gpasst.link.switch_tap import TapPort
     from gpasst.switch.plan import HostAddresses
+
+
+METRIC = 1024  # of IPv6 routes without one; those that are to come later have more (Linux, IP6_RT_PRIO_USER)
 
 
 class Owner(Protocol):
@@ -39,16 +44,19 @@ class Interface(Member):
     :param host: the host.
     :param network: the network.
     :param name: of the device in the host.
+    :param rank: which of the host's networks its routes prefer: 0 for the first.
     :raises ConfigurationError: if the network is not open, has no address left, or has a member of the host's name.
     :ivar host: as above.
     :ivar network: as above.
     :ivar name: as above.
     :ivar ip4: the host's IPv4 address in this network, empty without IPv4.
     :ivar ip6: its IPv6 address, likewise.
+    :ivar rank: as above.
     :ivar tap: descriptor of the device, which is closed with the interface; -1 while there is none.
     """
 
-    def __init__(self, host: Owner, network: NetworkBase, name: str) -> None:
+    def __init__(self, host: Owner, network: NetworkBase, name: str, rank: int = 0) -> None:
+        self.rank = rank
         self.host = host
         self.network = network
         self.name = name
@@ -115,8 +123,14 @@ class Interface(Member):
             mtu=self.network.mtu,
             configure=True,
             addresses=self._addresses.prefixes,
+            routes=self._routes(),
             hostname=host_name,
         )
+
+    def _routes(self) -> tuple[Route, ...]:
+        """Return the routes of the device; the network that the host joined first is preferred."""
+        metric = METRIC + self.rank if self.rank else None
+        return tuple(replace(route, metric=metric) for route in self.network.routes)
 
     def connect(self) -> None:
         """Connect the device with the switch.
@@ -143,7 +157,10 @@ class Interface(Member):
 
     def end(self) -> None:
         """Leave the network, and close the device. More calls do nothing."""
+        addresses = self._addresses
         tap = self.disconnect()
+        if addresses is not None:
+            self.network.forget(addresses)
         if tap >= 0:
             posix.close(tap)
 

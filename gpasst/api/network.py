@@ -40,6 +40,7 @@ class Network(NetworkWatch):
         first. Parts have the same prefixes, and each has addresses of its own among them.
     :param seed: of all its weather that names none; None for that of the test run, or a random one.
     :param record: keep what crosses last, for `expect`, `count` and `save`.
+    :param uplink: let its hosts reach the outside through this process (`gpasst.api.uplink`).
     :raises ConfigurationError: if a value makes no sense.
     :ivar name: as above.
     :ivar mtu: as above.
@@ -55,8 +56,9 @@ class Network(NetworkWatch):
         part: int | None = None,
         seed: int | None = None,
         record: bool = False,
+        uplink: bool = False,
     ) -> None:
-        super().__init__(name, subnet4, subnet6, mtu, part, seed, record)
+        super().__init__(name, subnet4, subnet6, mtu, part, seed, record, uplink)
 
     def host(self, name: str, *, forwarding: bool = False) -> Host:
         """Open a host: a namespace whose interface is a port of this network.

@@ -24,7 +24,9 @@ from gpasst.values import check_host_name, check_interface, shown
 
 if TYPE_CHECKING:
     from gpasst.api.captures import Observable
+    from gpasst.api.uplink import Uplink
     from gpasst.capture.history import History
+    from gpasst.helper.request import Route
     from gpasst.proxy.lan import Lan
     from gpasst.proxy.trunk_end import Trunks
 
@@ -50,6 +52,7 @@ class NetworkBase(Lifetime):
         part: int | None,
         seed: int | None,
         record: bool,
+        uplink: bool,
     ) -> None:
         try:
             check_interface(name)
@@ -70,6 +73,8 @@ class NetworkBase(Lifetime):
         self._history: History | None = None
         self._subnets = subnet4, subnet6
         self._lan: Lan | None = None
+        self._with_uplink = uplink
+        self._uplink: Uplink | None = None
         self._addresses: Plan | None = None
         self._next = 0
         self._closing = ExitStack()
@@ -98,11 +103,54 @@ class NetworkBase(Lifetime):
         """The prefix of IPv6, empty without it."""
         return str(self._plan().ip6 or "")
 
-    def allot(self) -> HostAddresses:
-        """Return the addresses of the next host.
+    @property
+    def gateway4(self) -> str:
+        """The IPv4 address of the gateway: of the uplink, or of a router that is put there; empty without IPv4."""
+        return self._plan().host(GATEWAY).ip4
 
+    @property
+    def gateway6(self) -> str:
+        """The IPv6 address of the gateway, likewise."""
+        return self._plan().host(GATEWAY).ip6
+
+    @property
+    def uplink(self) -> Uplink:
+        """The way of its hosts to the outside.
+
+        :raises ConfigurationError: if the network has none, or is not open.
+        """
+        self.here()
+        if self._uplink is None:
+            raise ConfigurationError(f"network {self.name} has no uplink", "open it with uplink=True")
+        return self._uplink
+
+    @property
+    def has_uplink(self) -> bool:
+        """Whether it has one."""
+        return self._uplink is not None
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """The routes of its hosts beside those of their addresses."""
+        return self._uplink.routes if self._uplink is not None else ()
+
+    @property
+    def resolver_file(self) -> str:
+        """The text of /etc/resolv.conf for programs in its hosts, empty for this machine's own."""
+        return self._uplink.resolver_file if self._uplink is not None else ""
+
+    def allot(self, configured: bool = True) -> HostAddresses:
+        """Return the addresses of the next host, which its uplink knows from then on.
+
+        :param configured: whether the host is given them otherwise than by DHCP and router advertisements.
         :raises ConfigurationError: if there are none left.
         """
+        addresses = self._next_addresses()
+        if self._uplink is not None:
+            self._uplink.place(addresses, configured)
+        return addresses
+
+    def _next_addresses(self) -> HostAddresses:
         plan = self._plan()
         with self._allotting:
             if self._next <= plan.last:
@@ -115,6 +163,11 @@ class NetworkBase(Lifetime):
     def take_back(self, addresses: HostAddresses) -> None:
         """Let another host have the addresses of one that has left, when there are no others any more."""
         self._left.append(addresses)
+
+    def forget(self, addresses: HostAddresses) -> None:
+        """End the ways to the outside of a host that has ended."""
+        if self._uplink is not None and not self._ending:
+            self._uplink.forget(addresses)
 
     def enter(self, name: str, member: Handle) -> None:
         """Let something be a member.
@@ -172,6 +225,11 @@ class NetworkBase(Lifetime):
             self._history = History()
         self._lan = Lan(self.name, here.polls, self._history)
         self._closing.callback(self._lan.close)
+        if self._with_uplink:
+            from gpasst.api.uplink import Uplink
+
+            self._uplink = Uplink(self._addresses, self._next_addresses, self.mtu, self._lan, here)
+            self._closing.callback(self._uplink.close)
 
     def close(self) -> None:
         """Close the network, its hosts, and all that was opened on it. More calls do nothing."""
@@ -189,7 +247,7 @@ class NetworkBase(Lifetime):
 
     def _close(self) -> None:
         self._closing.close()
-        self._lan = None
+        self._lan = self._uplink = None
         self._left.clear()
 
     def here(self) -> runtime.Runtime:

@@ -10,6 +10,7 @@ A network of several hosts is a `gpasst.flow.guests.Guests`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from gpasst.flow.network import GuestNetwork
@@ -34,12 +35,17 @@ class Guest:
     :ivar mac: where the answer to the frame at hand goes, 6 bytes.
     :ivar stamp: one object as long as no MAC address changes.
     :ivar addresses: the translation rules of each family that it uses, 4 and 6.
+    :ivar many: whether it is the hosts of a network.
+    :ivar ask: asks for the MAC address of one of its addresses, 4 or 16 bytes.
     """
+
+    many = False
 
     def __init__(self, network: GuestNetwork, mac: bytes | None = None, link_local: bytes | None = None) -> None:
         self.network = network
         self.mac = mac or BROADCAST_MAC
         self.stamp: object = self.mac
+        self.ask: Callable[[bytes], object] = bool
         self.addresses: dict[int, Addresses] = {}
         for family_network in (network.ip4, network.ip6):
             if family_network:
@@ -86,6 +92,11 @@ class Guest:
         if addresses.network.family == V4:
             return address != own
         return address not in (own, addresses.link_local, addresses.seen)
+
+    @property
+    def advertised(self) -> bool:
+        """Whether router solicitations of the sender of the frame at hand are answered."""
+        return True
 
     def leased(self) -> GuestNetwork:
         """Return the network with the addresses that the sender of the frame at hand may lease."""

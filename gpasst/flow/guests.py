@@ -4,7 +4,8 @@ Theory of operation: `Guests` is a `gpasst.flow.guest.Guest` that is many. Every
 address, so the flows need no more than the MAC address of each: the neighbour table.
 
 1. The network *places* a host: address and MAC address are known before it sends anything, and nothing that is heard
-   replaces them. So no host takes over the flows of another.
+   replaces them. So no host takes over the flows of another. One that leaves stays where it was placed, as in the
+   neighbour table of a router.
 2. Other addresses are learned from the source of a new flow, an echo request, or a DHCP or neighbour discovery message:
    virtual machines, addresses that a program moves between hosts, and networks behind a router that translates nothing.
    The longest unheard gives way at `LEARNED_LIMIT`.
@@ -13,7 +14,8 @@ address, so the flows need no more than the MAC address of each: the neighbour t
 4. A MAC address that asks for a lease is given one address for ever: the one that the network has placed it at, or one
    that `allot` returns. At `LEASES_LIMIT` the others get none.
 
-The host answers for the addresses of the gateway alone, since hosts of the network reach each other without it.
+The host answers for the addresses of the gateway alone, since hosts of the network reach each other without it. A host
+that is configured already gets no router advertisement, which would give it another address.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from gpasst.records import replace
 LEARNED_LIMIT = 4096  # neighbours
 LEASES_LIMIT = 1024  # MAC addresses that ask for a lease without being placed
 ASKED_LIMIT = 64  # neighbours asked for in a second
+OWN_PREFIX_BYTES = 2  # of the MAC addresses of a network's own hosts and gateway
 ADDRESS_BITS = 8  # of each byte of an address
 
 # Returns the IPv4 and the IPv6 address, 4 and 16 bytes, for a MAC address that asks for a lease, None for each that
@@ -78,10 +81,11 @@ class Guests(Guest):
 
     :param network: the network without an address of its own.
     :param allot: chooses addresses for leases.
-    :param ask: asks for the MAC address of a neighbour, 4 or 16 bytes.
     """
 
-    def __init__(self, network: GuestNetwork, allot: Allot, ask: Callable[[bytes], None]) -> None:
+    many = True
+
+    def __init__(self, network: GuestNetwork, allot: Allot) -> None:
         super().__init__(network)
         for family, addresses in self.addresses.items():
             self.addresses[family] = SharedAddresses(addresses.network, self._heard)
@@ -91,17 +95,28 @@ class Guests(Guest):
         self._placed: dict[bytes, bytes] = {}
         self._learned: OrderedDict[bytes, bytes] = OrderedDict()
         self._networks: dict[bytes, GuestNetwork] = {}
+        self._unconfigured: set[bytes] = set()
         self._allot = allot
-        self._ask = ask
         self._asked: set[bytes] = set()
 
-    def place(self, mac: bytes, ip4: bytes | None, ip6: bytes | None) -> GuestNetwork:
+    @property
+    def advertised(self) -> bool:
+        """Whether router solicitations of the sender of the frame at hand are answered.
+
+        Not those of configured hosts: of this network, or of a part of it in another process, by their addresses.
+        """
+        return self.mac in self._unconfigured or not self.mac.startswith(self.network.host_mac[:OWN_PREFIX_BYTES])
+
+    def place(self, mac: bytes, ip4: bytes | None, ip6: bytes | None, configured: bool = True) -> GuestNetwork:
         """Enter a host of the network; return the network with its addresses, which it may lease.
 
         :param mac: its MAC address, 6 bytes.
         :param ip4: its IPv4 address, None without one.
         :param ip6: its IPv6 address of global scope, None without one.
+        :param configured: whether it has these addresses without asking for them.
         """
+        if not configured:
+            self._unconfigured.add(mac)
         network = self.network
         own = self._networks[mac] = replace(
             network,
@@ -114,14 +129,6 @@ class Guests(Guest):
                     self.stamp = object()
                 self._placed[address] = mac
         return own
-
-    def leave(self, mac: bytes) -> None:
-        """Forget a host that was placed, and what was learned of it; more calls do nothing."""
-        self._networks.pop(mac, None)
-        for table in (self._placed, self._learned):
-            for address in [address for address, owner in table.items() if owner == mac]:
-                del table[address]
-        self.stamp = object()
 
     def learn_mac(self, mac: bytes) -> None:
         """Take note that the frame at hand comes from `mac`, 6 bytes."""
@@ -152,18 +159,19 @@ class Guests(Guest):
             if not ip4 and not ip6:
                 raise PacketError(Drop.LEASES)
             self._allotted += 1
-            network = self.place(mac, ip4, ip6)
+            network = self.place(mac, ip4, ip6, configured=False)
         return network
 
-    def scan(self) -> None:
+    def scan(self, now: int) -> None:
         """Let neighbours that have not answered be asked for again; called once a second."""
+        del now
         self._asked.clear()
 
     def _neighbour(self, address: bytes) -> bytes | None:
         mac = self._placed.get(address) or self._learned.get(address)
         if mac is None and address not in self._asked and len(self._asked) < ASKED_LIMIT:
             self._asked.add(address)
-            self._ask(address)
+            self.ask(address)
         return mac
 
     def _heard(self, address: bytes) -> None:

@@ -269,9 +269,10 @@ def unclaimed(
     return {bind: spec for bind, spec in specs.items() if not claimed(bind)}
 
 
-def target_bytes(rule: ForwardRule) -> bytes:
-    """Return the rule's target address as 4 or 16 bytes, empty if it has none."""
-    return ipaddress.ip_address(rule.target_address).packed if rule.target_address else b""
+def target_bytes(rule: ForwardRule, family: int) -> bytes:
+    """Return the address that a rule leads to in a family, 4 or 16 bytes; empty for the guest's own."""
+    address = rule.target_in(family)
+    return ipaddress.ip_address(address).packed if address else b""
 
 
 def _addresses(sock: Bound) -> tuple[tuple[int, bytes], ...]:

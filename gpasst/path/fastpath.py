@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
+from gpasst.linux import UDP_MAX_SEGMENTS
 from gpasst.packet.address import V6
 from gpasst.udp.mapping import Peer, Table
 from gpasst.wire import (
@@ -27,8 +28,10 @@ from gpasst.wire import (
     UDP6,
     UDP_CODEC,
     VIRTIO_NET_CODEC,
+    VIRTIO_NET_HDR_GSO_UDP_L4,
 )
 
+GSO_TYPE = UDP4.offset("virtio.gso_type")
 HEADERS = {4: UDP4.size, 6: UDP6.size}  # bytes before the payload, virtio-net header included
 
 _pick4 = UDP4.picker(
@@ -58,6 +61,11 @@ _IPV4, _IPV6 = (kind.to_bytes(2, "big") for kind in (ETHERTYPE_IPV4, ETHERTYPE_I
 _PROTOCOL4, _PROTOCOL6 = UDP4.offset("ip.protocol") - _VIRTIO, UDP6.offset("ip.next_header") - _VIRTIO
 _FLOW4, _FLOW6 = (slice(start - _VIRTIO, end - _VIRTIO) for start, end in (_KEY4, _KEY6))
 
+_GSO_SIZE = UDP4.offset("virtio.gso_size")
+_SUPERFRAME_HEADERS = 256  # bytes before a superframe's payload at most, options and extension headers included
+_gso_size = struct.Struct("<H").unpack_from
+
+Buffer = bytearray | memoryview
 Repeating = Callable[[bytearray, int], tuple[bytes, ...]]
 
 
@@ -75,6 +83,23 @@ def repeating(family: int, lead: int) -> Repeating:
     ).unpack_from
 
 
+def udp_segment(buffer: Buffer, size: int) -> int:
+    """Return the segment size of a UDP superframe, 0 for other frames, -1 for one that has to be dropped.
+
+    That has no segment size, or more segments than the kernel makes, each of which would take a call where the host's
+    kernel cannot segment.
+
+    :param buffer: begins with the frame's virtio-net header.
+    :param size: bytes of the frame with that header.
+    """
+    if buffer[GSO_TYPE] != VIRTIO_NET_HDR_GSO_UDP_L4:
+        return 0
+    (segment,) = _gso_size(buffer, _GSO_SIZE)
+    if not segment or size > UDP_MAX_SEGMENTS * segment + _SUPERFRAME_HEADERS:
+        return -1
+    return int(segment)
+
+
 class FastPath:
     """The peers of one guest, as frames name them.
 
@@ -87,7 +112,7 @@ class FastPath:
         self._down4, self._activity4 = four.down, four.activity
         self._down6, self._activity6 = six.down, six.activity
 
-    def lookup(self, buffer: bytearray, at: int, size: int) -> tuple[Peer, int, int] | None:
+    def lookup(self, buffer: Buffer, at: int, size: int) -> tuple[Peer, int, int] | None:
         """Look up the peer of a frame, which then counts as active.
 
         :param buffer: where the frame lies.

@@ -36,6 +36,7 @@ class ServiceHandlers:
         self._link = link
         self._guest = guest
         self._router = router
+        self._silent = replace(router, advertise=False) if router else None
         self._dhcp_served = dhcp_served
         self._dhcpv6_server = dhcpv6_server
 
@@ -53,9 +54,10 @@ class ServiceHandlers:
         :raises PacketError: if the message is malformed or not served.
         """
         self._guest.addresses[6].learn(packet.source)
-        if self._router is None:
+        router = self._router if self._guest.advertised else self._silent
+        if router is None:
             raise PacketError(Drop.DISCOVERY)
-        self._write(ndp.answer(self._router, packet, self._guest.mac, self._guest.resolves))
+        self._write(ndp.answer(router, packet, self._guest.mac, self._guest.resolves))
 
     def dhcp(self, packet: Packet, data: memoryview) -> None:
         """Answer DHCP and BOOTP, and learn the address that a renewing client uses.

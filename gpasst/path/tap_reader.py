@@ -12,7 +12,6 @@ has held comes back by `inject`.
 from __future__ import annotations
 
 import os
-import struct
 import time
 from collections.abc import Callable
 
@@ -22,28 +21,23 @@ from gpasst.host.receive import RUN_BYTES
 from gpasst.host.send import SEGMENTS_PER_SEND, send_one, sender_to
 from gpasst.link.port import FREE, TAKEN, TRANSIENT, LinkGone
 from gpasst.link.tap import FRAME_BYTES, Tap
-from gpasst.linux import UDP_MAX_SEGMENTS
 from gpasst.path.backlog import Backlog
 from gpasst.path.budget import BACKLOG_SECONDS, FRAMES_PER_STEP, STEP_SECONDS
-from gpasst.path.fastpath import HEADERS, FastPath, repeating
+from gpasst.path.fastpath import GSO_TYPE, HEADERS, FastPath, repeating, udp_segment
 from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.path.tcp_frames import TcpFrames
 from gpasst.path.udp_sockets import UdpSockets
 from gpasst.udp.mapping import Peer
-from gpasst.wire import UDP4, VIRTIO_NET_CODEC, VIRTIO_NET_HDR_GSO_UDP_L4
+from gpasst.wire import VIRTIO_NET_CODEC
 
 FRAMES_PER_LOOK = 8  # at the clock
 SINGLE_STEPS = 2  # steps with one frame each, after which the next is expected to have one, too
 SINGLE_CHECK = 8  # of so many steps, one checks whether that still holds
 
 _VIRTIO = VIRTIO_NET_CODEC.size
-_GSO_TYPE = UDP4.offset("virtio.gso_type")
-_GSO_SIZE = UDP4.offset("virtio.gso_size")
-_HEADERS_MAXIMUM = 256  # bytes before a superframe's payload, options and extension headers included
 _DONE = (0, 0)
 _DRAINED = -1
 _REPEATING = {family: repeating(family, 0) for family in (4, 6)}
-_gso_size = struct.Struct("<H").unpack_from
 
 
 class TapReader:
@@ -210,10 +204,12 @@ class TapReader:
             return _DONE
         peer, start, length = found
         payload = self._view[start : start + length]
-        if self._buffer[_GSO_TYPE]:
-            segment = self._segment(size)
+        if buffer[GSO_TYPE]:
+            segment = udp_segment(buffer, size)
             if segment >= 0:
                 self._udp.send(peer, payload, segment or length)
+            else:
+                self._counters.drop(Drop.MALFORMED_UDP)
             return _DONE
         # Others like the one before are expected to follow.
         if peer is self._last and size == start + length:
@@ -227,25 +223,11 @@ class TapReader:
 
     def _keep(self, size: int) -> None:
         """Put the frame in the buffer, which is none of a known flow, into the backlog."""
-        segment = self._segment(size) if self._buffer[_GSO_TYPE] else 0
+        segment = udp_segment(self._buffer, size) if self._buffer[GSO_TYPE] else 0
         if segment >= 0:
             self._backlog.add(self._view[_VIRTIO:size], segment)
-
-    def _segment(self, size: int) -> int:
-        """Return the segment size of the UDP superframe in the buffer, 0 for other frames, -1 after dropping it.
-
-        It is dropped without a segment size, and with more segments than the kernel makes, each of which would take a
-        call where the host's kernel cannot segment.
-
-        :param size: bytes of the frame with its virtio-net header.
-        """
-        if self._buffer[_GSO_TYPE] != VIRTIO_NET_HDR_GSO_UDP_L4:
-            return 0
-        (segment,) = _gso_size(self._buffer, _GSO_SIZE)
-        if not segment or size > UDP_MAX_SEGMENTS * segment + _HEADERS_MAXIMUM:
+        else:
             self._counters.drop(Drop.MALFORMED_UDP)
-            return -1
-        return int(segment)
 
     def _join(self, peer: Peer, size: int, start: int) -> tuple[int, int]:
         """Carry the frame in the buffer, joined with those that follow it as long as they repeat it.

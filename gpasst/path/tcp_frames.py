@@ -114,6 +114,7 @@ class TcpFrames:
     :param counters: where drops are counted.
     :ivar queue: connections with work.
     :ivar run: does it (`TcpSockets.run`).
+    :ivar ask: lets it be done in a step of its own (`TcpSockets.ask`).
     """
 
     def __init__(
@@ -133,9 +134,10 @@ class TcpFrames:
         self._counters = counters
         self._clock = sockets.clock
         self.run = sockets.run
+        self.ask = sockets.ask
         self.queue = sockets.queue
 
-    def frame(self, buffer: bytearray, view: memoryview, at: int, size: int, end_of_all: int = 0) -> int:
+    def frame(self, buffer: bytearray | memoryview, view: memoryview, at: int, size: int, end_of_all: int = 0) -> int:
         """Take a frame, and those behind it that go on with its data.
 
         :param buffer: where the frame lies.
@@ -184,7 +186,13 @@ class TcpFrames:
         return 1 + len(more)
 
     def _following(
-        self, connection: Connection, buffer: bytearray, view: memoryview, at: int, size: int, end_of_all: int
+        self,
+        connection: Connection,
+        buffer: bytearray | memoryview,
+        view: memoryview,
+        at: int,
+        size: int,
+        end_of_all: int,
     ) -> list[memoryview]:
         """Return the data of the frames that go on with that of a frame on a stream, of the same size and headers.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from gpasst.counters import Counters
 from gpasst.flow.guest import Guest
 from gpasst.link.port import Link
-from gpasst.packet.address import BROADCAST_MAC
+from gpasst.packet.address import BROADCAST_MAC, V6, family_of
 from gpasst.services import arp, ndp
 
 
@@ -36,11 +36,18 @@ class Advertiser:
         """Ask a new guest for its MAC address, so that it is reached before it speaks, and begin to advertise anew."""
         guest, network = self._guest, self._guest.network
         guest.learn_mac(BROADCAST_MAC)
-        if network.ip4 and network.ip4.address:
-            self._link.write_frame(arp.request(network.host_mac, network.ip4.gateway, network.ip4.address))
-        if network.ip6 and network.ip6.address:
-            self._link.write_frame(ndp.solicitation(network, network.ip6.address))
+        for family in (network.ip4, network.ip6):
+            if family and family.address:
+                self.ask(family.address)
         self._schedule = ndp.Schedule(self._now(), random.uniform)
+
+    def ask(self, address: bytes) -> None:
+        """Ask for the MAC address of a neighbour, 4 or 16 bytes."""
+        network = self._guest.network
+        if family_of(address) == V6:
+            self._link.write_frame(ndp.solicitation(network, address))
+        elif network.ip4:
+            self._link.write_frame(arp.request(network.host_mac, network.ip4.gateway, address))
 
     def scan(self, now: int) -> None:
         """Send the advertisement that is due at `now`, in monotonic seconds.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 from gpasst.config import Config
 from gpasst.counters import Counters
@@ -22,6 +23,9 @@ from gpasst.proxy.clock import Clock
 from gpasst.proxy.workers import Watchers
 from gpasst.records import dataclass
 
+if TYPE_CHECKING:
+    from gpasst.flow.guests import Allot
+
 MICROSECONDS = 1_000_000
 USO_FAMILIES = {4: "uso4", 6: "uso6"}  # names of the tap's offloads
 TSO_FAMILIES = {4: "tso4", 6: "tso6"}
@@ -34,7 +38,7 @@ class Base:
     """The parts that all others share.
 
     :ivar config: the options.
-    :ivar namespace: the guest's namespace, None for a virtual machine.
+    :ivar namespace: the guest's namespace, None for a virtual machine and for the hosts of a network.
     :ivar targets: where loopback traffic leads, None for a virtual machine.
     :ivar rules: the forward rules.
     :ivar guest: the guest.
@@ -71,6 +75,7 @@ def build_base(
     hub: object,
     clock: Clock,
     polls: bool,
+    allot: Allot | None = None,
 ) -> Base:
     """Make the shared parts; the parameters are those of `gpasst.proxy.proxy.Proxy`."""
     features = (config.features & supported()) - lacking()
@@ -84,7 +89,12 @@ def build_base(
     link_local = pack(namespace.link_local) if namespace and namespace.link_local else None
     rules = lay_rules(config, ephemeral, namespace.ephemeral if namespace else None)
     pool = SocketPool(namespace.sockets) if namespace else None
-    guest = Guest(network, namespace.mac if namespace else None, link_local)
+    if allot:
+        from gpasst.flow.guests import Guests
+
+        guest: Guest = Guests(network, allot)
+    else:
+        guest = Guest(network, namespace.mac if namespace else None, link_local)
     targets = None
     if namespace:
         targets = LoopbackTargets(guest.addresses, config.keeps_loopback, namespace.index, inward=not config.no_splice)

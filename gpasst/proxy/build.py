@@ -45,7 +45,7 @@ from gpasst.proxy.base import TSO_FAMILIES, USO_FAMILIES, Base
 from gpasst.proxy.build_tcp import Tcp
 from gpasst.proxy.guest_session import GuestSession
 from gpasst.proxy.workers import READ, WRITE, Watchers
-from gpasst.records import dataclass
+from gpasst.records import dataclass, replace
 from gpasst.services import chatter, dhcpv6, ndp
 from gpasst.udp.mapping import Listener, UdpSocket
 from gpasst.udp.nat import UdpNat
@@ -53,7 +53,13 @@ from gpasst.udp.pairs import Pair, Pairs
 from gpasst.wire import MLD_TYPES, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from gpasst.capture.history import History
+    from gpasst.link.uplink import Uplink
+    from gpasst.path.uplink_reader import UplinkReader
+
+    AnyLink: TypeAlias = Tap | Stream | Uplink
 
 STREAM_NAME = "guest"  # in a capture, of the interface of a virtual machine, whose own name nobody knows here
 ROOM = "room in the guest's socket"  # owner of the one watcher that is no socket's own
@@ -72,16 +78,22 @@ class Inside:
     :ivar dispatch: frames of no known flow.
     :ivar pings: echo.
     :ivar advertiser: frames that nobody asked for.
-    :ivar session: the guests of a stream, None for a tap.
-    :ivar tap_filter: lets the kernel sample floods of a tap, None for a stream.
+    :ivar session: the guests of a stream, None for any other link.
+    :ivar tap_filter: lets the kernel sample floods of a tap, None for any other link.
     """
 
-    reader: TapReader | StreamReader
+    reader: TapReader | StreamReader | UplinkReader
     dispatch: Dispatch
     pings: PingSockets
     advertiser: Advertiser
     session: GuestSession | None
     tap_filter: TapFilter | None
+
+    @property
+    def impairable(self) -> TapReader | StreamReader:
+        """The reader of a link that weather can stand before."""
+        assert isinstance(self.reader, (TapReader, StreamReader))
+        return self.reader
 
 
 def build_link(base: Base) -> Tap | Stream | None:
@@ -133,7 +145,7 @@ def _offloaded(base: Base, namespace: Namespace, feature: Feature, names: Mappin
 
 def build_udp(
     base: Base,
-    link: Tap | Stream | None,
+    link: AnyLink | None,
     icmp: IcmpToGuest,
     handlers: ServiceHandlers | None,
 ) -> tuple[UdpSockets, UdpSplice | None]:
@@ -204,25 +216,29 @@ def _build_splice(base: Base, targets: LoopbackTargets, pool: SocketPool, receiv
     return splice
 
 
-def build_services(base: Base, link: Tap | Stream) -> tuple[ServiceHandlers, ndp.Router | None]:
+def build_services(base: Base, link: AnyLink) -> tuple[ServiceHandlers, ndp.Router | None]:
     """Make the handlers of services, and the router that is advertised, None if none is."""
     config, network = base.config, base.guest.network
     advertises = not (config.no_ra or config.config_net)
-    router = None if config.no_ndp or config.no_icmp else ndp.Router(network, advertises, config.mtu)
+    unasked = advertises and network.ip6 is not None
+    if network.ip6 and base.guest.many:
+        # The prefix is that of the gateway. Most hosts are configured already, so only who asks gets an answer.
+        network, unasked = replace(network, ip6=replace(network.ip6, address=network.ip6.gateway)), False
+    router = None if config.no_ndp or config.no_icmp else ndp.Router(network, advertises, network.mtu)
     identifier = dhcpv6.duid(network.host_mac, int(time.time()) - dhcpv6.EPOCH)
     server = None if config.no_dhcpv6 else dhcpv6.Server(network, identifier)
     handlers = ServiceHandlers(link, base.guest, router, not config.no_dhcp, server)
-    return handlers, router if network.ip6 and advertises else None
+    return handlers, router if unasked else None
 
 
 def build_inside(
     base: Base,
-    link: Tap | Stream,
+    link: AnyLink,
     udp: UdpSockets,
     icmp: IcmpToGuest,
     handlers: ServiceHandlers,
     router: ndp.Router | None,
-    end: End,
+    end: End | None,
     tcp: Tcp | None,
     ended: Callable[[], None],
 ) -> Inside:
@@ -258,18 +274,18 @@ def build_inside(
     backlog_step = watchers.repeat(watchers.worker(backlog.step, conversational=False))
     advertiser = Advertiser(link, base.guest, router, counters, base.clock.now)
     session = tap_filter = None
-    reader: TapReader | StreamReader
+    reader: TapReader | StreamReader | UplinkReader
     if isinstance(link, Tap):
 
         def ports(limit: int) -> list[int]:
             found = list(udp.nat.active_ports(limit // 2))
             return found + (tcp.table.ports(limit - len(found)) if tcp else [])
 
-        tap_filter = TapFilter(link, backlog, counters, base.guest.routers, ports)
+        tap_filter = TapFilter(link, backlog, counters, routers, ports)
         reader = tap_reader = TapReader(link, fastpath, udp, icmp, backlog, counters, base.features, tcp=frames)
         _watch_tap(watchers, link, tap_reader, ended)
-    else:
-        assert not isinstance(end, Namespace)
+    elif isinstance(link, Stream):
+        assert isinstance(end, (GuestListener, RawSocket))
         reader = stream_reader = StreamReader(
             link, fastpath, icmp, backlog, lambda: session_step.ask(), counters, base.features, tcp=frames
         )
@@ -288,6 +304,12 @@ def build_inside(
         )
         worker = watchers.worker(session.step)
         session_step = watchers.repeat(worker)
+    else:
+        from gpasst.path.uplink_reader import UplinkReader
+
+        mac = base.guest.network.host_mac
+        reader = UplinkReader(mac, routers, fastpath, udp, backlog, backlog_step.ask, counters, frames)
+        base.guest.ask = advertiser.ask
     return Inside(reader, dispatch, pings, advertiser, session, tap_filter)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from gpasst.features import Feature
 from gpasst.host.peek import Peeker, StreamPeeker, TapPeeker
@@ -30,6 +31,10 @@ MTU_DEFAULT = 65520  # bytes; the largest that a frame's length on a stream leav
 IP_BYTES = {4: 20, 6: 40}  # of a header without options
 
 
+if TYPE_CHECKING:
+    from gpasst.link.uplink import Uplink
+
+
 @dataclass(frozen=True, slots=True)
 class Tcp:
     """The parts of TCP that lead to the link.
@@ -55,7 +60,7 @@ class Tcp:
         self.sockets.close()
 
 
-def build_tcp(base: Base, link: Tap | Stream, icmp: IcmpToGuest, timers: Timers) -> Tcp:
+def build_tcp(base: Base, link: Tap | Stream | Uplink, icmp: IcmpToGuest, timers: Timers) -> Tcp:
     """Make the parts of TCP that lead to the link."""
     watchers, guest, counters, clock = base.watchers, base.guest, base.counters, base.clock.precise
     table = ConnectionTable()
@@ -114,7 +119,7 @@ def build_tcp_splice(base: Base) -> TcpSplice | None:
 
 
 def build_tcp_listeners(
-    base: Base, link: Tap | Stream | None, tcp: Tcp | None, splice: TcpSplice | None, timers: Timers
+    base: Base, link: Tap | Stream | Uplink | None, tcp: Tcp | None, splice: TcpSplice | None, timers: Timers
 ) -> TcpListeners:
     """Make what accepts the clients of forwarded ports."""
     watchers = base.watchers

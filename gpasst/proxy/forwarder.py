@@ -115,7 +115,7 @@ class Forwarder:
             bind.port,
             bind.interface or None,
             spec.target,
-            spec.rule.target_address,
+            spec.rule.target_in(bind.family),
             side.inside,
             spec.rule.auto,
             spec.rule.first == CHOSEN_PORT,

@@ -112,7 +112,7 @@ class UdpListenerOpener:
             port,
             sock,
             target=spec.target,
-            target_address=target_bytes(spec.rule),
+            target_address=target_bytes(spec.rule, bind.family),
             general=bind.everywhere,
             inside=bind.inside,
             splices=self._splice is not None and (bind.inside or (bind.loopback and self._inward)),
@@ -175,7 +175,7 @@ class TcpListenerOpener:
         bind = spec.bind
         if self._splice is not None and (bind.inside or (bind.loopback and self._splice.inward)):
             self._splice.listen(bind.inside, bind.family)
-        listener = TcpListener(bind.family, port, spec.target, target_bytes(spec.rule), bind.inside, sock)
+        listener = TcpListener(bind.family, port, spec.target, target_bytes(spec.rule, bind.family), bind.inside, sock)
         self._listeners.watch(listener)
         return partial(self._release, listener)
 

@@ -1,4 +1,4 @@
-"""A proxy: everything between one guest and the host's sockets, and what drives it.
+"""A proxy: everything between one guest, or the hosts of a network, and the host's sockets; and what drives it.
 
 Theory of operation: the builders (`gpasst.proxy.build`) make the parts. `Watchers` owns their watchers and greenlets,
 `Timers` their deadlines, among them those of the `Scan` that ends idle mappings and splice pairs. There is one greenlet
@@ -11,7 +11,7 @@ NOTE: a proxy lives on one hub; only that hub's thread may call it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -44,8 +44,11 @@ from gpasst.proxy.timers import Timers
 
 if TYPE_CHECKING:
     from gpasst.capture.history import History
+    from gpasst.flow.guests import Allot, Guests
     from gpasst.impair.log import FateLog
     from gpasst.link.impaired import Impaired
+    from gpasst.link.switch import Way
+    from gpasst.link.uplink import Uplink
     from gpasst.proxy.served import Served
 
 log = logging.getLogger(__name__)
@@ -57,14 +60,16 @@ class Proxy:
     :param config: the options.
     :param network: the guest's network.
     :param end: the guest's end: a namespace, its tap ready (none with ``--splice-only``); or a socket where guests
-        connect, or one that is connected already.
+        connect, or one that is connected already. None for the hosts of a network.
     :param ephemeral: first and last port that the host's kernel hands out by itself.
     :param polls: whether ``--busy-poll`` counts: not where other threads want the interpreter.
     :param history: keeps what crosses the link last, None for nothing.
+    :param allot: chooses addresses for leases of the hosts of a network.
     :ivar clock: the time.
     :ivar finished: set when the guest is gone for good.
-    :ivar link: the guest's end, None with ``--splice-only``.
-    :ivar recorder: records what crosses the link, None with ``--splice-only``.
+    :ivar link: the guest's end, None with ``--splice-only`` and for the hosts of a network.
+    :ivar recorder: records what crosses the link, None without one.
+    :ivar uplink: the gateway's end of a network, None for a single guest.
     :ivar udp: the sockets of UDP.
     :ivar tcp: the connections of TCP that cross the link, None where they are not carried.
     :ivar tcp_splice: the splice pairs of TCP, None where loopback traffic crosses the link.
@@ -77,19 +82,22 @@ class Proxy:
         self,
         config: Config,
         network: GuestNetwork,
-        end: End,
+        end: End | None,
         ephemeral: tuple[int, int] = EPHEMERAL,
         polls: bool = True,
         history: History | None = None,
+        allot: Allot | None = None,
     ) -> None:
         self.config = config
         self.network = network
         self.clock = Clock()
         self.finished = gevent.event.Event()
         namespace = end if isinstance(end, Namespace) else None
-        self._base = base = build_base(config, network, namespace, ephemeral, gevent.get_hub(), self.clock, polls)
+        hub = gevent.get_hub()
+        self._base = base = build_base(config, network, namespace, ephemeral, hub, self.clock, polls, allot)
         self.features, self.counters = base.features, base.counters
         self.link: Tap | Stream | None = None
+        self.uplink: Uplink | None = None
         self._served: Served | None = None
         self._impaired: Impaired | None = None
         self._drop_log = observe.DropLog(base.counters)
@@ -104,7 +112,7 @@ class Proxy:
             self.close()
             raise
 
-    def _build(self, end: End, history: History | None) -> None:
+    def _build(self, end: End | None, history: History | None) -> None:
         """Make all parts, and enter what ends each of them; the last one is ended first."""
         base, config = self._base, self.config
         closing = self._closing.callback
@@ -113,8 +121,14 @@ class Proxy:
         if base.pool:
             closing(base.pool.close)
         closing(base.raw.close)
-        link = self.link = build_link(base)
-        self.recorder = build_recorder(base, link, history) if link else None
+        if base.guest.many:
+            from gpasst.link.uplink import Uplink
+
+            self.uplink = Uplink(base.counters)
+        else:
+            self.link = build_link(base)
+        link = self.uplink or self.link
+        self.recorder = build_recorder(base, self.link, history) if self.link else None
         if self.recorder:
             closing(self.recorder.close)
         icmp = self._icmp = IcmpToGuest(link, base.guest, base.counters)
@@ -183,10 +197,44 @@ class Proxy:
                 seconds.append(lambda now: session.scan())
         if tcp_splice := self.tcp_splice:
             seconds.append(lambda now: trim_memory() if tcp_splice.shrunk() else None)
+        if self.uplink:
+            seconds.append(self.guests.scan)
         seconds.append(self._drop_log.write)
         if pool := base.pool:
             seconds.append(lambda now: pool.refill())
         return Scan(timers, self.clock.now, self.config.udp_timeout, base.counters, tables, seconds)
+
+    @property
+    def take(self) -> Way:
+        """What takes a switch's frames for the gateway of a network (`gpasst.path.uplink_reader`)."""
+        from gpasst.path.uplink_reader import UplinkReader
+
+        assert self._inside is not None
+        assert isinstance(self._inside.reader, UplinkReader)
+        return self._inside.reader.take
+
+    @property
+    def guests(self) -> Guests:
+        """The hosts of a network, where the proxy is its gateway."""
+        from gpasst.flow.guests import Guests
+
+        assert isinstance(self._base.guest, Guests)
+        return self._base.guest
+
+    def forget(self, addresses: Collection[bytes]) -> None:
+        """End all flows of a host of the network that has gone, while others run.
+
+        :param addresses: its addresses, 4 or 16 bytes.
+        """
+        look = Turns(others).look
+        for family in self.udp.nat.tables:
+            for _ in self.udp.nat.end_flows(family, lambda peer: peer.mapping.guest in addresses):
+                look()
+        if self.tcp:
+            for connection in list(self.tcp.table):
+                if connection.ends[0] in addresses:
+                    self.tcp.sockets.drop(connection)
+                look()
 
     @property
     def forwards(self) -> tuple[Forward, ...]:
@@ -210,9 +258,10 @@ class Proxy:
         if self._served is None:
             from gpasst.proxy.served import Served
 
-            assert self.link is not None
+            link = self.uplink or self.link
+            assert link is not None
             opener = self.tcp.opener if self.tcp else None
-            self._served = Served(self.udp.nat, opener, self.link, self.counters)
+            self._served = Served(self.udp.nat, opener, link, self.counters)
             self._closing.callback(self._served.close)
         return self._served
 
@@ -229,7 +278,7 @@ class Proxy:
             assert self.link is not None
             assert self._inside is not None
             self._impaired = build_impaired(
-                self._base, self.link, self._inside.reader, self.udp, self._icmp, self.tcp, self._timers
+                self._base, self.link, self._inside.impairable, self.udp, self._icmp, self.tcp, self._timers
             )
             self._closing.callback(self._impaired.close)
         return self._impaired

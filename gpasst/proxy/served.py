@@ -104,7 +104,7 @@ class DatagramService:
 
     def _end_flows(self) -> None:
         """End the flows to the address, which were set up for what answered there before."""
-        for _ in self._nat.end_flows(*self._place):
+        for _ in self._nat.end_flows(family_of(self._place[0]), lambda peer: peer.shown == self._place):
             gevent.sleep(0)
 
 

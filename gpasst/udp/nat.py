@@ -32,7 +32,7 @@ from gpasst.errors import PacketError
 from gpasst.flow.guest import Guest
 from gpasst.flow.key import down_key
 from gpasst.flow.translation import Target
-from gpasst.packet.address import UNSPECIFIED, family_of
+from gpasst.packet.address import UNSPECIFIED
 from gpasst.udp.header import Header
 from gpasst.udp.mapping import Listener, Mapping, Peer, Table, UdpSocket
 
@@ -207,14 +207,15 @@ class UdpNat:
                     ports[peer.mapping.port] = None
         return list(ports)[:most]
 
-    def end_flows(self, address: bytes, port: int) -> Iterator[None]:
-        """End each flow to an address and port, as the guest knows them.
+    def end_flows(self, family: int, ends: Callable[[Peer], bool]) -> Iterator[None]:
+        """End some flows of a family, 4 or 6.
 
+        :param ends: returns whether a peer ends.
         :return: yields after half a millisecond's work.
         """
-        table = self.tables[family_of(address)]
+        table = self.tables[family]
         for number, peer in enumerate(list(table.down.values()), 1):
-            if peer.shown == (address, port) and table.down.get(peer.down_key) is peer:
+            if ends(peer) and table.down.get(peer.down_key) is peer:
                 self._close_all(table.remove(peer))
             if not number % PEERS_LOOKED_AT:
                 yield

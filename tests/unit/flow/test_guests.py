@@ -9,6 +9,7 @@ from gpasst.flow.guest import Guest
 from gpasst.flow.guests import LEARNED_LIMIT, LEASES_LIMIT, Guests
 from gpasst.flow.translation import GuestView
 from gpasst.packet.address import BROADCAST_MAC
+from gpasst.records import replace
 from tests.support.addresses import GUEST_MAC, HOST_MAC, ip
 from tests.support.families import FAMILIES
 from tests.support.networks import family_network, guest_network
@@ -33,8 +34,8 @@ class Lan:
                 ip6=family_network(6, address=None, gateway=GATEWAY[6], host_loopback=GATEWAY[6], link_local="fe80::1"),
             ),
             lambda mac: self.left.pop() if self.left else (None, None),
-            self.asked.append,
         )
+        self.guests.ask = self.asked.append
         for mac, ip4, ip6 in zip((A, B), HOST[4], HOST[6], strict=True):
             self.guests.place(mac, ip(ip4), ip(ip6))
 
@@ -106,7 +107,7 @@ def test_an_unknown_neighbour_is_asked_for_once_a_second_until_it_answers(family
     header = Header(lan, STRANGER[family])
     assert [header.used(), header.used()] == [BROADCAST_MAC] * 2
     assert lan.asked == [ip(STRANGER[family])]
-    lan.guests.scan()
+    lan.guests.scan(1)
     assert header.used() == BROADCAST_MAC
     assert lan.asked == [ip(STRANGER[family])] * 2
     lan.hear(C, STRANGER[family])
@@ -126,16 +127,23 @@ def test_the_neighbour_that_was_not_heard_for_longest_gives_way() -> None:
 
 
 @FAMILIES
-def test_a_host_that_has_left_is_forgotten(family: int) -> None:
+def test_an_address_that_is_placed_anew_is_at_its_new_host(family: int) -> None:
     lan = Lan()
-    lan.hear(A, STRANGER[family])
-    header = Header(lan, STRANGER[family])
+    header = Header(lan, HOST[family][0])
     assert header.used() == A
-    lan.guests.leave(A)
-    lan.guests.leave(A)
-    assert header.used() == BROADCAST_MAC
-    assert lan.guests.mac_of(ip(HOST[family][0])) == BROADCAST_MAC
-    assert lan.guests.mac_of(ip(HOST[family][1])) == B
+    lan.guests.place(C, ip(HOST[4][0]), ip(HOST[6][0]))
+    assert header.used() == C
+
+
+def test_only_hosts_that_are_not_configured_get_router_advertisements() -> None:
+    lan = Lan()
+    lan.guests.network = replace(lan.guests.network, host_mac=bytes((2, 0x67, 10, 77, 0, 1)))
+    lan.guests.place(C, ip("10.77.0.4"), ip("fd77::4"), configured=False)
+    advertised = {}
+    for mac in (A, C, bytes((2, 0x67, 10, 77, 0, 9)), GUEST_MAC):
+        lan.guests.learn_mac(mac)
+        advertised[mac] = lan.guests.advertised
+    assert list(advertised.values()) == [False, True, False, True]
 
 
 @FAMILIES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
@@ -221,7 +222,17 @@ def test_a_place_in_words(place: BindAddress, text: str) -> None:
     ("specification", "packed"), [("5000", b""), (f"5000:{GUEST4}/1", ip(GUEST4)), (f"5000:[{GUEST6}]/1", ip(GUEST6))]
 )
 def test_target_addresses_as_bytes(specification: str, packed: bytes) -> None:
-    assert target_bytes(laid(specification).of(inside=False)[0]) == packed
+    assert target_bytes(laid(specification).of(inside=False)[0], 6 if len(packed) == 16 else 4) == packed
+
+
+def test_a_rule_that_leads_to_a_host_has_an_address_of_it_in_each_family_that_it_has() -> None:
+    rule = replace(laid("5000").of(inside=False)[0], host=(GUEST6, GUEST4))
+    assert sorted(rule.families) == [4, 6]
+    assert [target_bytes(rule, family) for family in (4, 6)] == [ip(GUEST4), ip(GUEST6)]
+    assert replace(rule, host=(GUEST6,)).families == (6,)
+    named = replace(rule, target_address="192.0.2.77")
+    assert named.families == (4,)
+    assert target_bytes(named, 4) == ip("192.0.2.77")
 
 
 # --- Automatic rules: the host follows what is bound in the namespace ----------------------------------------------

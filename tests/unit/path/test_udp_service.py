@@ -48,6 +48,10 @@ class Case:
         packet = udp_packet(self.family, port, PORT, payload, SERVED[self.family])
         self.it.udp.outbound(replace(packet, segment=segment))
 
+    def end_flows(self, port: int = PORT) -> list[None]:
+        """End the flows to a port of the address; return what that yields."""
+        return list(self.it.nat.end_flows(self.family, lambda peer: peer.shown == (self.address, port)))
+
 
 @contextmanager
 def case(family: int) -> Iterator[Case]:
@@ -104,7 +108,7 @@ def test_one_port_of_the_guest_speaks_to_services_and_hosts(family: int) -> None
         assert len(table.mappings) == 1
         (mapping,) = table.mappings.values()
         assert mapping.peers == 2
-        list(it.it.nat.end_flows(it.address, PORT))
+        it.end_flows()
         assert mapping.peers == 1
         assert len(it.it.watched) == 1, "the socket of the other flow stays"
 
@@ -114,9 +118,9 @@ def test_flows_to_an_address_end_and_begin_again(family: int) -> None:
     with case(family) as it:
         guest = ip(GUEST[family]), OWN
         it.send(b"x")
-        assert list(it.it.nat.end_flows(it.address, PORT + 1)) == []
+        assert it.end_flows(PORT + 1) == []
         assert len(it.it.nat.tables[family]) == 1
-        list(it.it.nat.end_flows(it.address, PORT))
+        it.end_flows()
         assert len(it.it.nat.tables[family]) == len(it.it.nat.tables[family].mappings) == 0
         it.answers.send(guest, b"late")
         assert it.it.counters.drops == {Drop.ANSWER_LATE: 1}
@@ -130,7 +134,7 @@ def test_flows_end_in_pieces_of_bounded_work(monkeypatch: pytest.MonkeyPatch) ->
     with case(4) as it:
         for port in range(OWN, OWN + 10):
             it.send(b"x", port)
-        assert list(it.it.nat.end_flows(it.address, PORT)) == [None, None]
+        assert it.end_flows() == [None, None]
         assert len(it.it.nat.tables[4]) == 0
 
 

@@ -1,0 +1,195 @@
+"""Hosts of a network reach the outside through one gateway, and are reached by forwards, with real programs."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import gpasst
+from gpasst.flow.record import Forward
+from tests.support.families import ANY, FAMILY, LOOPBACK
+from tests.support.lab import FAR, HOST, REMOTE, Remote, bound
+from tests.support.need import need
+
+pytestmark = pytest.mark.usefixtures("tun", "remote")
+
+DEADLINE = 10.0  # seconds; for what takes milliseconds
+PORT = 5555
+PIECE = 1 << 16
+CLOSED = 9  # of the remote machine
+
+
+@pytest.fixture(scope="module")
+def lan(tun: None, remote: Remote) -> Iterator[gpasst.Network]:
+    with gpasst.Network("lan", uplink=True) as network:
+        network.hosts("a", "b")
+        yield network
+
+
+def gateway(lan: gpasst.Network, family: int) -> str:
+    return lan.gateway4 if family == 4 else lan.gateway6
+
+
+def inside(host: gpasst.Host, family: int, kind: int = socket.SOCK_DGRAM, port: int = 0) -> socket.socket:
+    """A socket in a host, bound to a port."""
+    sock = host.socket(FAMILY[family], kind)
+    sock.settimeout(DEADLINE)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((ANY[family], port))
+    return sock
+
+
+def received(sock: socket.socket, size: int) -> bytes:
+    """So many bytes of a stream."""
+    got = b""
+    while len(got) < size:
+        more = sock.recv(size - len(got))
+        assert more
+        got += more
+    return got
+
+
+def test_two_hosts_ask_from_one_port_and_each_gets_its_answer(lan: gpasst.Network, remote: Remote, family: int) -> None:
+    with bound(remote.socket(FAMILY[family]), REMOTE[family]) as server:
+        clients = [inside(lan[name], family, port=PORT) for name in ("a", "b")]
+        seen = []
+        for number, client in enumerate(clients):
+            client.sendto(b"%d" % number, server.getsockname()[:2])
+            data, sender = server.recvfrom(100)
+            assert data == b"%d" % number
+            seen.append(sender)
+        assert len({sender[:2] for sender in seen}) == 2
+        for number, sender in enumerate(seen):
+            server.sendto(b"to %d" % number, sender)
+        for number, client in enumerate(clients):
+            assert client.recvfrom(100)[0] == b"to %d" % number
+            client.close()
+
+
+def test_two_hosts_connect_from_one_port(lan: gpasst.Network, remote: Remote, family: int) -> None:
+    sent = bytes(range(256)) * 2048
+    with bound(remote.socket(FAMILY[family], socket.SOCK_STREAM), REMOTE[family]) as listener:
+        listener.listen()
+        for name in ("a", "b"):
+            with inside(lan[name], family, socket.SOCK_STREAM, PORT) as client:
+                client.connect(listener.getsockname()[:2])
+                accepted, _ = listener.accept()
+                with accepted:
+                    accepted.settimeout(DEADLINE)
+                    for sender, receiver in ((client, accepted), (accepted, client)):
+                        for at in range(0, len(sent), PIECE):
+                            sender.sendall(sent[at : at + PIECE])
+                            assert received(receiver, PIECE) == sent[at : at + PIECE]
+
+
+def test_the_gateway_is_this_machines_loopback(lan: gpasst.Network, family: int) -> None:
+    with socket.socket(FAMILY[family], socket.SOCK_DGRAM) as server, inside(lan["a"], family) as client:
+        server.bind((LOOPBACK[family], 0))
+        server.settimeout(DEADLINE)
+        client.sendto(b"hello", (gateway(lan, family), server.getsockname()[1]))
+        data, sender = server.recvfrom(100)
+        server.sendto(data, sender)
+        assert client.recvfrom(100)[1][0] == gateway(lan, family)
+
+
+def test_what_the_outside_cannot_reach_is_reported_to_the_host_that_asked(lan: gpasst.Network, family: int) -> None:
+    with inside(lan["a"], family) as one, inside(lan["b"], family) as other:
+        for sock in (one, other):
+            sock.connect((REMOTE[family], CLOSED))
+        one.send(b"?")
+        with pytest.raises(ConnectionRefusedError):
+            one.recv(100)
+        other.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            other.recv(100)
+
+
+def test_a_host_pings_the_outside(lan: gpasst.Network, family: int) -> None:
+    need("ping")
+    lan["b"].run(["ping", "-c1", "-W5", FAR[family]], check=True, capture_output=True, timeout=DEADLINE)
+
+
+def test_hosts_reach_each_other_without_the_gateway(lan: gpasst.Network, family: int) -> None:
+    before = lan.uplink.statistics().datagrams_down
+    b = lan["b"]
+    with inside(lan["a"], family) as client, inside(b, family) as server:
+        client.sendto(b"hello", (b.ip4 if family == 4 else b.ip6, server.getsockname()[1]))
+        assert server.recvfrom(100)[1][0] == (lan["a"].ip4 if family == 4 else lan["a"].ip6)
+    assert lan.uplink.statistics().datagrams_down == before
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["tcp", "udp"])
+def test_forwards_of_two_hosts_lead_to_the_same_port_of_each(
+    lan: gpasst.Network, remote: Remote, family: int, kind: int
+) -> None:
+    protocol = "tcp" if kind == socket.SOCK_STREAM else "udp"
+    for name in ("a", "b"):
+        host = lan[name]
+        with host.forward(protocol, "0:80") as forward, inside(host, family, kind, 80) as server:
+            for target in (HOST[family], LOOPBACK[family]):
+                client = (
+                    bound(remote.socket(FAMILY[family], kind), REMOTE[family])
+                    if target == HOST[family]
+                    else socket.socket(FAMILY[family], kind)
+                )
+                with client as asking:
+                    asking.settimeout(DEADLINE)
+                    if kind == socket.SOCK_STREAM:
+                        server.listen()
+                        asking.connect((target, forward.port))
+                        accepted, sender = server.accept()
+                    else:
+                        asking.connect((target, forward.port))
+                        asking.send(b"hello")
+                        _, sender = server.recvfrom(100)
+                    expected = REMOTE[family] if target == HOST[family] else gateway(lan, family)
+                    assert sender[0] == expected
+                    if kind == socket.SOCK_STREAM:
+                        with accepted:
+                            accepted.sendall(name.encode())
+                            assert asking.recv(100) == name.encode()
+                    else:
+                        server.sendto(name.encode(), sender)
+                        assert asking.recv(100) == name.encode()
+    assert lan.uplink.forwards == ()
+
+
+def test_what_leaves_a_forwarded_port_leaves_by_it(lan: gpasst.Network, remote: Remote, family: int) -> None:
+    with (
+        lan["a"].forward("udp", "0:7000") as forward,
+        inside(lan["a"], family, port=7000) as server,
+        bound(remote.socket(FAMILY[family]), REMOTE[family]) as peer,
+    ):
+        server.sendto(b"hello", peer.getsockname()[:2])
+        assert peer.recvfrom(100)[1][1] == forward.port
+
+
+def test_a_forward_has_a_number_in_both_families(lan: gpasst.Network) -> None:
+    with lan["b"].forward("tcp", "0:80") as forward:
+        assert [listener.target_address for listener in forward.forwards] == [lan["b"].ip4, lan["b"].ip6]
+        assert {listener.port for listener in forward.forwards} == {forward.port}
+        assert isinstance(lan.uplink.forwards[0], Forward)
+    forward.close()
+
+
+@pytest.mark.parametrize("specification", ["auto", "none", "0:10.77.0.9/80", "70000", "0"])
+def test_forwards_that_make_no_sense(lan: gpasst.Network, specification: str) -> None:
+    with pytest.raises(gpasst.ConfigurationError, match="forward"):
+        lan["a"].forward("tcp", specification)
+
+
+def test_a_network_without_uplink_forwards_nothing() -> None:
+    with gpasst.Network("lan") as lan:
+        host = lan.host("a")
+        with pytest.raises(gpasst.ConfigurationError, match="no uplink"):
+            host.forward("tcp", "0:80")
+        assert host.run(["ip", "route", "show", "default"], capture_output=True, check=True).stdout == b""
+
+
+def test_programs_ask_the_gateway_for_names_where_this_machine_has_a_resolver(lan: gpasst.Network) -> None:
+    expected = lan.uplink.resolver_file or Path("/etc/resolv.conf").read_text(encoding="utf-8")
+    found = lan["a"].run(["cat", "/etc/resolv.conf"], capture_output=True, text=True, check=True)
+    assert found.stdout == expected

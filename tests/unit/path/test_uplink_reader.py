@@ -1,0 +1,149 @@
+"""What hosts send to their gateway: known flows at one look, all else by the backlog, and what is not its own."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from gpasst.counters import Drop
+from gpasst.formats import VIRTIO_NET_BLANK
+from gpasst.linux import UDP_MAX_SEGMENTS
+from gpasst.packet.build import wrap, wrap_udp
+from gpasst.path.backlog import Backlog
+from gpasst.path.fastpath import FastPath
+from gpasst.path.uplink_reader import UplinkReader
+from gpasst.testing import free_port
+from gpasst.wire import VIRTIO_NET_HDR_GSO_UDP_L4
+from tests.support.addresses import GATEWAY4, GATEWAY6, GUEST4, GUEST6, GUEST_MAC, HOST_MAC, ip
+from tests.support.bench import Bench, bench, server, udp_frame
+from tests.support.families import FAMILIES
+from tests.support.questions import request, solicitation
+
+GROUP4, GROUP6 = b"\x01\x00\x5e\x00\x00\x01", b"\x33\x33\x00\x00\x00\x01"
+ARP = b"\x08\x06"
+GSO = struct.Struct("<BBHHHH").pack
+
+
+class Case:
+    """A reader, and the frames that its backlog has dispatched.
+
+    :ivar asked: how often a step of the backlog was asked for.
+    """
+
+    def __init__(self, it: Bench) -> None:
+        self.it = it
+        self.dispatched: list[tuple[bytes, int]] = []
+        self.asked = 0
+        routers = it.guest.routers
+        fastpath = FastPath(it.nat.tables)
+        self.backlog = Backlog(self._dispatch, fastpath.knows, self._ask, it.counters, routers=routers)
+        self.reader = UplinkReader(HOST_MAC, routers, fastpath, it.udp, self.backlog, self._ask, it.counters)
+
+    def _dispatch(self, frame: memoryview, segment: int) -> None:
+        self.dispatched.append((bytes(frame), segment))
+
+    def _ask(self) -> None:
+        self.asked += 1
+
+    def take(self, frame: bytes, virtio: bytes = VIRTIO_NET_BLANK) -> list[tuple[bytes, int]]:
+        """Take a frame; return what the backlog makes of it."""
+        self.reader.take(virtio + frame)
+        before = len(self.dispatched)
+        self.backlog.drain(float("inf"))
+        return self.dispatched[before:]
+
+
+@contextmanager
+def case() -> Iterator[Case]:
+    with bench() as it:
+        yield Case(it)
+
+
+@FAMILIES
+def test_a_datagram_of_a_known_peer_leaves_at_once(family: int) -> None:
+    with case() as it, server(family) as sock:
+        port = free_port("udp")
+        it.it.send(family, sock.getsockname(), b"first", port)
+        sock.recv(100)
+        assert it.take(udp_frame(family, port, sock.getsockname()[1], b"second")) == []
+        assert sock.recv(100) == b"second"
+        assert it.asked == 0
+
+
+@FAMILIES
+def test_a_superframe_of_a_known_peer_leaves_as_its_datagrams(family: int) -> None:
+    with case() as it, server(family) as sock:
+        port = free_port("udp")
+        it.it.send(family, sock.getsockname(), b"first", port)
+        sock.recv(100)
+        frame = udp_frame(family, port, sock.getsockname()[1], b"aaabbbcc")
+        assert it.take(frame, GSO(1, VIRTIO_NET_HDR_GSO_UDP_L4, 0, 3, 0, 0)) == []
+        assert [sock.recv(100) for _ in range(3)] == [b"aaa", b"bbb", b"cc"]
+
+
+@FAMILIES
+@pytest.mark.parametrize("known", [False, True])
+def test_superframes_that_no_kernel_makes_are_dropped(family: int, known: bool) -> None:
+    with case() as it, server(family) as sock:
+        port, to = free_port("udp"), sock.getsockname()[1]
+        if known:
+            it.it.send(family, sock.getsockname(), b"first", port)
+        frame = udp_frame(family, port, to, bytes(UDP_MAX_SEGMENTS + 300))
+        for segment in (0, 1):
+            assert it.take(frame, GSO(1, VIRTIO_NET_HDR_GSO_UDP_L4, 0, segment, 0, 0)) == []
+        assert it.it.counters.drops == {Drop.MALFORMED_UDP: 2}
+
+
+@FAMILIES
+def test_a_datagram_of_an_unknown_peer_goes_by_the_backlog(family: int) -> None:
+    with case() as it:
+        frame = udp_frame(family, 4000, 5000, b"abcdef")
+        assert it.take(frame) == [(frame, 0)]
+        assert it.take(frame, GSO(1, VIRTIO_NET_HDR_GSO_UDP_L4, 0, 2, 0, 0)) == [(frame, 2)]
+        assert it.asked == 2
+
+
+@FAMILIES
+def test_no_frame_overtakes_those_of_its_flow_in_the_backlog(family: int) -> None:
+    with case() as it, server(family) as sock:
+        port = free_port("udp")
+        it.it.send(family, sock.getsockname(), b"first", port)
+        sock.recv(100)
+        frames = [udp_frame(family, port, sock.getsockname()[1], data) for data in (b"a", b"b", b"c")]
+        for frame in frames[:2]:
+            it.backlog.add(memoryview(frame), 0)
+        it.backlog.drain(0.0)
+        assert it.backlog.behind
+        it.reader.take(VIRTIO_NET_BLANK + frames[2])
+        it.backlog.drain(float("inf"))
+        carried = [frame for frame, _ in it.dispatched]
+        assert carried + ([frames[2]] if len(carried) == 2 else []) == frames
+
+
+def test_questions_to_everybody_are_taken() -> None:
+    with case() as it:
+        questions = [
+            b"\xff" * 6 + GUEST_MAC + ARP + bytes(request(GATEWAY4)),
+            wrap(GROUP6, GUEST_MAC, ip(GUEST6), ip("ff02::1:ff00:1"), 58, bytes(solicitation(GATEWAY6).payload)),
+            wrap_udp(b"\xff" * 6, GUEST_MAC, ip("0.0.0.0"), ip("255.255.255.255"), 68, 67, b"discover"),
+            wrap_udp(GROUP6, GUEST_MAC, ip("fe80::9"), ip("ff02::1:2"), 546, 547, b"solicit"),
+        ]
+        for question in questions:
+            assert it.take(question) == [(question, 0)]
+
+
+def test_other_frames_to_groups_and_those_for_others_are_not_its_business() -> None:
+    with case() as it:
+        for frame in (
+            wrap_udp(GROUP4, GUEST_MAC, ip(GUEST4), ip("224.0.0.1"), 5353, 5353, b"gossip"),
+            wrap_udp(GROUP6, GUEST_MAC, ip(GUEST6), ip("ff02::fb"), 5353, 5353, b"gossip"),
+            b"\xff" * 6 + GUEST_MAC + b"\x88\xb5" + bytes(50),
+            GUEST_MAC + udp_frame(4, 4000, 5000, b"flooded")[6:],
+            b"\xff" * 6 + GUEST_MAC + b"\x08\x00",
+        ):
+            assert it.take(frame) == []
+        assert it.it.counters.drops == {}
+        assert it.it.counters.frames_down == 0
