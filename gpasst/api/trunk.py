@@ -20,6 +20,7 @@ from gpasst.values import check_timeout, shown
 
 if TYPE_CHECKING:
     from gpasst.api.network_base import NetworkBase
+    from gpasst.proxy.lan import Lan
     from gpasst.runtime import Runtime
 
 LOOPBACK = "127.0.0.1"
@@ -47,6 +48,14 @@ class Trunk(Handle):
 
     def __repr__(self) -> str:
         return f"<trunk {self.address}>"
+
+    @property
+    def name(self) -> str:
+        """The name of its link, for weather and captures: ``lan.link(trunk)``.
+
+        The side that listens has a link for each side that has connected: this name with ``-1``, ``-2`` and so on.
+        """
+        return self._side.name
 
     @property
     def address(self) -> str:
@@ -107,8 +116,12 @@ def open_trunk(
     key = secret.encode() if isinstance(secret, str) else secret
     kind = TrunkListener if connect is None else TrunkConnector
     here = network.here()
-    side: Side = network.call(lambda lan: kind(network.trunks(lan), place, key))
-    return Trunk(here, side)
+
+    def begin(lan: Lan) -> Side:
+        trunks = network.trunks(lan)
+        return kind(trunks, trunks.name_side(), place, key)
+
+    return Trunk(here, network.call(begin))
 
 
 def _place(what: str, where: str | os.PathLike[str]) -> Place:

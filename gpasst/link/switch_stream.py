@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from gpasst.counters import Counters
+from gpasst.counters import Counters, Drop
 from gpasst.link.port import TRANSIENT, LinkGone
 from gpasst.link.stream import Stream
 from gpasst.link.switch import PAIR, Data, Port, Switch
@@ -57,10 +57,15 @@ class StreamPort(Port):
         self._cutter.clear()
         self.left = False
 
-    def write(self, data: Data) -> None:
-        """Send a frame or superframe."""
-        self.sent += 1
-        self.stream.write_superframe(data)
+    def write(self, data: Data) -> Drop | None:
+        """Send a frame or superframe; return why any of it was dropped, None if nothing was."""
+        reason = self.stream.write_superframe(data)
+        self.sent += reason is None
+        return reason
+
+    def unread(self) -> bool:
+        """Return whether the peer has sent what has not been read."""
+        return self.left or self.stream.unread()
 
     def step(self) -> int:
         """Forward up to `FRAMES_PER_STEP` frames, for about `STEP_SECONDS`; return how many.

@@ -63,6 +63,12 @@ class Trunks:
         self._common = common
         self._changed = changed
         self._announced: Roster = ()
+        self._sides = 0
+
+    def name_side(self) -> str:
+        """Return a name for another side of a trunk."""
+        self._sides += 1
+        return f"trunk{self._sides}"
 
     def announce(self, ends: Iterable[TrunkEnd]) -> None:
         """Announce over some trunks which switches are behind this end."""

@@ -70,6 +70,7 @@ class Place:
 class Side(Protocol):
     """A side of a trunk.
 
+    :ivar name: of its port, or before the number of each of its ports.
     :ivar failure: why there was no connection, or none any more; empty as long as nothing has failed.
     :ivar refusal: likewise, if one side has refused the other.
     :ivar closed: whether it has been closed.
@@ -77,6 +78,7 @@ class Side(Protocol):
     :ivar changed: set when any of these has been set.
     """
 
+    name: str
     failure: str
     refusal: Refusal | None
     closed: bool
@@ -99,13 +101,15 @@ class TrunkListener:
     """The side that listens; see `Side`.
 
     :param trunks: the trunks of this switch.
+    :param name: its ports have this name and a number each.
     :param place: where.
     :param secret: what both sides share; may be empty.
     :raises ConfigurationError: if there cannot be a socket.
     :raises PlatformError: if there cannot be one now.
     """
 
-    def __init__(self, trunks: Trunks, place: Place, secret: bytes) -> None:
+    def __init__(self, trunks: Trunks, name: str, place: Place, secret: bytes) -> None:
+        self.name = name
         self.failure = ""
         self.refusal: Refusal | None = None
         self.joined, self.changed = Event(), Event()
@@ -173,7 +177,9 @@ class TrunkListener:
             return
         prepare(sock)
         self._number += 1
-        self._ends.add(TrunkEnd(self._trunks, f"trunk {self._number}", sock, False, self._secret, self._end_changed))
+        self._ends.add(
+            TrunkEnd(self._trunks, f"{self.name}-{self._number}", sock, False, self._secret, self._end_changed)
+        )
 
     def _end_changed(self, end: TrunkEnd) -> None:
         """Take note that a connection carries frames, or has ended."""
@@ -192,11 +198,13 @@ class TrunkConnector:
     """The side that connects; see `Side`.
 
     :param trunks: the trunks of this switch.
+    :param name: of its port.
     :param place: where to.
     :param secret: what both sides share; may be empty.
     """
 
-    def __init__(self, trunks: Trunks, place: Place, secret: bytes) -> None:
+    def __init__(self, trunks: Trunks, name: str, place: Place, secret: bytes) -> None:
+        self.name = name
         self.text = place.text
         self.failure = ""
         self.refusal: Refusal | None = None
@@ -256,7 +264,7 @@ class TrunkConnector:
         sock, self._socket = self._socket, None
         self._stop()
         prepare(sock)
-        self._end = TrunkEnd(self._trunks, f"trunk to {self.text}", sock, True, self._secret, self._end_changed)
+        self._end = TrunkEnd(self._trunks, self.name, sock, True, self._secret, self._end_changed)
 
     def _end_changed(self, end: TrunkEnd) -> None:
         """Take note that the connection carries frames, or has ended."""

@@ -12,6 +12,7 @@ import pytest
 
 import gpasst
 from gpasst.testing import assert_flat
+from tests.support.ready import until
 from tests.support.scripted import Datagram, parse_udp, udp_packets
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
@@ -105,6 +106,45 @@ def test_superframes_are_cut_for_it(lan: gpasst.Network) -> None:
         sock.sendto(b"z" * 9500, (port.ip4, PORT))
         payloads = [machine.datagram().payload for _ in range(10)]
     assert [len(payload) for payload in payloads] == [1000] * 9 + [500]
+
+
+def test_weather_captures_and_partitions_take_it_for_a_host(lan: gpasst.Network) -> None:
+    a = lan["a"]
+    with lan.guest("vm") as port, Machine(port) as machine, a.socket() as sock, lan.capture(filter="udp") as capture:
+        port.wait(DEADLINE)
+        sock.settimeout(DEADLINE)
+        sock.bind((a.ip4, PORT))
+        mac = machine.resolve(a.ip4)
+
+        def say(payload: bytes) -> None:
+            for frame in udp_packets(port.ip4, PORT, a.ip4, PORT, payload):
+                machine.send(mac + machine.mac + frame)
+
+        with lan.link(port).impair(loss=1.0, to="host") as link:
+            say(b"one")
+            until(lambda: link.hits, "a loss on its link")
+        with lan.between("vm", a).impair(loss=1.0) as way:
+            say(b"two")
+            until(lambda: way.hits, "a loss on its way")
+        with lan.partition([port], [a]) as partition:
+            say(b"three")
+            until(lambda: partition.hits, "a partition")
+        say(b"four")
+        data, sender = sock.recvfrom(100)
+        assert data == b"four"
+        sock.sendto(b"five", sender)
+        assert machine.datagram().payload == b"five"
+    assert [(frame.link, frame.payload, bool(frame.fate)) for frame in capture.frames] == [
+        ("vm", b"one", True),
+        ("vm", b"two", False),
+        ("a", b"two", True),
+        ("vm", b"three", False),
+        ("a", b"three", True),
+        ("vm", b"four", False),
+        ("a", b"four", False),
+        ("a", b"five", False),
+        ("vm", b"five", False),
+    ]
 
 
 def test_one_machine_after_another(lan: gpasst.Network) -> None:

@@ -133,6 +133,34 @@ def test_a_trunk_over_tcp_listens_on_loopback() -> None:
         assert re.fullmatch(r"\[::1\]:\d+", sixth.address)
 
 
+def test_a_trunk_has_weather_like_a_link(path: Path) -> None:
+    with gpasst.Network("lan", part=0) as one, gpasst.Network("lan", part=1) as two:
+        a, b = one.host("a"), two.host("b")
+        one.trunk(listen=path)
+        trunk = two.trunk(connect=path)
+        with a.socket() as server, b.socket() as client, two.capture(filter="udp") as capture:
+            server.settimeout(DEADLINE)
+            server.bind((a.ip4, 7))
+            client.connect((a.ip4, 7))
+            with two.link(trunk).impair(loss=1.0) as rule:
+                client.send(b"lost")
+                until(lambda: rule.hits, "a loss")
+            with one.partition([a], ["trunk1-1"]) as partition:
+                client.send(b"cut off")
+                until(lambda: partition.hits, "a partition")
+            client.send(b"there")
+            assert server.recv(100) == b"there"
+        shown = [(frame.link, frame.payload, bool(frame.fate)) for frame in capture.frames]
+        assert shown == [
+            ("b", b"lost", False),
+            ("trunk1", b"lost", True),
+            ("b", b"cut off", False),
+            ("trunk1", b"cut off", False),
+            ("b", b"there", False),
+            ("trunk1", b"there", False),
+        ]
+
+
 def test_parts_in_two_processes(path: Path) -> None:
     with gpasst.Network("lan", part=0) as lan, lan.host("a").socket() as sock:
         trunk = lan.trunk(listen=path)

@@ -53,10 +53,10 @@ class Part:
         return [data[24:].rstrip(b"\0") for data in self.got]
 
     def listen(self, place: Place, secret: bytes = b"") -> TrunkListener:
-        return TrunkListener(self.trunks, place, secret)
+        return TrunkListener(self.trunks, self.trunks.name_side(), place, secret)
 
     def connect(self, place: Place, secret: bytes = b"") -> TrunkConnector:
-        return TrunkConnector(self.trunks, place, secret)
+        return TrunkConnector(self.trunks, self.trunks.name_side(), place, secret)
 
     def rename(self, *hosts: tuple[str, tuple[str, ...]]) -> None:
         self.hosts = hosts
@@ -130,6 +130,7 @@ def test_the_side_that_listens_is_up_when_the_other_is(parts: list[Part], place:
     with closing(listener := one.listen(place), side := two.connect(place)):
         side.joined.wait(PATIENCE)
         assert (listener.peers, side.peers) == (1, 1)
+        assert (set(one.lan.switch.named), set(two.lan.switch.named)) == ({"host", "trunk1-1"}, {"host", "trunk1"})
 
 
 def test_several_parts_join_the_middle_of_a_star(parts: list[Part], place: Place) -> None:
