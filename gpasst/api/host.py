@@ -17,6 +17,7 @@ import string
 from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, TypeVar
 
+import gevent
 from gevent.lock import Semaphore
 
 from gpasst import runtime
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+BRIEF_SECONDS = 1.0
 LOOPBACK = "lo"  # the device that each namespace has
 
 log = logging.getLogger(__name__)
@@ -208,7 +210,7 @@ class Host(Inhabited, Member):
         def kill(namespace: Namespace) -> None:
             for interface in self._interfaces:
                 interface.down()
-            kill_inside(namespace.netns, {os.getpid(), namespace.pid}, wait_read)
+            kill_inside(namespace.netns, {os.getpid(), namespace.pid}, _wait_briefly)
             try:
                 patiently(namespace, lambda: namespace.abort_connections(wait_read))
             except PlatformError as error:
@@ -333,6 +335,12 @@ class Host(Inhabited, Member):
         if self._namespace is None or self._runtime is None:
             raise ConfigurationError(f"host {self.name} is not open", "use it while its network is open")
         return self._namespace
+
+
+def _wait_briefly(descriptor: int) -> None:
+    """Wait until a descriptor is readable, but not for ever: a device may hold a process that was killed."""
+    with gevent.Timeout(BRIEF_SECONDS, False):
+        wait_read(descriptor)
 
 
 def _free_name(wanted: str, taken: Container[str]) -> str:

@@ -26,7 +26,7 @@ def kill_inside(netns: int, spared: Container[int], wait: Wait) -> None:
 
     :param netns: descriptor of the namespace.
     :param spared: process IDs that are left alone.
-    :param wait: returns when a descriptor is readable.
+    :param wait: returns when a descriptor is readable, or after a while.
     :raises PlatformError: if one does not end, or forks without end.
     """
     target = os.fstat(netns)
