@@ -321,7 +321,8 @@ class Host(Inhabited, Member):
                 network.renamed()
 
     def _hosts_file(self) -> str:
-        return self._change(self._names_path)
+        names = self._names
+        return names.path if names is not None else self._change(self._names_path)
 
     def _names_path(self, namespace: Namespace) -> str:
         """Return the path of the file of names, which is made for the first program."""

@@ -242,8 +242,8 @@ class NetworkBase(Lifetime):
             for member in members:
                 member.close()
         finally:
-            self._ending = False
             super().close()
+            self._ending = False
 
     def _close(self) -> None:
         self._closing.close()
