@@ -2,14 +2,15 @@
 
 Theory of operation: a fresh network namespace is the host; a `gpasst.Pasta` in it has rules in force. One program sends
 through them and another one receives, each a process of its own, in the guest or on the host. Times of arrival are
-those of the receiver's kernel (SO_TIMESTAMPNS), so they leave out when the receiving program wakes.
+those of the receiver's kernel (SO_TIMESTAMPNS), so they leave out when the receiving program wakes. With ``--network``
+the guest is a host of a `gpasst.Network`, whose link has the rules, and the other program runs on another host of it.
 
 * *delay*: 10 000 datagrams a second under a delay of 20 ms: how much later than that they arrive.
 * *rate*: what passes a rate in two seconds, as Ethernet frames, by UDP that sends more than that and by TCP.
 * *shares*: of 100 000 datagrams, beside the interval in which the share of a fair chance lies 999 times in 1000. What
   a full queue of the kernel loses before weather sees it is left out.
 
-    python benchmarks/weather.py [--json] [--seconds N] [CASE ...]
+    python benchmarks/weather.py [--json] [--network] [--seconds N] [CASE ...]
 
 Needs root. Nothing leaves the namespace.
 """
@@ -25,7 +26,8 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 HOST, GATEWAY = "192.0.2.2", "192.0.2.1"
@@ -219,26 +221,61 @@ def number(text: str) -> int | float | str:
 # --- The cases --------------------------------------------------------------------------------------------------------
 
 
-def carried(net: Any, inwards: bool, kind: str, *arguments: object) -> dict[str, float]:
-    """Let a program send through weather to another one; return what that reports."""
+class Ends:
+    """Both ends of a link with weather: a guest, and whatever it speaks with.
 
-    def started(inside: bool, *words: object) -> subprocess.Popen[str]:
+    :ivar impair: puts rules in force.
+    """
+
+    def __init__(self, inside: Callable[..., Any], outside: Callable[..., Any], impair: Callable[[str], Any]) -> None:
+        self._popen = {True: inside, False: outside}
+        self._addresses = {True: HOST, False: GATEWAY}
+        self.impair = impair
+
+    def start(self, inside: bool, *words: object) -> subprocess.Popen[str]:
         command = [sys.executable, __file__, "--role", *map(str, words)]
-        if inside:
-            return net.popen(command, stdout=subprocess.PIPE, text=True)
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        started: subprocess.Popen[str] = self._popen[inside](command, stdout=subprocess.PIPE, text=True)
+        return started
 
+    def address(self, inwards: bool) -> str:
+        """Return where a program of the other end sends to."""
+        return self._addresses[inwards]
+
+
+class Hosts(Ends):
+    """Two hosts of a network; the first one's link has weather."""
+
+    def __init__(self, lan: Any) -> None:
+        guest, other = lan.hosts("guest", "other")
+        super().__init__(guest.popen, other.popen, lan.link(guest).impair)
+        self._addresses = {True: guest.ip4, False: other.ip4}
+
+
+@contextmanager
+def opened(network: bool) -> Iterator[Ends]:
+    import gpasst
+
+    if network:
+        with gpasst.Network("lan") as lan:
+            yield Hosts(lan)
+        return
+    with gpasst.Pasta(config_net=True, mtu=1500, tcp_ports=str(PORT), udp_ports=str(PORT)) as net:
+        yield Ends(net.popen, subprocess.Popen, net.impair)
+
+
+def carried(net: Ends, inwards: bool, kind: str, *arguments: object) -> dict[str, float]:
+    """Let a program send through weather to another one; return what that reports."""
     port = PORT if inwards else OUT
-    with started(inwards, "receive_" + kind, port) as receiver:
+    with net.start(inwards, "receive_" + kind, port) as receiver:
         assert receiver.stdout is not None
         assert receiver.stdout.readline() == "ready\n"
-        with started(not inwards, "send_" + kind, HOST if inwards else GATEWAY, port, *arguments) as sender:
+        with net.start(not inwards, "send_" + kind, net.address(inwards), port, *arguments) as sender:
             report = json.loads(receiver.stdout.readline())
         assert sender.returncode in (0, -15)
     return dict(report)
 
 
-def delays(net: Any, seconds: float) -> dict[str, dict[str, float]]:
+def delays(net: Ends, seconds: float) -> dict[str, dict[str, float]]:
     found = {}
     for inwards in (True, False):
         for text, wanted in (("", 0.0), (f"udp: delay {DELAY_SECONDS * 1000:g}ms", DELAY_SECONDS)):
@@ -255,7 +292,7 @@ def delays(net: Any, seconds: float) -> dict[str, dict[str, float]]:
     return found
 
 
-def rates(net: Any, seconds: float) -> dict[str, dict[str, float]]:
+def rates(net: Ends, seconds: float) -> dict[str, dict[str, float]]:
     found = {}
     for kind in ("udp", "tcp"):
         for name, rate in RATES.items():
@@ -268,7 +305,7 @@ def rates(net: Any, seconds: float) -> dict[str, dict[str, float]]:
     return found
 
 
-def shares(net: Any, seconds: float) -> dict[str, dict[str, float]]:
+def shares(net: Ends, seconds: float) -> dict[str, dict[str, float]]:
     del seconds
     found = {}
     for effects, counted, chance in (
@@ -294,7 +331,7 @@ def shares(net: Any, seconds: float) -> dict[str, dict[str, float]]:
     return found
 
 
-CASES: dict[str, Callable[[Any, float], dict[str, dict[str, float]]]] = {
+CASES: dict[str, Callable[[Ends, float], dict[str, dict[str, float]]]] = {
     "delay": delays,
     "rate": rates,
     "shares": shares,
@@ -306,6 +343,7 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", choices=[*CASES, []], metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    parser.add_argument("--network", action="store_true", help="between two hosts of a network")
     parser.add_argument("--role", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.role:
@@ -318,11 +356,9 @@ def main() -> None:
         os.environ["GPASST_WEATHER"] = "1"
         command = ["unshare", "--net", "sh", "-c", SURROUNDINGS, "sh", sys.executable, *sys.argv]
         os.execvp("unshare", command)
-    import gpasst
-
     report: dict[str, dict[str, float]] = {}
     for case in arguments.cases or CASES:
-        with gpasst.Pasta(config_net=True, mtu=1500, tcp_ports=str(PORT), udp_ports=str(PORT)) as net:
+        with opened(arguments.network) as net:
             report |= CASES[case](net, arguments.seconds)
     if arguments.json:
         print(json.dumps(report, indent=1))
