@@ -7,15 +7,16 @@ Theory of operation: the proxy lives on the runtime's hub, so every question to 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gpasst import runtime
+from gpasst.api.counted import Counted
 from gpasst.api.impairable import ImpairableConnection
 from gpasst.api.lifetime import Lifetime
 from gpasst.api.observed import Observed
 from gpasst.config import Config, given_fields
-from gpasst.counters import WEATHER, Drop, Statistics
+from gpasst.counters import Statistics
 from gpasst.errors import ConfigurationError
 from gpasst.flow.network import GuestNetwork
 from gpasst.flow.record import Flow, Forward
@@ -39,7 +40,7 @@ PORTS_NAMED = 10  # in a message
 log = logging.getLogger(__name__)
 
 
-class Connection(Lifetime, ImpairableConnection, Observed):
+class Connection(Lifetime, ImpairableConnection, Observed, Counted):
     """The base of `Pasta` and `Passt`.
 
     :param config: the options.
@@ -168,21 +169,6 @@ class Connection(Lifetime, ImpairableConnection, Observed):
                 proxy.remove_forward(added.added)
 
         self._call(remove)
-
-    def assert_no_drops(self, allow: Iterable[Drop] = ()) -> None:
-        """Check that nothing was dropped but what weather was asked to take.
-
-        What every guest sends by itself counts as ignored, not as dropped.
-
-        :param allow: reasons that are no fault.
-        :raises AssertionError: naming each other reason, and how often it was one.
-        """
-        __tracebackhide__ = True  # pytest shows the caller's line
-        allowed = {reason.value for reason in (*allow, *WEATHER)}
-        drops = sorted(item for item in self.statistics().drops.items() if item[0] not in allowed)
-        if drops:
-            listed = ", ".join(f"{count} {reason}" for reason, count in drops)
-            raise AssertionError(f"dropped: {listed}")
 
     def serve_udp(self, address: str, port: int, handler: Callable[[bytes, tuple[str, int]], bytes | None]) -> Service:
         """Answer the guest's datagrams to an address and port with a function; no socket of the host takes part.

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+SEED_BITS = 64  # as of a rule
 MTU_DEFAULT = 1500  # bytes; of Ethernet (RFC 894)
 MTU_LOWEST, MTU_HIGHEST = 68, 65520  # bytes (RFC 791, section 3.2); the second as of `gpasst pasta`
 
@@ -66,6 +67,8 @@ class NetworkBase(Lifetime):
                     f"mtu {mtu} is too small for IPv6", f"give {IPV6_MIN_MTU} or more, or no subnet6"
                 )
             subnet6 = ""
+        if seed is not None and not (isinstance(seed, int) and 0 <= seed < 1 << SEED_BITS):
+            raise ConfigurationError(f"seed {seed!r}", f"give a whole number of at most {SEED_BITS} bits")
         self.name = name
         self.mtu = mtu
         self.seed = seed

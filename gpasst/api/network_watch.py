@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gpasst import runtime
+from gpasst.api.counted import Counted
 from gpasst.api.network_base import NetworkBase
 from gpasst.api.network_parts import Between, Link, Partition
 from gpasst.api.observed import Observer
@@ -32,7 +33,7 @@ Member = Named | str
 """What is connected with a network, or its name."""
 
 
-class NetworkWatch(NetworkBase, Observer):
+class NetworkWatch(NetworkBase, Observer, Counted):
     """A network whose frames a test acts on, and looks at."""
 
     def link(self, host: Member) -> Link:

@@ -81,9 +81,11 @@ class Uplink(Opened):
     :param lan: the network's parts; the calling greenlet is of their hub.
     :param here: the runtime.
     :raises GpasstError: if the host's configuration cannot be read.
+    :ivar name: of its port, as of a host's.
     """
 
     mode = "network"
+    name = PORT_NAME
 
     def __init__(self, plan: Plan, allot: Callable[[], HostAddresses], mtu: int, lan: Lan, here: Runtime) -> None:
         self.config = Config(mtu=mtu)

@@ -132,6 +132,10 @@ class InnerPort(Port):
         self._again()
         return None
 
+    def unread(self) -> bool:
+        """Return whether frames wait for a step."""
+        return bool(self._waiting)
+
     def step(self) -> int:
         """Hand over what waits; return how many frames it was."""
         waiting = self._waiting

@@ -10,8 +10,11 @@ from contextlib import contextmanager
 import pytest
 
 import gpasst
+from gpasst.api.network_parts import Partition
 from gpasst.weather import CLEAR, MOBILE_3G, PARTITION
 from tests.support.weather import await_hits
+
+pytestmark = pytest.mark.usefixtures("tun", "remote")
 
 DEADLINE = 10.0  # seconds; for what takes milliseconds
 DELAY = 0.03
@@ -97,7 +100,7 @@ def test_a_partition_cuts_off_groups_until_it_ends(lan: gpasst.Network) -> None:
     assert lan.statistics().drops["lost in a partition"] >= 2
 
 
-def await_partition(partition: gpasst.Partition, hits: int) -> None:
+def await_partition(partition: Partition, hits: int) -> None:
     until = time.monotonic() + DEADLINE
     while partition.hits < hits:
         assert time.monotonic() < until
@@ -209,6 +212,40 @@ def test_a_schedule_changes_the_weather(lan: gpasst.Network) -> None:
         assert len(weather.rules) == 2
 
 
+def test_the_way_to_the_outside_has_weather_as_well() -> None:
+    """The gateway's address leads to this machine's loopback."""
+    with gpasst.Network("out", uplink=True, seed=7) as lan:
+        a, b = lan.hosts("a", "b")
+        with a.socket() as near, b.socket() as far, socket.socket(type=socket.SOCK_DGRAM) as server:
+            server.bind(("127.0.0.1", 0))
+            for sock in (near, far, server):
+                sock.settimeout(DEADLINE)
+
+            def seconds(client: socket.socket) -> float:
+                start = time.monotonic()
+                client.sendto(b"there", (lan.gateway4, server.getsockname()[1]))
+                data, sender = server.recvfrom(100)
+                server.sendto(data, sender)
+                assert client.recv(100) == b"there"
+                return time.monotonic() - start
+
+            seconds(near)
+            seconds(far)
+            with lan.between(a, lan.uplink).impair("udp: delay 30ms") as rule:
+                assert seconds(near) >= 2 * DELAY
+                seconds(far)
+                assert rule.hits == 2
+            with lan.link("gateway").impair("udp: delay 30ms") as rule:
+                assert seconds(far) >= 2 * DELAY
+                assert rule.hits == 2
+            with lan.partition(a) as partition:
+                near.sendto(b"lost", (lan.gateway4, server.getsockname()[1]))
+                seconds(far)
+                await_partition(partition, 1)
+            seconds(near)
+        lan.assert_no_drops()
+
+
 def test_weather_and_partitions_end_with_their_network() -> None:
     with gpasst.Network("short") as lan:
         lan.hosts("a", "b")
@@ -229,6 +266,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(lan: gpasst.Network) -> None
         (lambda: lan.partition(), "a partition has a group without hosts"),
         (lambda: lan.partition([a], []), "a partition has a group without hosts"),
         (lambda: lan.partition([a], ["d"]), "d is not connected with network lan"),
+        (lambda: gpasst.Network(seed=-1), "seed -1"),
         (lambda: lan.link(a).impair("rebind"), "rebind: a network translates no addresses"),
         (lambda: lan.link(a).impair("dst 127.0.0.1: loss 1%"), "dst 127.0.0.1: no loopback address crosses a link"),
         (lambda: lan.between(a, b).impair("to guest: loss 1%", one_way=True), "to guest: one_way has one direction"),
