@@ -226,7 +226,7 @@ class NetworkBase(Lifetime):
             from gpasst.capture.history import History
 
             self._history = History()
-        self._lan = Lan(self.name, here.polls, self._history)
+        self._lan = Lan(self.name, self._history)
         self._closing.callback(self._lan.close)
         if self._with_uplink:
             from gpasst.api.uplink import Uplink

@@ -3,6 +3,9 @@
 Theory of operation: there is one greenlet for each port, which wakes when frames can be read there; one keeps time for
 everything that is due later. `Lan` owns all of it, but not the taps, which belong to their hosts.
 
+On any hub it looks for more for a moment in a conversation: an exchange of two hosts wakes this process twice,
+which takes longer than all else about it.
+
 NOTE: a network lives on one hub; only that hub's thread may call it.
 """
 
@@ -38,7 +41,6 @@ class Lan:
     """A network.
 
     :param name: its name.
-    :param polls: whether the hub may be kept busy for a moment in a conversation.
     :param history: keeps what crosses its links last, None for nothing.
     :ivar name: as above.
     :ivar clock: the time.
@@ -49,13 +51,13 @@ class Lan:
     :ivar recorder: records what crosses its links.
     """
 
-    def __init__(self, name: str, polls: bool, history: History | None = None) -> None:
+    def __init__(self, name: str, history: History | None = None) -> None:
         raise_limit()  # each host takes six descriptors
         self.name = name
         self.clock = Clock()
         self.counters = Counters()
         self.switch = Switch(self.counters)
-        self.watchers = Watchers(gevent.get_hub(), self.counters, BUSY_POLL_DEFAULT / MICROSECONDS if polls else 0.0)
+        self.watchers = Watchers(gevent.get_hub(), self.counters, BUSY_POLL_DEFAULT / MICROSECONDS)
         self.timers = Timers(self.watchers, self.clock.precise)
         self._repeats: dict[Port, Repeat] = {}
         self._weather: SwitchWeather | None = None

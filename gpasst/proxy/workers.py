@@ -15,6 +15,7 @@ NOTE: everything here belongs to one hub; only that hub's thread may call it.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -25,6 +26,7 @@ from gpasst.counters import Counters
 from gpasst.proxy.failures import Failures
 
 READ, WRITE = 1, 2  # event masks of the loop (libev: EV_READ, EV_WRITE)
+CONTENDED_SECONDS = 30e-6  # of giving way to others; with nobody else there it takes less than one microsecond
 
 log = logging.getLogger(__name__)
 
@@ -215,7 +217,8 @@ class Poller:
     """Keeps the hub looking for more for a moment after a single frame, so that an answer need not wake the process.
 
     It does so in conversations, where both directions take turns. Where frames come in numbers there is always one
-    waiting, and no time to be won.
+    waiting, and no time to be won. Each look is preceded by a turn of whoever else wants this processor, or the
+    interpreter; if somebody does, the hub sleeps, since the answer may have to come from there.
 
     :param hub: the hub.
     :param seconds: how long to look after the last traffic.
@@ -247,6 +250,9 @@ class Poller:
         self._watcher.close()
 
     def _look(self) -> None:
-        if time.perf_counter() >= self._until:
+        before = time.perf_counter()
+        os.sched_yield()
+        now = time.perf_counter()
+        if now >= self._until or now - before > CONTENDED_SECONDS:
             self._active = False
             self._watcher.stop()

@@ -37,7 +37,7 @@ class Part:
     """A network with one host, which is part of this process."""
 
     def __init__(self, number: int) -> None:
-        self.lan = Lan(f"lan{number}", False)
+        self.lan = Lan(f"lan{number}")
         self.hosts: Roster = ((f"host{number}", (f"10.0.0.{number}", COMMON)),)
         self.renamed = 0
         self.trunks = Trunks(self.lan, lambda: self.hosts, frozenset((COMMON,)), self._count)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import socket
+import time
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +16,7 @@ import gevent.event
 import pytest
 
 from gpasst.counters import Counters, Drop
+from gpasst.proxy import workers
 from gpasst.proxy.failures import Failures
 from gpasst.proxy.workers import WRITE, Poller, Watchers, Worker
 
@@ -218,6 +221,12 @@ def test_a_closed_repeat_wakes_nobody(case: Case) -> None:
 
 
 @pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody else want the processor."""
+    monkeypatch.setattr(workers, "CONTENDED_SECONDS", float("inf"))
+
+
+@pytest.fixture
 def seconds() -> float:
     """How long a conversation keeps the loop awake."""
     return MOMENT
@@ -266,6 +275,7 @@ def turns(seconds: float) -> int:
     return counted
 
 
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("seconds", [SECONDS])
 def test_in_a_conversation_the_loop_does_not_sleep(polls: tuple[Poller, list[Worker]]) -> None:
     poller, (one, other) = polls
@@ -273,6 +283,17 @@ def test_in_a_conversation_the_loop_does_not_sleep(polls: tuple[Poller, list[Wor
     poller.single(one)
     poller.single(other)
     assert is_busy()
+
+
+@pytest.mark.parametrize("seconds", [SECONDS])
+def test_where_others_want_the_processor_it_does(
+    polls: tuple[Poller, list[Worker]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_yield", lambda: time.sleep(0.001))
+    poller, (one, other) = polls
+    poller.single(one)
+    poller.single(other)
+    assert turns(MOMENT) < 10
 
 
 def test_after_a_while_it_does_again(polls: tuple[Poller, list[Worker]]) -> None:
@@ -291,6 +312,7 @@ def test_traffic_in_one_direction_is_no_conversation(polls: tuple[Poller, list[W
     assert turns(MOMENT / 2) < 10
 
 
+@pytest.mark.usefixtures("alone")
 def test_steps_of_one_frame_are_what_it_learns_of() -> None:
     case = Case(busy_poll=SECONDS)
     other, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
