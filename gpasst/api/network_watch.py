@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gpasst import runtime
 from gpasst.api.counted import Counted
+from gpasst.api.interface import Interface
 from gpasst.api.network_base import NetworkBase
 from gpasst.api.network_parts import Between, Link, Partition
 from gpasst.api.observed import Observer
@@ -29,7 +30,7 @@ class Named(Protocol):
         """Its name there."""
 
 
-Member = Named | str
+Member = Named | Interface | str
 """What is connected with a network, or its name."""
 
 
@@ -141,7 +142,8 @@ class NetworkWatch(NetworkBase, Observer, Counted):
 
         :raises ConfigurationError: if it is not.
         """
-        name = member if isinstance(member, str) else str(getattr(member, "name", member))
+        owner = member.host if isinstance(member, Interface) else member
+        name = owner if isinstance(owner, str) else str(getattr(owner, "name", owner))
         names = self.call(lambda lan: list(lan.switch.named))
         if name not in names:
             listed = ", ".join(names) or "nothing"

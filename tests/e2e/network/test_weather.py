@@ -212,6 +212,26 @@ def test_a_schedule_changes_the_weather(lan: gpasst.Network) -> None:
         assert len(weather.rules) == 2
 
 
+def test_a_host_in_two_networks_has_a_link_in_each(lan: gpasst.Network) -> None:
+    with gpasst.Network("other") as other:
+        far = other.host("far")
+        there = other.join(lan["a"])
+        with ends(lan, "a", "b") as here, far.socket() as client, lan["a"].socket() as server:
+            server.bind((there.ip4, 0))
+            server.settimeout(DEADLINE)
+            with other.link(there).impair("udp: delay 30ms") as rule:
+                start = time.monotonic()
+                client.sendto(b"late", server.getsockname())
+                assert server.recv(100) == b"late"
+                assert time.monotonic() - start >= DELAY
+                here.seconds()
+                assert rule.hits == 1
+            with other.partition(there, far) as partition:
+                here.seconds()
+                client.sendto(b"lost", server.getsockname())
+                await_partition(partition, 1)
+
+
 def test_the_way_to_the_outside_has_weather_as_well() -> None:
     """The gateway's address leads to this machine's loopback."""
     with gpasst.Network("out", uplink=True, seed=7) as lan:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gpasst.counters import Drop
 from gpasst.impair.action import Answer
+from gpasst.impair.active import ActiveRule
 from gpasst.impair.facts import LINK, TO_GUEST, Flow
 from gpasst.impair.grammar import parse
 from gpasst.link.edge import Means
@@ -288,3 +292,53 @@ def test_directions_of_a_rule_are_those_of_its_part(case: Case) -> None:
     one_way = Part(case.weather, LINK, {TO_GUEST: ("", "a")})
     assert [rule.log.towards for rule in one_way.add(parse("loss 5%"), SEED)] == ["guest"]
     assert [rule.log.towards for rule in case.link("a").add(parse("loss 5%"), SEED)] == ["guest", "host"]
+
+
+ROUTES = [(one, other) for one in range(3) for other in range(3) if one != other]
+DELAYS = ["delay 3ms", "delay 8ms±4ms reorder 0%", "rate 1mbit", "udp nth every 2: delay 5ms", "reorder 50% gap 2"]
+PLACES: list[Callable[[Case], Part]] = [
+    lambda case: case.link("a"),
+    lambda case: case.link("b"),
+    lambda case: case.pair("a", "b"),
+]
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("send"), st.sampled_from(ROUTES)),
+        st.tuples(st.just("superframe"), st.sampled_from(ROUTES)),
+        st.tuples(st.just("rule"), st.tuples(st.sampled_from(range(len(PLACES))), st.sampled_from(DELAYS))),
+        st.tuples(st.just("end"), st.none()),
+        st.tuples(st.just("pass"), st.integers(1, 30)),
+    ),
+    max_size=40,
+)
+
+
+@given(steps)
+@settings(max_examples=100, deadline=None)
+def test_weather_that_only_delays_loses_and_doubles_nothing(taken: list[tuple[str, Any]]) -> None:
+    """Whatever rules come and go, and whenever: each frame arrives once, at its receiver."""
+    case = Case()
+    rules: list[tuple[Part, list[ActiveRule]]] = []
+    wanted: list[list[bytes]] = [[], [], []]
+    for kind, value in taken:
+        if kind in ("send", "superframe"):
+            data = udp_superframe(4, b"%4d" % case.sent * 700, 1000) if kind == "superframe" else None
+            sent = case.send(value[0], value[1], data)
+            wanted[value[1]] += split(sent)
+        elif kind == "rule":
+            part = PLACES[value[0]](case)
+            rules.append((part, part.add(parse(value[1]), SEED)))
+        elif kind == "end" and rules:
+            part, active = rules.pop(0)
+            part.remove(active)
+        elif kind == "pass":
+            case.times.pass_to(case.times.now + value / 1000)
+    for part, active in rules:
+        part.remove(active)
+    case.times.pass_to(case.times.now + 10)
+    got = [[frame for data in port.got for frame in split(data)] for port in case.ports]
+    assert [sorted(frames) for frames in got] == [sorted(frames) for frames in wanted]
+    assert case.errors == []
+    assert case.at_rest()
+    assert not case.counters.drops
