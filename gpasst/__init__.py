@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gpasst.api.network import Network
     from gpasst.api.passt import Passt
     from gpasst.api.pasta import Pasta
+    from gpasst.api.router import Router
     from gpasst.api.trunk import Trunk
     from gpasst.config import Config
     from gpasst.counters import Drop, Statistics
@@ -38,6 +39,7 @@ __all__ = [
     "Passt",
     "Pasta",
     "PlatformError",
+    "Router",
     "Statistics",
     "Trunk",
     "__version__",
@@ -58,6 +60,7 @@ _HOMES = {
     "Passt": "gpasst.api.passt",
     "Pasta": "gpasst.api.pasta",
     "PlatformError": "gpasst.errors",
+    "Router": "gpasst.api.router",
     "Statistics": "gpasst.counters",
     "Trunk": "gpasst.api.trunk",
 }

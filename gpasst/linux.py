@@ -143,6 +143,7 @@ RTM_NEWADDR: Final = 20
 RTM_DELADDR: Final = 21
 RTM_GETADDR: Final = 22
 RTM_NEWROUTE: Final = 24
+RTM_DELROUTE: Final = 25
 RTM_GETROUTE: Final = 26
 RTA_DST: Final = 1
 RTA_OIF: Final = 4

@@ -14,7 +14,8 @@ import itertools
 import logging
 import os
 import string
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import gevent
@@ -36,6 +37,7 @@ from gpasst.proxy.patience import patiently
 if TYPE_CHECKING:
     from gpasst.api.network_base import NetworkBase
     from gpasst.api.uplink import HostForward
+    from gpasst.helper.request import Route
 
 T = TypeVar("T")
 
@@ -104,11 +106,16 @@ class Host(Inhabited, Member):
         with self._turn:
             try:
                 interface = Interface(self, self.network, _free_name(self.network.name, (LOOPBACK,)))
-                namespace = self._namespace = here.helper().open(interface.request(self.name), wait_read)
+                request = interface.request(self.name)
+                namespace = self._namespace = here.helper().open(request, wait_read)
                 namespace.patience = PAUSE_SECONDS
                 self._interfaces.append(interface)
                 interface.tap, namespace.tap = namespace.tap, -1
                 interface.connect()
+                routes = interface.ranked(self.network.routes)
+                if routes != request.routes:
+                    # A router came or went meanwhile.
+                    namespace.route(interface.name, routes, set(request.routes) - set(routes), wait_read)
                 if self._forwarding:
                     namespace.forward(wait_read)
                 self._joined()  # unless it was closed meanwhile
@@ -254,6 +261,23 @@ class Host(Inhabited, Member):
             for interface in self._interfaces:
                 found = interface.network.names.find() | found
             self._names.write((address, name) for name, addresses in found.items() for address in addresses)
+
+    def reroute(self, network: object, added: Iterable[Route], removed: Iterable[Route]) -> None:
+        """Let its kernel have other routes in a network."""
+
+        def reroute(namespace: Namespace) -> None:
+            for interface in self._interfaces:
+                if interface.network is network:
+                    new, old = interface.ranked(added), interface.ranked(removed)
+                    change = partial(namespace.route, interface.name, new, old, wait_read)
+                    patiently(namespace, change)
+
+        try:
+            self._change(reroute)
+        except ConfigurationError:
+            # One that has no namespace yet, or no more, has nothing to change.
+            if self._namespace is not None:
+                raise
 
     def _resolver_file(self) -> str:
         texts = (interface.network.resolver_file for interface in self._interfaces)

@@ -8,6 +8,7 @@ while its host goes on in others.
 from __future__ import annotations
 
 import posix
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from gpasst.api.member import Member
@@ -36,6 +37,9 @@ class Owner(Protocol):
 
     def show_names(self) -> None:
         """Let the host's programs know the names of hosts anew."""
+
+    def reroute(self, network: object, added: Iterable[Route], removed: Iterable[Route]) -> None:
+        """Let the host's kernel have other routes in a network."""
 
 
 class Interface(Member):
@@ -123,14 +127,19 @@ class Interface(Member):
             mtu=self.network.mtu,
             configure=True,
             addresses=self._addresses.prefixes,
-            routes=self._routes(),
+            routes=self.ranked(self.network.routes),
             hostname=host_name,
         )
 
-    def _routes(self) -> tuple[Route, ...]:
-        """Return the routes of the device; the network that the host joined first is preferred."""
+    def ranked(self, routes: Iterable[Route]) -> tuple[Route, ...]:
+        """Return routes of the network as the device has them; the network that the host joined first is preferred."""
         metric = METRIC + self.rank if self.rank else None
-        return tuple(replace(route, metric=metric) for route in self.network.routes)
+        return tuple(replace(route, metric=metric) for route in routes)
+
+    def reroute(self, network: object, added: Iterable[Route], removed: Iterable[Route]) -> None:
+        """Let the host's kernel have other routes."""
+        if network is self.network:
+            self.host.reroute(network, added, removed)
 
     def connect(self) -> None:
         """Connect the device with the switch.

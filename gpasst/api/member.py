@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 from gpasst.api.handle import Handle
+
+if TYPE_CHECKING:
+    from gpasst.helper.request import Route
 
 
 class Member(Handle):
@@ -17,3 +23,6 @@ class Member(Handle):
 
     def ask_programs(self) -> None:
         """Ask its programs to end, and return at once; closing ends them."""
+
+    def reroute(self, network: object, added: Iterable[Route], removed: Iterable[Route]) -> None:
+        """Take note that routes of a network have changed."""

@@ -17,6 +17,7 @@ from gpasst.api.handle import Handle
 from gpasst.api.lifetime import Lifetime
 from gpasst.api.member import Member
 from gpasst.api.names import Names
+from gpasst.api.routing import Routing
 from gpasst.errors import ConfigurationError
 from gpasst.linux import IPV6_MIN_MTU
 from gpasst.switch.plan import GATEWAY, SUBNETS, HostAddresses, Plan, chosen, shared
@@ -83,6 +84,7 @@ class NetworkBase(Lifetime):
         self._closing = ExitStack()
         self._members: dict[str, Handle] = {}
         self.names = Names(self, self._members)
+        self.routing = Routing(self, self._members, lambda: self._ending)
         self._ending = False
         self._left: deque[HostAddresses] = deque()
         self._allotting = threading.Lock()  # threads may open hosts at once
@@ -109,12 +111,12 @@ class NetworkBase(Lifetime):
     @property
     def gateway4(self) -> str:
         """The IPv4 address of the gateway: of the uplink, or of a router that is put there; empty without IPv4."""
-        return self._plan().host(GATEWAY).ip4
+        return self.gateway.ip4
 
     @property
     def gateway6(self) -> str:
         """The IPv6 address of the gateway, likewise."""
-        return self._plan().host(GATEWAY).ip6
+        return self.gateway.ip6
 
     @property
     def uplink(self) -> Uplink:
@@ -135,7 +137,12 @@ class NetworkBase(Lifetime):
     @property
     def routes(self) -> tuple[Route, ...]:
         """The routes of its hosts beside those of their addresses."""
-        return self._uplink.routes if self._uplink is not None else ()
+        return (*(self._uplink.routes if self._uplink is not None else ()), *self.routing.routes)
+
+    @property
+    def gateway(self) -> HostAddresses:
+        """The addresses of its gateway, if it has one."""
+        return self._plan().host(GATEWAY)
 
     @property
     def resolver_file(self) -> str:
@@ -292,7 +299,7 @@ class NetworkBase(Lifetime):
         from gpasst.proxy.trunk_end import Trunks
 
         if self._trunks is None or self._trunks.lan is not lan:
-            gateway = self._plan().host(GATEWAY)
+            gateway = self.gateway
             trunks = Trunks(
                 lan,
                 self.names.members,

@@ -17,7 +17,7 @@ from gpasst.errors import PlatformError
 from gpasst.helper import netlink
 from gpasst.helper.channel import Message, close_all, describe
 from gpasst.helper.discovery import FAMILIES
-from gpasst.helper.request import OpenRequest, open_request
+from gpasst.helper.request import OpenRequest, open_request, routes
 from gpasst.helper.rtnetlink import NetlinkError, Session
 from gpasst.helper.tap import attach, open_tun
 from gpasst.linux import NETLINK_SOCK_DIAG, SOCK_DESTROY, SOCK_DIAG_BY_FAMILY
@@ -61,6 +61,9 @@ class Taps:
                 return {}, []
             if message["do"] == "delete":
                 self.files.append(message["path"])
+                return {}, []
+            if message["do"] == "route":
+                netlink.change_routes(message["name"], *(routes(message[kind]) for kind in ("added", "removed")))
                 return {}, []
             if message["do"] in PLAIN:
                 PLAIN[message["do"]]()

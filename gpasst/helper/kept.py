@@ -11,11 +11,13 @@ was interrupted while waiting leaves it usable.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from gpasst.errors import PlatformError
 from gpasst.helper.channel import Channel, Message, Wait, close_all
 from gpasst.helper.pool import MAX_COUNT as SOCKETS_PER_MESSAGE
-from gpasst.helper.request import OpenRequest, to_message
-from gpasst.records import dataclass
+from gpasst.helper.request import OpenRequest, Route, to_message
+from gpasst.records import asdict, dataclass
 
 __all__ = ["ANSWER_SECONDS", "SOCKETS_PER_MESSAGE", "LateError", "Namespace", "Tap"]
 
@@ -171,6 +173,20 @@ class Namespace:
         :param name: of the device.
         """
         self._change({"do": "detach", "name": name}, wait)
+
+    def route(self, name: str, added: Iterable[Route], removed: Iterable[Route] = (), wait: Wait | None = None) -> None:
+        """Change the routes of a device; one that is there already stays, and one that has gone is no error.
+
+        :param name: of the device.
+        :raises ConfigurationError: if the kernel refuses what a route names.
+        """
+        message = {
+            "do": "route",
+            "name": name,
+            "added": list(map(asdict, added)),
+            "removed": list(map(asdict, removed)),
+        }
+        self._change(message, wait)
 
     def forward(self, wait: Wait | None = None) -> None:
         """Let the kernel forward packets between the links of the namespace."""

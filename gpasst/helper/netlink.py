@@ -14,7 +14,7 @@ import errno
 import ipaddress
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -59,6 +59,7 @@ from gpasst.linux import (
     RTA_OIF,
     RTA_PRIORITY,
     RTM_DELADDR,
+    RTM_DELROUTE,
     RTM_GETLINK,
     RTM_NEWADDR,
     RTM_NEWLINK,
@@ -271,18 +272,41 @@ def _add_route(session: Session, index: int, route: Route, request: OpenRequest,
         # Replaced, since several routes may share the gateway.
         _try(
             f"add the route to the gateway {route.gateway}",
-            lambda: _new_route(session, index, direct, NLM_F_CREATE | NLM_F_REPLACE),
+            lambda: _change_route(session, RTM_NEWROUTE, index, direct, NLM_F_CREATE | NLM_F_REPLACE),
         )
     via = f" via {route.gateway}" if route.gateway else ""
     # A copy of a route that the kernel has made with the address is no error.
     there = reused or route.family in request.optional
-    action = partial(_new_route, session, index, route, NLM_F_CREATE | NLM_F_EXCL)
+    action = partial(_change_route, session, RTM_NEWROUTE, index, route, NLM_F_CREATE | NLM_F_EXCL)
     _try(f"add the route {destination}{via}", action, there)
 
 
-def _new_route(session: Session, index: int, route: Route, flags: int) -> None:
-    """Add a route to the main table.
+def change_routes(name: str, added: Iterable[Route], removed: Iterable[Route]) -> None:
+    """Change the routes of a link; one that is there already stays, and one that has gone is no error.
 
+    :param name: of the device.
+    :raises ConfigurationError: if the kernel refuses what a route names.
+    :raises PlatformError: if a permission is in the way.
+    """
+    index = _socket.if_nametoindex(name)
+    with Session() as session:
+        for route in removed:
+            try:
+                _change_route(session, RTM_DELROUTE, index, route, 0)
+            except NetlinkError as error:
+                if error.code != errno.ESRCH:
+                    raise PlatformError(
+                        f"cannot remove a route: {os.strerror(error.code)}", _remedy(error.code)
+                    ) from None
+        for route in added:
+            action = partial(_change_route, session, RTM_NEWROUTE, index, route, NLM_F_CREATE | NLM_F_EXCL)
+            _try(f"add the route {route.destination or 'default'} via {route.gateway}", action, may_exist=True)
+
+
+def _change_route(session: Session, kind: int, index: int, route: Route, flags: int) -> None:
+    """Add a route to the main table, or remove it.
+
+    :param kind: RTM_NEWROUTE or RTM_DELROUTE.
     :param flags: NLM_F_*: what becomes of one that is there.
     :raises NetlinkError: if the kernel refuses.
     :raises OSError: if a text is no address.
@@ -300,7 +324,7 @@ def _new_route(session: Session, index: int, route: Route, flags: int) -> None:
     scope = RT_SCOPE_LINK if route.gateway is None and family == AF_INET else RT_SCOPE_UNIVERSE
     marks = RTNH_F_ONLINK if route.gateway and route.onlink else 0
     head = ROUTE.pack(family, bits, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, scope, RTN_UNICAST, marks)
-    session.request(RTM_NEWROUTE, head + attributes(found), flags)
+    session.request(kind, head + attributes(found), flags)
 
 
 def _covered(gateway: str, addresses: tuple[tuple[str, int], ...]) -> bool:

@@ -92,5 +92,10 @@ def open_request(message: dict[str, Any]) -> OpenRequest:
     fields["runas"] = (runas[0], runas[1]) if runas else None
     fields["addresses"] = tuple((address, prefix) for address, prefix in fields["addresses"])
     fields["optional"] = tuple(fields["optional"])
-    fields["routes"] = tuple(Route(**route) for route in fields["routes"])
+    fields["routes"] = routes(fields["routes"])
     return OpenRequest(**fields)
+
+
+def routes(messages: list[dict[str, Any]]) -> tuple[Route, ...]:
+    """Return the routes of which these are the fields."""
+    return tuple(Route(**message) for message in messages)

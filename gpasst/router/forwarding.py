@@ -58,6 +58,8 @@ from gpasst.wire import (
     PROTOCOL_UDP,
     TCP_ACK,
     TCP_CODEC,
+    TCP_FIN,
+    TCP_RST,
     TCP_SYN,
     VIRTIO_NET_BLANK,
 )
@@ -68,6 +70,7 @@ SCAN_SECONDS: Final = 1.0  # between looks at incomplete datagrams
 _NO_HOST: Final = {family: NO_HOST.problem(family) for family in (V4, V6)}
 _EXPIRED: Final = {V4: Problem(ICMP_TIME_EXCEEDED, 0), V6: Problem(ICMPV6_TIME_EXCEEDED, 0)}
 _FLAGS: Final = TCP_CODEC.offset("flags")
+_CHANGING: Final = TCP_SYN | TCP_FIN | TCP_RST  # flags of segments that change what is known of a connection
 _MAC_STOP: Final = VIRTIO + 6  # behind the destination MAC address
 _SOURCE_MAC: Final = slice(_MAC_STOP, _MAC_STOP + 6)
 _GROUP: Final = 1  # bit of the first byte of a MAC address
@@ -81,7 +84,7 @@ class Router:
     :param interfaces: the inside one, and the outside one.
     :param routes: its routing table; whoever changes it calls `forget`.
     :param send: what takes the frames that leave inside, and outside, from their virtio-net header on.
-    :param counters: where drops are counted.
+    :param counters: where drops are counted of what came in inside, and outside.
     :param chance: returns a number from 0 to below its argument.
     :ivar policy: what decides.
     """
@@ -92,7 +95,7 @@ class Router:
         interfaces: tuple[Interface, Interface],
         routes: Routes,
         send: Sequence[Callable[[Buffer], None]],
-        counters: Counters,
+        counters: Sequence[Counters],
         chance: Callable[[int], int],
     ) -> None:
         self._ways: dict[Key, Path] = {}
@@ -110,8 +113,8 @@ class Router:
         self._unasked = Unasked()
         self.policy = Policy(behaviour, interfaces[OUTSIDE].addresses.get(V4), routes, self._ways, chance)
 
-    def receive(self, side: int, data: Buffer, now: float) -> None:
-        """Take a frame.
+    def receive(self, side: int, data: Buffer, now: float) -> bool:
+        """Take a frame; return whether `due` may have changed.
 
         :param side: where it came in, `INSIDE` or `OUTSIDE`.
         :param data: virtio-net header and frame; valid during the call.
@@ -122,13 +125,15 @@ class Router:
                 raise PacketError(Drop.FRAME_SHORT)
             if data[VIRTIO:_MAC_STOP] != self._interfaces[side].mac and not data[VIRTIO] & _GROUP:
                 # The switch has not learned yet where it is to go.
-                return
+                return False
             key, at = key_of(side, data)
             way = self._ways.get(key) if key else None
-            if way is None or not self._carry_on(side, data, at, way, now):
-                self._first(side, data, now, key)
+            if way is not None and self._carry_on(side, data, at, way, now):
+                return False
+            self._first(side, data, now, key)
         except PacketError as error:
-            self._counters.drop(error.reason)
+            self._counters[side].drop(error.reason)
+        return True
 
     @property
     def due(self) -> float | None:
@@ -146,7 +151,7 @@ class Router:
             table.expire(now)
         for neighbours in self._neighbours:
             for side, data in neighbours.expire(now):
-                self._counters.drop(Drop.NO_NEIGHBOUR)
+                self._counters[side].drop(Drop.NO_NEIGHBOUR)
                 found = view(data)
                 self._report(side, found, _NO_HOST[found.packet.family])
         if self.policy.nat is not None:
@@ -154,7 +159,7 @@ class Router:
                 self._report(OUTSIDE, syn, CLOSED_PORT[V4])
         if len(self._reassembly) and now - self._scanned >= SCAN_SECONDS:
             self._scanned = now
-            self._counters.drop(Drop.FRAGMENT_TIMEOUT, self._reassembly.scan(int(now)))
+            self._counters[INSIDE].drop(Drop.FRAGMENT_TIMEOUT, self._reassembly.scan(int(now)))
 
     def rebind(self) -> None:
         """End all mappings; what the inside sends next has other outside ports."""
@@ -174,12 +179,12 @@ class Router:
         if session is not None and table is not None:
             if now - session.last > session.timeout:
                 return False
-            flags = data[at + _FLAGS] if session.key[0] == PROTOCOL_TCP else 0
-            table.refresh(session, way.outward, now, flags)
+            if session.key[0] == PROTOCOL_TCP and data[at + _FLAGS] & _CHANGING:
+                return False
+            table.refresh(session, way.outward, now)
         header = self._neighbours[way.side].header(way.next_hop, now)
         if header is None:
-            self._keep(side, data, way, now)
-            return True
+            return False
         self._send[way.side](forwarded(data, header, way, at, family))
         return True
 
@@ -327,7 +332,7 @@ class Router:
     def _keep(self, side: int, data: Buffer, way: Path, now: float) -> None:
         """Keep a frame until its next hop is known."""
         if not self._neighbours[way.side].keep(way.next_hop, (side, bytes(data)), now):
-            self._counters.drop(Drop.NEIGHBOUR_QUEUE)
+            self._counters[side].drop(Drop.NEIGHBOUR_QUEUE)
 
     def _learn(self, side: int, learned: answers.Learned | None, reply: bytes | None, now: float) -> None:
         """Enter a neighbour, send the answer to it, and let go what has waited for it."""

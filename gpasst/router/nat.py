@@ -67,7 +67,7 @@ class Nat(Sessions):
         :raises PacketError: `Drop.NAT_PORTS` or `Drop.SESSIONS_FULL`.
         """
         place = self.place(key)
-        mapping = self._alive(self.mappings.get(place), now)
+        mapping = self.alive(self.mappings.get(place), now)
         if mapping is None:
             mapping = Mapping(place, self._port(place), now)
         session = self._enter(key, mapping, now)
@@ -76,11 +76,11 @@ class Nat(Sessions):
 
     def mapped(self, protocol: int, port: int, now: float) -> Mapping | None:
         """Return the mapping of an outside port, None if there is none."""
-        return self._alive(self._outside.get((protocol, port)), now)
+        return self.alive(self._outside.get((protocol, port)), now)
 
     def of_endpoint(self, key: Key, now: float) -> Mapping | None:
         """Return the mapping that a packet of an inside endpoint to a remote end has, None without one."""
-        return self._alive(self.mappings.get(self.place(key)), now)
+        return self.alive(self.mappings.get(self.place(key)), now)
 
     def inbound(self, mapping: Mapping, remote: bytes, port: int, now: float) -> tuple[Session, bool]:
         """Return the session of a packet from outside, and whether it is new.
@@ -126,7 +126,7 @@ class Nat(Sessions):
         mapping.remotes[key[3]] += 1
         return session
 
-    def _alive(self, mapping: Mapping | None, now: float) -> Mapping | None:
+    def alive(self, mapping: Mapping | None, now: float) -> Mapping | None:
         """Return a mapping that has a session whose time is not over, else None."""
         while mapping is not None and mapping.sessions:
             session = next(iter(mapping.sessions.values()))

@@ -87,7 +87,9 @@ class World:
         ]
         sends = [self._sender(side) for side in (INSIDE, OUTSIDE)]
         self.chosen: list[int] = []
-        self.router = Router(behaviour, (interfaces[0], interfaces[1]), self.routes, sends, self.counters, self._chance)
+        self.router = Router(
+            behaviour, (interfaces[0], interfaces[1]), self.routes, sends, 2 * [self.counters], self._chance
+        )
 
     def _chance(self, below: int) -> int:
         self.chosen.append(below)

@@ -1,4 +1,4 @@
-"""The page about networks, run as it stands there. Takes 7 seconds."""
+"""The pages about networks and routers, run as they stand there. Takes 9 seconds."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from tests.support.suites import PATIENCE, run_pytest
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 
 PAGE = "networks.md"
-PROGRAMS = pages.programs(PAGE)
+PROGRAMS = {
+    f"{page} {number}": program
+    for page in (PAGE, "routers.md")
+    for number, program in enumerate(pages.programs(page), 1)
+}
 
 
-@pytest.mark.parametrize("number", range(len(PROGRAMS)))
-def test_a_program_runs(number: int) -> None:
-    for name in re.findall(r'\["(ip|ping)",', PROGRAMS[number]):
+@pytest.mark.parametrize("place", PROGRAMS)
+def test_a_program_runs(place: str) -> None:
+    for name in re.findall(r'\["(ip|ping)",', PROGRAMS[place]):
         need(name)
-    command = [sys.executable, "-W", "error", "-c", PROGRAMS[number]]
+    command = [sys.executable, "-W", "error", "-c", PROGRAMS[place]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (0, "")
 

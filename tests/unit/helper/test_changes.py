@@ -116,6 +116,22 @@ def test_forwarding(host: Namespace) -> None:
     assert inside(host, "cat", *paths).stdout.split() == ["1", "1"]
 
 
+def test_routes_come_and_go(host: Namespace) -> None:
+    def gateways() -> set[str]:
+        return {route["gateway"] for route in facts_inside(host)["routes"] if route["gateway"]}
+
+    before = gateways()
+    routes = Route("203.0.113.0", 24, "10.1.2.77"), Route("2001:db8::", 32, "fd11::77", family=6)
+    for _ in range(2):
+        host.route(host.name, routes)
+        assert gateways() == before | {"10.1.2.77", "fd11::77"}
+    for _ in range(2):
+        host.route(host.name, (), routes)
+        assert gateways() == before
+    with pytest.raises(ConfigurationError, match=r"cannot add the route default via 192\.0\.2\.1"):
+        host.route(host.name, [Route(None, 0, "192.0.2.1", metric=7)])
+
+
 @pytest.mark.parametrize(("family", "loopback"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
 def test_connections_are_aborted(host: Namespace, family: int, loopback: str) -> None:
     listener, client = (
