@@ -18,6 +18,7 @@ FOLDER = Path(__file__).parents[2] / "examples"
 TOGETHER = ("test_gevent_program.py", "test_asyncio_program.py")  # in one run, beside each other
 WORKERS = "workers"  # a folder
 QUIC = "test_quic_transfer.py"
+ROAMING = "test_quic_roaming.py"
 # With aioquic before 1.7, and that is the newest for Python 3.10, a sender of datagrams above 2 kB never sends again
 # when its peer has moved.
 LEFT_OUT = {QUIC} if sys.version_info < (3, 11) else set()
@@ -25,6 +26,7 @@ ALONE = sorted({path.name for path in FOLDER.glob("test_*.py")} - {*TOGETHER, *L
 PROGRAMS = {
     "test_http_partition.py": ("curl",),
     QUIC: ("openssl",),
+    ROAMING: ("openssl",),
     "test_wireguard.py": ("wireguard-go", "wg", "ip", "unshare"),
 }
 
