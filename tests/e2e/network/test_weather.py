@@ -232,6 +232,50 @@ def test_a_host_in_two_networks_has_a_link_in_each(lan: gpasst.Network) -> None:
                 await_partition(partition, 1)
 
 
+def test_a_router_has_a_link_in_both_its_networks() -> None:
+    with gpasst.Network("inner", seed=7) as inner, gpasst.Network("outer", seed=7) as outer:
+        router = gpasst.Router("home", inside=inner, outside=outer)
+        laptop, server = inner.host("laptop"), outer.host("server")
+        with laptop.socket() as near, server.socket() as far, outer.capture(filter="udp") as capture:
+            far.bind((server.ip4, 0))
+            for sock in (near, far):
+                sock.settimeout(DEADLINE)
+
+            def seconds() -> float:
+                start = time.monotonic()
+                near.sendto(b"there", far.getsockname())
+                data, sender = far.recvfrom(100)
+                far.sendto(data, sender)
+                assert near.recv(100) == b"there"
+                return time.monotonic() - start
+
+            seconds()
+            for impair in (
+                inner.link(router).impair,
+                inner.between(laptop, router).impair,
+                outer.link(router).impair,
+                outer.between("home", "server").impair,
+            ):
+                with impair("udp: delay 30ms") as rule:
+                    assert seconds() >= 2 * DELAY
+                    assert rule.hits == 2
+            with inner.partition(router) as cut:
+                near.sendto(b"lost", far.getsockname())
+                await_partition(cut, 1)
+            with outer.partition(router) as cut:
+                near.sendto(b"lost", far.getsockname())
+                await_partition(cut, 1)
+            with inner.link(laptop).impair("to guest udp: unreachable port"):
+                near.sendto(b"there", far.getsockname())
+                _, sender = far.recvfrom(100)
+                far.connect(sender)
+                far.send(b"refused")
+                with pytest.raises(ConnectionRefusedError):
+                    far.recv(100)
+        links = [frame.link for frame in capture.udp]
+        assert links[:4] == ["home", "server", "server", "home"]
+
+
 def test_the_way_to_the_outside_has_weather_as_well() -> None:
     """The gateway's address leads to this machine's loopback."""
     with gpasst.Network("out", uplink=True, seed=7) as lan:
