@@ -2,7 +2,7 @@
 
 Theory of operation: the helper makes the namespace and its first tap, which is a port of the network's switch, and the
 other taps when they are asked for (`gpasst.api.interface`). Programs and sockets are those of `Inhabited`. Programs
-find the names of all hosts of the host's networks in a file of its own, which is made for the first program. A host
+find the names of all hosts of the host's networks in files of its own, which are made for the first program. A host
 lives on the runtime of the network that opened it, and ends with it, wherever it has moved meanwhile.
 
 Changes of one host take turns: each awaits the process that keeps the namespace, while others run.
@@ -14,7 +14,7 @@ import itertools
 import logging
 import os
 import string
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -22,7 +22,8 @@ import gevent
 from gevent.lock import Semaphore
 
 from gpasst import runtime
-from gpasst.api.hosts_file import HostsFile
+from gpasst.api.connection import RESOLVER_FILE, read_text
+from gpasst.api.host_files import HostFiles
 from gpasst.api.inhabited import Inhabited
 from gpasst.api.interface import Interface
 from gpasst.api.member import Member
@@ -65,7 +66,7 @@ class Host(Inhabited, Member):
         self._runtime: runtime.Runtime | None = None
         self._namespace: Namespace | None = None
         self._interfaces: list[Interface] = []
-        self._names: HostsFile | None = None
+        self._files: HostFiles | None = None
         self._turn = Semaphore()
 
     def __repr__(self) -> str:
@@ -256,11 +257,12 @@ class Host(Inhabited, Member):
 
     def show_names(self) -> None:
         """Let its programs know the names of hosts anew."""
-        if self._names is not None:
+        if self._files is not None:
             found: dict[str, tuple[str, ...]] = {}
             for interface in self._interfaces:
                 found = interface.network.names.find() | found
-            self._names.write((address, name) for name, addresses in found.items() for address in addresses)
+            resolvers = (interface.network.resolver_file for interface in self._interfaces)
+            self._files.write(found, next(filter(None, resolvers), "") or read_text(RESOLVER_FILE))
 
     def reroute(self, network: object, added: Iterable[Route], removed: Iterable[Route]) -> None:
         """Let its kernel have other routes in a network."""
@@ -279,10 +281,6 @@ class Host(Inhabited, Member):
             if self._namespace is not None:
                 raise
 
-    def _resolver_file(self) -> str:
-        texts = (interface.network.resolver_file for interface in self._interfaces)
-        return next(filter(None, texts), "")
-
     def _close(self) -> None:
         with self._turn:
             self._end()
@@ -294,9 +292,9 @@ class Host(Inhabited, Member):
         namespace, self._namespace = self._namespace, None
         if namespace is not None:
             namespace.close()
-        names, self._names = self._names, None
-        if names is not None:
-            names.close()
+        files, self._files = self._files, None
+        if files is not None:
+            files.close()
         self.network.leave(self.name)
         for network in {self.network, *(interface.network for interface in interfaces)}:
             network.renamed()
@@ -344,17 +342,18 @@ class Host(Inhabited, Member):
             if network is not None:
                 network.renamed()
 
-    def _hosts_file(self) -> str:
-        names = self._names
-        return names.path if names is not None else self._change(self._names_path)
+    def _live_files(self) -> Mapping[str, str]:
+        files = self._files
+        return files.paths if files is not None else self._change(self._make_files)
 
-    def _names_path(self, namespace: Namespace) -> str:
-        """Return the path of the file of names, which is made for the first program."""
-        if self._names is None:
-            names = self._names = HostsFile()
+    def _make_files(self, namespace: Namespace) -> Mapping[str, str]:
+        """Return the paths of its files, which are made for the first program."""
+        if self._files is None:
+            files = self._files = HostFiles(RESOLVER_FILE if os.path.exists(RESOLVER_FILE) else "")
             self.show_names()
-            patiently(namespace, lambda: namespace.delete_at_end(names.path, wait_read))
-        return self._names.path
+            for path in files.paths.values():
+                patiently(namespace, partial(namespace.delete_at_end, path, wait_read))
+        return self._files.paths
 
     def _joined(self) -> Namespace:
         if self._namespace is None or self._runtime is None:

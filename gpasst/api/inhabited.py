@@ -11,7 +11,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -60,9 +60,9 @@ class Inhabited:
         """Return the text that programs find in /etc/resolv.conf, empty for the host's file."""
         return ""
 
-    def _hosts_file(self) -> str:
-        """Return the path of the file that programs find as /etc/hosts, empty for the host's."""
-        return ""
+    def _live_files(self) -> Mapping[str, str]:
+        """Return the paths of files that programs see change, by what they find them as."""
+        return {}
 
     def run(self, args: Sequence[str] | str, **options: Any) -> subprocess.CompletedProcess[Any]:
         """Run a program in the namespace and wait for it, as `subprocess.run` does; it ends with the calling thread.
@@ -146,7 +146,7 @@ class Inhabited:
             self._runas,
             ready,
             self._resolver_file(),
-            self._hosts_file(),
+            self._live_files(),
         )
         options["pass_fds"] = (*options.get("pass_fds", ()), *descriptors)
         return command, options

@@ -29,7 +29,7 @@ import posix
 import signal
 import sys
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 import gpasst
@@ -189,7 +189,7 @@ def enter_command(
     runas: tuple[int, int] | None = None,
     ready: int | None = None,
     resolver_file: str = "",
-    hosts_file: str = "",
+    live_files: Mapping[str, str] | None = None,
 ) -> tuple[list[str], tuple[int, ...]]:
     """Return the command line that runs `argv` in the namespace, and the descriptors to inherit (`pass_fds`).
 
@@ -199,8 +199,8 @@ def enter_command(
     :param runas: user and group id to take on first; those the namespace was opened with.
     :param ready: writing end of a pipe, whose reading end ends when the command has been executed.
     :param resolver_file: what the command finds in /etc/resolv.conf, empty for what everybody does.
-    :param hosts_file: path of the file that the command finds as /etc/hosts, with whatever is written to it later;
-        empty for the one that everybody does. Its user must be able to reach it.
+    :param live_files: paths of files that cover others for the command, which sees them change, by what they cover; the
+        command's user must be able to reach them.
     :raises PlatformError: if there is no interpreter to run it with.
     """
     command = [*_interpreter(), os.path.join(os.path.dirname(__file__), "enter.py"), "--tied", str(os.getpid())]
@@ -216,8 +216,8 @@ def enter_command(
         command.append("--init")
     if resolver_file:
         command += ["--resolver-file", resolver_file]
-    if hosts_file:
-        command += ["--hosts-file", hosts_file]
+    for target, path in (live_files or {}).items():
+        command += ["--live-file", target, path]
     if ready is not None:
         command += ["--ready", str(ready)]
         inherited.append(ready)

@@ -1,7 +1,7 @@
 """Run a command in a namespace that is held by descriptor.
 
     python -I -S PATH --tied PID [--userns FD] [--netns FD] [--uts FD] [--ipc FD] [--runas UID:GID]
-        [--resolver-file TEXT] [--hosts-file PATH] [--init] -- ARGV
+        [--resolver-file TEXT] [--live-file TARGET PATH]... [--init] -- ARGV
 
 Theory of operation: joining a user namespace is refused to processes with threads, so the program that wants to run a
 command cannot join on its behalf between fork and exec in a safe way. This file is executed instead, joins, closes the
@@ -21,7 +21,7 @@ parent: it passes signals on and repeats the status at the end. Two traits of pr
 
 With `--resolver-file` the command has a mount namespace of its own, in which another file covers /etc/resolv.conf, as
 ip-netns(8) does it. That file is in a file system in memory, which ends with the last process of the command.
-With `--hosts-file` a file that exists covers /etc/hosts in the same way, so that the command finds there whatever is
+With `--live-file` a file that exists covers another one in the same way, so that the command finds there whatever is
 written to it while the command runs.
 
 Signals from the terminal reach the command without help, since it is in the same process group; they are recognised by
@@ -63,7 +63,6 @@ MS_PRIVATE = 0x40000
 MNT_DETACH = 2
 
 RESOLVER_FILE = "/etc/resolv.conf"
-HOSTS_FILE = "/etc/hosts"
 SCRATCH = "/tmp"  # a folder that every system has, covered for a moment
 EVERYBODY_READS = 0o644
 
@@ -153,7 +152,9 @@ def _complain(text: str) -> None:
     os.write(2, f"gpasst: {text}\n".encode(errors="surrogateescape"))
 
 
-def _join(descriptors: dict[str, int], runas: tuple[int, int] | None, resolver_file: str, hosts_file: str) -> None:
+def _join(
+    descriptors: dict[str, int], runas: tuple[int, int] | None, resolver_file: str, live_files: list[tuple[str, str]]
+) -> None:
     # With a user namespace, joining is the new identity's right; without, it is root's alone.
     if runas and "--userns" in descriptors:
         drop_identity(*runas)
@@ -161,11 +162,11 @@ def _join(descriptors: dict[str, int], runas: tuple[int, int] | None, resolver_f
         if option in descriptors:
             setns(descriptors[option], kind)
             os.close(descriptors[option])
-    if resolver_file or hosts_file:
+    if resolver_file or live_files:
         _unshare_mounts()
-    if hosts_file:
-        # First, since the folder that it is in may be covered next.
-        _cover(hosts_file, HOSTS_FILE)
+    # First, since the folder that they are in may be covered next.
+    for target, path in live_files:
+        _cover(path, target)
     if resolver_file:
         _cover_resolver_file(resolver_file)
     if runas and "--userns" not in descriptors:
@@ -317,7 +318,8 @@ def main(arguments: list[str]) -> int:
     init = False
     parent = 0
     ready: int | None = None
-    resolver_file = hosts_file = ""
+    resolver_file = ""
+    live_files: list[tuple[str, str]] = []
     rest = iter(options)
     for option in rest:
         if option == "--init":
@@ -330,15 +332,15 @@ def main(arguments: list[str]) -> int:
             os.set_inheritable(ready, False)
         elif option == "--resolver-file":
             resolver_file = next(rest)
-        elif option == "--hosts-file":
-            hosts_file = next(rest)
+        elif option == "--live-file":
+            live_files.append((next(rest), next(rest)))
         elif option == "--runas":
             uid, gid = next(rest).split(":")
             runas = int(uid), int(gid)
         else:
             descriptors[option] = int(next(rest))
     try:
-        _join(descriptors, runas, resolver_file, hosts_file)
+        _join(descriptors, runas, resolver_file, live_files)
         # Another identity or user namespace would have undone it.
         _tie(parent)
         if init:

@@ -119,6 +119,23 @@ def test_programs_that_run_find_the_names_of_hosts_that_come_and_go(
     names.close()
 
 
+def test_programs_that_run_find_the_resolver_of_the_network_that_their_host_moves_to() -> None:
+    with gpasst.Network("left", uplink=True) as left, gpasst.Network("right", uplink=True) as right:
+        a = left.host("a")
+        script = "while read line; do cat /etc/resolv.conf; echo end; done"
+        with a.popen(["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+            assert program.stdin is not None
+            assert program.stdout is not None
+            for network in (left, right):
+                if network is right:
+                    a.move(right)
+                program.stdin.write("\n")
+                program.stdin.flush()
+                said = "".join(iter(program.stdout.readline, "end\n"))
+                assert said == (network.uplink.resolver_file or Path("/etc/resolv.conf").read_text(encoding="utf-8"))
+            program.kill()
+
+
 def test_names_beyond_a_router_are_found_until_it_ends(lans: tuple[gpasst.Network, gpasst.Network]) -> None:
     left, right = lans
     a, server, other = left.host("a"), right.host("server"), right.host("a")

@@ -92,11 +92,13 @@ def test_without_a_file_to_cover_one_line_says_so(bare: Namespace) -> None:
     )
 
 
-def test_a_command_sees_its_hosts_file_change(bare: Namespace, tmp_path: Path) -> None:
+def test_a_command_sees_a_live_file_change(bare: Namespace, tmp_path: Path) -> None:
     hosts = tmp_path / "hosts"
     hosts.write_text("10.77.0.2 a\n", encoding="ascii")
     argv = ["sh", "-c", "cat /etc/hosts /etc/resolv.conf; read go; cat /etc/hosts"]
-    command, inherited = enter_command(bare, argv, resolver_file="search example\n", hosts_file=str(hosts))
+    command, inherited = enter_command(
+        bare, argv, resolver_file="search example\n", live_files={"/etc/hosts": str(hosts)}
+    )
     with subprocess.Popen(
         command, pass_fds=inherited, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -108,8 +110,8 @@ def test_a_command_sees_its_hosts_file_change(bare: Namespace, tmp_path: Path) -
     assert said == "10.77.0.2 a\n10.77.0.3 b\n"
 
 
-def test_a_hosts_file_that_is_missing_is_named(bare: Namespace, tmp_path: Path) -> None:
-    command, inherited = enter_command(bare, ["true"], hosts_file=str(tmp_path / "gone"))
+def test_a_live_file_that_is_missing_is_named(bare: Namespace, tmp_path: Path) -> None:
+    command, inherited = enter_command(bare, ["true"], live_files={"/etc/hosts": str(tmp_path / "gone")})
     done = subprocess.run(command, pass_fds=inherited, stderr=subprocess.PIPE, text=True, timeout=PATIENCE)
     expected = f"gpasst: cannot enter the namespace: there is no {tmp_path}/gone\n"
     assert (done.returncode, done.stderr) == (125, expected)
