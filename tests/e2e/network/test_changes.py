@@ -18,9 +18,11 @@ import pytest
 
 import gpasst
 from gpasst.testing import assert_flat
+from gpasst.testing.flat import usage
 from tests.support.need import need
 from tests.support.ready import until
 
+HOST_KIB = 300  # of memory for a host at most, the helper's part included
 DEADLINE = 10.0  # seconds; for what takes milliseconds
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
@@ -411,7 +413,10 @@ def test_a_network_that_ends_while_hosts_change_waits_for_them(which: int) -> No
 
 def test_two_hundred_hosts() -> None:
     with gpasst.Network("lan") as lan:
+        lan.host("first")
+        before = usage()
         hosts = lan.hosts(*(f"host{number}" for number in range(200)))
+        assert usage().memory - before.memory < 200 * HOST_KIB
         with udp(hosts[-1], hosts[-1].ip4) as server:
             for host in (hosts[0], hosts[100]):
                 with udp(host) as client:
