@@ -1,8 +1,7 @@
 """The fast path: ordinary UDP frames of known peers, recognised by one look at their headers.
 
 Theory of operation: `FastPath.lookup` reads the few fields that make a frame an ordinary one (no options, no fragment,
-lengths that agree) and finds its peer by the raw bytes of its addresses and ports. `repeating` reads all fields that
-frames of one flow and size have in common, so that a run of them is recognised by one comparison each.
+lengths that agree) and finds its peer by the raw bytes of its addresses and ports.
 
 The declared structures begin with a virtio-net header. On a stream there is none; the frame's length stands where its
 last bytes would be.
@@ -11,10 +10,9 @@ last bytes would be.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 
 from gpasst.linux import UDP_MAX_SEGMENTS
-from gpasst.packet.address import V6
+from gpasst.packet.joining import GSO_TYPE, HEADERS
 from gpasst.udp.mapping import Peer, Table
 from gpasst.wire import (
     ETHERTYPE_IPV4,
@@ -30,9 +28,6 @@ from gpasst.wire import (
     VIRTIO_NET_CODEC,
     VIRTIO_NET_HDR_GSO_UDP_L4,
 )
-
-GSO_TYPE = UDP4.offset("virtio.gso_type")
-HEADERS = {4: UDP4.size, 6: UDP6.size}  # bytes before the payload, virtio-net header included
 
 _pick4 = UDP4.picker(
     "ethernet.ethertype",
@@ -66,21 +61,6 @@ _SUPERFRAME_HEADERS = 256  # bytes before a superframe's payload at most, option
 _gso_size = struct.Struct("<H").unpack_from
 
 Buffer = bytearray | memoryview
-Repeating = Callable[[bytearray, int], tuple[bytes, ...]]
-
-
-def repeating(family: int, lead: int) -> Repeating:
-    """Return a function that reads all headers of a frame but identification and checksums, which differ within a flow.
-
-    :param family: 4 or 6.
-    :param lead: offset in the headers where the reading begins.
-    """
-    if family == V6:
-        return struct.Struct(f"{UDP6.offset('udp.checksum') - lead}s").unpack_from
-    return struct.Struct(
-        f"{UDP4.offset('ip.identification') - lead}s2x{UDP4.offset('ip.checksum') - UDP4.offset('ip.flags')}s2x"
-        f"{UDP4.offset('udp.checksum') - UDP4.offset('ip.source')}s"
-    ).unpack_from
 
 
 def udp_segment(buffer: Buffer, size: int) -> int:

@@ -30,9 +30,10 @@ from gpasst.host.send import SEGMENTS_PER_SEND, send_one, send_slices, sender_to
 from gpasst.link.port import FREE, PASSED, TAKEN, TRANSIENT, LinkGone
 from gpasst.link.stream import Stream
 from gpasst.linux import MSG_DONTWAIT
+from gpasst.packet.joining import repeating
 from gpasst.path.backlog import Backlog
 from gpasst.path.budget import BACKLOG_SECONDS, RECEIVES_PER_STEP, STEP_SECONDS
-from gpasst.path.fastpath import FastPath, repeating
+from gpasst.path.fastpath import FastPath
 from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.path.tcp_frames import TcpFrames
 from gpasst.switch.framing import FRAME_MAXIMUM, FRAME_MINIMUM

@@ -20,10 +20,12 @@ from gpasst.features import ALL, Feature
 from gpasst.host.receive import RUN_BYTES
 from gpasst.host.send import SEGMENTS_PER_SEND, send_one, sender_to
 from gpasst.link.port import FREE, TAKEN, TRANSIENT, LinkGone
+from gpasst.link.run_reader import DRAINED, RunReader
 from gpasst.link.tap import FRAME_BYTES, Tap
+from gpasst.packet.joining import GSO_TYPE
 from gpasst.path.backlog import Backlog
 from gpasst.path.budget import BACKLOG_SECONDS, FRAMES_PER_STEP, STEP_SECONDS
-from gpasst.path.fastpath import GSO_TYPE, HEADERS, FastPath, repeating, udp_segment
+from gpasst.path.fastpath import FastPath, udp_segment
 from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.path.tcp_frames import TcpFrames
 from gpasst.path.udp_sockets import UdpSockets
@@ -36,8 +38,6 @@ SINGLE_CHECK = 8  # of so many steps, one checks whether that still holds
 
 _VIRTIO = VIRTIO_NET_CODEC.size
 _DONE = (0, 0)
-_DRAINED = -1
-_REPEATING = {family: repeating(family, 0) for family in (4, 6)}
 
 
 class TapReader:
@@ -77,7 +77,7 @@ class TapReader:
         self._tcp_queue = tcp.queue if tcp is not None else ()
         self._buffer = bytearray(2 * FRAME_BYTES)
         self._view = memoryview(self._buffer)
-        self._head = bytearray(HEADERS[6])
+        self._runs = RunReader(self._buffer, self._view)
         # Without the kernel's help in splitting there is no use in joining.
         self._joins = features >= {Feature.JOIN, Feature.GSO}
         self._last: Peer | None = None
@@ -109,11 +109,11 @@ class TapReader:
             try:
                 size = readv(fd, vector)
             except BlockingIOError:
-                size = _DRAINED
+                size = DRAINED
                 break
             except OSError as error:
                 if error.errno in TRANSIENT:
-                    size = _DRAINED
+                    size = DRAINED
                     break
                 # What the guest sent before it went is not lost: the backlog asks for its own next step.
                 self._backlog.drain(self._clock())
@@ -127,7 +127,7 @@ class TapReader:
                 size, joined = self._frame(size)
                 counters.frames_down += joined
                 read += 1 + joined
-            if size == _DRAINED:
+            if size == DRAINED:
                 break
             if read >= look:
                 look, now = read + FRAMES_PER_LOOK, self._clock()
@@ -139,7 +139,7 @@ class TapReader:
         if self._tcp_queue or self._backlog.frames:
             deadline = deadline or self._clock() + STEP_SECONDS
             # Frames of known flows may wait in the kernel's queue behind others, which only reading overtakes.
-            self._follow(deadline, hurries=size != _DRAINED and budget > 1)
+            self._follow(deadline, hurries=size != DRAINED and budget > 1)
         return read
 
     def caught_up(self) -> bool:
@@ -193,7 +193,7 @@ class TapReader:
     def _frame(self, size: int) -> tuple[int, int]:
         """Carry the frame in the buffer, `size` bytes with its virtio-net header, and those that repeat it.
 
-        :return: size of a frame that has been read but not carried, 0 for none and `_DRAINED` if none is left to read;
+        :return: size of a frame that has been read but not carried, 0 for none and `DRAINED` if none is left to read;
             and how many frames were joined.
         """
         buffer = self._buffer
@@ -232,39 +232,14 @@ class TapReader:
     def _join(self, peer: Peer, size: int, start: int) -> tuple[int, int]:
         """Carry the frame in the buffer, joined with those that follow it as long as they repeat it.
 
-        Each is read with its headers apart and its payload behind the one before. A frame that does not repeat it ends
-        the run and is put at the start of the buffer for the caller.
-
         :param peer: the peer that they are for.
         :param size: bytes of the frame.
         :param start: bytes of its headers.
         :return: as `_frame`.
         """
-        view, head, fd, readv = self._view, self._head, self._tap.fd, os.readv
-        segment = size - start
-        end = size
+        runs, segment, family = self._runs, size - start, peer.udp_socket.family
         most = min(SEGMENTS_PER_SEND - 1, (RUN_BYTES[6] - segment) // segment if segment else 0)
-        repeats = _REPEATING[peer.udp_socket.family]
-        pattern = repeats(self._buffer, 0)
-        vector = [memoryview(head)[:start], view[end:]]
-        taken = left = 0
-        while taken < most:
-            try:
-                left = readv(fd, vector)
-            except OSError:
-                # Nothing to read; any other error will be the next step's as well.
-                left = _DRAINED
-                break
-            if left != size or repeats(head, 0) != pattern:
-                break
-            taken += 1
-            end += segment
-            left = 0
-            vector[1] = view[end:]
-        self._udp.send(peer, view[start:end], segment)
-        if left > start:
-            view[:start] = vector[0]
-            view[start:left] = view[end : end + left - start]
-        elif left > 0:
-            view[:left] = vector[0][:left]
-        return left, taken
+        left, joined = runs.gather(self._tap.fd, family, size, most)
+        self._udp.send(peer, self._view[start : runs.end], segment)
+        runs.restore(family, left)
+        return left, joined

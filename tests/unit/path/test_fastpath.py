@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from gpasst.errors import PacketError
 from gpasst.formats import VIRTIO_NET_BLANK
+from gpasst.packet.joining import HEADERS
 from gpasst.packet.parse import parse_ip, parse_udp
-from gpasst.path.fastpath import HEADERS, FastPath, repeating
+from gpasst.path.fastpath import FastPath
 from tests.support.addresses import GATEWAY4, GATEWAY6, GUEST4, GUEST_LINK_LOCAL, ip
 from tests.support.bench import udp_frame
 from tests.support.families import FAMILIES
@@ -158,25 +159,3 @@ def parsed(frame: bytes) -> tuple[bytes, bytes, int, int, bytes] | None:
     if not direct or packet.protocol != UDP or packet.fragment is not None:
         return None
     return packet.source, packet.destination, source, destination, bytes(data)
-
-
-@FAMILIES
-def test_frames_of_one_flow_and_size_repeat_each_other(family: int) -> None:
-    """Whatever their identification and checksums are."""
-    read = repeating(family, 0)
-    one, other = (bytearray(VIRTIO_NET_BLANK + udp_frame(family, PORT, TO, data)) for data in (b"abcd", b"efgh"))
-    assert one != other
-    assert read(one, 0) == read(other, 0)
-    assert read(one, 0) == read(bytearray(bytes(5)) + one, 5)
-
-
-@FAMILIES
-def test_any_other_difference_ends_a_run(family: int) -> None:
-    read = repeating(family, 0)
-    first = bytearray(VIRTIO_NET_BLANK + udp_frame(family, PORT, TO, b"abcd"))
-    ignored = {VIRTIO + ETHERNET + at for at in (4, 5, 10, 11)} if family == 4 else set()
-    ignored |= {HEADERS[family] - 2, HEADERS[family] - 1}
-    for at in range(HEADERS[family]):
-        changed = bytearray(first)
-        changed[at] ^= 1
-        assert (read(changed, 0) == read(first, 0)) == (at in ignored), at
