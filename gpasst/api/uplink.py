@@ -27,6 +27,7 @@ from gpasst.host.sockets import text
 from gpasst.hub import wait_read
 from gpasst.link.switch import InnerPort
 from gpasst.packet.address import V4, V6
+from gpasst.proxy.base import Gateway
 from gpasst.proxy.proxy import Proxy
 from gpasst.records import replace
 from gpasst.switch.plan import GATEWAY, HostAddresses, Plan
@@ -107,7 +108,8 @@ class Uplink(Opened):
             mtu,
         )
         first, last = facts["ephemeral"]
-        self._proxy = proxy = Proxy(self.config, network, None, (first, last), here.polls, allot=self._allot)
+        shares = Gateway(self._allot, lan.watchers)
+        self._proxy = proxy = Proxy(self.config, network, None, (first, last), here.polls, gateway=shares)
         self._port: InnerPort | None = lan.add_inner(PORT_NAME, gateway.mac, proxy.take)
         assert proxy.uplink is not None
         proxy.uplink.forward = partial(lan.switch.forward, self._port)

@@ -211,6 +211,8 @@ class Switch:
         :param source: the port.
         :param data: the frame, behind its virtio-net header; valid during the call.
         """
+        if source.inner:
+            source.received += 1
         way = source.ways.get(bytes(data[PAIR]))
         if way is not None:
             (way.later if source.inner else way.write)(data)

@@ -34,6 +34,18 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class Gateway:
+    """What a proxy has that is the gateway of a network, in the place of a guest's end.
+
+    :ivar allot: chooses addresses for leases.
+    :ivar watchers: those of the network.
+    """
+
+    allot: Allot
+    watchers: Watchers
+
+
+@dataclass(frozen=True, slots=True)
 class Base:
     """The parts that all others share.
 
@@ -75,7 +87,7 @@ def build_base(
     hub: object,
     clock: Clock,
     polls: bool,
-    allot: Allot | None = None,
+    gateway: Gateway | None = None,
 ) -> Base:
     """Make the shared parts; the parameters are those of `gpasst.proxy.proxy.Proxy`."""
     features = (config.features & supported()) - lacking()
@@ -89,10 +101,10 @@ def build_base(
     link_local = pack(namespace.link_local) if namespace and namespace.link_local else None
     rules = lay_rules(config, ephemeral, namespace.ephemeral if namespace else None)
     pool = SocketPool(namespace.sockets) if namespace else None
-    if allot:
+    if gateway:
         from gpasst.flow.guests import Guests
 
-        guest: Guest = Guests(network, allot)
+        guest: Guest = Guests(network, gateway.allot)
     else:
         guest = Guest(network, namespace.mac if namespace else None, link_local)
     targets = None
@@ -106,7 +118,9 @@ def build_base(
         guest,
         counters,
         features,
-        Watchers(hub, counters, config.busy_poll / MICROSECONDS if polls else 0.0),
+        Watchers(
+            hub, counters, config.busy_poll / MICROSECONDS if polls else 0.0, gateway.watchers if gateway else None
+        ),
         pool,
         RawSockets(pool),
         OwnSockets(rules.following),

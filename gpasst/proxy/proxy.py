@@ -31,7 +31,7 @@ from gpasst.path.budget import Turns
 from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.portspec import EPHEMERAL, ForwardRule
 from gpasst.proxy import observe
-from gpasst.proxy.base import build_base
+from gpasst.proxy.base import Gateway, build_base
 from gpasst.proxy.build import End, build_inside, build_link, build_recorder, build_services, build_udp, watch_listener
 from gpasst.proxy.build_tcp import build_tcp, build_tcp_listeners, build_tcp_splice
 from gpasst.proxy.clock import Clock
@@ -44,7 +44,7 @@ from gpasst.proxy.timers import Timers
 
 if TYPE_CHECKING:
     from gpasst.capture.history import History
-    from gpasst.flow.guests import Allot, Guests
+    from gpasst.flow.guests import Guests
     from gpasst.impair.log import FateLog
     from gpasst.link.impaired import Impaired
     from gpasst.link.switch import Way
@@ -64,7 +64,7 @@ class Proxy:
     :param ephemeral: first and last port that the host's kernel hands out by itself.
     :param polls: whether ``--busy-poll`` counts: not where other threads want the interpreter.
     :param history: keeps what crosses the link last, None for nothing.
-    :param allot: chooses addresses for leases of the hosts of a network.
+    :param gateway: for the hosts of a network, what their gateway has.
     :ivar clock: the time.
     :ivar finished: set when the guest is gone for good.
     :ivar link: the guest's end, None with ``--splice-only`` and for the hosts of a network.
@@ -86,7 +86,7 @@ class Proxy:
         ephemeral: tuple[int, int] = EPHEMERAL,
         polls: bool = True,
         history: History | None = None,
-        allot: Allot | None = None,
+        gateway: Gateway | None = None,
     ) -> None:
         self.config = config
         self.network = network
@@ -94,7 +94,7 @@ class Proxy:
         self.finished = gevent.event.Event()
         namespace = end if isinstance(end, Namespace) else None
         hub = gevent.get_hub()
-        self._base = base = build_base(config, network, namespace, ephemeral, hub, self.clock, polls, allot)
+        self._base = base = build_base(config, network, namespace, ephemeral, hub, self.clock, polls, gateway)
         self.features, self.counters = base.features, base.counters
         self.link: Tap | Stream | None = None
         self.uplink: Uplink | None = None

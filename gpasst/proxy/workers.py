@@ -103,16 +103,20 @@ class Watchers:
     :param hub: the hub.
     :param counters: where failures are counted.
     :param busy_poll: seconds to look for the next frame of a conversation before the hub sleeps, 0 for none.
+    :param beside: other watchers of the hub that conversations pass as well, whose way of looking these share; None for
+        none.
     :ivar failures: takes the errors of steps.
     :ivar conversed: takes note of whom one frame, datagram or piece came from, since an answer may come soon; None
         where nothing looks for that.
     """
 
-    def __init__(self, hub: Any, counters: Counters, busy_poll: float = 0.0) -> None:
+    def __init__(self, hub: Any, counters: Counters, busy_poll: float = 0.0, beside: Watchers | None = None) -> None:
         self._hub = hub
         self.failures = Failures(log, counters)
-        self._poller = Poller(hub, busy_poll) if busy_poll else None
+        self._poller = Poller(hub, busy_poll) if busy_poll and beside is None else None
         self.conversed = self._poller.single if self._poller else None
+        if beside is not None:
+            self.conversed = beside.conversed
         self._watchers: dict[object, Any] = {}
         self._workers: dict[object, Worker] = {}
         self._shared: list[Worker] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 import gpasst
 from gpasst.flow.record import Forward
+from gpasst.testing import assert_flat
 from tests.support.families import ANY, FAMILY, LOOPBACK
 from tests.support.lab import FAR, HOST, REMOTE, Remote, bound
 from tests.support.need import need
@@ -179,6 +181,92 @@ def test_a_forward_has_a_number_in_both_families(lan: gpasst.Network) -> None:
 def test_forwards_that_make_no_sense(lan: gpasst.Network, specification: str) -> None:
     with pytest.raises(gpasst.ConfigurationError, match="forward"):
         lan["a"].forward("tcp", specification)
+
+
+def test_a_host_that_ends_takes_its_flows_with_it(lan: gpasst.Network, remote: Remote, family: int) -> None:
+    with (
+        bound(remote.socket(FAMILY[family]), REMOTE[family]) as peer,
+        bound(remote.socket(FAMILY[family], socket.SOCK_STREAM), REMOTE[family]) as listener,
+    ):
+        listener.listen()
+        with lan.host("c") as host:
+            own = host.ip4 if family == 4 else host.ip6
+            datagrams, stream = inside(host, family), inside(host, family, socket.SOCK_STREAM)
+            datagrams.sendto(b"hello", peer.getsockname()[:2])
+            peer.recv(100)
+            stream.connect(listener.getsockname()[:2])
+            accepted, _ = listener.accept()
+            assert [flow.protocol for flow in lan.uplink.flows() if flow.guest[0] == own] == ["udp", "tcp"]
+        with accepted, pytest.raises(ConnectionResetError):
+            accepted.recv(100)
+        assert [flow for flow in lan.uplink.flows() if flow.guest[0] == own] == []
+        datagrams.close()
+        stream.close()
+
+
+def test_a_host_in_two_networks_prefers_the_first_and_one_that_moves_takes_the_new_way(
+    lan: gpasst.Network, family: int
+) -> None:
+    def gateways(host: gpasst.Host) -> list[str]:
+        show = host.run(
+            ["ip", f"-{family}", "route", "show", "default"], capture_output=True, text=True, check=True
+        ).stdout
+        return re.findall(r"via (\S+) ", show)
+
+    need("ip")
+    with gpasst.Network("other", uplink=True) as other, lan.host("c") as host:
+        joined = other.join(host)
+        assert gateways(host) == [gateway(lan, family), gateway(other, family)]
+        joined.close()
+        assert gateways(host) == [gateway(lan, family)]
+        host.move(other)
+        assert gateways(host) == [gateway(other, family)]
+        with socket.socket(FAMILY[family], socket.SOCK_DGRAM) as server, inside(host, family) as client:
+            server.bind((LOOPBACK[family], 0))
+            server.settimeout(DEADLINE)
+            client.sendto(b"hello", (gateway(other, family), server.getsockname()[1]))
+            assert server.recv(100) == b"hello"
+        with host.forward("udp", "0:53") as forward:
+            assert host.ip4 in [listener.target_address for listener in forward.forwards]
+        assert other.uplink.forwards == lan.uplink.forwards == ()
+
+
+def lease(host: gpasst.Host, interface: str, folder: Path) -> dict[str, str]:
+    """What udhcpc is told on an interface of a host."""
+    script, record = folder / "script", folder / "record"
+    script.write_text(f'#!/bin/sh\n[ "$1" = bound ] && env >{record}\nexit 0\n', encoding="utf-8")
+    script.chmod(0o755)
+    command = [need("udhcpc"), "-f", "-q", "-n", "-t", "3", "-T", "1", "-s", str(script), "-i", interface]
+    host.run(command, check=True, capture_output=True, timeout=DEADLINE)
+    return dict(line.split("=", 1) for line in record.read_text(encoding="utf-8").splitlines() if "=" in line)
+
+
+def test_each_mac_address_leases_an_address_of_its_own(lan: gpasst.Network, tmp_path: Path) -> None:
+    with lan.host("c") as host:
+        # A bridge has an address of its own, behind the port of its host.
+        setup = """
+            ip link add inner type veth peer name outer && ip link set outer address 02:00:00:00:00:07
+            ip link add bridge type bridge && ip link set bridge up
+            for each in inner lan; do ip link set $each master bridge; done
+            ip link set inner up && ip link set outer addrgenmode none up && ip addr add fe80::7/64 dev outer nodad
+        """
+        host.run(setup, shell=True, check=True)
+        stranger = lease(host, "outer", tmp_path)
+        assert stranger["ip"] not in {one.ip4 for one in (lan["a"], lan["b"], host)}
+        assert stranger["ip"].startswith("10.77.")
+        assert stranger["router"] == stranger["serverid"] == lan.gateway4
+        assert lease(host, "outer", tmp_path)["ip"] == stranger["ip"]
+        advertised = host.run([need("rdisc6"), "-1", "-r", "5", "-w", "2000", "outer"], capture_output=True, text=True)
+        assert lan.subnet6 in advertised.stdout
+    assert lease(lan["a"], "lan", tmp_path)["ip"] == lan["a"].ip4
+
+
+def test_all_is_returned_at_close() -> None:
+    def whole() -> None:
+        with gpasst.Network("lan", uplink=True) as network:
+            network.host("a").forward("tcp", "0:80")
+
+    assert_flat(whole, repeats=20)
 
 
 def test_a_network_without_uplink_forwards_nothing() -> None:

@@ -296,6 +296,19 @@ def test_where_others_want_the_processor_it_does(
     assert turns(MOMENT) < 10
 
 
+def test_watchers_beside_others_take_part_in_their_conversations() -> None:
+    hub = gevent.get_hub()
+    first = Watchers(hub, Counters(), SECONDS)
+    second = Watchers(hub, Counters(), SECONDS, first)
+    try:
+        assert second.conversed == first.conversed is not None
+        assert Watchers(hub, Counters(), SECONDS).conversed != first.conversed
+        second.close()
+        assert first.conversed is not None
+    finally:
+        first.close()
+
+
 def test_after_a_while_it_does_again(polls: tuple[Poller, list[Worker]]) -> None:
     poller, (one, other) = polls
     poller.single(one)
