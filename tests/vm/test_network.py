@@ -1,4 +1,4 @@
-"""A virtual machine in a network of namespaces, beside hosts. Takes 8 seconds."""
+"""A virtual machine in a network of namespaces, beside hosts, with an uplink. Takes 8 seconds."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import gpasst
 from gpasst import Network
 from gpasst.api.guest import Guest
 from tests.support import vm
+from tests.support.lab import REMOTE4, REMOTE6, Remote, bound
 from tests.support.streams import accepted, listening, noise, received
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
@@ -23,7 +24,7 @@ PATIENCE = 60.0  # seconds; for the emulated processor
 
 @pytest.fixture(scope="module")
 def lan() -> Iterator[Network]:
-    with gpasst.Network("lan", mtu=MTU) as lan:
+    with gpasst.Network("lan", mtu=MTU, uplink=True) as lan:
         lan.host("a")
         yield lan
 
@@ -36,8 +37,9 @@ def machine(lan: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         port.wait()
         # Without a second in which it looks whether anybody else has the address.
         guest.run("echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad")
-        for prefix in (f"{port.ip4}/24", f"{port.ip6}/64"):
-            assert guest.run(f"ip addr add {prefix} dev eth0").status == 0
+        assert guest.run(f"ip addr add {port.ip6}/64 dev eth0").status == 0
+        status, output = guest.run("udhcpc -f -q -n -i eth0 -s /bin/lease -O mtu")
+        assert (status, f"ip={port.ip4}\n" in output) == (0, True), output
         yield port, guest
 
 
@@ -45,6 +47,29 @@ def test_the_card_has_the_address_and_mtu_of_the_port(machine: tuple[Guest, vm.G
     port, guest = machine
     card = guest.run("cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu").output
     assert card.split() == [port.mac, str(MTU)]
+
+
+def test_the_machine_reaches_the_outside_by_the_gateway(
+    lan: Network, machine: tuple[Guest, vm.Guest], remote: Remote
+) -> None:
+    _, guest = machine
+    # The kernel solicits a router within seconds.
+    wait = "for n in $(seq 100); do ip -6 route | grep -q default && break; sleep 0.1; done"
+    routes = guest.run(f"{wait}; ip route; ip -6 route").output
+    assert f"default via {lan.gateway4} dev eth0" in routes
+    assert "default via fe80::1 dev eth0" in routes
+    for family, address in ((socket.AF_INET, REMOTE4), (socket.AF_INET6, REMOTE6)):
+        with bound(remote.socket(family), address) as server:
+            guest.start(f"udptool ask {address} {server.getsockname()[1]} 1000")
+            data, sender = server.recvfrom(2000)
+            server.sendto(data, sender)
+            assert guest.finish() == (0, "ok 1000\n")
+
+
+def test_the_machine_has_the_address_of_its_port_by_dhcpv6(machine: tuple[Guest, vm.Guest]) -> None:
+    port, guest = machine
+    status, output = guest.run("udptool dhcp6 eth0")
+    assert (status, f"address {port.ip6}\n" in output) == (0, True), output
 
 
 def test_machine_and_host_ping_each_other(lan: Network, machine: tuple[Guest, vm.Guest]) -> None:
