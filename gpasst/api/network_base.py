@@ -20,7 +20,7 @@ from gpasst.api.names import Names
 from gpasst.api.routing import Routing
 from gpasst.errors import ConfigurationError
 from gpasst.linux import IPV6_MIN_MTU
-from gpasst.switch.plan import GATEWAY, SUBNETS, HostAddresses, Plan, chosen, shared
+from gpasst.switch.plan import GATEWAY, GATEWAY_NAME, SUBNETS, HostAddresses, Plan, chosen, shared
 from gpasst.values import check_host_name, check_interface, shown
 
 if TYPE_CHECKING:
@@ -190,6 +190,8 @@ class NetworkBase(Lifetime):
             raise ConfigurationError(f"host {shown(name)} {error.message}", error.remedy) from None
         if self._ending:
             raise ConfigurationError(f"network {self.name} was closed meanwhile", "open hosts before that")
+        if self._with_uplink and name == GATEWAY_NAME:
+            raise ConfigurationError(f"network {self.name} has a {name}: its uplink", "choose another name")
         # In one step, for the same reason as in `allot`.
         if self._members.setdefault(name, member) is not member:
             raise ConfigurationError(f"network {self.name} has a {name} already", "choose another name")

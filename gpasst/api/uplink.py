@@ -30,7 +30,7 @@ from gpasst.packet.address import V4, V6
 from gpasst.proxy.base import Gateway
 from gpasst.proxy.proxy import Proxy
 from gpasst.records import replace
-from gpasst.switch.plan import GATEWAY, HostAddresses, Plan
+from gpasst.switch.plan import GATEWAY, GATEWAY_NAME, HostAddresses, Plan
 from gpasst.values import shown
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from gpasst.runtime import Runtime
 
 CALL = "forward"  # in messages
-PORT_NAME = "gateway"
 LEASES_SHARE = 4  # of the addresses of a network, the part that may be leased to strangers
 
 
@@ -74,7 +73,7 @@ class HostForward(Handle):
 
 
 class Uplink(Opened):
-    """The uplink of a network, `Network.uplink`.
+    """The uplink of a network, `Network.uplink`; `Network.link` takes it for the link of the gateway.
 
     :param plan: the addresses of the network.
     :param allot: returns the addresses of the next host.
@@ -82,11 +81,11 @@ class Uplink(Opened):
     :param lan: the network's parts; the calling greenlet is of their hub.
     :param here: the runtime.
     :raises GpasstError: if the host's configuration cannot be read.
-    :ivar name: of its port, as of a host's.
+    :ivar name: of the gateway, where links are named.
     """
 
     mode = "network"
-    name = PORT_NAME
+    name = GATEWAY_NAME
 
     def __init__(self, plan: Plan, allot: Callable[[], HostAddresses], mtu: int, lan: Lan, here: Runtime) -> None:
         self.config = Config(mtu=mtu)
@@ -110,7 +109,7 @@ class Uplink(Opened):
         first, last = facts["ephemeral"]
         shares = Gateway(self._allot, lan.watchers)
         self._proxy = proxy = Proxy(self.config, network, None, (first, last), here.polls, gateway=shares)
-        self._port: InnerPort | None = lan.add_inner(PORT_NAME, gateway.mac, proxy.take)
+        self._port: InnerPort | None = lan.add_inner(self.name, gateway.mac, proxy.take)
         assert proxy.uplink is not None
         proxy.uplink.forward = partial(lan.switch.forward, self._port)
 

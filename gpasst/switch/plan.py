@@ -20,6 +20,9 @@ from gpasst.records import dataclass
 GATEWAY = 1
 """The number of a network's gateway."""
 
+GATEWAY_NAME = "gateway"
+"""The name of the gateway that an uplink is, where links are named."""
+
 MAC_PREFIX = b"\x02\x67"  # locally administered (IEEE 802-2014, section 8.4)
 MAC_SUFFIX_BYTES = 4
 SUBNETS = 256  # that are chosen without being asked for

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -259,6 +260,27 @@ def test_each_mac_address_leases_an_address_of_its_own(lan: gpasst.Network, tmp_
         advertised = host.run([need("rdisc6"), "-1", "-r", "5", "-w", "2000", "outer"], capture_output=True, text=True)
         assert lan.subnet6 in advertised.stdout
     assert lease(lan["a"], "lan", tmp_path)["ip"] == lan["a"].ip4
+
+
+def test_what_passes_the_gateway_is_captured(lan: gpasst.Network, remote: Remote, family: int, tmp_path: Path) -> None:
+    with (
+        bound(remote.socket(FAMILY[family]), REMOTE[family]) as server,
+        inside(lan["a"], family) as client,
+        lan.capture(tmp_path / "lan.pcapng"),
+    ):
+        client.connect(server.getsockname()[:2])
+        client.send(b"hello")
+        data, sender = server.recvfrom(100)
+        server.sendto(data, sender)
+        assert client.recv(100) == data
+    command = [need("tshark"), "-r", str(tmp_path / "lan.pcapng"), "-Y", "udp", "-T", "fields", "-e"]
+    listed = subprocess.run([*command, "frame.interface_name"], capture_output=True, text=True, check=True).stdout
+    assert sorted(listed.split()) == ["a", "a", lan.uplink.name, lan.uplink.name]
+
+
+def test_no_host_has_the_gateways_name(lan: gpasst.Network) -> None:
+    with pytest.raises(gpasst.ConfigurationError, match="its uplink"):
+        lan.host(lan.uplink.name)
 
 
 def test_all_is_returned_at_close() -> None:
