@@ -6,6 +6,7 @@ rules and captures come and go.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,6 +32,11 @@ T = TypeVar("T")
 W = TypeVar("W", bound="Impairment")
 
 
+def load() -> None:
+    """Import what weather needs, which takes longer than a step on the hub may."""
+    importlib.import_module("gpasst.proxy.build_switch_weather")
+
+
 class Part(Impairable):
     """Where rules act in a network.
 
@@ -50,6 +56,7 @@ class Part(Impairable):
     def _start_weather(self, made: W, rules: Iterable[Rule]) -> W:
         from gpasst.api.impairments import loopback_in
 
+        load()
         _, keys = self._edges()
         for rule in rules:
             if rule.rebind:
@@ -177,6 +184,7 @@ class Partition(Handle):
     def __init__(self, network: NetworkBase, groups: list[list[str]]) -> None:
         from gpasst.switch.partition import Partition as Groups
 
+        load()
         self._network = network
         self._names = groups
         self._groups: Groups = Groups(groups)

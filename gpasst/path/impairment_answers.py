@@ -20,15 +20,15 @@ from __future__ import annotations
 
 from gpasst.counters import Counters
 from gpasst.errors import PacketError
+from gpasst.flow.answers import answerable, problem_of
 from gpasst.flow.guest import Guest
 from gpasst.flow.key import down_key
 from gpasst.impair.action import Answer
-from gpasst.impair.facts import ICMP, TCP, UDP, Flow
+from gpasst.impair.facts import TCP, UDP, Flow
 from gpasst.link.port import Link
-from gpasst.packet.address import V4, is_multicast
-from gpasst.packet.icmp_error import CLOSED_PORT, Problem, Reported, too_big
-from gpasst.packet.parse import Packet, parse_ip, parse_udp
-from gpasst.packet.refusal import NO_HOST, NO_ROUTE, PROHIBITED
+from gpasst.packet.address import is_multicast
+from gpasst.packet.icmp_error import CLOSED_PORT, Problem, Reported
+from gpasst.packet.parse import parse_ip, parse_udp
 from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.path.icmp_to_sender import IcmpToSender
 from gpasst.path.tcp_frames import TcpFrames
@@ -38,10 +38,7 @@ from gpasst.tcp.reset import reset, reset_instead
 from gpasst.tcp.segment import parse
 from gpasst.tcp.table import ConnectionTable
 from gpasst.udp.nat import UdpNat
-from gpasst.wire import ETHERNET_CODEC, ICMP_ECHO_REQUEST, ICMPV6_ECHO_REQUEST, PROTOCOL_TCP
-
-_REFUSALS = {Answer.HOST: NO_HOST, Answer.NET: NO_ROUTE, Answer.ADMIN: PROHIBITED}
-_ECHO_REQUESTS = {4: ICMP_ECHO_REQUEST, 6: ICMPV6_ECHO_REQUEST}
+from gpasst.wire import ETHERNET_CODEC, PROTOCOL_TCP
 
 
 class ImpairmentAnswers:
@@ -167,25 +164,3 @@ def _key(flow: Flow, to_guest: bool) -> bytes:
     if to_guest:
         return down_key(flow.destination, flow.source, flow.dport, flow.sport)
     return down_key(flow.source, flow.destination, flow.sport, flow.dport)
-
-
-def answerable(flow: Flow, packet: Packet) -> bool:
-    """Return whether there may be an error about a packet: not about an error (RFC 1122, section 3.2.2; RFC 4443,
-    section 2.4).
-    """
-    return flow.protocol != ICMP or packet.payload[:1] == bytes((_ECHO_REQUESTS[flow.family],))
-
-
-def problem_of(kind: Answer, family: int, mtu: int) -> Problem:
-    """Return the problem that an answer reports, but for a reset.
-
-    :param mtu: bytes of an IP packet, of `Answer.TOO_BIG`.
-    """
-    if kind is Answer.TOO_BIG:
-        return too_big(family, mtu)
-    if kind is Answer.PORT:
-        return CLOSED_PORT[family]
-    refusal = _REFUSALS[kind]
-    problem = refusal.ipv4 if family == V4 else refusal.ipv6
-    assert problem is not None
-    return problem

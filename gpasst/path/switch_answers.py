@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gpasst.errors import PacketError
+from gpasst.flow.answers import answerable, problem_of
 from gpasst.impair.action import Answer
 from gpasst.impair.facts import TCP, Flow
 from gpasst.packet import icmp_error
 from gpasst.packet.address import is_multicast
 from gpasst.packet.parse import parse_ip
-from gpasst.path.impairment_answers import answerable, problem_of
 from gpasst.tcp.reset import reset, reset_instead
 from gpasst.wire import ETHERNET_CODEC
 
