@@ -194,7 +194,7 @@ class NetworkBase(Lifetime):
             raise ConfigurationError(f"network {self.name} has a {name}: its uplink", "choose another name")
         # In one step, for the same reason as in `allot`.
         if self._members.setdefault(name, member) is not member:
-            raise ConfigurationError(f"network {self.name} has a {name} already", "choose another name")
+            raise ConfigurationError(f"the name {name} is taken in network {self.name}", "choose another one")
 
     def leave(self, name: str) -> None:
         """Take note that a member has ended; more calls do nothing."""

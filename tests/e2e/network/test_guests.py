@@ -194,7 +194,7 @@ def test_what_makes_no_sense_is_refused(lan: gpasst.Network, tmp_path: Path) -> 
     closed.close()
     closed.close()
     for make, text in (
-        (lambda: lan.guest("a"), "network lan has a a already"),
+        (lambda: lan.guest("a"), "the name a is taken in network lan"),
         (lambda: lan.guest("vm", "x" * 200), f"path {'x' * 200} is longer"),
         (lambda: lan.guest("vm", str(tmp_path)), f"path {tmp_path} exists and is no socket"),
         (lambda: closed.wait(), "guest closed is not open"),

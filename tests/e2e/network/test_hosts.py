@@ -109,7 +109,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(lan: gpasst.Network) -> None
         (lambda: gpasst.Network("a/b"), "network a/b"),
         (lambda: gpasst.Network(mtu=10), "mtu 10"),
         (lambda: gpasst.Network(subnet4="10.0.0.1/8", subnet6=""), "subnet4 10.0.0.1/8"),
-        (lambda: lan.host("a"), "network lan has a a already"),
+        (lambda: lan.host("a"), "the name a is taken in network lan"),
         (lambda: lan.host("a b"), "host a b"),
         (lambda: gpasst.Network("x").host("a"), "network x is not open"),
     ):

@@ -265,7 +265,7 @@ def test_what_makes_no_router(lan: gpasst.Network, wan: gpasst.Network) -> None:
         gpasst.Router("r", inside=lan, outside=wan, timeout=0)
     with pytest.raises(gpasst.ConfigurationError, match="pass a list"):
         gpasst.Router("r", inside=lan, outside=wan, firewall="drop in")
-    with pytest.raises(gpasst.ConfigurationError, match="has a a already"):
+    with pytest.raises(gpasst.ConfigurationError, match="the name a is taken"):
         gpasst.Router("a", inside=lan, outside=wan)
     with gpasst.Router("r", inside=lan, outside=wan) as router:
         with pytest.raises(gpasst.ConfigurationError, match="network lan has a gateway already"):
