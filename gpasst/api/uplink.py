@@ -109,7 +109,8 @@ class Uplink(Opened):
         first, last = facts["ephemeral"]
         shares = Gateway(self._allot, lan.watchers)
         self._proxy = proxy = Proxy(self.config, network, None, (first, last), here.polls, gateway=shares)
-        self._port: InnerPort | None = lan.add_inner(self.name, gateway.mac, proxy.take)
+        self._port: InnerPort | None = lan.add_inner(self.name, gateway.mac, proxy.uplink_reader.take)
+        lan.switch.answered = proxy.uplink_reader.answers
         assert proxy.uplink is not None
         proxy.uplink.forward = partial(lan.switch.forward, self._port)
 
@@ -120,6 +121,7 @@ class Uplink(Opened):
         if proxy is not None:
             proxy.close()
         if port is not None:
+            self._lan.switch.answered = None
             self._lan.remove(port)
 
     @property

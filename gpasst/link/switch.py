@@ -69,10 +69,12 @@ class Port:
     :ivar received: frames that came in; a superframe counts once.
     :ivar sent: frames that went out, counted likewise.
     :ivar down: whether the link is cut.
+    :ivar beyond: whether it leads to another part of the network.
     """
 
     inner = False
     joins = False
+    beyond = False
 
     def __init__(self, name: str, counters: Counters) -> None:
         self.name = name
@@ -156,6 +158,8 @@ class Switch:
     :ivar named: the same by their names.
     :ivar table: the addresses behind them.
     :ivar between: stands between the ports, None while nothing does; to be followed by `reset`.
+    :ivar answered: returns whether a frame to a group is a question to the gateway of this part of the network, which
+        other parts need not hear: their gateways would answer as well. None without a gateway.
     """
 
     def __init__(self, counters: Counters) -> None:
@@ -163,6 +167,7 @@ class Switch:
         self.named: dict[str, Port] = {}
         self.table: Table[Port] = Table()
         self.between: Between | None = None
+        self.answered: Callable[[Data], bool] | None = None
         self._recorder: Recorder | None = None
         self._counters = counters
         self._changes = 0
@@ -241,8 +246,9 @@ class Switch:
         destination, sender = bytes(data[_DESTINATION]), bytes(data[_SOURCE])
         target = None if destination[0] & 1 else table.find(destination)
         if target is None:
+            stays = self.answered is not None and bool(destination[0] & 1) and self.answered(data)
             for port in self.ports:
-                if port is not source:
+                if port is not source and not (stays and port.beyond):
                     self._pass(source, port, data)
         elif target is source:
             # Behind a port that leads to another switch its addressee has the frame already.

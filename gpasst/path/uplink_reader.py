@@ -21,10 +21,11 @@ from gpasst.path.fastpath import FastPath, udp_segment
 from gpasst.path.tcp_frames import TcpFrames
 from gpasst.path.udp_sockets import UdpSockets
 from gpasst.path.unknown import ARP, DHCP, NDP, ROUTER, kind_of
-from gpasst.wire import VIRTIO_NET_CODEC
+from gpasst.wire import ETHERNET_CODEC, IPV6_CODEC, NDP_TYPE_ROUTER_SOLICITATION, VIRTIO_NET_CODEC
 
 _VIRTIO: Final = VIRTIO_NET_CODEC.size
 _DESTINATION: Final = slice(_VIRTIO, _VIRTIO + 6)
+_ICMP6_TYPE: Final = _VIRTIO + ETHERNET_CODEC.size + IPV6_CODEC.size
 _GROUP: Final = 1  # bit of the first byte of a MAC address (IEEE 802-2014, section 8.2)
 _QUESTIONS: Final = frozenset((ROUTER, ARP, NDP, DHCP))
 
@@ -93,6 +94,16 @@ class UplinkReader:
                 tcp.ask()
             return
         self._keep(view)
+
+    def answers(self, data: bytes | bytearray | memoryview) -> bool:
+        """Return whether a frame to a group is a question to the gateway: ARP or neighbour discovery for it, router
+        discovery, or DHCP.
+
+        :param data: as of `take`.
+        """
+        view = memoryview(data)
+        kind, _ = kind_of(view[_VIRTIO:], self._routers)
+        return kind in (ROUTER, DHCP) or (kind == NDP and view[_ICMP6_TYPE] == NDP_TYPE_ROUTER_SOLICITATION)
 
     def _keep(self, view: memoryview) -> None:
         """Put a frame that is none of a known flow into the backlog."""

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from gpasst.flow.guests import Guests
     from gpasst.impair.log import FateLog
     from gpasst.link.impaired import Impaired
-    from gpasst.link.switch import Way
     from gpasst.link.uplink import Uplink
+    from gpasst.path.uplink_reader import UplinkReader
     from gpasst.proxy.served import Served
 
 log = logging.getLogger(__name__)
@@ -205,13 +205,13 @@ class Proxy:
         return Scan(timers, self.clock.now, self.config.udp_timeout, base.counters, tables, seconds)
 
     @property
-    def take(self) -> Way:
-        """What takes a switch's frames for the gateway of a network (`gpasst.path.uplink_reader`)."""
+    def uplink_reader(self) -> UplinkReader:
+        """What takes a switch's frames for the gateway of a network."""
         from gpasst.path.uplink_reader import UplinkReader
 
         assert self._inside is not None
         assert isinstance(self._inside.reader, UplinkReader)
-        return self._inside.reader.take
+        return self._inside.reader
 
     @property
     def guests(self) -> Guests:

@@ -155,6 +155,7 @@ class TrunkEnd:
             Drop.LINK_DOWN,
         )
         self._port = StreamPort(name, self._stream, lan.switch, self._cutter, self._again.ask, lan.counters)
+        self._port.beyond = True
         self._stream.connect(sock)
         lan.watchers.watch(self, sock.fileno(), self._worker.wake)
         self._deadline = lan.timers.at(lan.clock.precise() + HANDSHAKE_SECONDS, lambda now: self.close())

@@ -283,6 +283,31 @@ def test_no_host_has_the_gateways_name(lan: gpasst.Network) -> None:
         lan.host(lan.uplink.name)
 
 
+def test_parts_of_a_network_may_each_have_an_uplink(tmp_path: Path, family: int) -> None:
+    subnet4, subnet6 = "10.50.0.0/16", "fd50::/64"
+    with (
+        gpasst.Network("one", subnet4=subnet4, subnet6=subnet6, part=0, uplink=True) as one,
+        gpasst.Network("two", subnet4=subnet4, subnet6=subnet6, part=1, uplink=True) as two,
+        socket.socket(FAMILY[family], socket.SOCK_DGRAM) as server,
+    ):
+        one.trunk(listen=tmp_path / "trunk")
+        two.trunk(connect=tmp_path / "trunk")
+        server.bind((LOOPBACK[family], 0))
+        server.settimeout(DEADLINE)
+        a, b = one.host("a"), two.host("b")
+        for part, host in ((one, a), (two, b)):
+            with inside(host, family) as client:
+                client.sendto(b"hello", (gateway(part, family), server.getsockname()[1]))
+                server.sendto(b"hello", server.recvfrom(100)[1])
+                client.recv(100)
+            assert part.uplink.statistics().datagrams_up == 1
+        with inside(a, family) as client, inside(b, family) as there:
+            client.sendto(b"hello", (b.ip4 if family == 4 else b.ip6, there.getsockname()[1]))
+            assert there.recv(100) == b"hello"
+        for part in (one, two):
+            part.assert_no_drops()
+
+
 def test_all_is_returned_at_close() -> None:
     def whole() -> None:
         with gpasst.Network("lan", uplink=True) as network:

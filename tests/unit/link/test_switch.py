@@ -41,6 +41,18 @@ def test_a_frame_for_many_or_to_an_unknown_address_goes_to_all_others(to: bytes)
     assert not world.ports[0].ways
 
 
+def test_questions_that_a_gateway_answers_stay_in_its_part_of_the_network() -> None:
+    world = World()
+    world.ports[2].beyond = True
+    question, other = frame(BROADCAST, mac(0), b"?"), frame(BROADCAST, mac(0), b"!")
+    world.switch.answered = lambda data: bytes(data) == question
+    world.switch.forward(world.ports[0], question)
+    assert world.got() == [0, 1, 0]
+    world.switch.forward(world.ports[0], other)
+    world.switch.forward(world.ports[0], frame(mac(9), mac(0), b"?"))
+    assert world.got() == [0, 3, 2]
+
+
 def test_an_address_that_answers_is_known_from_then_on() -> None:
     world = World()
     world.switch.forward(world.ports[0], frame(mac(9), mac(0)))

@@ -20,7 +20,7 @@ from gpasst.wire import VIRTIO_NET_HDR_GSO_UDP_L4
 from tests.support.addresses import GATEWAY4, GATEWAY6, GUEST4, GUEST6, GUEST_MAC, HOST_MAC, ip
 from tests.support.bench import Bench, bench, server, udp_frame
 from tests.support.families import FAMILIES
-from tests.support.questions import request, solicitation
+from tests.support.questions import request, router_solicitation, solicitation
 
 GROUP4, GROUP6 = b"\x01\x00\x5e\x00\x00\x01", b"\x33\x33\x00\x00\x00\x01"
 ARP = b"\x08\x06"
@@ -133,6 +133,26 @@ def test_questions_to_everybody_are_taken() -> None:
         ]
         for question in questions:
             assert it.take(question) == [(question, 0)]
+
+
+def test_which_questions_are_the_gateways_own() -> None:
+    with case() as it:
+        asked = {GATEWAY4: True, GUEST4: False}
+        for address, expected in asked.items():
+            frame = b"\xff" * 6 + GUEST_MAC + ARP + bytes(request(address))
+            assert it.reader.answers(VIRTIO_NET_BLANK + frame) is expected
+        for packet, expected in (
+            (solicitation(GATEWAY6), True),
+            (solicitation(GUEST6), False),
+            (router_solicitation(), True),
+        ):
+            frame = wrap(GROUP6, GUEST_MAC, packet.source, packet.destination, 58, bytes(packet.payload))
+            assert it.reader.answers(VIRTIO_NET_BLANK + frame) is expected
+        discover = wrap_udp(b"\xff" * 6, GUEST_MAC, ip("0.0.0.0"), ip("255.255.255.255"), 68, 67, b"discover")
+        assert it.reader.answers(VIRTIO_NET_BLANK + discover)
+        gossip = wrap_udp(GROUP4, GUEST_MAC, ip(GUEST4), ip("224.0.0.1"), 5353, 5353, b"gossip")
+        assert not it.reader.answers(VIRTIO_NET_BLANK + gossip)
+        assert not it.reader.answers(VIRTIO_NET_BLANK + b"\xff" * 6 + GUEST_MAC + b"\x08\x00")
 
 
 def test_other_frames_to_groups_and_those_for_others_are_not_its_business() -> None:
