@@ -76,14 +76,13 @@ def certificate(tmp_path):
     return files
 
 
-def test_a_connection_survives_another_network(gpasst_network, certificate):
-    internet = gpasst_network  # open for this test
-    with gpasst.Network("home") as home, gpasst.Network("cafe") as cafe:
-        dsl = gpasst.Router("dsl", inside=home, outside=internet, nat=gpasst.Router.HOME)
-        wifi = gpasst.Router("wifi", inside=cafe, outside=internet, nat=gpasst.Router.HOME)
-        server, laptop = internet.host("server"), home.host("laptop")
-        asyncio.run(talk(server, laptop, cafe, certificate))
-        assert clients == [dsl.outside_ip4, wifi.outside_ip4]
+def test_a_connection_survives_another_network(gpasst_network_factory, certificate):
+    internet, home, cafe = map(gpasst_network_factory, ("internet", "home", "cafe"))  # open for this test
+    dsl = gpasst.Router("dsl", inside=home, outside=internet, nat=gpasst.Router.HOME)
+    wifi = gpasst.Router("wifi", inside=cafe, outside=internet, nat=gpasst.Router.HOME)
+    server, laptop = internet.host("server"), home.host("laptop")
+    asyncio.run(talk(server, laptop, cafe, certificate))
+    assert clients == [dsl.outside_ip4, wifi.outside_ip4]
 
 
 async def talk(server, laptop, cafe, certificate):

@@ -200,6 +200,12 @@ def gpasst_network(_gpasst_session: Session) -> Network:
     return _gpasst_session.network()
 
 
+@pytest.fixture
+def gpasst_network_factory(_gpasst_session: Session) -> Callable[..., Network]:
+    """Open a network with each call, which takes the parameters of `gpasst.Network`; all are closed after the test."""
+    return _gpasst_session.network
+
+
 @contextmanager
 def _unchanged() -> Iterator[None]:
     """Import modules as they are.

@@ -83,16 +83,21 @@ class Session:
             fields["socket"] = os.path.join(folder, "guest.socket")
         return self._open(Passt(**self._captured(fields)))
 
-    def network(self) -> Network:
-        """Open a network without hosts, which records what crosses.
+    def network(self, name: str = "lan", **fields: Any) -> Network:
+        """Open a network without hosts, which records what crosses unless `fields` say otherwise.
 
+        :param name: of the network.
+        :param fields: the keywords of `gpasst.Network`.
         :raises unittest.SkipTest: if the machine allows no namespaces; see `gpasst.testing.require`.
+        :raises ConfigurationError: as `gpasst.Network` does.
+        :raises PlatformError: likewise.
         """
+        fields.setdefault("record", True)
         with self._importing():
             from gpasst.api.network import Network
 
             require()  # the network itself has no namespace that could be refused
-        network = self._open(Network(record=True))
+        network = self._open(Network(name, **fields))
         path = self._capture_path()
         if path:
             network.capture(path)

@@ -44,6 +44,11 @@ def test_a_network(gpasst_network):
         client.sendto(b"data", (a.ip4, 53))
         assert server.recv(10) == b"data"
 
+def test_networks(gpasst_network_factory):
+    lan, net = gpasst_network_factory("home", uplink=True), gpasst_network_factory("net", mtu=9000)
+    assert (lan.name, lan.subnet4, net.subnet4, net.mtu) == ("home", "10.77.0.0/24", "10.77.1.0/24", 9000)
+    assert lan.gateway4
+
 def test_a_virtual_machine(gpasst_passt):
     with socket.socket(socket.AF_UNIX) as guest:
         guest.connect(gpasst_passt.path)
@@ -78,7 +83,7 @@ def test_needs_no_fixture():
 
 def test_fixtures(tmp_path: Path) -> None:
     done = run_suite(tmp_path, PASSING)
-    assert (done.returncode, "4 passed" in done.stdout) == (0, True), done.stdout
+    assert (done.returncode, "5 passed" in done.stdout) == (0, True), done.stdout
 
 
 def test_the_report_of_a_failed_test(tmp_path: Path) -> None:
@@ -107,7 +112,7 @@ def test_the_report_of_a_failed_test(tmp_path: Path) -> None:
 def test_captures(tmp_path: Path, option: str) -> None:
     done = run_suite(tmp_path, PASSING, f"{option}=captures")
     assert done.returncode == 0, done.stdout
-    assert len(list((tmp_path / "captures").iterdir())) == (5 if option == "--gpasst-pcap" else 0)
+    assert len(list((tmp_path / "captures").iterdir())) == (7 if option == "--gpasst-pcap" else 0)
 
 
 REFUSED = """
