@@ -13,10 +13,9 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import signal
 from _socket import if_indextoname
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gevent
 import gevent.event
@@ -29,42 +28,13 @@ from gpasst.commands.handlers import write_standard_error
 from gpasst.commands.log import set_up_logging
 from gpasst.commands.notify import Manager
 from gpasst.commands.options import Invocation
-from gpasst.commands.process import (
-    EXIT_NOT_EXECUTABLE,
-    EXIT_NOT_FOUND,
-    SIGNAL_BASE,
-    CommandError,
-    PidFile,
-    take_on,
-)
-from gpasst.commands.signals import PROGRAM_SIGNALS, ProgramSignals, heeded
+from gpasst.commands.process import PidFile, take_on
+from gpasst.commands.program import Program, await_signals, exit_status
 from gpasst.helper.client import Helper
-
-if TYPE_CHECKING:
-    import subprocess
-
-GRACE_SECONDS = 0.3  # for the command to end by itself after a signal
 
 GARBAGE_RUNS = 1_000_000  # of the middle generation's collector for each of the oldest's: in practice never
 
 log = logging.getLogger("gpasst")
-
-
-class Program:
-    """The command in the namespace.
-
-    :param process: its process.
-    :ivar ended: is set when that has ended.
-    """
-
-    def __init__(self, process: subprocess.Popen[Any]) -> None:
-        self.process = process
-        self.ended = gevent.event.Event()
-
-    def look(self) -> None:
-        """Look whether it has ended."""
-        if self.process.poll() is not None:
-            self.ended.set()
 
 
 def serve(
@@ -105,7 +75,7 @@ def serve(
         announce(proxy, if_indextoname)
         program = None
         if program_signals is not None and isinstance(proxy, Pasta):
-            program = _start(proxy, invocation, program_signals)
+            program = Program.start(proxy, invocation.command, program_signals, init=not invocation.process.no_pidns)
         # All is well, and the file may lie where only root can write.
         pid_file.write()
         if identity and not keeps_identity:
@@ -138,24 +108,6 @@ def _settle(here: runtime.Runtime) -> None:
     gc.enable()
 
 
-def await_signals(stop: Any, runs_command: bool) -> ProgramSignals | None:
-    """Let each signal that asks the process to end set `stop` to the exit status.
-
-    :param runs_command: leave the terminal's signals to a command.
-    :return: what passes these on, None without a command.
-    """
-
-    def end(number: int) -> None:
-        stop.set(SIGNAL_BASE + number)
-
-    gevent.signal_handler(signal.SIGTERM, end, signal.SIGTERM)
-    if runs_command:
-        return ProgramSignals(gevent.get_hub().loop, end)
-    for number in filter(heeded, PROGRAM_SIGNALS):
-        gevent.signal_handler(number, end, number)
-    return None
-
-
 def _wait(proxy: Pasta | Passt, program: Program | None, stats: int, stop: Any) -> int:
     """Wait for whatever sets `stop`; return the exit status.
 
@@ -165,7 +117,7 @@ def _wait(proxy: Pasta | Passt, program: Program | None, stats: int, stop: Any) 
     if stats:
         tasks.append(gevent.spawn(_print_statistics, proxy, stats))
     if program is not None:
-        tasks.append(gevent.spawn(_await_program, program, stop))
+        tasks.append(gevent.spawn(program.stop_at_end, stop))
     else:
         tasks.append(gevent.spawn(_await_end, proxy, stop))
     try:
@@ -174,44 +126,8 @@ def _wait(proxy: Pasta | Passt, program: Program | None, stats: int, stop: Any) 
         gevent.killall(tasks)
     if program is None:
         return 0
-    _end(program)
-    return status if status >= 0 else SIGNAL_BASE - status
-
-
-def _start(pasta: Pasta, invocation: Invocation, signals: ProgramSignals) -> Program:
-    """Start the command, or a shell, in the namespace, and hand the terminal's signals over to it.
-
-    :raises CommandError: if there is no such program, or it may not be executed.
-    """
-    command = invocation.command
-    argv = command or (os.environ.get("SHELL") or "/bin/sh", "-l")
-    signals.starts = True
-    try:
-        process = pasta.popen(argv, init=not invocation.process.no_pidns, preexec_fn=signals.release)
-    except FileNotFoundError:
-        remedy = "check its name and PATH" if command else "check the variable SHELL"
-        raise CommandError(f"{argv[0]}: command not found", remedy, EXIT_NOT_FOUND) from None
-    except PermissionError:
-        remedy = "make it executable: chmod +x"
-        raise CommandError(f"{argv[0]}: permission denied", remedy, EXIT_NOT_EXECUTABLE) from None
-    program = Program(process)
-    signals.hand_over(process.send_signal, program.look)
-    return program
-
-
-def _end(program: Program) -> None:
-    """End the command if it runs still."""
-    if not program.ended.is_set():
-        program.process.terminate()
-        if not program.ended.wait(GRACE_SECONDS):
-            program.process.kill()
-            program.ended.wait()
-
-
-def _await_program(program: Program, stop: Any) -> None:
-    """Stop with the status of the command when it has ended."""
-    program.ended.wait()
-    stop.set(program.process.returncode)
+    program.end()
+    return exit_status(status)
 
 
 def _await_end(proxy: Pasta | Passt, stop: Any) -> None:
