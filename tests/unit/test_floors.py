@@ -13,7 +13,7 @@ import pytest
 import gpasst
 
 PACKAGE = Path(gpasst.__file__).parent
-PURE_FOLDERS = ("packet", "capture", "switch", "flow", "udp", "tcp", "services", "router", "impair")
+PURE_FOLDERS = ("packet", "capture", "switch", "flow", "udp", "tcp", "services", "router", "topology", "impair")
 PURE = sorted(
     [
         f"gpasst.{name}"
