@@ -35,6 +35,7 @@ usage: gpasst COMMAND [OPTIONS]
   gpasst pasta [OPTIONS] PID                     connect the namespace of a running process
   gpasst pasta [OPTIONS] --netns PATH|NAME       connect a namespace by its file or name
   gpasst passt [OPTIONS]                         serve virtual machines on a UNIX socket
+  gpasst network FILE [OPTIONS]                  bring up the networks that a file describes
   gpasst demo                                    show that it works, in ten seconds
 
   gpasst COMMAND --help     the options of a command
@@ -74,6 +75,8 @@ def run(argv: Sequence[str]) -> int:
     command = argv[0] if argv else ""
     if command in MODES:
         return run_proxy(command, argv[1:])
+    if command == "network":
+        return run_network(argv[1:])
     if command == "demo":
         return run_demo(argv[1:])
     if command in ("--version", "-V"):
@@ -132,6 +135,36 @@ def run_proxy(mode: str, argv: Sequence[str]) -> int:
         from gpasst.commands.serve import serve
 
         return serve(helper, invocation, identity, ready)
+    finally:
+        helper.close()
+
+
+def run_network(argv: Sequence[str]) -> int:
+    """Run ``gpasst network``; return its exit status.
+
+    :raises GpasstError: if something is in the way, other than the command line and the file.
+    """
+    from gpasst.commands.network_options import load, read_network, show_picture
+
+    try:
+        invocation = read_network(argv)
+    except ConfigurationError as error:
+        return refuse("network", error)
+    try:
+        topology = load(invocation)
+    except ConfigurationError as error:
+        complain(f"gpasst network: {error}")
+        return EXIT_USAGE
+    if invocation.draws:
+        show_picture(invocation, topology)
+        return 0
+    from gpasst.helper.client import Helper
+
+    helper = Helper.start(forks=True)
+    try:
+        from gpasst.commands.network import bring_up
+
+        return bring_up(helper, invocation, topology)
     finally:
         helper.close()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import gevent
 
-READ = 1  # event mask of the loop (libev: EV_READ)
+READ, WRITE = 1, 2  # event masks of the loop (libev: EV_READ, EV_WRITE)
 
 
 def original(module: str, name: str) -> Any:
@@ -46,4 +46,11 @@ def wait_read(descriptor: int) -> None:
     hub = gevent.get_hub()
     # `gevent.socket`, which has the same, takes long to import.
     with hub.loop.io(descriptor, READ) as watcher:
+        hub.wait(watcher)
+
+
+def wait_write(descriptor: int) -> None:
+    """Let others run until a descriptor takes something."""
+    hub = gevent.get_hub()
+    with hub.loop.io(descriptor, WRITE) as watcher:
         hub.wait(watcher)

@@ -151,6 +151,26 @@ class Inhabited:
         options["pass_fds"] = (*options.get("pass_fds", ()), *descriptors)
         return command, options
 
+    @property
+    def nsenter(self) -> list[str]:
+        """The command line of nsenter(1) that runs what is put behind it, or a shell, in the namespace.
+
+        Any process of this user may run it while the namespace is open. Other than with `run`, the program finds the
+        host's /etc/hosts and /etc/resolv.conf, and outlives the namespace.
+        """
+        namespace = self._joined()
+        options = [
+            f"--{option}=/proc/{os.getpid()}/fd/{descriptor}"
+            for option, descriptor in (
+                ("user", namespace.userns),
+                ("net", namespace.netns),
+                ("uts", namespace.uts),
+                ("ipc", namespace.ipc),
+            )
+            if descriptor is not None
+        ]
+        return ["nsenter", "--preserve-credentials", *options]
+
     def socket(
         self,
         family: int = AF_INET,
