@@ -64,16 +64,19 @@ class Interface(Member):
         self.host = host
         self.network = network
         self.name = name
-        addresses = network.allot()
-        self.ip4 = addresses.ip4
-        self.ip6 = addresses.ip6
-        self._addresses: HostAddresses | None = addresses
+        self.ip4 = self.ip6 = ""
         self.tap = -1
         self._port: TapPort | None = None
-        self._entered = False
-        if network is not host.network:
+        self._addresses: HostAddresses | None = None
+        self._entered = network is not host.network
+        if self._entered:
             network.enter(host.name, self)
-            self._entered = True
+        try:
+            addresses = self._addresses = network.allot()
+        except BaseException:
+            self.disconnect()
+            raise
+        self.ip4, self.ip6 = addresses.ip4, addresses.ip6
 
     def __repr__(self) -> str:
         return f"<interface {self.name} of host {self.host.name}>"

@@ -157,6 +157,8 @@ class NetworkBase(Lifetime):
         """
         addresses = self._next_addresses()
         if self._uplink is not None:
+            # One that has moved away may have had them.
+            self._uplink.forget(addresses)
             self._uplink.place(addresses, configured)
         return addresses
 

@@ -262,7 +262,7 @@ def test_a_host_that_is_in_several_networks_says_which_one_it_leaves(
     third_host = right.host("b")
     with gpasst.Network("third") as third:
         third.host("b")
-        with pytest.raises(gpasst.ConfigurationError, match="network third has a b already"):
+        with pytest.raises(gpasst.ConfigurationError, match="the name b is taken in network third"):
             third.join(third_host)
         assert set(links(third_host)) == {"right"}
 
@@ -274,6 +274,13 @@ def test_addresses_come_again_when_there_are_no_others() -> None:
             a.move(small)
             assert a.ip4 in {f"10.9.0.{number}" for number in range(3, 7)}
             a.move(home)
+        for name in ("c", "d", "e", "f"):
+            small.host(name)
+        for _ in range(2):
+            with pytest.raises(gpasst.ConfigurationError, match="network small has no address left"):
+                a.move(small)
+        small["c"].close()
+        a.move(small)
 
 
 def test_a_link_that_is_down_carries_nothing(lans: tuple[gpasst.Network, gpasst.Network]) -> None:
