@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from gpasst.api.member import Member
+from gpasst.api.member import Forwarded
 from gpasst.errors import ConfigurationError, PlatformError
 from gpasst.proxy.machine_port import MachinePort
 from gpasst.values import check_timeout
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 MTU_STANDARD = 1500  # bytes; what a virtual machine has without being told
 
 
-class Guest(Member):
+class Guest(Forwarded):
     """A virtual machine in a network; `Network.guest` opens its port.
 
     ::
@@ -113,6 +114,9 @@ class Guest(Member):
             here.call(machine.close)
             self._end()
             self._network.renamed()
+
+    def _networks(self) -> Iterable[NetworkBase]:
+        return () if self._machine is None else (self._network,)
 
     def addresses_in(self, network: object) -> tuple[str, ...]:
         """Return the addresses in a network, as text."""

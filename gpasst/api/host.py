@@ -26,7 +26,7 @@ from gpasst.api.connection import RESOLVER_FILE, read_text
 from gpasst.api.host_files import HostFiles
 from gpasst.api.inhabited import Inhabited
 from gpasst.api.interface import Interface
-from gpasst.api.member import Member
+from gpasst.api.member import Forwarded
 from gpasst.errors import ConfigurationError, PlatformError
 from gpasst.helper.kept import Namespace
 from gpasst.host.processes import kill_inside
@@ -37,7 +37,6 @@ from gpasst.proxy.patience import patiently
 
 if TYPE_CHECKING:
     from gpasst.api.network_base import NetworkBase
-    from gpasst.api.uplink import HostForward
     from gpasst.helper.request import Route
 
 T = TypeVar("T")
@@ -48,7 +47,7 @@ LOOPBACK = "lo"  # the device that each namespace has
 log = logging.getLogger(__name__)
 
 
-class Host(Inhabited, Member):
+class Host(Inhabited, Forwarded):
     """A host of a network; `Network.host` opens it.
 
     :ivar name: its name.
@@ -233,23 +232,8 @@ class Host(Inhabited, Member):
             self._end_programs()
             here.call(self._close)
 
-    def forward(self, protocol: str, specification: str) -> HostForward:
-        """Let ports of this machine lead to this host, until the forward is closed or the network ends.
-
-        ::
-
-            with a.forward("tcp", "0:80") as forward:
-                urllib.request.urlopen(f"http://127.0.0.1:{forward.port}/")
-
-        :param protocol: ``"tcp"`` or ``"udp"``.
-        :param specification: ports of this machine and of the host, as ``"8080:80"``, or ``"0:80"`` for one that the
-            kernel chooses; as the options `tcp_ports` and `udp_ports` take them, but without a target address.
-        :raises ConfigurationError: if the specification makes no sense, or none of its networks has an uplink.
-        :raises PlatformError: if a port cannot be had; none of them is open then.
-        """
-        networks = [interface.network for interface in self._interfaces]
-        network = next((network for network in networks if network.has_uplink), self.network)
-        return network.uplink.forward(self.name, self.addresses_in(network), protocol, specification)
+    def _networks(self) -> Iterable[NetworkBase]:
+        return (interface.network for interface in self._interfaces)
 
     def addresses_in(self, network: object) -> tuple[str, ...]:
         """Return its addresses in a network, as text."""

@@ -43,7 +43,10 @@ _taken_lock = threading.Lock()
 
 
 class NetworkBase(Lifetime):
-    """The base of `gpasst.api.network.Network`; the parameters are explained there."""
+    """The base of `gpasst.api.network.Network`; the parameters are explained there.
+
+    :ivar outside: the network beyond the router that is its gateway, None without one.
+    """
 
     def __init__(
         self,
@@ -79,6 +82,7 @@ class NetworkBase(Lifetime):
         self._lan: Lan | None = None
         self._with_uplink = uplink
         self._uplink: Uplink | None = None
+        self.outside: NetworkBase | None = None
         self._addresses: Plan | None = None
         self._next = 0
         self._closing = ExitStack()
@@ -146,8 +150,18 @@ class NetworkBase(Lifetime):
 
     @property
     def resolver_file(self) -> str:
-        """The text of /etc/resolv.conf for programs in its hosts, empty for this machine's own."""
-        return self._uplink.resolver_file if self._uplink is not None else ""
+        """The text of /etc/resolv.conf for programs in its hosts, empty for this machine's own.
+
+        Behind a router it is that of the router's outside.
+        """
+        network: NetworkBase | None = self
+        passed: set[NetworkBase] = set()
+        while network is not None and network not in passed:
+            if network.has_uplink:
+                return network.uplink.resolver_file
+            passed.add(network)
+            network = network.outside
+        return ""
 
     def allot(self, configured: bool = True) -> HostAddresses:
         """Return the addresses of the next host, which its uplink knows from then on.
@@ -193,7 +207,7 @@ class NetworkBase(Lifetime):
         if self._ending:
             raise ConfigurationError(f"network {self.name} was closed meanwhile", "open hosts before that")
         if self._with_uplink and name == GATEWAY_NAME:
-            raise ConfigurationError(f"network {self.name} has a {name}: its uplink", "choose another name")
+            raise ConfigurationError(f"the name {name} is the uplink's in network {self.name}", "choose another one")
         # In one step, for the same reason as in `allot`.
         if self._members.setdefault(name, member) is not member:
             raise ConfigurationError(f"the name {name} is taken in network {self.name}", "choose another one")

@@ -231,6 +231,8 @@ class Router(Member):
             for family in families:
                 self._enter_route(inside, DEFAULT[family], _address(own, family))
                 self._announce(_subnet(inside, family), family)
+            self._closing.callback(setattr, inside, "outside", None)
+            inside.outside = outside
             self._closing.callback(inside.look_beyond(outside))
             if self.behaviour.mapping is None:
                 self._closing.callback(outside.look_beyond(inside))

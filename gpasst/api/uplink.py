@@ -52,13 +52,17 @@ class HostForward(Handle):
     :ivar specification: the ports, as they were given.
     :ivar forwards: each listener; of a port that the kernel chose one for each family, with the same number.
     :ivar port: the port of the first listener.
+    :ivar addresses: the host's, as text.
     """
 
-    def __init__(self, uplink: Uplink, protocol: str, specification: str, added: Added) -> None:
+    def __init__(
+        self, uplink: Uplink, addresses: tuple[str, ...], protocol: str, specification: str, added: Added
+    ) -> None:
         self.protocol = protocol
         self.specification = specification
         self.forwards: tuple[Forward, ...] = added.forwards
         self.port = added.forwards[0].port
+        self.addresses = addresses
         self._uplink = uplink
         self._added: Added | None = added
 
@@ -69,7 +73,7 @@ class HostForward(Handle):
         """Close the listeners, and end what passes them but for accepted connections. More calls do nothing."""
         added, self._added = self._added, None
         if added is not None:
-            self._uplink.remove_forward(added)
+            self._uplink.remove_forward(self, added)
 
 
 class Uplink(Opened):
@@ -93,6 +97,7 @@ class Uplink(Opened):
         self._proxy = None
         self._lan = lan
         self._next = allot
+        self._forwards: set[HostForward] = set()
         self._leases = (plan.last - plan.first) // LEASES_SHARE
         facts = here.helper().facts(wait_read)
         outside = build_network(self.config, facts, parse_resolver_file(read_text(RESOLVER_FILE)), advertises=True)
@@ -118,6 +123,7 @@ class Uplink(Opened):
         """Close the sockets; called on the hub. More calls do nothing."""
         proxy, self._proxy = self._proxy, None
         port, self._port = self._port, None
+        self._forwards.clear()
         if proxy is not None:
             proxy.close()
         if port is not None:
@@ -148,7 +154,10 @@ class Uplink(Opened):
         self._call(lambda proxy: proxy.guests.place(addresses.mac, ip4, ip6, configured))
 
     def forget(self, addresses: HostAddresses) -> None:
-        """End all flows of a host that has ended."""
+        """End all flows of a host that has ended, and the forwards to it."""
+        for forward in list(self._forwards):
+            if not {addresses.ip4, addresses.ip6}.isdisjoint(forward.addresses):
+                forward.close()
         own = [address for address in _packed(addresses) if address]
         self._call(lambda proxy: proxy.forget(own))
 
@@ -173,10 +182,14 @@ class Uplink(Opened):
         """
         rules = _rules(name, addresses, protocol, specification, frozenset(self._families()))
         side = PortSide(protocol, inside=False)
-        return HostForward(self, protocol, specification, self._call(lambda proxy: proxy.add_forward(side, rules)))
+        added = self._call(lambda proxy: proxy.add_forward(side, rules))
+        forward = HostForward(self, addresses, protocol, specification, added)
+        self._forwards.add(forward)
+        return forward
 
-    def remove_forward(self, added: Added) -> None:
+    def remove_forward(self, forward: HostForward, added: Added) -> None:
         """Close the listeners of a forward."""
+        self._forwards.discard(forward)
         if self._proxy is not None:
             self._call(lambda proxy: proxy.remove_forward(added))
 

@@ -66,6 +66,19 @@ def test_the_machine_reaches_the_outside_by_the_gateway(
             assert guest.finish() == (0, "ok 1000\n")
 
 
+def test_a_forward_leads_to_the_machine(machine: tuple[Guest, vm.Guest]) -> None:
+    port, guest = machine
+    with (
+        port.forward("udp", "0:7000") as forward,
+        guest.background("udptool echo 0.0.0.0 7000") as server,
+        socket.socket(type=socket.SOCK_DGRAM) as client,
+    ):
+        assert server.greeting == "ready"
+        client.settimeout(PATIENCE)
+        client.sendto(b"hello", ("127.0.0.1", forward.port))
+        assert client.recv(9) == b"hello"
+
+
 def test_the_machine_has_the_address_of_its_port_by_dhcpv6(machine: tuple[Guest, vm.Guest]) -> None:
     port, guest = machine
     status, output = guest.run("udptool dhcp6 eth0")

@@ -12,6 +12,7 @@ import pytest
 
 import gpasst
 from gpasst.flow.record import Forward
+from gpasst.router.behaviour import Preset
 from gpasst.testing import assert_flat
 from tests.support.families import ANY, FAMILY, LOOPBACK
 from tests.support.lab import FAR, HOST, REMOTE, Remote, bound
@@ -160,6 +161,16 @@ def test_forwards_of_two_hosts_lead_to_the_same_port_of_each(
     assert lan.uplink.forwards == ()
 
 
+def test_forwards_end_with_their_host(lan: gpasst.Network) -> None:
+    with lan.host("c") as host:
+        forward = host.forward("udp", "0:53")
+        assert set(lan.uplink.forwards) == set(forward.forwards)
+    assert lan.uplink.forwards == ()
+    forward.close()
+    with pytest.raises(gpasst.ConfigurationError, match="not open"):
+        host.forward("udp", "0:53")
+
+
 def test_what_leaves_a_forwarded_port_leaves_by_it(lan: gpasst.Network, remote: Remote, family: int) -> None:
     with (
         lan["a"].forward("udp", "0:7000") as forward,
@@ -279,8 +290,23 @@ def test_what_passes_the_gateway_is_captured(lan: gpasst.Network, remote: Remote
 
 
 def test_no_host_has_the_gateways_name(lan: gpasst.Network) -> None:
-    with pytest.raises(gpasst.ConfigurationError, match="its uplink"):
+    with pytest.raises(gpasst.ConfigurationError, match="the uplink's"):
         lan.host(lan.uplink.name)
+
+
+@pytest.mark.parametrize("nat", [gpasst.Router.HOME, None], ids=["nat", "routed"])
+def test_hosts_behind_a_router_reach_the_outside(
+    lan: gpasst.Network, remote: Remote, family: int, nat: Preset | None
+) -> None:
+    with gpasst.Network("home") as home, gpasst.Router("router", inside=home, outside=lan, nat=nat):
+        host = home.host("laptop")
+        assert home.resolver_file == lan.resolver_file
+        with bound(remote.socket(FAMILY[family]), REMOTE[family]) as server, inside(host, family) as client:
+            client.sendto(b"hello", server.getsockname()[:2])
+            data, sender = server.recvfrom(100)
+            server.sendto(data, sender)
+            assert client.recvfrom(100)[1][:2] == server.getsockname()[:2]
+    assert home.outside is None
 
 
 def test_parts_of_a_network_may_each_have_an_uplink(tmp_path: Path, family: int) -> None:
