@@ -67,6 +67,7 @@ class Port:
     :ivar joins: whether it takes superframes of UDP, so that frames are worth joining.
     :ivar ways: where frames of a pair of addresses go at once; see the head of this module.
     :ivar received: frames that came in; a superframe counts once.
+    :ivar flooded: frames of these that went to all other ports.
     :ivar sent: frames that went out, counted likewise.
     :ivar down: whether the link is cut.
     :ivar beyond: whether it leads to another part of the network.
@@ -79,7 +80,7 @@ class Port:
     def __init__(self, name: str, counters: Counters) -> None:
         self.name = name
         self.ways: dict[bytes, Port] = {}
-        self.received = self.sent = 0
+        self.received = self.sent = self.flooded = 0
         self.down = False
         self.counters = counters
 
@@ -246,6 +247,7 @@ class Switch:
         destination, sender = bytes(data[_DESTINATION]), bytes(data[_SOURCE])
         target = None if destination[0] & 1 else table.find(destination)
         if target is None:
+            source.flooded += 1
             stays = self.answered is not None and bool(destination[0] & 1) and self.answered(data)
             for port in self.ports:
                 if port is not source and not (stays and port.beyond):

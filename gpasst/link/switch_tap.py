@@ -8,6 +8,10 @@ A frame of UDP whose pair and size are those of the one before is expected to ha
 are joined, and written as one superframe: a write costs more than a read, since it does the work of the receiving host.
 In a conversation, where steps have one frame each, looking for a second one is left to the next step.
 
+A frame that goes to all ports costs as much as there are of them. If a step's time is over and most of its frames went
+to all, the port asks for as long a *rest*, so that a storm has half of the time at most. What the host's kernel has no
+room for meanwhile is lost to that host.
+
 A tap takes every frame at once, in the time of whoever writes it. What waits, waits in the kernel's queue of the tap
 that it was sent from; when that is full, the sender's kernel drops frames as with any other device.
 """
@@ -54,6 +58,7 @@ class TapPort(Port):
     :param switch: the switch.
     :param counters: where drops are counted.
     :param clock: returns seconds, for the budget of a step.
+    :ivar rest: seconds until the next step, for the caller of the latest one; 0 but for a storm.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class TapPort(Port):
         self._view = memoryview(self._buffer)
         self._pair = self._view[PAIR]
         self._runs = RunReader(self._buffer, self._view)
+        self.rest = 0.0
         self._last = _NONE
         self._single = 0
         self.joins = True
@@ -86,6 +92,7 @@ class TapPort(Port):
         single = self._single
         budget = 1 if single > SINGLE_STEPS and single % SINGLE_CHECK else FRAMES_PER_STEP
         last, last_size = self._last if budget > 1 else _NONE
+        flooded, self.rest = self.flooded, 0.0
         moved = size = 0
         look, deadline = FRAMES_PER_LOOK, 0.0
         while moved < budget:
@@ -123,6 +130,8 @@ class TapPort(Port):
                 if not deadline:
                     deadline = now + STEP_SECONDS
                 elif now >= deadline:
+                    if 2 * (self.flooded - flooded) > moved:
+                        self.rest = now - deadline + STEP_SECONDS
                     break
         self._last = last, last_size
         self._single = single + 1 if moved <= 1 else 0

@@ -137,8 +137,12 @@ class Lan:
 
     def _step(self, port: TapPort) -> int:
         try:
-            return port.step()
+            moved = port.step()
         except LinkGone as error:
             log.info("%s: the tap of %s ended: %s", self.name, port.name, error)
             self.remove(port)
             return 0
+        if port.rest:
+            self.watchers.rest(port)
+            self.timers.at(self.timers.clock() + port.rest, lambda _: self.watchers.resume(port))
+        return moved

@@ -150,6 +150,15 @@ class Watchers:
         worker = self._workers[owner] = Worker(self._hub, step, self.failures, self.conversed)
         self.watch(owner, fd, worker.wake, owner)
 
+    def rest(self, owner: object) -> None:
+        """Let the worker of an owner, which `watch_alone` has made, sleep until `resume`."""
+        self._watchers[owner].stop()
+
+    def resume(self, owner: object) -> None:
+        """Let it wake again, unless `unwatch` has ended it."""
+        if owner in self._watchers:
+            self._watchers[owner].start(self._workers[owner].wake, owner)
+
     def unwatch(self, owner: object) -> None:
         """End the watcher of an owner, and its own worker; more calls do nothing."""
         watcher = self._watchers.pop(owner, None)

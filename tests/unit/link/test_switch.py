@@ -276,6 +276,18 @@ def test_a_step_is_bounded_in_number_and_in_time(taps: Taps) -> None:
     assert taps.ports[1].step() == 3
 
 
+@pytest.mark.parametrize(("to", "rest"), [(BROADCAST, 0.0004), (mac(9), 0.0004), (mac(1), 0.0)])
+def test_only_a_storm_has_to_rest_as_long_as_its_step_was(taps: Taps, to: bytes, rest: float) -> None:
+    for _ in range(FRAMES_PER_STEP):
+        taps.ends[0].send(frame(to, mac(0)))
+    taps.ports[1].write = lambda data: setattr(taps, "now", taps.now + 0.0002)  # type: ignore[method-assign]
+    taps.ports[0].step()
+    assert taps.ports[0].rest == pytest.approx(rest)
+    while taps.ports[0].step() > 1:
+        pass
+    assert not taps.ports[0].rest
+
+
 def datagram(number: int, size: int = 100, port: int = 7) -> bytes:
     """Return a frame of UDP from host 0 to host 1, as a kernel sends it by a tap."""
     header = Header(6, mac(1), mac(0), b"\xfd" + bytes(15), b"\xfd" + bytes(14) + b"\1", 1000, port)

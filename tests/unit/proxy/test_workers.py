@@ -217,6 +217,19 @@ def test_a_closed_repeat_wakes_nobody(case: Case) -> None:
     assert woken == []
 
 
+def test_a_worker_that_rests_is_woken_when_it_resumes(case: Case) -> None:
+    case.watchers.watch_alone("owner", case.ours.fileno(), case.step)
+    case.watchers.rest("owner")
+    case.theirs.send(b"1")
+    gevent.idle()
+    assert case.read == []
+    case.watchers.resume("owner")
+    gevent.idle()
+    assert case.read == [b"1"]
+    case.watchers.unwatch("owner")
+    case.watchers.resume("owner")
+
+
 # The poller, which keeps the loop from sleeping in a conversation.
 
 
