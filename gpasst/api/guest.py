@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from gpasst.api.member import Forwarded
+from gpasst.api.forwarded import Forwarded
 from gpasst.errors import ConfigurationError, PlatformError
 from gpasst.proxy.machine_port import MachinePort
 from gpasst.values import check_timeout

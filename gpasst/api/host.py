@@ -23,10 +23,10 @@ from gevent.lock import Semaphore
 
 from gpasst import runtime
 from gpasst.api.connection import RESOLVER_FILE, read_text
+from gpasst.api.forwarded import Forwarded
 from gpasst.api.host_files import HostFiles
 from gpasst.api.inhabited import Inhabited
 from gpasst.api.interface import Interface
-from gpasst.api.member import Forwarded
 from gpasst.errors import ConfigurationError, PlatformError
 from gpasst.helper.kept import Namespace
 from gpasst.host.processes import kill_inside
