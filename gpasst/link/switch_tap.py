@@ -44,6 +44,7 @@ FRAMES_PER_LOOK: Final = 8  # at the clock, but for frames that `Switch.forward`
 STEP_SECONDS: Final = 0.00025  # so that an exchange of two others beside several floods has its turn in time
 SINGLE_STEPS: Final = 2  # steps with one frame each, after which the next is expected to have one, too
 SINGLE_CHECK: Final = 8  # of so many steps, one checks whether that still holds
+APART_FRAMES: Final = 32  # that are not expected to repeat, after two of different flows
 
 _NONE = b"", 0
 
@@ -93,7 +94,7 @@ class TapPort(Port):
         budget = 1 if single > SINGLE_STEPS and single % SINGLE_CHECK else FRAMES_PER_STEP
         last, last_size = self._last if budget > 1 else _NONE
         flooded, self.rest = self.flooded, 0.0
-        moved = size = 0
+        moved = size = apart = 0
         look, deadline = FRAMES_PER_LOOK, 0.0
         while moved < budget:
             try:
@@ -118,10 +119,14 @@ class TapPort(Port):
                     if family:
                         size, joined = self._join(way, family, size)
                         moved += joined
-                        last_size = last_size if size <= 0 else 0
+                        if size > 0:
+                            last_size, apart = 0, 0 if joined else APART_FRAMES
                         continue
                 way.write(view[:size])
-                last, last_size = pair, size
+                if apart:
+                    apart -= 1
+                else:
+                    last, last_size = pair, size
                 break
             if size == DRAINED:
                 break

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 import pytest
 
 from gpasst.counters import Counters, Drop
+from gpasst.link import switch_tap
 from gpasst.link.port import LinkGone
 from gpasst.link.recorder import Recorder
 from gpasst.link.switch import WAITING_FRAMES, WAYS_PER_PORT, Data, InnerPort, Port, Switch
-from gpasst.link.switch_tap import FRAMES_PER_STEP, SINGLE_CHECK, SINGLE_STEPS, TapPort
+from gpasst.link.switch_tap import APART_FRAMES, FRAMES_PER_STEP, SINGLE_CHECK, SINGLE_STEPS, TapPort
 from gpasst.link.tap import FRAME_BYTES
 from gpasst.linux import UDP_MAX_SEGMENTS_SENT
+from gpasst.packet.joining import joinable
 from gpasst.packet.segmentation import split
 from gpasst.packet.superframe import shape
 from gpasst.udp.header import Header
@@ -332,12 +334,21 @@ def test_frames_of_all_kinds_keep_their_order(taps: Taps) -> None:
     assert taps.counters.drops == {Drop.SOURCE_ADDRESS: 1}
 
 
-def test_two_flows_that_take_turns_do_not_make_a_step_endless(taps: Taps) -> None:
+def test_two_flows_that_take_turns_are_looked_at_now_and_then(taps: Taps, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+
+    def look(buffer: bytearray, size: int) -> int:
+        looks.append(size)
+        return joinable(buffer, size)
+
+    monkeypatch.setattr(switch_tap, "joinable", look)
     sent = [datagram(number, port=7 + number % 2) for number in range(2 * FRAMES_PER_STEP)]
     for data in sent:
         taps.ends[0].send(data)
     moved = taps.ports[0].step()
+    # A step ends as it does elsewhere, although each look has read a frame that it did not want.
     assert FRAMES_PER_STEP <= moved <= FRAMES_PER_STEP + 1
+    assert 1 <= len(looks) <= 1 + moved // APART_FRAMES
     assert wired(received(taps.ends[1])) == wired(sent[:moved])
 
 
