@@ -44,6 +44,7 @@ def test_a_capture_has_each_host_as_an_interface(lan: gpasst.Network, tmp_path: 
         send(lan, "a", "b")
         with lan.between("a", "b").impair("udp: loss 100%"), lan.partition(["c"]):
             lose(lan, "a", "b")
+            capture.wait_for(lambda frame: frame.fate == "lost")
             lose(lan, "c", "a")
             capture.wait_for(lambda frame: frame.fate == "lost: partition")
         lan.host("late")
