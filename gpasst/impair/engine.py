@@ -13,8 +13,9 @@ Theory of operation:
 4. A rule that is removed lets go of what it holds: that is overdue at once, in the order in which it came to the rule.
    While anything is overdue, what is offered goes behind it.
 
-NOTE: all that is held together is limited in frames and in bytes; frames beyond are lost with a reason of their own. An
-offer takes time in proportion to its frames and the rules that match its flow; what is held adds a logarithm.
+NOTE: all that is held together is limited in frames and in bytes, and so is what several engines hold that share a
+`Room`; frames beyond are lost with a reason of their own. An offer takes time in proportion to its frames and the rules
+that match its flow; what is held adds a logarithm.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from gpasst.impair.action import PASS, Action, Treatment
 from gpasst.impair.active import ActiveRule
 from gpasst.impair.facts import LINK, Flow, Place, Run
 from gpasst.impair.fate import HELD_FULL, QUEUE_FULL
-from gpasst.impair.hold import BEHIND_SECONDS, PASSING, QUEUE, WAIT, Holder, Part
+from gpasst.impair.hold import BEHIND_SECONDS, PASSING, QUEUE, WAIT, Holder, Part, Room
 from gpasst.impair.rule import SECOND, Rule
 
 HELD_FRAMES: Final = 32768
@@ -51,15 +52,17 @@ class Engine:
     :param towards: the direction, `TO_GUEST` or `TO_HOST`. Fates depend on its name, so a rule of both directions has
         fates of its own in each.
     :param place: the link.
+    :param room: what it may hold together with others, None for no such limit.
     :ivar towards: the direction.
     :ivar rules: the rules in force, in their order.
     :ivar frames_held: frames that are held now, at most `HELD_FRAMES`.
     :ivar bytes_held: bytes of the runs that they belong to, at most `HELD_BYTES`: a run is in memory as a whole.
     """
 
-    def __init__(self, towards: str, place: Place = LINK) -> None:
+    def __init__(self, towards: str, place: Place = LINK, room: Room | None = None) -> None:
         self.towards = towards
         self._place = place
+        self._room = room
         self.rules: list[ActiveRule] = []
         self._concerned: dict[Flow, tuple[ActiveRule, ...]] = {}
         self._heap: list[_Entry] = []
@@ -114,6 +117,8 @@ class Engine:
         self._concerned.clear()
         self._heap.clear()
         self._overdue.clear()
+        if self._room is not None:
+            self._room.give(self.frames_held, self.bytes_held)
         self.frames_held = self.bytes_held = 0
 
     def concerns(self, flow: Flow) -> bool:
@@ -288,6 +293,8 @@ class Engine:
         size = 0 if run.held else whole
         if frames > HELD_FRAMES or self.bytes_held + size > HELD_BYTES:
             return False
+        if self._room is not None and not self._room.take(part.frames, size):
+            return False
         self.frames_held = frames
         self.bytes_held += size
         run.held += part.frames
@@ -306,5 +313,7 @@ class Engine:
         run = part.run
         self.frames_held -= part.frames
         run.held -= part.frames
-        if not run.held:
-            self.bytes_held -= run.frame_bytes(0, run.count)
+        size = 0 if run.held else run.frame_bytes(0, run.count)
+        self.bytes_held -= size
+        if self._room is not None:
+            self._room.give(part.frames, size)

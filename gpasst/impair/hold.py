@@ -77,6 +77,33 @@ class Part:
         return rest
 
 
+class Room:
+    """What several engines may hold together.
+
+    :param frames: frames at most.
+    :param size: bytes at most.
+    """
+
+    __slots__ = ("bytes", "frames")
+
+    def __init__(self, frames: int, size: int) -> None:
+        self.frames = frames
+        self.bytes = size
+
+    def take(self, frames: int, size: int) -> bool:
+        """Let so much be held; return whether there is room."""
+        if frames > self.frames or size > self.bytes:
+            return False
+        self.frames -= frames
+        self.bytes -= size
+        return True
+
+    def give(self, frames: int, size: int) -> None:
+        """Let so much be held no more."""
+        self.frames += frames
+        self.bytes += size
+
+
 class RateQueue:
     """The queue of one rule in one direction.
 

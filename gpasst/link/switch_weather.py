@@ -22,8 +22,9 @@ from typing import Final
 from gpasst.counters import Drop
 from gpasst.impair.action import Action, Answer
 from gpasst.impair.active import ActiveRule
-from gpasst.impair.engine import Engine
+from gpasst.impair.engine import HELD_BYTES, HELD_FRAMES, Engine
 from gpasst.impair.facts import TO_GUEST, TO_HOST, Flow, Place, Run
+from gpasst.impair.hold import Room
 from gpasst.impair.log import FateLog
 from gpasst.impair.rule import Rule
 from gpasst.link.edge import LOGS_KEPT, AnswerQueue, Edge, Means, record_offered
@@ -41,6 +42,8 @@ Key = tuple[str, str]
 AnswersOf = Callable[[Answer, Flow, bytes, int], Iterable[bytes]]
 """Returns the frames that answer a lost frame: see `gpasst.link.edge.Outlet.answer`."""
 
+ROOM_FRAMES: Final = 4 * HELD_FRAMES  # that all edges of a network hold together
+ROOM_BYTES: Final = 4 * HELD_BYTES
 CUT: Final = "lost: partition"
 _GSO_TYPE = VIRTIO_NET_CODEC.offset("gso_type")
 
@@ -59,6 +62,7 @@ class SwitchWeather:
         self._means = means
         self._answers = AnswerQueue(means, _nothing)
         self._flows = Flows()
+        self._room = Room(ROOM_FRAMES, ROOM_BYTES)
         self._edges: dict[Key, Edge] = {}
         self._partitions: tuple[Partition, ...] = ()
         self._ended: deque[FateLog] = deque(maxlen=LOGS_KEPT)
@@ -74,7 +78,7 @@ class SwitchWeather:
         edge = self._edges.get(key)
         if edge is None:
             outlet = _Outlet(self, *key)
-            edge = self._edges[key] = Edge(Engine(towards, place), outlet, self._answers, self._means)
+            edge = self._edges[key] = Edge(Engine(towards, place, self._room), outlet, self._answers, self._means)
             self._refresh()
         return edge.engine.add(rule, seed)
 

@@ -14,6 +14,7 @@ from gpasst.impair.action import Answer
 from gpasst.impair.active import ActiveRule
 from gpasst.impair.facts import LINK, TO_GUEST, Flow
 from gpasst.impair.grammar import parse
+from gpasst.link import switch_weather
 from gpasst.link.edge import Means
 from gpasst.link.recorder import Recorder
 from gpasst.link.switch import Data, InnerPort
@@ -38,11 +39,11 @@ class Case(World):
         self.times = Times()
         self.errors: list[Exception] = []
         self.answered: list[tuple[Answer, bytes]] = []
-        means = Means(self.times.at, self.counters, lambda: self.times.now, self.errors.append, lambda: 0.0)
-        self.weather = SwitchWeather(self.switch, self._answers, means)
+        self.means = Means(self.times.at, self.counters, lambda: self.times.now, self.errors.append, lambda: 0.0)
+        self.weather = SwitchWeather(self.switch, self.answers, self.means)
         self.sent = 0
 
-    def _answers(self, kind: Answer, flow: Flow, frame: bytes, mtu: int) -> list[bytes]:
+    def answers(self, kind: Answer, flow: Flow, frame: bytes, mtu: int) -> list[bytes]:
         self.answered.append((kind, frame))
         return [frame[6:12] + frame[:6] + b"\x08\0answer"]
 
@@ -244,6 +245,22 @@ def test_frames_that_are_held_for_a_port_that_is_gone_are_counted(case: Case) ->
     case.times.pass_to(case.times.now + 1)
     assert case.counters.drops == {Drop.LINK_DOWN: 2}
     assert case.got() == [0, 0, 0]
+
+
+def test_what_all_edges_hold_together_is_limited(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(switch_weather, "ROOM_FRAMES", 5)
+    weather = case.weather = SwitchWeather(case.switch, case.answers, case.means)
+    for name in "bc":
+        case.link(name).add(parse("to guest: delay 5ms"), SEED)
+    for _ in range(4):
+        case.broadcast()
+    assert case.counters.drops == {Drop.IMPAIRMENT_FULL: 3}
+    case.times.pass_to(case.times.now + 1)
+    assert case.got() == [0, 3, 2]
+    for _ in range(2):
+        case.broadcast()
+    weather.close()
+    assert case.counters.drops == {Drop.IMPAIRMENT_FULL: 3}
 
 
 def test_rules_belong_to_a_name_and_outlive_its_port(case: Case) -> None:
