@@ -27,6 +27,7 @@ PROGRAMS = {
     "test_http_partition.py": ("curl",),
     QUIC: ("openssl",),
     ROAMING: ("openssl",),
+    "test_nat_traversal.py": ("turnserver",),
     "test_wireguard.py": ("wireguard-go", "wg", "ip", "unshare"),
 }
 
