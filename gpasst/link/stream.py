@@ -67,7 +67,6 @@ class Stream:
         self._stop_awaiting = stop_awaiting
         self._full = full
         self._gone = gone
-        self._lost: Drop | None = None  # why frames were dropped last
         self.emptied: list[Callable[[], None]] = []
         self._pieces: list[memoryview] = []
         self._gathered: list[_Gathered] = []
@@ -158,20 +157,13 @@ class Stream:
         self._gather(frame, 0, None)
         self.flush()
 
-    def write_superframe(self, data: bytes | bytearray | memoryview) -> Drop | None:
-        """Write a frame or superframe, as single frames; return why any was dropped, None if none was.
-
-        :param data: it, behind its virtio-net header.
-        """
-        self._lost = None
-        for frame in split(data):
-            if len(frame) > FRAME_MAXIMUM:
-                # A superframe that contradicts its headers; the other end would lose its place in the stream.
-                self._drop(Drop.FRAME_LENGTH)
-                continue
+    def gather(self, frame: bytes) -> None:
+        """Gather one complete Ethernet frame of a switch, to be sent by `flush`."""
+        if len(frame) > FRAME_MAXIMUM:
+            # A superframe that contradicts its headers; the other end would lose its place in the stream.
+            self._counters.drop(Drop.FRAME_LENGTH)
+        else:
             self._gather(frame, 0, None)
-        self.flush()
-        return self._lost
 
     def write_message(self, message: bytes) -> bool:
         """Write what is no frame; return whether it will be sent.
@@ -215,7 +207,7 @@ class Stream:
         pieces, gathered = self._pieces, self._gathered
         self._pieces, self._gathered = [], []
         if self.socket is None:
-            self._drop(self._gone, sum(frames for frames, *_ in gathered))
+            self._counters.drop(self._gone, sum(frames for frames, *_ in gathered))
             return
         sent = 0
         if not self._queue:
@@ -224,7 +216,7 @@ class Stream:
             except OSError as error:
                 if error.errno not in TRANSIENT:
                     # The reader of the stream finds out by itself, and ends the connection.
-                    self._drop(self._gone, sum(frames for frames, *_ in gathered))
+                    self._counters.drop(self._gone, sum(frames for frames, *_ in gathered))
                     return
             if self.recorder is None and sent == sum(map(len, pieces)):
                 for frames, _, total, _, tally in gathered:
@@ -261,14 +253,9 @@ class Stream:
         """Drop what waits for the guest."""
         if self._queue:
             self._stop_awaiting()
-            self._drop(self._gone, len(self._queue))
+            self._counters.drop(self._gone, len(self._queue))
             self._queue.clear()
             self._queued = 0
-
-    def _drop(self, reason: Drop, frames: int = 1) -> None:
-        """Count frames that are dropped."""
-        self._lost = reason
-        self._counters.drop(reason, frames)
 
     def _count(self, tally: Tally | None, frames: int, total: int) -> None:
         """Count frames that carry `total` payload bytes, or the frame of a service."""
@@ -290,7 +277,7 @@ class Stream:
                 if sent < size:
                     # A frame that was begun has to be completed.
                     if not sent and self._queued + size > QUEUE_BYTES:
-                        self._drop(self._full)
+                        self._counters.drop(self._full)
                         if self.recorder is not None:
                             body = frame[STREAM_LENGTH_BYTES:]
                             self.recorder.write(True, VIRTIO_NET_BLANK, body, comment=self._full.value)

@@ -10,11 +10,9 @@ from gevent.event import Event
 
 from gpasst.counters import Drop
 from gpasst.link.listener import OWNER, PathListener
-from gpasst.link.stream import Stream
-from gpasst.link.switch_stream import StreamPort
 from gpasst.proxy.guest_session import GuestSession
 from gpasst.proxy.lan import Lan
-from gpasst.proxy.workers import WRITE
+from gpasst.proxy.stream_link import StreamLink
 from gpasst.switch.framing import Cutter
 
 SCAN_SECONDS = 1.0  # after which a listening socket that had to wait is looked at again
@@ -36,27 +34,18 @@ class MachinePort:
     def __init__(self, lan: Lan, name: str, path: str, address: bytes) -> None:
         self.connected = Event()
         self._closed = False
-        self._lan = lan
         watchers = lan.watchers
         listener = PathListener(path, "path", OWNER)
-        self._stream = stream = Stream(
-            lan.counters,
-            lambda sock, empty: watchers.watch(stream, sock.fileno(), empty, events=WRITE),
-            lambda: watchers.unwatch(stream),
-            Drop.PORT_FULL,
-            Drop.NO_GUEST,
-        )
-        self._worker = watchers.worker(self._step)
-        self._again = watchers.repeat(self._worker)
         cutter = Cutter(None, lambda: lan.counters.drop(Drop.FRAME_LENGTH))
-        self.port = StreamPort(name, stream, lan.switch, cutter, self._again.ask, lan.counters)
+        self._link = StreamLink(lan, name, cutter, self._step, Drop.NO_GUEST)
+        self.port = self._link.port
         self._session = GuestSession(
             listener,
-            stream,
+            self._link.stream,
             self.port,
             lambda sock, call: watchers.watch(sock, sock.fileno(), call),
             watchers.unwatch,
-            self._worker.wake,
+            self._link.wake,
             self.connected.set,
             lambda: False,
             self.connected.clear,
@@ -72,13 +61,12 @@ class MachinePort:
             return
         self._closed = True
         self._scan.cancel()
-        self._lan.switch.remove(self.port)
         self._session.close()
-        self._lan.watchers.forget(self._again, self._worker)
+        self._link.close()
 
     def _step(self) -> int:
         """Forward what the machine has sent; return how many frames it was."""
         moved = self._session.step()
-        if not self._stream.ready:
+        if not self._link.stream.ready:
             self.connected.clear()
         return moved

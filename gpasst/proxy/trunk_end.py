@@ -18,10 +18,8 @@ from typing import Final
 
 from gpasst.counters import Drop
 from gpasst.link.port import LinkGone
-from gpasst.link.stream import Stream
-from gpasst.link.switch_stream import StreamPort
 from gpasst.proxy.lan import Lan
-from gpasst.proxy.workers import WRITE
+from gpasst.proxy.stream_link import StreamLink
 from gpasst.switch.framing import Cutter
 from gpasst.switch.handshake import (
     CHALLENGE_BYTES,
@@ -145,19 +143,11 @@ class TrunkEnd:
         self._handshake = Handshake(connector, secret, os.urandom(CHALLENGE_BYTES))
         self._announced: Cookies | None = None
         self._cutter = Cutter(self._message, _refuse)
-        self._worker = lan.watchers.worker(self._step)
-        self._again = lan.watchers.repeat(self._worker)
-        self._stream = Stream(
-            lan.counters,
-            lambda sock, empty: lan.watchers.watch(self._stream, sock.fileno(), empty, events=WRITE),
-            lambda: lan.watchers.unwatch(self._stream),
-            Drop.PORT_FULL,
-            Drop.LINK_DOWN,
-        )
-        self._port = StreamPort(name, self._stream, lan.switch, self._cutter, self._again.ask, lan.counters)
+        self._link = StreamLink(lan, name, self._cutter, self._step, Drop.LINK_DOWN)
+        self._port, self._stream = self._link.port, self._link.stream
         self._port.beyond = True
         self._stream.connect(sock)
-        lan.watchers.watch(self, sock.fileno(), self._worker.wake)
+        lan.watchers.watch(self, sock.fileno(), self._link.wake)
         self._deadline = lan.timers.at(lan.clock.precise() + HANDSHAKE_SECONDS, lambda now: self.close())
         trunks.ends.append(self)
         self._send(self._handshake.begin())
@@ -189,11 +179,9 @@ class TrunkEnd:
             self._stream.write_message(refusal_message(refusal.reason))
         self.closed, self.up, self.refusal = True, False, refusal
         self._deadline.cancel()
-        self._lan.switch.remove(self._port)
         self._lan.watchers.unwatch(self)
-        self._lan.watchers.forget(self._again, self._worker)
         self._cutter.clear()
-        self._stream.disconnect()
+        self._link.close()
         self._socket.close()
         self._trunks.ends.remove(self)
         self._trunks.announce(self._trunks.membership.remove(self))

@@ -41,7 +41,7 @@ class World:
         self.counters = Counters()
         self.switch = Switch(self.counters)
         self.host = Kept(self.counters)
-        self.asked = 0
+        self.asked = self.asked_send = 0
         self.now = self.seconds = 0.0
         here, self.peer = socket.socketpair()
         here.setblocking(False)
@@ -49,12 +49,22 @@ class World:
         self.stream = Stream(self.counters, lambda *_: None, lambda: None, Drop.PORT_FULL)
         self.stream.connect(here)
         cutter = Cutter(None, lambda: self.counters.drop(Drop.FRAME_LENGTH))
-        self.port = StreamPort("vm", self.stream, self.switch, cutter, self.ask, self.counters, self.clock)
+        self.port = StreamPort(
+            "vm", self.stream, self.switch, cutter, self.ask, self.ask_send, Drop.NO_GUEST, self.counters, self.clock
+        )
         self.switch.add(self.host, HOST_MAC)
         self.switch.add(self.port, GUEST_MAC)
 
     def ask(self) -> None:
         self.asked += 1
+
+    def ask_send(self) -> None:
+        self.asked_send += 1
+
+    def send(self) -> int:
+        """Take a step of sending, if one was asked for; return how many frames it was."""
+        asked, self.asked_send = self.asked_send, 0
+        return self.port.send() if asked else 0
 
     def clock(self) -> float:
         """Return the time, of which some passes between two looks."""
@@ -63,6 +73,8 @@ class World:
 
     def read(self) -> list[bytes]:
         """Return the frames that have been written to the stream."""
+        while self.send():
+            pass
         self.peer.setblocking(False)
         data, found = self.peer.recv(1 << 20), []
         while data:
@@ -148,10 +160,52 @@ def test_what_was_sent_before_the_end_is_forwarded(world: World) -> None:
 
 def test_a_peer_that_does_not_read_loses_frames(world: World) -> None:
     data = VIRTIO_NET_BLANK + frame(bytes(60_000), GUEST_MAC, HOST_MAC)
-    for _ in range(2 * QUEUE_BYTES // len(data)):
+    count = 2 * QUEUE_BYTES // len(data)
+    for _ in range(count):
         world.switch.forward(world.host, data)
+        world.send()
     assert set(world.counters.drops) == {Drop.PORT_FULL}
-    assert not world.stream.write_message(bytes(60_000))
+    assert world.stream.full
+    assert world.send() == 0, "nothing is asked for until it reads"
+    world.peer.recv(1 << 20)
+    world.stream.empty()
+    assert world.send()
+    assert world.port.sent == count - world.counters.drops[Drop.PORT_FULL]
+
+
+def test_a_superframe_is_cut_in_the_time_of_several_steps(world: World) -> None:
+    data = udp_superframe(4, bytes(64 * 100), 100)
+    world.seconds = 1.0
+    for _ in range(2):
+        world.switch.forward(world.host, data)
+    steps = []
+    while moved := world.send():
+        steps.append(moved)
+    assert steps == [FRAMES_PER_LOOK] * (2 * 64 // FRAMES_PER_LOOK)
+    assert len(world.read()) == 2 * 64
+
+
+def test_frames_for_nobody_are_counted(world: World) -> None:
+    data = VIRTIO_NET_BLANK + frame(bytes(100), GUEST_MAC, HOST_MAC)
+    world.switch.forward(world.host, data)
+    sock = world.stream.socket
+    world.stream.disconnect()
+    world.send()
+    world.switch.forward(world.host, data)
+    assert world.counters.drops == {Drop.NO_GUEST: 2}
+    assert sock is not None
+    world.port.connect()
+    world.stream.connect(sock)
+    world.switch.forward(world.host, data)
+    assert len(world.read()) == 1
+
+
+def test_what_waited_for_one_peer_is_not_for_the_next(world: World) -> None:
+    data = VIRTIO_NET_BLANK + frame(bytes(100), GUEST_MAC, HOST_MAC)
+    world.switch.forward(world.host, data)
+    world.port.connect()
+    assert world.send() == 0
+    assert world.counters.drops == {Drop.NO_GUEST: 1}
 
 
 def test_another_peer_begins_with_a_frame(world: World) -> None:
