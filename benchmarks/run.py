@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import network
+import network_rows
 import tcp
 import tcp_rows
 from lab import CONTENDERS, PASST, PASTA, Contender, Lab, cell, finish, generator, line, ratio, tell
@@ -281,7 +282,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     given = parser.parse_args()
     if given.list:
-        print(*(f"udp, {load.label}" for load in LOADS), *tcp_rows.LABELS, *network.LABELS, sep="\n")
+        print(*(f"udp, {load.label}" for load in LOADS), *tcp_rows.LABELS, *network_rows.LABELS, sep="\n")
         return 0
     if os.geteuid() != 0:
         raise SystemExit("the benchmark makes network namespaces; run it as root")
@@ -292,7 +293,7 @@ def main() -> int:
 
     loads = [load for load in LOADS if wanted(f"udp, {load.label}")]
     streams = [label for label in tcp_rows.LABELS if wanted(label)]
-    connected = [label for label in network.LABELS if wanted(label)]
+    connected = [label for label in network_rows.LABELS if wanted(label)]
     programs = ["ip", "sysctl", *([PASTA, PASST] if "pasta" in names and (loads or streams) else [])]
     programs += ["iperf3"] if streams or connected else []
     programs += ["gcc"] if streams else []
@@ -328,9 +329,9 @@ def main() -> int:
                     contender.close()
         with tempfile.TemporaryDirectory() as programs_at:
             transport = tcp.Bench(lab, Path(programs_at), names, wanted, plan).run() if streams else tcp_rows.NOTHING
-        hosts = network.NOTHING
+        hosts = network_rows.NOTHING
         if connected:
-            hosts = network.Bench([*names, network.BRIDGE], wanted, given.rounds, given.bulk_seconds).run()
+            hosts = network.Bench([*names, network_rows.BRIDGE], wanted, given.rounds, given.bulk_seconds).run()
     finally:
         lab.close()
     rows = table(results)
@@ -339,7 +340,7 @@ def main() -> int:
         for row in rows
         if "plain" in row
     ]
-    parts = (print_table(rows) if rows else "", tcp_rows.print_table(transport), network.print_table(hosts))
+    parts = (print_table(rows) if rows else "", tcp_rows.print_table(transport), network_rows.print_table(hosts))
     tables = [text for text in parts if text]
     text = "\n".join(["\n\n".join(tables), "", *plain, *(f"{name}: {figures}" for name, figures in footprints.items())])
     about = {
