@@ -238,6 +238,7 @@ class Switch:
             self._counters.drop(Drop.LINK_DOWN)
         elif self.between is None or self.between.enters(source, data):
             if self._recorder is not None:
+                data = bytes(data)  # one copy for the records of all links
                 self._recorder.write(False, data, link=source.name)
             self.route(source, data)
 
