@@ -15,6 +15,7 @@ import logging
 import os
 import string
 from collections.abc import Callable, Container, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -28,6 +29,7 @@ from gpasst.api.host_files import HostFiles
 from gpasst.api.inhabited import Inhabited
 from gpasst.api.interface import Interface
 from gpasst.errors import ConfigurationError, PlatformError
+from gpasst.helper.channel import PeerEndedError
 from gpasst.helper.kept import Namespace
 from gpasst.host.processes import kill_inside
 from gpasst.host.socket_pool import PAUSE_SECONDS
@@ -153,7 +155,9 @@ class Host(Inhabited, Forwarded):
         interface.end()
         if there:
             self._interfaces.remove(interface)
-            patiently(namespace, lambda: namespace.detach(interface.name, wait_read))
+            # Its end takes the device along, too.
+            with suppress(PeerEndedError):
+                patiently(namespace, lambda: namespace.detach(interface.name, wait_read))
             self._moved(interface.network)
 
     def move(self, network: NetworkBase, *, leave: NetworkBase | None = None) -> None:

@@ -102,7 +102,7 @@ class Parts:
 
     def _host(self, plan: HostPlan) -> Host:
         first, *others = (self.networks[name] for name in plan.networks)
-        host = self._stack.enter_context(first.host(plan.name, forwarding=plan.forwarding))
+        host = first.host(plan.name, forwarding=plan.forwarding)
         for network in others:
             network.join(host)
         for forward in plan.forward:
