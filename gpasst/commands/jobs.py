@@ -47,7 +47,7 @@ class Job:
         finally:
             os.close(self._output)
         status = self.await_end()
-        report.ended(self.host, str(self.command), status)
+        report.ended(self.host, self.command, status)
         return status
 
     def await_end(self) -> int:

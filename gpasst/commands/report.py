@@ -14,8 +14,7 @@ from gpasst.commands.lines import Lines
 from gpasst.commands.network_parts import Parts
 from gpasst.topology import tree
 from gpasst.topology.addresses import Places
-from gpasst.topology.records import Topology, WeatherPlan
-from gpasst.values import shown
+from gpasst.topology.records import CommandPlan, Topology, WeatherPlan
 
 
 class Report(Protocol):
@@ -27,7 +26,7 @@ class Report(Protocol):
     def output(self, host: str, line: str) -> None:
         """Report a line that a command of a host wrote."""
 
-    def ended(self, host: str, command: str, status: int) -> None:
+    def ended(self, host: str, command: CommandPlan, status: int) -> None:
         """Report that a command of a host ended, with an exit status as of a shell."""
 
     def weather(self, plan: WeatherPlan, begins: bool) -> None:
@@ -65,10 +64,10 @@ class TextReport:
         """Report a line with the host before it."""
         self._lines.put(f"{host:<{self._width}} | {line}")
 
-    def ended(self, host: str, command: str, status: int) -> None:
+    def ended(self, host: str, command: CommandPlan, status: int) -> None:
         """Report an end."""
         if not self._quiet:
-            self._lines.put(f"{host:<{self._width}} * ended with status {status}: {shown(command)}")
+            self._lines.put(f"{host:<{self._width}} * ended with status {status}: {command}")
 
     def weather(self, plan: WeatherPlan, begins: bool) -> None:
         """Report weather."""
@@ -112,9 +111,10 @@ class JsonReport:
         """Report a line."""
         self._put("output", {"host": host, "line": line})
 
-    def ended(self, host: str, command: str, status: int) -> None:
+    def ended(self, host: str, command: CommandPlan, status: int) -> None:
         """Report an end."""
-        self._put("ended", {"host": host, "command": command, "status": status})
+        words = command.argv[0] if command.shell else list(command.argv)
+        self._put("ended", {"host": host, "command": words, "status": status})
 
     def weather(self, plan: WeatherPlan, begins: bool) -> None:
         """Report weather."""

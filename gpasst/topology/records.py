@@ -10,6 +10,7 @@ from typing import Final
 
 from gpasst.impair.quantities import show_time
 from gpasst.records import dataclass
+from gpasst.values import shown
 
 BETWEEN, LINK, PARTITION = "between", "link", "partition"  # what weather can be about
 Setting = str | int | float | bool | tuple[str, ...] | None
@@ -67,7 +68,7 @@ class CommandPlan:
     shell: bool = False
 
     def __str__(self) -> str:
-        text = " ".join(self.argv)
+        text = shown(" ".join(self.argv))
         return text if len(text) <= COMMAND_SHOWN else f"{text[: COMMAND_SHOWN - 1]}…"
 
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from gpasst.topology.records import LINK, NetworkPlan, Node, RouterPlan, Setting, Topology
-from gpasst.values import shown
 
 Places = Mapping[tuple[str, str], tuple[str, ...]]
 """The addresses of a host or router on a network, by both names."""
@@ -49,7 +48,7 @@ def node_facts(node: Node) -> list[str]:
     return [
         *(["forwarding"] if node.forwarding else []),
         *(f"forward {forward}" for forward in node.forward),
-        *(f"$ {shown(command)}" for command in node.run),
+        *(f"$ {command}" for command in node.run),
     ]
 
 

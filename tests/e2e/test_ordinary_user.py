@@ -43,6 +43,7 @@ SUITES = (
     "weather/test_rules.py",
     "network/test_hosts.py",
     "network/test_changes.py",
+    "network/test_files.py",
 )
 SUITE_SECONDS = 300
 # The first interpreter is started with root's rights still; what it starts is not.
