@@ -111,7 +111,9 @@ def open_trunk(
     what, where = ("listen", listen) if connect is None else ("connect", connect)
     assert where is not None
     place = _place(what, where)
-    if place.family != AF_UNIX and not secret:
+    if not isinstance(secret, str | bytes):
+        raise ConfigurationError(f"secret of the type {type(secret).__name__}", "give text or bytes")
+    if not place.local and not secret:
         raise ConfigurationError(f"{what} {place.text}: a trunk over TCP needs a secret", "give secret= at both ends")
     key = secret.encode() if isinstance(secret, str) else secret
     kind = TrunkListener if connect is None else TrunkConnector
@@ -130,10 +132,12 @@ def _place(what: str, where: str | os.PathLike[str]) -> Place:
     :param what: names the argument, in messages.
     :raises ConfigurationError: if that is no place.
     """
+    if not isinstance(where, str | os.PathLike):
+        raise ConfigurationError(f"{what} {where!r} is no address", WRITTEN)
     text = os.fspath(where)
     if os.sep in text or not isinstance(where, str):
         check_path(text, what)
-        return Place(AF_UNIX, text, text)
+        return Place(((AF_UNIX, text),), text)
     host, _, port = text.rpartition(":")
     if not (port.isascii() and port.isdigit() and int(port) in PORTS) or (":" in host and host[0] != "["):
         raise ConfigurationError(f"{what} {shown(text)} is no address", WRITTEN)
@@ -141,5 +145,5 @@ def _place(what: str, where: str | os.PathLike[str]) -> Place:
         found = socket.getaddrinfo(host.strip("[]") or LOOPBACK, int(port), type=socket.SOCK_STREAM)
     except OSError as error:
         raise ConfigurationError(f"{what} {shown(text)}: {error.strerror}", WRITTEN) from None
-    family, *_, address = found[0]
-    return Place(family, address, written(host.strip("[]") or LOOPBACK, int(port)))
+    addresses = tuple((family, address) for family, *_, address in found)
+    return Place(addresses, written(host.strip("[]") or LOOPBACK, int(port)))

@@ -9,6 +9,7 @@ in each other's way do not stay so.
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import random
@@ -57,14 +58,19 @@ log = logging.getLogger(__name__)
 class Place:
     """Where a trunk listens, or connects to.
 
-    :ivar family: AF_UNIX, AF_INET or AF_INET6.
-    :ivar address: a path, or numeric host and port, as of `socket.socket.connect`.
+    :ivar addresses: pairs of a family (AF_UNIX, AF_INET or AF_INET6) and an address in it: a path, or numeric host and
+        port, as of `socket.socket.connect`. The side that listens takes the first; the other one tries all in turn,
+        since a name may stand for several.
     :ivar text: it, as users write it.
     """
 
-    family: int
-    address: Any
+    addresses: tuple[tuple[int, Any], ...]
     text: str
+
+    @property
+    def local(self) -> bool:
+        """Whether it is a path."""
+        return self.addresses[0][0] == AF_UNIX
 
 
 class Side(Protocol):
@@ -120,10 +126,11 @@ class TrunkListener:
         self._pause: Deadline | None = None
         self.closed = False
         self._number = 0
-        if place.family == AF_UNIX:
-            self._listener = PathListener(place.address, "listen", OWNER, BACKLOG)
+        family, address = place.addresses[0]
+        if place.local:
+            self._listener = PathListener(address, "listen", OWNER, BACKLOG)
         else:
-            self._listener = PortListener(place.family, place.address, "listen", BACKLOG)
+            self._listener = PortListener(family, address, "listen", BACKLOG)
         self._place = place
         self._watch(0.0)
 
@@ -135,7 +142,7 @@ class TrunkListener:
     @property
     def text(self) -> str:
         """Where it listens."""
-        if self._place.family == AF_UNIX or self.closed:
+        if self._place.local or self.closed:
             return self._place.text
         host, port = self._listener.socket.getsockname()[:2]
         return written(host, port)
@@ -144,7 +151,7 @@ class TrunkListener:
         """End all connections, and listen no more; more calls do nothing."""
         if self.closed:
             return
-        self._place = Place(self._place.family, self._place.address, self.text)
+        self._place = Place(self._place.addresses, self.text)
         self.closed = True
         self.failure = CLOSED
         if self._pause is not None:
@@ -210,7 +217,7 @@ class TrunkConnector:
         self.refusal: Refusal | None = None
         self.joined, self.changed = Event(), Event()
         self._trunks = trunks
-        self._place = place
+        self._addresses = itertools.cycle(place.addresses)
         self._secret = secret
         self._socket: RawSocket | None = None  # that is not connected yet
         self._end: TrunkEnd | None = None
@@ -237,9 +244,10 @@ class TrunkConnector:
         """Begin to connect."""
         lan = self._trunks.lan
         try:
-            self._socket = sock = RawSocket(self._place.family, SOCK_STREAM, 0)
+            family, address = next(self._addresses)
+            self._socket = sock = RawSocket(family, SOCK_STREAM, 0)
             sock.setblocking(False)
-            failure = sock.connect_ex(self._place.address)
+            failure = sock.connect_ex(address)
         except OSError as error:
             self._retry(str(error.strerror))
             return

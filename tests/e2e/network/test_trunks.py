@@ -204,6 +204,8 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
             ({"listen": "::1:40", "secret": SECRET}, "listen ::1:40 is no address"),
             ({"listen": "127.0.0.1:65536", "secret": SECRET}, "listen 127.0.0.1:65536 is no address"),
             ({"listen": "300.1.2.3:40", "secret": SECRET}, "listen 300.1.2.3:40: "),
+            ({"listen": 4000, "secret": SECRET}, "listen 4000 is no address"),
+            ({"listen": "0", "secret": 7}, "secret of the type int; give text or bytes"),
             ({"listen": tmp_path}, f"listen {tmp_path} exists and is no socket"),
             ({"connect": "/" + "x" * 200}, "is longer than 107 bytes"),
             ({"connect": trunk.address, "secret": "another"}, "the other end has another secret; give both ends"),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
 import gevent
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from gpasst.counters import Drop
 from gpasst.errors import PlatformError
@@ -22,6 +24,7 @@ from gpasst.proxy.lan import Lan
 from gpasst.proxy.timers import Timers
 from gpasst.proxy.trunk_end import Trunks
 from gpasst.proxy.trunk_sides import Place, TrunkConnector, TrunkListener
+from gpasst.switch.framing import framed_message
 from gpasst.switch.handshake import Handshake, Refusal
 from gpasst.switch.membership import COOKIE_BYTES, MEMBERS_LIMIT
 from gpasst.switch.roster import Roster, packed_roster
@@ -31,6 +34,18 @@ PATIENCE = 10.0  # seconds; for what takes milliseconds
 BROADCAST = b"\xff" * 6
 SECRET = b"of both"
 COMMON = "10.0.0.99"  # an address that each part has
+
+
+def local(path: Path) -> Place:
+    return Place(((AF_UNIX, str(path)),), path.name)
+
+
+def tcp(host: str, port: int) -> Place:
+    return Place(((AF_INET, (host, port)),), f"{host}:{port}")
+
+
+def path_of(place: Place) -> str:
+    return str(place.addresses[0][1])
 
 
 class Part:
@@ -88,7 +103,7 @@ def parts() -> Iterator[list[Part]]:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    return Place(AF_UNIX, str(tmp_path / "trunk"), "trunk")
+    return local(tmp_path / "trunk")
 
 
 @contextmanager
@@ -148,7 +163,7 @@ def test_several_parts_join_the_middle_of_a_star(parts: list[Part], place: Place
 
 
 def test_a_trunk_that_closes_a_loop_is_refused(parts: list[Part], tmp_path: Path) -> None:
-    places = [Place(AF_UNIX, str(tmp_path / str(number)), str(number)) for number in range(3)]
+    places = [local(tmp_path / str(number)) for number in range(3)]
     listeners = [part.listen(place) for part, place in zip(parts, places, strict=False)]
     with closing(*listeners):
         first, second = parts[1].connect(places[0]), parts[2].connect(places[1])
@@ -172,7 +187,7 @@ def test_a_trunk_that_closes_a_loop_is_refused(parts: list[Part], tmp_path: Path
 
 
 def test_a_way_that_is_gone_makes_room_for_another(parts: list[Part], tmp_path: Path) -> None:
-    places = [Place(AF_UNIX, str(tmp_path / str(number)), str(number)) for number in range(2)]
+    places = [local(tmp_path / str(number)) for number in range(2)]
     listeners = [part.listen(place) for part, place in zip(parts, places, strict=False)]
     with closing(*listeners):
         first, second = parts[1].connect(places[0]), parts[2].connect(places[1])
@@ -193,12 +208,19 @@ def test_two_secrets_do_not_join(parts: list[Part], place: Place, one: bytes, ot
 
 
 def test_a_trunk_over_tcp(parts: list[Part]) -> None:
-    listener = parts[0].listen(Place(AF_INET, ("127.0.0.1", 0), "any"), SECRET)
+    listener = parts[0].listen(tcp("127.0.0.1", 0), SECRET)
     host, _, port = listener.text.rpartition(":")
-    with closing(listener, side := parts[1].connect(Place(AF_INET, (host, int(port)), "it"), SECRET)):
+    with closing(listener, side := parts[1].connect(tcp(host, int(port)), SECRET)):
         assert side.joined.wait(PATIENCE)
         parts[0].send(b"to all")
         until(lambda: parts[1].got)
+
+
+def test_a_name_that_stands_for_several_addresses(parts: list[Part], place: Place, tmp_path: Path) -> None:
+    nobody = local(tmp_path / "nobody")
+    both = Place((*nobody.addresses, *place.addresses), "both")
+    with closing(parts[0].listen(place), side := parts[1].connect(both)):
+        assert side.joined.wait(PATIENCE)
 
 
 def test_a_connection_that_is_lost_is_made_again(parts: list[Part], place: Place) -> None:
@@ -265,11 +287,24 @@ def test_an_address_that_comes_to_be_the_same_ends_the_trunk(parts: list[Part], 
 def connected(listener: TrunkListener, place: Place) -> Iterator[socket.socket]:
     """A stranger's connection, which has read the greeting."""
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.connect(place.address)
+        sock.connect(path_of(place))
         sock.setblocking(False)
         until(lambda: _peeked(sock))
         sock.recv(1 << 16)
         yield sock
+
+
+def greet(sock: socket.socket, place: Place) -> None:
+    """Connect, and show the secret."""
+    sock.connect(path_of(place))
+    sock.setblocking(False)
+    greeting = Handshake(True, SECRET, bytes(32))
+    sock.send(greeting.begin())
+    until(lambda: _peeked(sock))
+    sock.send(greeting.take(sock.recv(1 << 16)[4:]))
+    until(lambda: _peeked(sock))
+    greeting.take(sock.recv(1 << 16)[4:])
+    assert greeting.done
 
 
 def _peeked(sock: socket.socket) -> bool:
@@ -294,6 +329,23 @@ def rest(sock: socket.socket) -> bytes:
             if not piece:
                 return data
             data += piece
+
+
+@given(data=st.lists(st.tuples(st.integers(0, 6), st.binary(max_size=40)), max_size=5))
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_another_end_says_is_taken_or_refused(
+    parts: list[Part], place: Place, data: list[tuple[int, bytes]]
+) -> None:
+    """Another end that has the secret."""
+    with closing(listener := parts[0].listen(place, SECRET)), socket.socket(socket.AF_UNIX) as sock:
+        greet(sock, place)
+        for kind, body in data:
+            with suppress(BrokenPipeError, ConnectionResetError):
+                sock.send(framed_message(bytes((kind,)) + body))
+        sock.shutdown(socket.SHUT_WR)
+        rest(sock)
+        until(lambda: not listener.peers)
+    assert Drop.INTERNAL not in parts[0].lan.counters.drops
 
 
 @pytest.mark.parametrize(
@@ -325,7 +377,7 @@ def test_a_stranger_who_is_silent_is_sent_away(
 def test_strangers_are_limited(parts: list[Part], place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trunk_sides, "GREETING_LIMIT", 1)
     with closing(listener := parts[0].listen(place)), connected(listener, place), socket.socket(socket.AF_UNIX) as sock:
-        sock.connect(place.address)
+        sock.connect(path_of(place))
         sock.setblocking(False)
         assert rest(sock) == b""
 
@@ -358,7 +410,7 @@ def test_a_connection_that_nobody_answers_is_given_up(
         full.bind(("127.0.0.1", 0))
         full.listen(0)
         waiting = [socket.create_connection(full.getsockname(), PATIENCE)]
-        with closing(side := parts[0].connect(Place(AF_INET, full.getsockname(), "full"), SECRET)):
+        with closing(side := parts[0].connect(tcp(*full.getsockname()), SECRET)):
             until(lambda: side.failure)
             assert side.failure == "no answer"
         for sock in waiting:
@@ -388,22 +440,14 @@ def test_a_path_that_is_in_use_is_refused(parts: list[Part], place: Place) -> No
 
 def test_the_socket_is_for_its_owner_alone(parts: list[Part], place: Place) -> None:
     with closing(parts[0].listen(place)):
-        assert Path(place.address).stat().st_mode & 0o777 == 0o600
-    assert not Path(place.address).exists()
+        assert Path(path_of(place)).stat().st_mode & 0o777 == 0o600
+    assert not Path(path_of(place)).exists()
 
 
 def test_a_peer_that_does_not_read_loses_frames_and_at_last_the_trunk(parts: list[Part], place: Place) -> None:
     """A switch that greets, and then reads nothing."""
     with closing(listener := parts[0].listen(place, SECRET)), socket.socket(socket.AF_UNIX) as sock:
-        sock.connect(place.address)
-        sock.setblocking(False)
-        greeting = Handshake(True, SECRET, bytes(32))
-        sock.send(greeting.begin())
-        until(lambda: _peeked(sock))
-        sock.send(greeting.take(sock.recv(1 << 16)[4:]))
-        until(lambda: _peeked(sock))
-        greeting.take(sock.recv(1 << 16)[4:])
-        assert greeting.done
+        greet(sock, place)
         sock.send(b"\x80\0\0\x09\x03" + bytes(COOKIE_BYTES))
         until(lambda: listener.peers)
         for _ in range(200):

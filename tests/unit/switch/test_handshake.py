@@ -161,3 +161,13 @@ def test_names() -> None:
     for wrong in (message[:5], bytes((NAMES,)) + b"12345678a b\n"):
         with pytest.raises(TrunkRefused):
             announced(wrong)
+
+
+@given(st.integers(0, 6), st.binary())
+def test_any_bytes_announce_something_or_are_refused(kind: int, body: bytes) -> None:
+    message = bytes((kind,)) + body
+    for take in (announced, ends()[0].take, ends()[1].take):
+        try:
+            take(message)
+        except TrunkRefused:
+            continue
