@@ -76,8 +76,8 @@ class Jobs:
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def start(self, host: Host, command: CommandPlan) -> None:
-        """Start a command.
+    def start(self, host: Host, command: CommandPlan) -> Any:
+        """Start a command; return the greenlet that ends with it.
 
         :raises CommandError: if there is no such program, or it may not be executed.
         """
@@ -104,6 +104,7 @@ class Jobs:
         job = Job(host.name, command, process, reader)
         self._jobs.append(job)
         self._tasks.append(gevent.spawn(self._follow, job))
+        return self._tasks[-1]
 
     def stop_at_end(self, stop: Any) -> None:
         """Set `stop` when all have ended: to the exit status of the first one that failed, 0 without one."""

@@ -90,14 +90,16 @@ def _run(plan: HostPlan, parts: Parts, jobs: Jobs, stop: Any) -> None:
     if stop.ready():
         return
     host = parts.hosts[plan.name]
-    for command in plan.run:
-        jobs.start(host, command)
+    running = [jobs.start(host, command) for command in plan.run]
+    ended = gevent.spawn(gevent.joinall, running)
     for port in plan.wait_bound:
         waiting = gevent.spawn(_await_bound, host, port)
-        gevent.wait([waiting, stop], count=1)
-        if stop.ready():
+        gevent.wait([waiting, ended, stop], count=1)
+        if not waiting.ready():
             waiting.kill()
-            return
+            if stop.ready():
+                return
+            raise PlatformError(f"[host.{host.name}] ended before {port} was bound", "see what its commands wrote")
         if waiting.value is not None:
             raise waiting.value
 

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable
 from itertools import combinations
 from typing import Any, Final
 
+from gpasst.config import MTU_DEFAULT, MTU_MINIMUM
 from gpasst.errors import ConfigurationError
+from gpasst.linux import IPV6_MIN_MTU
 from gpasst.records import replace
 from gpasst.switch.plan import GATEWAY_NAME, Plan, chosen
 from gpasst.topology import readers
@@ -33,7 +35,6 @@ from gpasst.values import check_host_name, check_interface, number, shown, simil
 NETWORK, HOST, ROUTER, WEATHER = "network", "host", "router", "weather"
 KINDS: Final = (NETWORK, HOST, ROUTER, WEATHER)
 NETWORKS_MAXIMUM: Final = 200
-MTU_MINIMUM, MTU_MAXIMUM = 68, 65520  # bytes (RFC 791, section 3.2); the second as of `gpasst pasta`
 SEED_MAXIMUM: Final = (1 << 64) - 1
 # Parameters of `gpasst.Router` beside its networks.
 ROUTER_FLAGS: Final = ("hairpin", "port_preservation", "inbound_refresh")
@@ -82,12 +83,17 @@ def _network(name: str, table: Table) -> NetworkPlan:
         name,
         table.take("subnet4", readers.subnet, None),
         table.take("subnet6", readers.subnet, None),
-        table.take("mtu", readers.whole(number(MTU_MINIMUM, MTU_MAXIMUM, "bytes")), None),
+        table.take("mtu", readers.whole(number(MTU_MINIMUM, MTU_DEFAULT, "bytes")), None),
         table.take("seed", readers.whole(number(0, SEED_MAXIMUM)), None),
         table.take("uplink", readers.flag, False),
         table.take("capture", readers.text, ""),
     )
     table.end()
+    if network.mtu is not None and network.mtu < IPV6_MIN_MTU:
+        if network.subnet6:
+            fault = f"mtu = {network.mtu}: is too small for IPv6"
+            raise table.fault("mtu", fault, f"give {IPV6_MIN_MTU} or more, or no subnet6")
+        network = replace(network, subnet6="")
     own4, own6 = chosen(0)
     subnet4, subnet6 = network.subnet4, network.subnet6
     for key, subnets in (

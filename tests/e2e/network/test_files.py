@@ -128,6 +128,13 @@ def test_what_cannot_run_is_one_line(file: Path, table: str, status: int, messag
     assert message in done.stderr
 
 
+def test_a_port_that_nobody_will_bind_is_not_waited_for(file: Path) -> None:
+    file.write_text('[network.lan]\n[host.a]\nrun = "echo sorry"\nwait_bound = "udp 7"\n', encoding="utf-8")
+    done = cli("network", str(file))
+    assert (done.returncode, "a | sorry\n" in done.stdout) == (1, True)
+    assert done.stderr == "gpasst: [host.a] ended before udp 7 was bound; see what its commands wrote\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("group", [False, True], ids=["alone", "with its group"])
 def test_a_signal_ends_all(file: Path, number: signal.Signals, group: bool) -> None:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpasst.errors import ConfigurationError
+from gpasst.topology.addresses import places
 from gpasst.topology.read import NETWORKS_MAXIMUM, read
 from gpasst.topology.records import (
     BETWEEN,
@@ -133,6 +134,11 @@ def test_of_the_only_network_no_name_is_needed() -> None:
     assert topology.weather[0].network == "lan"
 
 
+def test_a_network_of_small_packets_has_no_ipv6() -> None:
+    topology = read("[network.lan]\nmtu = 1000\n[host.a]\n")
+    assert places(topology) == {("a", "lan"): ("10.77.0.2",)}
+
+
 def test_names_may_stand_in_quotes() -> None:
     (host,) = read('[network."lan.1"]\n[host."a.example"]\n').hosts
     assert (host.name, host.networks) == ("a.example", ("lan.1",))
@@ -143,6 +149,7 @@ def test_names_may_stand_in_quotes() -> None:
     [
         ("mtu = 1400", "mtu = 99000", "line 7: [network.lan] mtu = 99000: is out of range; give 68 to 65520 bytes"),
         ("mtu = 1400", "mtu = true", "line 7: [network.lan] mtu = true: is no whole number"),
+        ("mtu = 1400", 'mtu = 1000\nsubnet6 = "fd01::/64"', "line 7: [network.lan] mtu = 1000: is too small for IPv6"),
         ("seed = 7", "seed = -1", "line 8: [network.lan] seed = -1: is out of range"),
         ("seed = 7", "sed = 7", "line 8: [network.lan] sed is no key of it; write seed, or leave it out; known are"),
         ('"10.1.0.0/24"', '"10.1.0.1/24"', "line 2: [network.net] subnet4 10.1.0.1/24: "),
