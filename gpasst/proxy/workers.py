@@ -79,7 +79,8 @@ class Worker:
             ended.throw()
 
     def _run(self, *args: Any) -> None:
-        step, switch, after = self._step, self._hub.switch, self._after
+        # The hub's own `switch` looks for hooks of gevent's that no such greenlet has.
+        step, switch, hub, after = self._step, greenlet.switch, self._hub, self._after
         while self._greenlet is not None:
             try:
                 if step(*args) == 1 and after is not None:
@@ -89,7 +90,7 @@ class Worker:
             if self._greenlet is None:
                 return
             # One argument comes back bare, none and several as a tuple.
-            back = switch()
+            back = switch(hub)
             args = back if isinstance(back, tuple) else (back,)
 
 
