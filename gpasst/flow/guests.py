@@ -130,6 +130,10 @@ class Guests(Guest):
                 self._placed[address] = mac
         return own
 
+    def placed(self, mac: bytes) -> bool:
+        """Return whether a host is placed at a MAC address, 6 bytes."""
+        return mac in self._networks
+
     def learn_mac(self, mac: bytes) -> None:
         """Take note that the frame at hand comes from `mac`, 6 bytes."""
         self.mac = mac

@@ -23,6 +23,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 from gpasst.counters import Counters, Drop
 from gpasst.flow.admission import Admission
@@ -38,6 +39,17 @@ PORTS_KEPT = 64
 
 # Dispatches a frame of the guest: the frame, and payload bytes of each segment of a superframe, 0 for a single frame.
 DispatchFrame = Callable[[memoryview, int], None]
+
+
+class Queue(NamedTuple):
+    """A backlog, and what asks for a step of it.
+
+    :ivar backlog: keeps frames.
+    :ivar again: asks for a call of `Backlog.step` soon.
+    """
+
+    backlog: Backlog
+    again: Callable[[], None]
 
 
 class Backlog:

@@ -27,7 +27,7 @@ from gpasst.link.stream import Stream
 from gpasst.link.tap import Tap
 from gpasst.packet import icmp_error
 from gpasst.packet.dhcp_wire import DHCP_SERVER_PORT, DHCPV6_SERVER_PORT
-from gpasst.path.backlog import Backlog
+from gpasst.path.backlog import Backlog, Queue
 from gpasst.path.dispatch import Dispatch, Handler
 from gpasst.path.fastpath import FastPath
 from gpasst.path.icmp_handler import IcmpHandler
@@ -270,12 +270,17 @@ def build_inside(
         return knows(frame) or (frames is not None and frames.knows(frame))
 
     routers = base.guest.routers
-    backlog = Backlog(dispatch.frame, known, lambda: backlog_step.ask(), counters, routers=routers, link=link)
-    backlog_step = watchers.repeat(watchers.worker(backlog.step, conversational=False))
+
+    def queue() -> Queue:
+        backlog = Backlog(dispatch.frame, known, lambda: step.ask(), counters, routers=routers, link=link)
+        step = watchers.repeat(watchers.worker(backlog.step, conversational=False))
+        return Queue(backlog, step.ask)
+
     advertiser = Advertiser(link, base.guest, router, counters, base.clock.now)
     session = tap_filter = None
     reader: TapReader | StreamReader | UplinkReader
     if isinstance(link, Tap):
+        backlog, _ = queue()
 
         def ports(limit: int) -> list[int]:
             found = list(udp.nat.active_ports(limit // 2))
@@ -286,6 +291,7 @@ def build_inside(
         _watch_tap(watchers, link, tap_reader, ended)
     elif isinstance(link, Stream):
         assert isinstance(end, (GuestListener, RawSocket))
+        backlog, _ = queue()
         reader = stream_reader = StreamReader(
             link, fastpath, icmp, backlog, lambda: session_step.ask(), counters, base.features, tcp=frames
         )
@@ -305,10 +311,12 @@ def build_inside(
         worker = watchers.worker(session.step)
         session_step = watchers.repeat(worker)
     else:
+        from gpasst.flow.guests import Guests
         from gpasst.path.uplink_reader import UplinkReader
 
-        mac = base.guest.network.host_mac
-        reader = UplinkReader(mac, routers, fastpath, udp, backlog, backlog_step.ask, counters, frames)
+        assert isinstance(base.guest, Guests)
+        mac, placed = base.guest.network.host_mac, base.guest.placed
+        reader = UplinkReader(mac, routers, fastpath, udp, queue, placed, counters, frames)
         base.guest.ask = advertiser.ask
     return Inside(reader, dispatch, pings, advertiser, session, tap_filter)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import pytest
 
@@ -12,9 +13,9 @@ from gpasst.counters import Drop
 from gpasst.formats import VIRTIO_NET_BLANK
 from gpasst.linux import UDP_MAX_SEGMENTS
 from gpasst.packet.build import wrap, wrap_udp
-from gpasst.path.backlog import Backlog
+from gpasst.path.backlog import Backlog, Queue
 from gpasst.path.fastpath import FastPath
-from gpasst.path.uplink_reader import UplinkReader
+from gpasst.path.uplink_reader import ALONE_SECONDS, LANES_KNOWN, UplinkReader
 from gpasst.testing import free_port
 from gpasst.wire import VIRTIO_NET_HDR_GSO_UDP_L4
 from tests.support.addresses import GATEWAY4, GATEWAY6, GUEST4, GUEST6, GUEST_MAC, HOST_MAC, ip
@@ -39,8 +40,16 @@ class Case:
         self.asked = 0
         routers = it.guest.routers
         fastpath = FastPath(it.nat.tables)
-        self.backlog = Backlog(self._dispatch, fastpath.knows, self._ask, it.counters, routers=routers)
-        self.reader = UplinkReader(HOST_MAC, routers, fastpath, it.udp, self.backlog, self._ask, it.counters)
+        self.backlogs: list[Backlog] = []
+        self.placed = {GUEST_MAC}
+
+        def make() -> Queue:
+            self.backlogs.append(Backlog(self._dispatch, fastpath.knows, self._ask, it.counters, routers=routers))
+            return Queue(self.backlogs[-1], self._ask)
+
+        self.reader = UplinkReader(
+            HOST_MAC, routers, fastpath, it.udp, make, lambda mac: mac in self.placed, it.counters
+        )
 
     def _dispatch(self, frame: memoryview, segment: int) -> None:
         self.dispatched.append((bytes(frame), segment))
@@ -52,7 +61,8 @@ class Case:
         """Take a frame; return what the backlog makes of it."""
         self.reader.take(virtio + frame)
         before = len(self.dispatched)
-        self.backlog.drain(float("inf"))
+        for backlog in self.backlogs:
+            backlog.drain(float("inf"))
         return self.dispatched[before:]
 
 
@@ -113,12 +123,15 @@ def test_no_frame_overtakes_those_of_its_flow_in_the_backlog(family: int) -> Non
         it.it.send(family, sock.getsockname(), b"first", port)
         sock.recv(100)
         frames = [udp_frame(family, port, sock.getsockname()[1], data) for data in (b"a", b"b", b"c")]
+        it.take(udp_frame(family, port, 9, b"another flow"))
+        it.dispatched.clear()
+        (backlog,) = it.backlogs
         for frame in frames[:2]:
-            it.backlog.add(memoryview(frame), 0)
-        it.backlog.drain(0.0)
-        assert it.backlog.behind
+            backlog.add(memoryview(frame), 0)
+        backlog.drain(0.0)
+        assert backlog.behind
         it.reader.take(VIRTIO_NET_BLANK + frames[2])
-        it.backlog.drain(float("inf"))
+        backlog.drain(float("inf"))
         carried = [frame for frame, _ in it.dispatched]
         assert carried + ([frames[2]] if len(carried) == 2 else []) == frames
 
@@ -167,3 +180,69 @@ def test_other_frames_to_groups_and_those_for_others_are_not_its_business() -> N
             assert it.take(frame) == []
         assert it.it.counters.drops == {}
         assert it.it.counters.frames_down == 0
+
+
+@FAMILIES
+def test_each_host_has_a_lane_of_its_own_and_strangers_share_one(family: int) -> None:
+    with case() as it:
+        hosts = [GUEST_MAC[:5] + bytes((last,)) for last in (1, 2)]
+        it.placed = set(hosts)
+        frame = udp_frame(family, 4000, 5000, b"abc")
+        for mac in (*hosts, *hosts, b"\2\2\2\2\2\1", b"\2\2\2\2\2\2"):
+            it.reader.take(VIRTIO_NET_BLANK + frame[:6] + mac + frame[12:])
+        assert [backlog.frames for backlog in it.backlogs] == [2, 2, 2]
+
+
+def test_lanes_are_found_again_however_many_addresses_are_invented() -> None:
+    with case() as it:
+        frame = udp_frame(4, 4000, 5000, b"abc")
+        for number in range(LANES_KNOWN + 10):
+            it.take(frame[:6] + b"\2\2" + number.to_bytes(4, "big") + frame[12:])
+        it.take(frame)
+        assert len(it.backlogs) == 2
+
+
+class Connections:
+    """What takes each segment, and has work from then on (`TcpFrames`)."""
+
+    def __init__(self) -> None:
+        self.queue: list[int] = []
+        self.did: list[str] = []
+
+    def frame(self, *_: object) -> int:
+        self.queue.append(1)
+        return 1
+
+    def run(self, deadline: float) -> None:
+        assert deadline > 0
+        self.queue.clear()
+        self.did.append("at once")
+
+    def ask(self) -> None:
+        self.did.append("later")
+
+
+def test_what_follows_from_a_segment_waits_where_segments_come_in_numbers() -> None:
+    with bench() as it:
+        times = [100.0]
+        tcp = Connections()
+        routers = it.guest.routers
+        fastpath = FastPath(it.nat.tables)
+        backlog = Backlog(lambda frame, segment: None, fastpath.knows, lambda: None, it.counters, routers=routers)
+        queue = Queue(backlog, lambda: None)
+        reader = UplinkReader(
+            HOST_MAC,
+            routers,
+            fastpath,
+            it.udp,
+            lambda: queue,
+            lambda mac: True,
+            it.counters,
+            cast(Any, tcp),
+            lambda: times[-1],
+        )
+        frame = VIRTIO_NET_BLANK + HOST_MAC + GUEST_MAC + b"\x08\0" + bytes(60)
+        for seconds in (0, 0, ALONE_SECONDS / 2, 1):
+            times.append(100.0 + seconds)
+            reader.take(frame)
+        assert tcp.did == ["at once", "later", "later", "at once"]
