@@ -42,8 +42,8 @@ class Job:
     def follow(self, report: Report) -> int:
         """Report its output and its end; return its exit status, as of a shell."""
         try:
-            for line in read_lines(self._output):
-                report.output(self.host, line)
+            for lines in read_lines(self._output):
+                report.output(self.host, lines)
         finally:
             os.close(self._output)
         status = self.await_end()

@@ -17,7 +17,7 @@ import gevent.lock
 from gpasst.hub import wait_read, wait_write
 
 LINE_MAXIMUM = 1 << 16  # bytes; a longer one is cut
-READ_BYTES = 1 << 16
+READ_BYTES = 4096  # at once: short lines of so many are dealt with in half a millisecond
 
 
 class Lines:
@@ -32,9 +32,9 @@ class Lines:
         self._failed: Callable[[OSError], object] | None = failed
         self._turn = gevent.lock.Semaphore()
 
-    def put(self, text: str) -> None:
-        """Write a line, whole."""
-        left = f"{text}\n".encode("utf-8", "backslashreplace")
+    def put(self, *lines: str) -> None:
+        """Write lines, whole, and nothing between them."""
+        left = "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
         with self._turn:
             try:
                 while left and self._failed is not None:
@@ -46,8 +46,11 @@ class Lines:
                     failed(error)
 
 
-def read_lines(descriptor: int) -> Iterator[str]:
-    """Yield the lines that come from a pipe, until its other end is closed; bytes that are no UTF-8 are replaced."""
+def read_lines(descriptor: int) -> Iterator[list[str]]:
+    """Yield the lines that come from a pipe together, until its other end is closed.
+
+    Bytes that are no UTF-8 are replaced.
+    """
     left = b""
     while True:
         wait_read(descriptor)
@@ -57,10 +60,10 @@ def read_lines(descriptor: int) -> Iterator[str]:
         *whole, left = (left + data).split(b"\n")
         if len(left) > LINE_MAXIMUM:
             whole, left = [*whole, left], b""
-        for line in whole:
-            yield _text(line)
+        if whole:
+            yield [_text(line) for line in whole]
     if left:
-        yield _text(left)
+        yield [_text(left)]
 
 
 def _text(line: bytes) -> str:

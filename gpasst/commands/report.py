@@ -7,7 +7,7 @@ command's output, the end of a command. With ``--json`` each is one object with 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from gpasst.commands.lines import Lines
@@ -23,8 +23,8 @@ class Report(Protocol):
     def up(self, topology: Topology, parts: Parts) -> None:
         """Report that all is open."""
 
-    def output(self, host: str, line: str) -> None:
-        """Report a line that a command of a host wrote."""
+    def output(self, host: str, lines: Iterable[str]) -> None:
+        """Report lines that a command of a host wrote."""
 
     def ended(self, host: str, command: CommandPlan, status: int) -> None:
         """Report that a command of a host ended, with an exit status as of a shell."""
@@ -60,9 +60,9 @@ class TextReport:
             self._lines.put(f"{name:<{self._width}} * {' '.join(host.nsenter)}")
         self._lines.put("")
 
-    def output(self, host: str, line: str) -> None:
-        """Report a line with the host before it."""
-        self._lines.put(f"{host:<{self._width}} | {line}")
+    def output(self, host: str, lines: Iterable[str]) -> None:
+        """Report lines with the host before each."""
+        self._lines.put(*(f"{host:<{self._width}} | {line}" for line in lines))
 
     def ended(self, host: str, command: CommandPlan, status: int) -> None:
         """Report an end."""
@@ -107,9 +107,9 @@ class JsonReport:
             },
         )
 
-    def output(self, host: str, line: str) -> None:
-        """Report a line."""
-        self._put("output", {"host": host, "line": line})
+    def output(self, host: str, lines: Iterable[str]) -> None:
+        """Report lines, each as an event."""
+        self._lines.put(*(_event("output", {"host": host, "line": line}) for line in lines))
 
     def ended(self, host: str, command: CommandPlan, status: int) -> None:
         """Report an end."""
@@ -122,7 +122,11 @@ class JsonReport:
         self._put("weather", {**where, "begins": begins})
 
     def _put(self, event: str, fields: Mapping[str, object]) -> None:
-        self._lines.put(json.dumps({"event": event, **fields}))
+        self._lines.put(_event(event, fields))
+
+
+def _event(name: str, fields: Mapping[str, object]) -> str:
+    return json.dumps({"event": name, **fields})
 
 
 def _addresses(name: str, places: Places) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""``gpasst network``: networks of a file, with their commands, weather, and ends. Takes 8 seconds."""
+"""``gpasst network``: networks of a file, with their commands, weather, and ends. Takes 13 seconds."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from io import FileIO
+from itertools import chain
 
 import gevent
 import pytest
@@ -39,7 +40,7 @@ def test_lines_are_read(pipe: tuple[FileIO, FileIO], written: bytes, lines: list
     reader, writer = pipe
     writer.write(written)
     writer.close()
-    assert list(read_lines(reader.fileno())) == lines
+    assert list(chain.from_iterable(read_lines(reader.fileno()))) == lines
 
 
 def test_a_line_without_an_end_is_cut(pipe: tuple[FileIO, FileIO]) -> None:
@@ -50,7 +51,7 @@ def test_a_line_without_an_end_is_cut(pipe: tuple[FileIO, FileIO]) -> None:
         writer.close()
 
     task = gevent.spawn(write)
-    found = list(read_lines(reader.fileno()))
+    found = list(chain.from_iterable(read_lines(reader.fileno())))
     task.get(timeout=PATIENCE)
     assert "".join(found) == "x" * LINE_MAXIMUM * 3
     assert max(map(len, found)) <= 2 * LINE_MAXIMUM
@@ -63,7 +64,7 @@ def test_two_writers_that_wait_write_whole_lines(pipe: tuple[FileIO, FileIO]) ->
     tasks = [gevent.spawn(lines.put, text) for text in long]
     gevent.sleep(0)
     assert not any(task.ready() for task in tasks), "the pipe takes only one without its end"
-    found = read_lines(reader.fileno())
+    found = chain.from_iterable(read_lines(reader.fileno()))
     assert [next(found), next(found)] == long
     gevent.joinall(tasks, timeout=PATIENCE, raise_error=True)
 
