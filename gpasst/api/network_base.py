@@ -321,6 +321,7 @@ class NetworkBase(Lifetime):
             trunks = Trunks(
                 lan,
                 self.names.members,
+                tuple(filter(None, (self.subnet4, self.subnet6))),
                 frozenset((gateway.ip4, gateway.ip6)),
                 lambda: self.names.join(trunks.beyond()),
             )

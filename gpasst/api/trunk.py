@@ -31,6 +31,7 @@ REMEDIES = {
     Refusal.VERSION: "use one version of gpasst at both ends",
     Refusal.SECRET: "give both ends the same secret",
     Refusal.LOOP: "leave this trunk out",
+    Refusal.PREFIXES: "give all parts the same subnet4 and subnet6, or each a number: Network(..., part=N)",
     Refusal.ADDRESSES: "give each part a number of its own, Network(..., part=N)",
 }
 

@@ -44,20 +44,28 @@ class Trunks:
 
     :param lan: the network.
     :param hosts: returns its hosts.
+    :param prefixes: those of the network, as text.
     :param common: addresses that each part of a network may have, such as that of its gateway, as text.
     :param changed: called when there are other hosts in other parts than before.
     :ivar lan: as above.
+    :ivar prefixes: as above.
     :ivar membership: which switches are behind which trunk.
     :ivar ends: all ends that are not closed.
     """
 
     def __init__(
-        self, lan: Lan, hosts: Callable[[], Roster], common: frozenset[str], changed: Callable[[], None]
+        self,
+        lan: Lan,
+        hosts: Callable[[], Roster],
+        prefixes: tuple[str, ...],
+        common: frozenset[str],
+        changed: Callable[[], None],
     ) -> None:
         self.lan = lan
         self.membership: Membership[TrunkEnd] = Membership(os.urandom(COOKIE_BYTES))
         self.ends: list[TrunkEnd] = []
         self._hosts = hosts
+        self.prefixes = prefixes
         self._common = common
         self._changed = changed
         self._announced: Roster = ()
@@ -140,7 +148,7 @@ class TrunkEnd:
         self._changed = changed
         self._socket = sock
         self._connector = connector
-        self._handshake = Handshake(connector, secret, os.urandom(CHALLENGE_BYTES))
+        self._handshake = Handshake(connector, secret, os.urandom(CHALLENGE_BYTES), trunks.prefixes)
         self._announced: Cookies | None = None
         self._cutter = Cutter(self._message, _refuse)
         self._link = StreamLink(lan, name, self._cutter, self._step, Drop.LINK_DOWN)

@@ -2,10 +2,11 @@
 
 Theory of operation: each end sends *messages* (`gpasst.switch.framing`): one byte for the kind, and its body.
 
-1. HELLO, from either end at once: a magic number, the version of this protocol, and a random challenge.
+1. HELLO, from either end at once: a magic number, the version of this protocol, a random challenge, and the prefixes
+   of the network, as text.
 2. PROOF: HMAC-SHA256 (RFC 2104) with the secret as key, over the name of the sender's role and both HELLOs. The end
    that connected proves first, so a listener sends nothing on which a stranger could try secrets. Roles keep an end
-   from being answered with its own proof, and challenges with an older one.
+   from being answered with its own proof, and challenges with an older one. Ends without a common prefix part here.
 3. MEMBERS: the cookies of the switches behind the sender (`gpasst.switch.membership`), first from the end that
    connected. An end that accepts the other's is up; so when the trunk is up where it was begun, it is up. More of these
    follow whenever something changes.
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Iterable
 from enum import Enum
 from typing import Final
 
@@ -33,7 +35,8 @@ CHALLENGE_BYTES: Final = 32
 
 _HELLO, _PROOF, _MEMBERS, _NAMES, _REFUSED = range(1, 6)
 _MAGIC = b"gpasst trunk"
-_HELLO_BYTES = len(_MAGIC) + 1 + CHALLENGE_BYTES
+_CHALLENGE_AT = len(_MAGIC) + 1
+_PREFIXES_AT = _CHALLENGE_AT + CHALLENGE_BYTES
 _CONNECTOR, _LISTENER = b"connector", b"listener"
 
 
@@ -44,6 +47,7 @@ class Refusal(Enum):
     VERSION = "the other end has another version of the protocol of trunks"
     SECRET = "the other end has another secret"
     LOOP = "it would close a loop: both ends are joined already"
+    PREFIXES = "the other end has other prefixes"
     ADDRESSES = "hosts at both ends have the same addresses"
 
 
@@ -70,14 +74,16 @@ class Handshake:
     :param connector: whether this end connected.
     :param secret: what both ends share; may be empty.
     :param challenge: `CHALLENGE_BYTES` random bytes.
+    :param prefixes: those of the network, as text.
     :ivar done: whether it is over, and the next message is what is behind the other end.
     """
 
-    def __init__(self, connector: bool, secret: bytes, challenge: bytes) -> None:
+    def __init__(self, connector: bool, secret: bytes, challenge: bytes, prefixes: Iterable[str]) -> None:
         self.done = False
         self._connector = connector
         self._secret = secret
-        self._hello = _MAGIC + bytes((VERSION,)) + challenge
+        self._prefixes = set(prefixes)
+        self._hello = _MAGIC + bytes((VERSION,)) + challenge + " ".join(sorted(self._prefixes)).encode()
         self._peer = b""
 
     def begin(self) -> bytes:
@@ -93,9 +99,9 @@ class Handshake:
         if not self._peer and kind == _HELLO:
             if body[: len(_MAGIC)] != _MAGIC:
                 raise TrunkRefused(Refusal.PROTOCOL)
-            if body[len(_MAGIC) : len(_MAGIC) + 1] != bytes((VERSION,)):
+            if body[len(_MAGIC) : _CHALLENGE_AT] != bytes((VERSION,)):
                 raise TrunkRefused(Refusal.VERSION)
-            if len(body) != _HELLO_BYTES:
+            if len(body) < _PREFIXES_AT:
                 raise TrunkRefused(Refusal.PROTOCOL)
             self._peer = body
             return self._proof() if self._connector else b""
@@ -103,6 +109,8 @@ class Handshake:
             raise TrunkRefused(Refusal.PROTOCOL)
         if not hmac.compare_digest(body, self._signed(not self._connector)):
             raise TrunkRefused(Refusal.SECRET)
+        if self._prefixes.isdisjoint(self._peer[_PREFIXES_AT:].decode(errors="replace").split()):
+            raise TrunkRefused(Refusal.PREFIXES)
         self.done = True
         return b"" if self._connector else self._proof()
 

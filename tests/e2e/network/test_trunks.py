@@ -91,6 +91,13 @@ def test_parts_without_numbers_are_refused(path: Path) -> None:
             two.trunk(connect=path)
 
 
+def test_parts_of_two_networks_are_refused(path: Path) -> None:
+    with gpasst.Network("lan", part=0) as one, gpasst.Network("lan") as two:
+        one.trunk(listen=path)
+        with pytest.raises(gpasst.ConfigurationError, match="other prefixes; give all parts the same subnet4"):
+            two.trunk(connect=path)
+
+
 def test_hosts_of_two_parts_ping_each_other(pair: tuple[gpasst.Host, gpasst.Host], family: int) -> None:
     need("ping")
     for host, other in (pair, pair[::-1]):

@@ -33,6 +33,7 @@ from gpasst.wire import VIRTIO_NET_BLANK
 PATIENCE = 10.0  # seconds; for what takes milliseconds
 BROADCAST = b"\xff" * 6
 SECRET = b"of both"
+PREFIX = "10.0.0.0/24"
 COMMON = "10.0.0.99"  # an address that each part has
 
 
@@ -55,7 +56,7 @@ class Part:
         self.lan = Lan(f"lan{number}")
         self.hosts: Roster = ((f"host{number}", (f"10.0.0.{number}", COMMON)),)
         self.renamed = 0
-        self.trunks = Trunks(self.lan, lambda: self.hosts, frozenset((COMMON,)), self._count)
+        self.trunks = Trunks(self.lan, lambda: self.hosts, (PREFIX,), frozenset((COMMON,)), self._count)
         self.mac = b"\x02\0\0\0\0" + bytes((number,))
         self.got: list[bytes] = []
         self.host = self.lan.add_inner("host", self.mac, self._take)
@@ -298,7 +299,7 @@ def greet(sock: socket.socket, place: Place) -> None:
     """Connect, and show the secret."""
     sock.connect(path_of(place))
     sock.setblocking(False)
-    greeting = Handshake(True, SECRET, bytes(32))
+    greeting = Handshake(True, SECRET, bytes(32), (PREFIX,))
     sock.send(greeting.begin())
     until(lambda: _peeked(sock))
     sock.send(greeting.take(sock.recv(1 << 16)[4:]))

@@ -20,6 +20,7 @@ from gpasst.switch.handshake import (
 )
 
 FIRST, SECOND = (bytes((number,)) * CHALLENGE_BYTES for number in (1, 2))
+PREFIXES = ("10.78.0.0/16", "fd78::/64")
 HELLO, PROOF, MEMBERS, NAMES, REFUSED = 1, 2, 3, 4, 5  # kinds of messages
 HELLO_HEAD = b"\x01gpasst trunk"
 
@@ -46,7 +47,8 @@ def meet(connector: Handshake, listener: Handshake) -> None:
 
 
 def ends(secret: bytes = b"", other: bytes | None = None) -> tuple[Handshake, Handshake]:
-    return Handshake(True, secret, FIRST), Handshake(False, secret if other is None else other, SECOND)
+    other = secret if other is None else other
+    return Handshake(True, secret, FIRST, PREFIXES), Handshake(False, other, SECOND, PREFIXES[:1])
 
 
 def refused(end: Handshake, message: bytes) -> TrunkRefused:
@@ -74,6 +76,14 @@ def test_ends_with_two_secrets_do_not(one: bytes, other: bytes) -> None:
     assert not listener.done
 
 
+def test_ends_without_a_common_prefix_do_not_agree() -> None:
+    connector = Handshake(True, b"secret", FIRST, PREFIXES)
+    listener = Handshake(False, b"secret", SECOND, ("10.77.0.0/24", "fd77::/64"))
+    with pytest.raises(TrunkRefused) as caught:
+        meet(connector, listener)
+    assert caught.value.reason == Refusal.PREFIXES
+
+
 def test_a_listener_proves_nothing_to_an_end_that_has_not() -> None:
     connector, listener = ends(b"secret")
     (hello,) = messages(connector.begin())
@@ -83,7 +93,7 @@ def test_a_listener_proves_nothing_to_an_end_that_has_not() -> None:
 
 def test_a_proof_is_of_no_use_to_the_other_role() -> None:
     """An end that sends back what it gets, challenge and proof, shows nothing."""
-    connector = Handshake(True, b"secret", FIRST)
+    connector = Handshake(True, b"secret", FIRST, PREFIXES)
     (hello,) = messages(connector.begin())
     (proof,) = messages(connector.take(hello))
     assert refused(connector, proof).reason == Refusal.SECRET
@@ -93,7 +103,7 @@ def test_a_proof_is_of_no_use_for_another_challenge() -> None:
     connector, listener = ends(b"secret")
     (hello,) = messages(connector.begin())
     (proof,) = messages(connector.take(messages(listener.begin())[0]))
-    later = Handshake(False, b"secret", b"3" * CHALLENGE_BYTES)
+    later = Handshake(False, b"secret", b"3" * CHALLENGE_BYTES, PREFIXES)
     later.take(hello)
     assert refused(later, proof).reason == Refusal.SECRET
     listener.take(hello)
