@@ -240,9 +240,9 @@ def _rules(
             raise ConfigurationError(
                 f"{CALL} {shown(specification)}: {rule.target_address} is named", f"leave it out: {name} is the target"
             )
-        if any(rule.target_in(family) is None for family in rule.families):
-            raise ConfigurationError(
-                f"{CALL} {shown(specification)}: host {name} has no address of that family",
-                f"listen on an address of the family of {' or '.join(usable) or 'its own'}",
-            )
+        for family in rule.families:
+            if rule.target_in(family) is None:
+                raise ConfigurationError(
+                    f"{CALL} {shown(specification)}: {name} has no IPv{family} here", "leave out where it listens"
+                )
     return laid

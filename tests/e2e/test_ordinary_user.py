@@ -44,6 +44,7 @@ SUITES = (
     "network/test_hosts.py",
     "network/test_changes.py",
     "network/test_files.py",
+    "network/test_uplink.py",
 )
 SUITE_SECONDS = 300
 # The first interpreter is started with root's rights still; what it starts is not.

@@ -342,6 +342,23 @@ def test_all_is_returned_at_close() -> None:
     assert_flat(whole, repeats=20)
 
 
+def test_a_network_of_one_family_has_an_uplink_of_that_family(family: int) -> None:
+    lacking = {4: "subnet6", 6: "subnet4"}[family]
+    subnets = {"subnet4": None, "subnet6": None, lacking: ""}
+    with gpasst.Network("one", subnet4=subnets["subnet4"], subnet6=subnets["subnet6"], uplink=True) as network:
+        host = network.host("a")
+        with socket.socket(FAMILY[family], socket.SOCK_DGRAM) as server, inside(host, family) as client:
+            server.bind((LOOPBACK[family], 0))
+            server.settimeout(DEADLINE)
+            client.sendto(b"hello", (gateway(network, family), server.getsockname()[1]))
+            assert server.recv(100) == b"hello"
+        with host.forward("tcp", "0:80") as forward:
+            assert [listener.address for listener in forward.forwards] == [ANY[family]]
+        other = LOOPBACK[10 - family]
+        with pytest.raises(gpasst.ConfigurationError, match=f"a has no IPv{10 - family}"):
+            host.forward("tcp", f"[{other}]/0:80")
+
+
 def test_a_network_without_uplink_forwards_nothing() -> None:
     with gpasst.Network("lan") as lan:
         host = lan.host("a")
