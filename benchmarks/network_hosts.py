@@ -88,12 +88,13 @@ def filled(count: int) -> dict[str, Any]:
             hosts.append(lan.host(f"h{number}"))
             times.append(1e3 * (time.perf_counter() - began))
         reached = sum(exchanged(one, other) for one, other in zip(hosts, [*hosts[1:], first], strict=True))
+        if reached != count:
+            raise SystemExit(f"only {reached} of {count} hosts reach their neighbour")
         after = settled()
         began = time.perf_counter()
     closed = 1e3 * (time.perf_counter() - began)
     return {
         "hosts": count,
-        "reached": reached,
         "open_ms": round(statistics.median(times), 1),
         "open_most_ms": round(max(times), 1),
         "close_ms": round(closed / count, 1),
