@@ -53,14 +53,16 @@ class Host(Inhabited, Forwarded):
     """A host of a network; `Network.host` opens it.
 
     :ivar name: its name.
+    :ivar configured: whether it has its addresses without asking for them.
     :ivar network: the network that opened it.
     :ivar ip4: its IPv4 address in the first of its networks, empty without IPv4.
     :ivar ip6: its IPv6 address there, likewise.
     """
 
-    def __init__(self, network: NetworkBase, name: str, forwarding: bool = False) -> None:
+    def __init__(self, network: NetworkBase, name: str, forwarding: bool = False, configured: bool = True) -> None:
         super().__init__()
         self.name = name
+        self.configured = configured
         self.network = network
         self.ip4 = self.ip6 = ""
         self._forwarding = forwarding

@@ -31,6 +31,7 @@ class Owner(Protocol):
 
     name: str
     network: NetworkBase
+    configured: bool
 
     def leave(self, interface: Interface) -> None:
         """Take the host out of a network."""
@@ -72,7 +73,7 @@ class Interface(Member):
         if self._entered:
             network.enter(host.name, self)
         try:
-            addresses = self._addresses = network.allot()
+            addresses = self._addresses = network.allot(host.configured)
         except BaseException:
             self.disconnect()
             raise
@@ -129,13 +130,15 @@ class Interface(Member):
             mac=self._addresses.mac.hex(":"),
             mtu=self.network.mtu,
             configure=True,
-            addresses=self._addresses.prefixes,
+            addresses=self._addresses.prefixes if self.host.configured else (),
             routes=self.ranked(self.network.routes),
             hostname=host_name,
         )
 
     def ranked(self, routes: Iterable[Route]) -> tuple[Route, ...]:
         """Return routes of the network as the device has them; the network that the host joined first is preferred."""
+        if not self.host.configured:
+            return ()
         metric = METRIC + self.rank if self.rank else None
         return tuple(replace(route, metric=metric) for route in routes)
 

@@ -60,16 +60,18 @@ class Network(NetworkWatch):
     ) -> None:
         super().__init__(name, subnet4, subnet6, mtu, part, seed, record, uplink)
 
-    def host(self, name: str, *, forwarding: bool = False) -> Host:
+    def host(self, name: str, *, forwarding: bool = False, configured: bool = True) -> Host:
         """Open a host: a namespace whose interface is a port of this network.
 
         :param name: of the host, by which the others find it (/etc/hosts).
         :param forwarding: let its kernel forward packets between its networks.
+        :param configured: give it its addresses and routes; otherwise it has to ask the gateway of an uplink, by DHCP,
+            DHCPv6 or router solicitation.
         :return: the host, which ends with its `close`, with a ``with`` statement or with this network.
         :raises ConfigurationError: if the name is none, or taken; or the network has no address left.
         :raises PlatformError: if a permission or a limit is in the way.
         """
-        host = Host(self, name, forwarding)
+        host = Host(self, name, forwarding, configured)
         self.enter(name, host)
         try:
             host.open()

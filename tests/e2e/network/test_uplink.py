@@ -309,6 +309,19 @@ def test_hosts_behind_a_router_reach_the_outside(
     assert home.outside is None
 
 
+def test_a_host_may_ask_for_its_addresses_itself(lan: gpasst.Network, tmp_path: Path) -> None:
+    def shown(*what: str) -> str:
+        return str(host.run(["ip", *what], capture_output=True, text=True, check=True).stdout)
+
+    with lan.host("c", configured=False) as host:
+        assert "inet " not in shown("address", "show", "dev", host.interface)
+        assert lease(host, host.interface, tmp_path)["ip"] == host.ip4
+        # Its kernel asks as well, and may have done so already.
+        host.run([need("rdisc6"), "-1", "-r", "5", "-w", "2000", host.interface], check=True, capture_output=True)
+        assert "via fe80::1 " in shown("-6", "route", "show", "default")
+        assert f"inet6 {lan.subnet6.partition('::')[0]}:" in shown("address", "show", "dev", host.interface)
+
+
 def test_parts_of_a_network_may_each_have_an_uplink(tmp_path: Path, family: int) -> None:
     subnet4, subnet6 = "10.50.0.0/16", "fd50::/64"
     with (
