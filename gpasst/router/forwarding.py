@@ -203,7 +203,8 @@ class Router:
         found = view(data)
         packet = found.packet
         if packet.family not in self._interfaces[side].addresses:
-            raise PacketError(Drop.FAMILY_DISABLED)
+            # Kernels greet the groups of a family whatever addresses they have.
+            raise PacketError(Drop.NOT_FORWARDED if found.data[VIRTIO] & _GROUP else Drop.FAMILY_DISABLED)
         if packet.protocol == PROTOCOL_ICMPV6 and found.kind in ndp.TYPES:
             learned, reply = answers.discovery(self._interfaces[side], packet, side == INSIDE)
             self._learn(side, learned, reply, now)

@@ -49,7 +49,7 @@ class Nat(Sessions):
         super().__init__(behaviour, ways)
         self.mappings: dict[Key, Mapping] = {}
         self._outside: dict[tuple[int, int], Mapping] = {}
-        self._former: dict[Key, int] = {}
+        self._former: dict[Key, Mapping] = {}
         self._chance = chance
 
     def place(self, key: Key) -> Key:
@@ -103,9 +103,10 @@ class Nat(Sessions):
 
     def rebind(self) -> None:
         """End all mappings; the next ones of the same endpoints have other ports."""
-        self._former = {place: mapping.port for place, mapping in self.mappings.items()}
-        for session in list(self.sessions.values()):
-            self.end(session)
+        # In one step, whatever their number: deadlines of what has gone are passed over when they are due.
+        self._former, self.mappings = self.mappings, {}
+        self._outside, self.sessions = {}, {}
+        self._ways.clear()
 
     def end(self, session: Session) -> None:
         """Forget a session, and with its last one a mapping."""
@@ -141,7 +142,8 @@ class Nat(Sessions):
         :raises PacketError: `Drop.NAT_PORTS`.
         """
         protocol, wanted = place[0], place[2]
-        former = self._former.pop(place, None)
+        before = self._former.pop(place, None)
+        former = before.port if before else None
         if self.behaviour.port_preservation and wanted != former and (protocol, wanted) not in self._outside:
             return wanted
         ports = WELL_KNOWN if wanted in WELL_KNOWN else OTHERS

@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
@@ -178,6 +179,28 @@ def test_an_independent_client_names_the_behaviours(wan: gpasst.Network) -> None
             assert found == [(nat, "Mapping"), (filtering, "Filtering")], printed
 
 
+def test_two_kernels_open_a_connection_at_once(wan: gpasst.Network) -> None:
+    """Behind two NATs neither admits the SYN of the other side before its own has left (RFC 5382, REQ-2)."""
+    with gpasst.Network("one") as one, gpasst.Network("two") as two, ExitStack() as stack:
+        homes = one, two
+        routers = [
+            gpasst.Router(f"home{number}", inside=home, outside=wan, nat=gpasst.Router.HOME)
+            for number, home in enumerate(homes)
+        ]
+        ends = [stack.enter_context(home.host("a").socket(type=socket.SOCK_STREAM)) for home in homes]
+        for end in ends:
+            end.bind(("0.0.0.0", 0))
+        # Ports are preserved, so the outside endpoints are known; a STUN server would name them.
+        targets = [(router.outside_ip4, end.getsockname()[1]) for router, end in zip(routers, ends, strict=True)]
+        with ThreadPoolExecutor(2) as pool:
+            for end in ends:
+                end.settimeout(DEADLINE)
+            list(pool.map(lambda end, target: end.connect(target), ends, reversed(targets)))
+        for end, other in (ends, reversed(ends)):
+            end.sendall(b"hello")
+            assert other.recv(5) == b"hello"
+
+
 def test_rebinding_changes_the_port_of_a_running_program(lan: gpasst.Network, wan: gpasst.Network) -> None:
     with gpasst.Router("home", inside=lan, outside=wan) as home, lan["a"].socket() as client:
         with wan["server"].socket() as server:
@@ -293,6 +316,19 @@ def test_a_router_ends_with_either_network(wan: gpasst.Network) -> None:
         with pytest.raises(gpasst.ConfigurationError, match="is closed"):
             router.rebind()
         gpasst.Router("home", inside=lan, outside=wan)
+
+
+def test_weather_and_expectations_work_on_the_link_of_a_router(lan: gpasst.Network) -> None:
+    with gpasst.Network("net", record=True) as net, gpasst.Router("home", inside=lan, outside=net) as home:
+        server = net.host("server")
+        exchange(lan["a"], server)
+        net.link(home).expect("udp", src=home.outside_ip4, to="host")
+        with net.link(home).impair("partition"), lan["a"].socket() as client:
+            client.settimeout(0.1)
+            client.sendto(b"", (server.ip4, 9))
+            with pytest.raises(TimeoutError):
+                client.recv(1)
+        exchange(lan["a"], server)
 
 
 def test_nothing_stays_of_routers(lan: gpasst.Network, wan: gpasst.Network) -> None:
