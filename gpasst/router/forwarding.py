@@ -33,17 +33,17 @@ from gpasst.packet.icmp_error import CLOSED_PORT, Problem, too_big
 from gpasst.packet.reassembly import Reassembly
 from gpasst.packet.refusal import NO_HOST
 from gpasst.packet.segmentation import split
-from gpasst.packet.superframe import IP, VIRTIO, Buffer
+from gpasst.packet.superframe import VIRTIO, Buffer
 from gpasst.router import answers
 from gpasst.router.behaviour import Behaviour
 from gpasst.router.fragments import fragments
 from gpasst.router.interface import INSIDE, OUTSIDE, Interface, Routes
 from gpasst.router.neighbours import Neighbours
-from gpasst.router.patch import ETHERNET, HOP_LIMIT6, TTL
+from gpasst.router.patch import ETHERNET, HOP_LIMIT6, hop4
 from gpasst.router.policy import Path, Policy, Refused
 from gpasst.router.unasked import Unasked
 from gpasst.router.view import View, view
-from gpasst.router.way import TYPE_AT, Key, forwarded, key_of, longest
+from gpasst.router.way import TYPE_AT, Key, Way, key_of, longest
 from gpasst.services import echo, ndp
 from gpasst.tcp.reset import reset
 from gpasst.wire import (
@@ -52,14 +52,10 @@ from gpasst.wire import (
     ETHERTYPE_IPV6,
     ICMP_TIME_EXCEEDED,
     ICMPV6_TIME_EXCEEDED,
-    IPV4_VERSION_IHL,
     PROTOCOL_ICMPV6,
     PROTOCOL_TCP,
     PROTOCOL_UDP,
     TCP_ACK,
-    TCP_CODEC,
-    TCP_FIN,
-    TCP_RST,
     TCP_SYN,
     VIRTIO_NET_BLANK,
 )
@@ -69,8 +65,6 @@ SCAN_SECONDS: Final = 1.0  # between looks at incomplete datagrams
 
 _NO_HOST: Final = {family: NO_HOST.problem(family) for family in (V4, V6)}
 _EXPIRED: Final = {V4: Problem(ICMP_TIME_EXCEEDED, 0), V6: Problem(ICMPV6_TIME_EXCEEDED, 0)}
-_FLAGS: Final = TCP_CODEC.offset("flags")
-_CHANGING: Final = TCP_SYN | TCP_FIN | TCP_RST  # flags of segments that change what is known of a connection
 _MAC_STOP: Final = VIRTIO + 6  # behind the destination MAC address
 _SOURCE_MAC: Final = slice(_MAC_STOP, _MAC_STOP + 6)
 _GROUP: Final = 1  # bit of the first byte of a MAC address
@@ -98,7 +92,7 @@ class Router:
         counters: Sequence[Counters],
         chance: Callable[[int], int],
     ) -> None:
-        self._ways: dict[Key, Path] = {}
+        self._ways: dict[Key, Way] = {}
         self._interfaces = interfaces
         self._send = send
         self._counters = counters
@@ -126,9 +120,9 @@ class Router:
             if data[VIRTIO:_MAC_STOP] != self._interfaces[side].mac and not data[VIRTIO] & _GROUP:
                 # The switch has not learned yet where it is to go.
                 return False
-            key, at = key_of(side, data)
+            key = key_of(side, data)
             way = self._ways.get(key) if key else None
-            if way is not None and self._carry_on(side, data, at, way, now):
+            if way is not None and way.forward(data, now):
                 return False
             self._first(side, data, now, key)
         except PacketError as error:
@@ -169,24 +163,6 @@ class Router:
     def forget(self) -> None:
         """Forget the ways of all flows, so that they are decided on anew."""
         self._ways.clear()
-
-    def _carry_on(self, side: int, data: Buffer, at: int, way: Path, now: float) -> bool:
-        """Forward a frame of a flow that has a way; return whether it was: what is special takes the first way."""
-        family = V4 if data[IP] == IPV4_VERSION_IHL else V6
-        session, table = way.session, way.table
-        if data[TTL if family == V4 else HOP_LIMIT6] <= 1 or longest(data, at) > self._interfaces[way.side].mtu:
-            return False
-        if session is not None and table is not None:
-            if now - session.last > session.timeout:
-                return False
-            if session.key[0] == PROTOCOL_TCP and data[at + _FLAGS] & _CHANGING:
-                return False
-            table.refresh(session, way.outward, now)
-        header = self._neighbours[way.side].header(way.next_hop, now)
-        if header is None:
-            return False
-        self._send[way.side](forwarded(data, header, way, at, family))
-        return True
 
     def _first(self, side: int, data: Buffer, now: float, key: Key | None) -> None:
         """Take a frame of a flow that has no way.
@@ -285,11 +261,17 @@ class Router:
             raise
         self._leave(side, found, way, now, identification)
         if key is not None and way.data is None and found.packet.fragment is None and identification is None:
-            if len(self._ways) >= WAYS_LIMIT:
-                self._ways.clear()
-            self._ways[key] = way
-            if way.session is not None:
-                way.session.ways.add(key)
+            self._enter(key, found, way)
+
+    def _enter(self, key: Key, found: View, path: Path) -> None:
+        """Let the frames behind this one find their way."""
+        if len(self._ways) >= WAYS_LIMIT:
+            self._ways.clear()
+        refreshes = path.outward or self.policy.behaviour.inbound_refresh
+        mtu, find = self._interfaces[path.side].mtu, self._neighbours[path.side].header
+        self._ways[key] = Way(path, found.at, found.packet.protocol, mtu, refreshes, find, self._send[path.side])
+        if path.session is not None:
+            path.session.ways.add(key)
 
     def _leave(self, side: int, found: View, way: Path, now: float, identification: int | None) -> None:
         """Send a packet, in fragments where it has to be.
@@ -305,7 +287,7 @@ class Router:
         if header is None:
             self._keep(side, found.data, way, now)
             return
-        frame = forwarded(data, header, way, found.at, found.packet.family)
+        frame = _forwarded(data, header, way, found)
         if fits:
             self._send[way.side](frame)
             return
@@ -360,3 +342,19 @@ class Router:
 def _framed(send: Callable[[Buffer], None]) -> Callable[[bytes], None]:
     """Return what sends a frame that begins with its Ethernet header."""
     return lambda frame: send(VIRTIO_NET_BLANK + frame)
+
+
+def _forwarded(data: Buffer, header: bytes, path: Path, found: View) -> bytearray:
+    """Return a frame as it leaves.
+
+    :param header: the Ethernet header to the next hop.
+    """
+    frame = bytearray(data)
+    frame[ETHERNET] = header
+    if found.packet.family == V4:
+        hop4(frame)
+    else:
+        frame[HOP_LIMIT6] -= 1
+    if path.patch is not None:
+        path.patch.apply(frame, found.at)
+    return frame

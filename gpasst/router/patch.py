@@ -37,7 +37,7 @@ HOP_LIMIT6: Final = IP + IPV6_CODEC.offset("hop_limit")
 PORTS_BYTES: Final = 4
 
 _CHECKSUM4: Final = IP + IPV4_CODEC.offset("checksum")
-_HOP_DIFFERENCE: Final = ONES ^ (1 << 8)  # of the word that begins with the TTL, which is one less
+HOP_DIFFERENCE: Final = ONES ^ (1 << 8)  # of the word that begins with the TTL, which is one less
 _FIELDS: Final = {
     PROTOCOL_TCP: TCP_CODEC.offset("checksum"),
     PROTOCOL_UDP: UDP_CODEC.offset("checksum"),
@@ -57,18 +57,25 @@ class Patch:
     :param protocol: IP protocol number: TCP, UDP or ICMP.
     :param old: source address, source port, destination address, destination port as they are now.
     :param new: as they are to be. The ports of an echo are its identifier, and nothing.
+    :ivar addresses: the new ones, one behind the other.
+    :ivar difference: of the sum of the addresses.
+    :ivar ports: the new ones, as they stand in the transport header.
+    :ivar ports_difference: of their sum.
+    :ivar field: offset of the checksum in the transport header.
+    :ivar icmp: whether it is of an echo.
+    :ivar udp: whether it is of UDP.
     """
 
-    __slots__ = ("_addresses", "_difference", "_field", "_icmp", "_ports", "_ports_difference", "_udp")
+    __slots__ = ("addresses", "difference", "field", "icmp", "ports", "ports_difference", "udp")
 
     def __init__(self, protocol: int, old: tuple[bytes, int, bytes, int], new: tuple[bytes, int, bytes, int]) -> None:
-        self._addresses = new[0] + new[2]
-        self._difference = ones_sum(self._addresses) + (ONES ^ ones_sum(old[0] + old[2]))
-        self._icmp = protocol == PROTOCOL_ICMP
-        self._udp = protocol == PROTOCOL_UDP
-        self._field = _FIELDS[protocol]
-        self._ports = new[1].to_bytes(2, "big") if self._icmp else _ports(new[1], new[3])
-        self._ports_difference = new[1] + new[3] + 2 * ONES - old[1] - old[3]
+        self.addresses = new[0] + new[2]
+        self.difference = ones_sum(self.addresses) + (ONES ^ ones_sum(old[0] + old[2]))
+        self.icmp = protocol == PROTOCOL_ICMP
+        self.udp = protocol == PROTOCOL_UDP
+        self.field = _FIELDS[protocol]
+        self.ports = new[1].to_bytes(2, "big") if self.icmp else _ports(new[1], new[3])
+        self.ports_difference = new[1] + new[3] + 2 * ONES - old[1] - old[3]
 
     def apply(self, frame: bytearray, at: int) -> None:
         """Rewrite a frame.
@@ -76,21 +83,21 @@ class Patch:
         :param frame: from its virtio-net header on.
         :param at: offset of its transport header, which is whole.
         """
-        address(frame, self._addresses, self._difference)
-        field = at + self._field
-        if self._icmp:
+        address(frame, self.addresses, self.difference)
+        field = at + self.field
+        if self.icmp:
             start = at + _IDENTIFIER
-            frame[start : start + len(self._ports)] = self._ports
-            put_word(frame, field, adjusted(_word(frame, field)[0], self._ports_difference))
+            frame[start : start + len(self.ports)] = self.ports
+            put_word(frame, field, adjusted(_word(frame, field)[0], self.ports_difference))
             return
-        frame[at : at + PORTS_BYTES] = self._ports
+        frame[at : at + PORTS_BYTES] = self.ports
         (value,) = _word(frame, field)
         if frame[_FLAGS] & VIRTIO_NET_HDR_F_NEEDS_CSUM:
-            put_word(frame, field, fold(value + self._difference))
-        elif value or not self._udp:
+            put_word(frame, field, fold(value + self.difference))
+        elif value or not self.udp:
             # 0 stands for no checksum (RFC 768).
-            value = adjusted(value, self._difference + self._ports_difference)
-            put_word(frame, field, value or ONES if self._udp else value)
+            value = adjusted(value, self.difference + self.ports_difference)
+            put_word(frame, field, value or ONES if self.udp else value)
 
 
 def readdressed(data: Buffer, at: int, message: bytes, source: bytes, destination: bytes) -> bytes:
@@ -126,7 +133,7 @@ def adjusted(value: int, difference: int) -> int:
 def hop4(frame: bytearray) -> None:
     """Lower the TTL of an IPv4 frame by one."""
     frame[TTL] -= 1
-    put_word(frame, _CHECKSUM4, adjusted(_word(frame, _CHECKSUM4)[0], _HOP_DIFFERENCE))
+    put_word(frame, _CHECKSUM4, adjusted(_word(frame, _CHECKSUM4)[0], HOP_DIFFERENCE))
 
 
 def requoted(

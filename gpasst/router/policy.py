@@ -77,6 +77,7 @@ class Policy:
     :param routes: its routing table.
     :param ways: the forwarder's table; see `Sessions`.
     :param chance: returns a number from 0 to below its argument.
+    :ivar behaviour: as above.
     :ivar tables: sessions by family, where there are any.
     :ivar nat: those of IPv4, if they are translated.
     :ivar outside: as the parameter.
@@ -90,7 +91,7 @@ class Policy:
         ways: MutableMapping[Any, Any],
         chance: Callable[[int], int],
     ) -> None:
-        self._behaviour = behaviour
+        self.behaviour = behaviour
         self._routes = routes
         self.outside = outside
         self.tables: dict[int, Sessions] = {}
@@ -195,7 +196,7 @@ class Policy:
         return session, mapping.inside
 
     def _hairpin(self, view: View, now: float, nat: Nat) -> Path:
-        if not self._behaviour.hairpin:
+        if not self.behaviour.hairpin:
             raise PacketError(Drop.HAIRPIN_OFF)
         _, (outside, own_port, _, port) = self._outbound(view, now, nat)
         _, new = self._admitted(view, (outside, own_port), port, now, nat)
@@ -241,7 +242,7 @@ class Policy:
         :raises PacketError: if it does not pass.
         """
         packet = view.packet
-        answer = verdict(self._behaviour.firewall, outward, packet.protocol, source, destination, port)
+        answer = verdict(self.behaviour.firewall, outward, packet.protocol, source, destination, port)
         if answer != ALLOW:
             raise Refused(Drop.FIREWALL, PROHIBITED.problem(packet.family) if answer == REJECT else None)
 
