@@ -58,7 +58,6 @@ def bring_up(helper: Helper, invocation: NetworkInvocation, topology: Topology) 
         for host in topology.hosts:
             _run(host, parts, jobs, stop)
         weather.start(stop)
-        program = None
         if signals is not None and not stop.ready():
             program = Program.start(parts.hosts[invocation.shell], invocation.command, signals, init=True)
             stack.callback(program.end)
@@ -66,7 +65,8 @@ def bring_up(helper: Helper, invocation: NetworkInvocation, topology: Topology) 
         elif jobs:
             gevent.spawn(jobs.stop_at_end, stop)
         status = exit_status(stop.get())
-        return status if program is not None or jobs else 0
+    # Where nothing is to run, a signal is the ordinary end.
+    return status if invocation.shell or any(host.run for host in topology.hosts) else 0
 
 
 def _report(invocation: NetworkInvocation, topology: Topology, stop: Any) -> Report:
