@@ -7,7 +7,6 @@ Theory of operation: the proxy lives on the runtime's hub, so every question to 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gpasst import runtime
@@ -15,21 +14,16 @@ from gpasst.api.counted import Counted
 from gpasst.api.impairable import ImpairableConnection
 from gpasst.api.lifetime import Lifetime
 from gpasst.api.observed import Observed
+from gpasst.api.serving import Serving
 from gpasst.config import Config, given_fields
 from gpasst.counters import Statistics
 from gpasst.errors import ConfigurationError
-from gpasst.flow.network import GuestNetwork
 from gpasst.flow.record import Flow, Forward
 from gpasst.values import similar
 
 if TYPE_CHECKING:
-    import socket
-
     from gpasst.api.forwards import AddedForward
-    from gpasst.api.resolver import Delay, Resolver, Truncate
-    from gpasst.api.services import Service
     from gpasst.capture.history import History
-    from gpasst.dns import Records
     from gpasst.proxy.proxy import Proxy
 
 T = TypeVar("T")
@@ -40,7 +34,7 @@ PORTS_NAMED = 10  # in a message
 log = logging.getLogger(__name__)
 
 
-class Connection(Lifetime, ImpairableConnection, Observed, Counted):
+class Connection(Lifetime, Serving, ImpairableConnection, Observed, Counted):
     """The base of `Pasta` and `Passt`.
 
     :param config: the options.
@@ -69,11 +63,10 @@ class Connection(Lifetime, ImpairableConnection, Observed, Counted):
         self._history: History | None = None
         self._record = record
         self._added: set[AddedForward] = set()
-        self._resolvers: list[Resolver] = []
 
     def close(self) -> None:
         """Stop the proxy and close all that belongs to it. More calls do nothing."""
-        self._resolvers.clear()
+        self._resolvers = ()
         super().close()
 
     def _begin(self, here: runtime.Runtime) -> None:
@@ -170,74 +163,6 @@ class Connection(Lifetime, ImpairableConnection, Observed, Counted):
 
         self._call(remove)
 
-    def serve_udp(self, address: str, port: int, handler: Callable[[bytes, tuple[str, int]], bytes | None]) -> Service:
-        """Answer the guest's datagrams to an address and port with a function; no socket of the host takes part.
-
-        Calls run in greenlets of the proxy's hub, up to 1000 at once. A function that waits must wait as gevent does
-        (`gevent.sleep`, not `time.sleep`). An error that it raises is logged and kept (`handler_errors`).
-
-        :param address: a unicast address, which need not exist; IPv4 or IPv6.
-        :param port: 1 to 65535.
-        :param handler: called with the datagram, and address and port of the guest; returns the answer, None for none.
-        :return: the service, which ends with its `close`, with a ``with`` statement or with this connection.
-        :raises ConfigurationError: if nothing can answer there, or something does already.
-        """
-        from gpasst.api.services import serve_udp
-
-        proxy = self._opened()
-        assert self._runtime is not None
-        return serve_udp(self._runtime, proxy, address, port, handler)
-
-    def serve_tcp(
-        self, address: str, port: int, handler: Callable[[socket.socket, tuple[str, int]], object]
-    ) -> Service:
-        """Accept the guest's connections to an address and port with a function; no socket is in the host's network.
-
-        Calls run in greenlets as with `serve_udp`. The stream is closed when the function returns, and reset if it
-        raises an error.
-
-        :param address: a unicast address, which need not exist; IPv4 or IPv6.
-        :param port: 1 to 65535.
-        :param handler: called with a connected socket of `gevent.socket`, and address and port of the guest.
-        :return: the service, as of `serve_udp`.
-        :raises ConfigurationError: if nothing can answer there, or something does already.
-        :raises PlatformError: if the machine allows no further namespace.
-        """
-        from gpasst.api.services import serve_tcp
-
-        proxy = self._opened()
-        assert self._runtime is not None
-        return serve_tcp(self._runtime, proxy, address, port, handler)
-
-    def dns(self, records: Records, *, address: str = "", delay: Delay = 0, truncate: Truncate = False) -> Resolver:
-        """Answer the guest's DNS queries by UDP and TCP; programs that are started from now on ask this resolver.
-
-        Programs of a namespace find it in a /etc/resolv.conf of their own; a virtual machine must be told its address.
-
-        :param records: values by name: ``"192.0.2.80"``, a list of addresses, one of the outcomes in `gpasst.dns` such
-            as ``"NXDOMAIN"``, or a type and its data such as ``"MX 10 mail.example.org"``. ``"*.example.org"`` stands
-            for all names below it, and ``"*"`` for all that nothing else fits, which do not exist without it.
-        :param address: the address that answers; empty for one that exists nowhere.
-        :param delay: time until each answer, in seconds or as text such as ``"20ms"``; or a function that returns that
-            for a `gpasst.dns.Query`.
-        :param truncate: whether answers by UDP are cut short; or such a function.
-        :return: the resolver, which ends with its `close`, with a ``with`` statement or with this connection.
-        :raises ConfigurationError: for records that make no sense, or an address where nothing can answer or something
-            does.
-        :raises PlatformError: if dnspython is not installed, or the machine allows no further namespace.
-        """
-        from gpasst.api.resolver import Resolver
-
-        serve_tcp = None if self.config.no_tcp else self.serve_tcp
-        resolver = Resolver(self.network, self.serve_udp, serve_tcp, records, address, delay, truncate)
-        self._resolvers = [*(other for other in self._resolvers if other.open), resolver]
-        return resolver
-
-    @property
-    def handler_errors(self) -> tuple[str, ...]:
-        """Text of the newest errors of the functions that serve, with their tracebacks, oldest first."""
-        return self._call(lambda proxy: proxy.handler_errors)
-
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the proxy has no guest any more: its namespace, or its only virtual machine, has ended.
 
@@ -247,11 +172,6 @@ class Connection(Lifetime, ImpairableConnection, Observed, Counted):
         :return: whether it has none.
         """
         return bool(self._call(lambda proxy: proxy.finished.wait(timeout)))
-
-    @property
-    def network(self) -> GuestNetwork:
-        """The guest's network."""
-        return self._opened().network
 
 
 def report(*notes: str) -> None:

@@ -256,7 +256,7 @@ class NetworkBase(Lifetime):
         if self._with_uplink:
             from gpasst.api.uplink import Uplink
 
-            self._uplink = Uplink(self._addresses, self._next_addresses, self.mtu, self._lan, here)
+            self._uplink = Uplink(self._addresses, self._next_addresses, self.mtu, self._lan, here, self.renamed)
             self._closing.callback(self._uplink.close)
 
     def close(self) -> None:

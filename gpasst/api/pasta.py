@@ -127,7 +127,7 @@ class Pasta(Inhabited, Connection):
         return self._namespace
 
     def _resolver_file(self) -> str:
-        return next((found.file for found in reversed(self._resolvers) if found.open), "")
+        return self._served_file()
 
 
 def _wait_busily(descriptor: int) -> None:

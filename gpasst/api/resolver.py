@@ -55,6 +55,7 @@ class Resolver(Handle):
         a query.
     :param truncate: whether answers by UDP are cut short, so that clients ask again by TCP; or a function that returns
         that for a query.
+    :param changed: called when it ends.
     :raises ConfigurationError: for records that make no sense, or an address where nothing can answer, or something
         does already.
     :raises PlatformError: if dnspython is not installed, or the machine allows no further namespace.
@@ -70,10 +71,12 @@ class Resolver(Handle):
         address: str,
         delay: Delay,
         truncate: Truncate,
+        changed: Callable[[], None],
     ) -> None:
         self._zone = Zone(records)
         self._delay = delay if callable(delay) else _seconds(delay)
         self._truncate = truncate
+        self._changed = changed
         self._number = 0
         self._queries: deque[Query] = deque(maxlen=QUERIES_KEPT)
         self.address = address or _address(network)
@@ -110,8 +113,10 @@ class Resolver(Handle):
 
     def close(self) -> None:
         """Answer no more; programs that are started from now on have the host's resolver. More calls do nothing."""
-        self._open = False
-        self._closing.close()
+        if self._open:
+            self._open = False
+            self._closing.close()
+            self._changed()
 
     def _datagram(self, data: bytes, peer: PeerName) -> bytes | None:
         return self._answer(data, "udp", peer)

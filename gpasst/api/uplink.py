@@ -14,9 +14,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from gpasst.api.connection import RESOLVER_FILE, read_text, report
+from gpasst.api.counted import Counted
 from gpasst.api.forwards import check_protocol
 from gpasst.api.handle import Handle
-from gpasst.api.opened import Opened
+from gpasst.api.serving import Serving
 from gpasst.config import Config, PortSide, parse_ports
 from gpasst.errors import ConfigurationError
 from gpasst.flow.network import build_network
@@ -76,7 +77,7 @@ class HostForward(Handle):
             self._uplink.remove_forward(self, added)
 
 
-class Uplink(Opened):
+class Uplink(Serving, Counted):
     """The uplink of a network, `Network.uplink`; `Network.link` takes it for the link of the gateway.
 
     :param plan: the addresses of the network.
@@ -84,6 +85,7 @@ class Uplink(Opened):
     :param mtu: of its links, in bytes.
     :param lan: the network's parts; the calling greenlet is of their hub.
     :param here: the runtime.
+    :param changed: called when programs in hosts have another resolver.
     :raises GpasstError: if the host's configuration cannot be read.
     :ivar name: of the gateway, where links are named.
     """
@@ -91,11 +93,20 @@ class Uplink(Opened):
     mode = "network"
     name = GATEWAY_NAME
 
-    def __init__(self, plan: Plan, allot: Callable[[], HostAddresses], mtu: int, lan: Lan, here: Runtime) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        allot: Callable[[], HostAddresses],
+        mtu: int,
+        lan: Lan,
+        here: Runtime,
+        changed: Callable[[], None],
+    ) -> None:
         self.config = Config(mtu=mtu)
         self._runtime = here
         self._proxy = None
         self._lan = lan
+        self._changed = changed
         self._next = allot
         self._forwards: set[HostForward] = set()
         self._leases = (plan.last - plan.first) // LEASES_SHARE
@@ -124,6 +135,7 @@ class Uplink(Opened):
         proxy, self._proxy = self._proxy, None
         port, self._port = self._port, None
         self._forwards.clear()
+        self._resolvers = ()
         if proxy is not None:
             proxy.close()
         if port is not None:
@@ -139,11 +151,16 @@ class Uplink(Opened):
     @property
     def resolver_file(self) -> str:
         """The text of /etc/resolv.conf for programs in hosts, empty where this machine has no resolver."""
+        if own := self._served_file():
+            return own
         families = [family for family in (self._network.ip4, self._network.ip6) if family]
         lines = [f"nameserver {text(address)}" for family in families for address in family.resolvers]
         if lines and self._network.search:
             lines.append(f"search {' '.join(self._network.search)}")
         return "".join(f"{line}\n" for line in lines)
+
+    def _resolver_changed(self) -> None:
+        self._changed()
 
     def place(self, addresses: HostAddresses, configured: bool) -> None:
         """Take note of a host's addresses.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -16,7 +18,7 @@ from gpasst.router.behaviour import Preset
 from gpasst.testing import assert_flat
 from tests.support.families import ANY, FAMILY, LOOPBACK
 from tests.support.lab import FAR, HOST, REMOTE, Remote, bound
-from tests.support.need import need
+from tests.support.need import need, need_module
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 
@@ -320,6 +322,38 @@ def test_a_host_may_ask_for_its_addresses_itself(lan: gpasst.Network, tmp_path: 
         host.run([need("rdisc6"), "-1", "-r", "5", "-w", "2000", host.interface], check=True, capture_output=True)
         assert "via fe80::1 " in shown("-6", "route", "show", "default")
         assert f"inet6 {lan.subnet6.partition('::')[0]}:" in shown("address", "show", "dev", host.interface)
+
+
+def test_functions_answer_hosts_for_addresses_that_exist_nowhere(lan: gpasst.Network, family: int) -> None:
+    address = {4: "192.0.2.80", 6: "2001:db8::80"}[family]
+
+    def greet(stream: socket.socket, host: tuple[str, int]) -> None:
+        stream.sendall(host[0].encode())
+
+    with (
+        lan.uplink.serve_udp(address, 9, lambda data, host: host[0].encode()),
+        lan.uplink.serve_tcp(address, 9, greet),
+    ):
+        for name in ("a", "b"):
+            own = (lan[name].ip4 if family == 4 else lan[name].ip6).encode()
+            with inside(lan[name], family) as client, inside(lan[name], family, socket.SOCK_STREAM) as stream:
+                client.sendto(b"?", (address, 9))
+                assert client.recv(100) == own
+                stream.connect((address, 9))
+                assert received(stream, len(own)) == own
+
+
+def test_a_resolver_of_the_uplink_is_that_of_all_hosts_while_it_is_open(lan: gpasst.Network) -> None:
+    need_module("dns")
+    look = 'import socket; print(socket.getaddrinfo("web.example", 80, type=1)[0][4][0])'
+    before = lan.resolver_file
+    program = lan["a"].popen(["sh", "-c", "read line; cat /etc/resolv.conf"], stdin=PIPE, stdout=PIPE, text=True)
+    with lan.uplink.dns({"web.example": "192.0.2.80"}) as resolver:
+        found = lan["b"].run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout
+        assert found == "192.0.2.80\n"
+        assert program.communicate("\n", DEADLINE)[0] == resolver.file
+        assert {query.peer[0] for query in resolver.queries} <= {lan["b"].ip4, lan["b"].ip6}
+    assert lan.resolver_file == before
 
 
 def test_parts_of_a_network_may_each_have_an_uplink(tmp_path: Path, family: int) -> None:
