@@ -36,7 +36,7 @@ Weather = str | Rule | Iterable[str | Rule]
 
 
 class Weathered(Protocol):
-    """Where rules act: the link of a proxy, or a part of a network."""
+    """Where rules act: the link of a proxy, or a section of a network."""
 
     def add(self, rule: Rule, seed: int) -> list[ActiveRule]:
         """Put a rule in force, behind those that are; return it once for each direction of each link."""

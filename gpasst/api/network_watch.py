@@ -9,7 +9,7 @@ from gpasst import runtime
 from gpasst.api.counted import Counted
 from gpasst.api.interface import Interface
 from gpasst.api.network_base import NetworkBase
-from gpasst.api.network_parts import Between, Link, Partition
+from gpasst.api.network_sections import Between, Link, Partition
 from gpasst.api.observed import Observer
 from gpasst.errors import ConfigurationError
 from gpasst.impair.facts import TO_GUEST

@@ -18,7 +18,7 @@ from gpasst.topology.records import Topology, WeatherPlan
 
 if TYPE_CHECKING:
     from gpasst.api.impairments import Impairment
-    from gpasst.api.network_parts import Partition
+    from gpasst.api.network_sections import Partition
 
 
 class Course:

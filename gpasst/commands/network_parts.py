@@ -19,7 +19,7 @@ from gpasst.topology.records import BETWEEN, PARTITION, HostPlan, NetworkPlan, R
 
 if TYPE_CHECKING:
     from gpasst.api.impairments import Impairment
-    from gpasst.api.network_parts import Partition
+    from gpasst.api.network_sections import Partition
     from gpasst.api.router import Router
 
 

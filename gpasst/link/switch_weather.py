@@ -211,7 +211,7 @@ class SwitchWeather:
                 self._switch.deliver(port, data, later=True)
 
 
-class Part:
+class Edges:
     """A link of a network, or what is between two hosts: where a rule acts in one or both directions.
 
     :param weather: the network's weather.

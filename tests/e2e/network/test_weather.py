@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 import gpasst
-from gpasst.api.network_parts import Partition
+from gpasst.api.network_sections import Partition
 from gpasst.weather import CLEAR, MOBILE_3G, PARTITION
 from tests.support.weather import await_hits
 

@@ -18,7 +18,7 @@ from gpasst.link import switch_weather
 from gpasst.link.edge import Means
 from gpasst.link.recorder import Recorder
 from gpasst.link.switch import Data, InnerPort
-from gpasst.link.switch_weather import Part, SwitchWeather, link_keys, pair_keys
+from gpasst.link.switch_weather import Edges, SwitchWeather, link_keys, pair_keys
 from gpasst.packet.segmentation import split
 from gpasst.switch.partition import Partition
 from gpasst.wire import VIRTIO_NET_BLANK
@@ -47,11 +47,11 @@ class Case(World):
         self.answered.append((kind, frame))
         return [frame[6:12] + frame[:6] + b"\x08\0answer"]
 
-    def link(self, name: str) -> Part:
-        return Part(self.weather, LINK, link_keys(name))
+    def link(self, name: str) -> Edges:
+        return Edges(self.weather, LINK, link_keys(name))
 
-    def pair(self, one: str, other: str) -> Part:
-        return Part(self.weather, LINK, pair_keys(one, other))
+    def pair(self, one: str, other: str) -> Edges:
+        return Edges(self.weather, LINK, pair_keys(one, other))
 
     def send(self, one: int = 0, other: int = 1, data: bytes | None = None) -> bytes:
         """Send a datagram from one port to another; return it."""
@@ -306,14 +306,14 @@ def test_a_schedule_changes_nothing_after_the_end(case: Case) -> None:
 
 
 def test_directions_of_a_rule_are_those_of_its_part(case: Case) -> None:
-    one_way = Part(case.weather, LINK, {TO_GUEST: ("", "a")})
+    one_way = Edges(case.weather, LINK, {TO_GUEST: ("", "a")})
     assert [rule.log.towards for rule in one_way.add(parse("loss 5%"), SEED)] == ["guest"]
     assert [rule.log.towards for rule in case.link("a").add(parse("loss 5%"), SEED)] == ["guest", "host"]
 
 
 ROUTES = [(one, other) for one in range(3) for other in range(3) if one != other]
 DELAYS = ["delay 3ms", "delay 8ms±4ms reorder 0%", "rate 1mbit", "udp nth every 2: delay 5ms", "reorder 50% gap 2"]
-PLACES: list[Callable[[Case], Part]] = [
+PLACES: list[Callable[[Case], Edges]] = [
     lambda case: case.link("a"),
     lambda case: case.link("b"),
     lambda case: case.pair("a", "b"),
@@ -336,7 +336,7 @@ steps = st.lists(
 def test_weather_that_only_delays_loses_and_doubles_nothing(taken: list[tuple[str, Any]]) -> None:
     """Whatever rules come and go, and whenever: each frame arrives once, at its receiver."""
     case = Case()
-    rules: list[tuple[Part, list[ActiveRule]]] = []
+    rules: list[tuple[Edges, list[ActiveRule]]] = []
     wanted: list[list[bytes]] = [[], [], []]
     for kind, value in taken:
         if kind in ("send", "superframe"):

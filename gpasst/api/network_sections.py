@@ -1,7 +1,7 @@
-"""Parts of a network that a test acts on: the link of a host, what is between two hosts, and partitions.
+"""Where a test acts in a network: the link of a host, what is between two hosts, and partitions.
 
-Theory of operation: a part is named by hosts, and is asked for anew at each call, on the hub. So it may be kept, while
-rules and captures come and go.
+Theory of operation: a section is named by hosts, and is asked for anew at each call, on the hub. So it may be kept
+while rules and captures come and go.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def load() -> None:
     importlib.import_module("gpasst.proxy.build_switch_weather")
 
 
-class Part(Impairable):
+class Section(Impairable):
     """Where rules act in a network.
 
     :param network: the network.
@@ -74,12 +74,12 @@ class Part(Impairable):
         return self._network.call_open(lambda lan: function(self._weathered(lan)))
 
     def _weathered(self, lan: Lan) -> Weathered:
-        from gpasst.link.switch_weather import Part as Edges
+        from gpasst.link.switch_weather import Edges
 
         return Edges(lan.weather(), *self._edges())
 
 
-class Link(Part, Observer):
+class Link(Section, Observer):
     """The link of a host: ``to="guest"`` is to the host, ``to="host"`` from it.
 
     :param network: the network.
@@ -154,7 +154,7 @@ class Between:
         return _Pair(self._network, self._ends, one_way).weather(schedule)
 
 
-class _Pair(Part):
+class _Pair(Section):
     """What is between two hosts, in one direction or in both."""
 
     def __init__(self, network: NetworkBase, ends: tuple[str, str], one_way: bool) -> None:
