@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -10,14 +12,22 @@ from gpasst.formats import IPV4, IPV6, UDP, VIRTIO_NET_CODEC
 from gpasst.linux import UDP_MAX_SEGMENTS
 from gpasst.packet import checksum
 from gpasst.packet.segmentation import split
+from gpasst.packet.superframe import complete, cut, shape
 from gpasst.udp.header import Header
 from tests.support.addresses import ip
 from tests.support.families import FAMILIES
+from tests.support.superframes import tcp_superframe, udp_superframe
 
 GUEST = {4: ip("192.0.2.2"), 6: ip("2001:db8::2")}
 SOURCE = {4: ip("198.51.100.9"), 6: ip("2001:db8:1::9")}
 ETHERNET_SIZE = 14
 VIRTIO_SIZE = VIRTIO_NET_CODEC.size
+
+
+class Make(Protocol):
+    """Makes a superframe."""
+
+    def __call__(self, family: int, payload: bytes, segment: int, *, identification: int) -> bytes: ...
 
 
 def superframe(family: int, payload: bytes, segment: int) -> bytes:
@@ -64,6 +74,24 @@ def test_every_segment_is_a_frame_of_its_own(family: int, segment: int, count: i
     assert all(len(piece) == segment for piece in pieces[:-1])
     assert 0 < len(pieces[-1]) <= segment
     assert {frame[:ETHERNET_SIZE] for frame in frames} == {frames[0][:ETHERNET_SIZE]}
+
+
+@FAMILIES
+@pytest.mark.parametrize("make", [udp_superframe, tcp_superframe])
+@given(
+    segment=st.integers(1, 300),
+    total=st.integers(1, 5000),
+    seed=st.binary(min_size=1, max_size=7),
+    identification=st.integers(0, 0xFFFF),
+)
+@example(segment=100, total=1000, seed=b"x", identification=0xFFFE)
+@example(segment=99, total=990, seed=b"\0", identification=0)
+def test_each_frame_is_a_segment_that_is_cut_alone(
+    family: int, make: Make, segment: int, total: int, seed: bytes, identification: int
+) -> None:
+    data = make(family, (seed * total)[:total], segment, identification=identification)
+    whole = shape(data)
+    assert list(split(data)) == [complete(cut(data, whole, number, number + 1), whole) for number in range(whole.count)]
 
 
 @FAMILIES
