@@ -53,9 +53,9 @@ class Load:
 
 LOADS = (
     *(Load("stream", mtu, choice=choice) for mtu in MTUS for choice in ("", "cubic")),
+    Load("ask"),  # before the kernel's queue is full of datagrams
     *(Load("datagrams", size=size) for size in (64, 1400)),
     Load("datagrams", size=1400, segments=40),
-    Load("ask"),
     *(Load("ask", flood=flood) for flood in FLOODS),
 )
 OPENING = tuple(f"network, opening {count} hosts" for count in COUNTS)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from gpasst.packet.segmentation import split
 from gpasst.packet.superframe import shape
 from gpasst.records import dataclass
-from gpasst.wire import VIRTIO_NET_BLANK
+from gpasst.wire import VIRTIO_NET_BLANK, VIRTIO_NET_CODEC
 
 if TYPE_CHECKING:
     # Needed where frames are looked at, which no start does.
@@ -18,6 +18,7 @@ SNAP_LENGTH: Final = 262144
 """Bytes of a frame that a capture file may hold: what libpcap writes by default, more than the largest frame has."""
 
 _VIRTIO = len(VIRTIO_NET_BLANK)
+_GSO_TYPE = VIRTIO_NET_CODEC.offset("gso_type")
 
 
 @dataclass(slots=True, eq=False)
@@ -45,7 +46,8 @@ class Record:
     @property
     def count(self) -> int:
         """How many frames it stands for."""
-        return 1 if self.data.startswith(VIRTIO_NET_BLANK) or len(self.data) < _VIRTIO else shape(self.data).count
+        data = self.data
+        return shape(data).count if len(data) >= _VIRTIO and data[_GSO_TYPE] else 1
 
     def single(self, frame: bytes) -> Record:
         """Return the record of one of its frames."""
