@@ -14,11 +14,13 @@ from gpasst.formats import (
     PROTOCOL_UDP,
     VIRTIO_NET_BLANK,
 )
+from gpasst.packet import checksum
 from gpasst.packet.build import ip_packet, with_checksum, wrap
 from gpasst.packet.frame import Frame
 from gpasst.packet.segmentation import split
 from gpasst.packet.superframe import VIRTIO
 from gpasst.router.behaviour import ENDPOINT_INDEPENDENT, Behaviour
+from gpasst.router.firewall import parse
 from gpasst.router.interface import INSIDE, OUTSIDE, Route
 from gpasst.services import arp
 from gpasst.tcp.header import Header as TcpHeader
@@ -109,6 +111,33 @@ def test_a_packet_without_hops_left_is_reported(behaviour: Behaviour, known: boo
     assert (frame.icmp.type, frame.icmp.code, frame.src, frame.dst) == (11, 0, ROUTER4[INSIDE], A)
     assert frame.data[42:] == packet, "it quotes the packet as it was sent"
     assert world.drops(Drop.HOP_LIMIT) == 1
+
+
+def test_options_of_ipv4_cross() -> None:
+    """Nothing reads them; the transport header stands behind them."""
+    world = World(NAT)
+    plain = ip_packet(ip(A), ip(S), PROTOCOL_UDP, datagram(A, 5000, S, 100))
+    header = bytearray(plain[:20] + b"\x01\x01\x01\x00")
+    header[0], header[3], header[10:12] = 0x46, len(plain) + 4, bytes(2)
+    header[10:12] = checksum.internet(header).to_bytes(2, "big")
+    for _ in range(2):
+        world.take(INSIDE, ROUTER_MAC[INSIDE] + mac_of(ip(A)) + b"\x08\x00" + header + plain[20:])
+        (frame,) = world.received[OUTSIDE]
+        world.received[OUTSIDE].clear()
+        assert checksum.ones_sum(frame.data[14:38]) == checksum.ONES
+        assert frame.data[34:38] == b"\x01\x01\x01\x00"
+        assert frame.data[38:] == datagram(OUT, 5000, S, 100)
+
+
+def test_extension_headers_of_ipv6_cross() -> None:
+    world = World(Behaviour(mapping=None, firewall=(parse("allow out udp 100"), parse("drop out"))))
+    for port, crosses in ((100, True), (101, False)):
+        packet = ip_packet(ip(A6), ip(S6), 60, b"\x11\0\1\4\0\0\0\0" + datagram(A6, 5000, S6, port))
+        world.take(INSIDE, ROUTER_MAC[INSIDE] + mac_of(ip(A6)) + b"\x86\xdd" + packet)
+        frame = world.last(OUTSIDE)
+        assert (frame is not None) is crosses
+        if frame is not None:
+            assert (frame.dport, frame.data[54:]) == (port, packet[40:])
 
 
 # --- Superframes --------------------------------------------------------------------------------------------
