@@ -45,6 +45,7 @@ _taken_lock = threading.Lock()
 class NetworkBase(Lifetime):
     """The base of `gpasst.api.network.Network`; the parameters are explained there.
 
+    :ivar unconfigured: MAC addresses of hosts that have to ask for their addresses.
     :ivar outside: the network beyond the router that is its gateway, None without one.
     """
 
@@ -83,6 +84,7 @@ class NetworkBase(Lifetime):
         self._with_uplink = uplink
         self._uplink: Uplink | None = None
         self.outside: NetworkBase | None = None
+        self.unconfigured: set[bytes] = set()
         self._addresses: Plan | None = None
         self._next = 0
         self._closing = ExitStack()
@@ -170,6 +172,8 @@ class NetworkBase(Lifetime):
         :raises ConfigurationError: if there are none left.
         """
         addresses = self._next_addresses()
+        if not configured:
+            self.unconfigured.add(addresses.mac)
         if self._uplink is not None:
             # One that has moved away may have had them.
             self._uplink.forget(addresses)
@@ -188,6 +192,7 @@ class NetworkBase(Lifetime):
 
     def take_back(self, addresses: HostAddresses) -> None:
         """Let another host have the addresses of one that has left, when there are no others any more."""
+        self.unconfigured.discard(addresses.mac)
         self._left.append(addresses)
 
     def forget(self, addresses: HostAddresses) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gpasst.api.member import Member
@@ -28,6 +27,7 @@ from gpasst.router.forwarding import Router as Forwarding
 from gpasst.router.interface import INSIDE, OUTSIDE, Interface, Routes
 from gpasst.router.interface import Route as Row
 from gpasst.router.record import NatMapping, mappings
+from gpasst.switch.plan import MAC_PREFIX
 
 if TYPE_CHECKING:
     from gpasst.api.network_base import NetworkBase
@@ -224,8 +224,8 @@ class Router(Member):
                     f"networks {inside.name} and {outside.name} have no address family in common",
                     "give both a subnet4, or both a subnet6",
                 )
-            self._closing.callback(self._on_both, self._disconnect)
-            self._on_both(partial(self._connect, families))
+            self._closing.callback(self._disconnect)
+            inside.call(lambda lan: outside.call(lambda other: self._connect(families, lan, other)))
             for network in self._networks:
                 self.reroute(network, network.routes, ())
             for family in families:
@@ -245,10 +245,6 @@ class Router(Member):
     def _left(self, network: NetworkBase) -> None:
         network.leave(self.name)
         network.renamed()
-
-    def _on_both(self, function: Callable[[Lan, Lan], None]) -> None:
-        """Call a function with the parts of both networks, on the hub."""
-        self.inside.call(lambda lan: self.outside.call(lambda other: function(lan, other)))
 
     def _connect(self, families: list[int], *lans: Lan) -> None:
         """Make the forwarder and its two ports, on the hub."""
@@ -276,6 +272,7 @@ class Router(Member):
             (sender(INSIDE), sender(OUTSIDE)),
             [lan.counters for lan in lans],
             self._chance,
+            self._advertises,
         )
         timers, clock = lans[INSIDE].timers, lans[INSIDE].clock.precise
 
@@ -301,15 +298,15 @@ class Router(Member):
         for side, lan in enumerate(lans):
             self._ports.append(lan.add_inner(self.name, interfaces[side].mac, taker(side)))
 
-    def _disconnect(self, *lans: Lan) -> None:
-        """Leave both switches, on the hub."""
+    def _disconnect(self) -> None:
+        """Leave both switches."""
         deadline, self._deadline = self._deadline, None
         if deadline is not None:
-            deadline.cancel()
+            self.inside.call_open(lambda _: deadline.cancel())
         ports, self._ports = self._ports, []
         self._forwarding = None
-        for lan, port in zip(lans, ports, strict=False):
-            lan.remove(port)
+        for network, port in zip(self._networks, ports, strict=False):
+            _remove(network, port)
 
     def _announce(self, prefix: str, family: int) -> None:
         """Let the outside have a route to a prefix inside, unless it is translated."""
@@ -336,6 +333,10 @@ class Router(Member):
             forwarding.forget()
 
         self.inside.call(work)
+
+    def _advertises(self, mac: bytes) -> bool:
+        """Return whether an inside host gets router advertisements, which would change one that is configured."""
+        return mac in self.inside.unconfigured or not mac.startswith(MAC_PREFIX)
 
     def _chance(self, below: int) -> int:
         self._drawn += 1
@@ -370,6 +371,10 @@ def _rules(firewall: Iterable[str] | None) -> tuple[Any, ...] | None:
     if isinstance(firewall, str):
         raise ConfigurationError(f"firewall {firewall!r} is one text", f"pass a list of rules: [{firewall!r}]")
     return None if firewall is None else tuple(map(parse, firewall))
+
+
+def _remove(network: NetworkBase, port: Port) -> None:
+    network.call_open(lambda lan: lan.remove(port))
 
 
 def _address(own: HostAddresses, family: int) -> str:

@@ -70,7 +70,7 @@ def discovery(interface: Interface, packet: Packet, advertises: bool) -> tuple[L
 
     :param interface: where it came in.
     :param packet: an ICMPv6 packet of one of `gpasst.services.ndp.TYPES`.
-    :param advertises: whether the router is the default router of that network.
+    :param advertises: whether a router solicitation is answered.
     :raises PacketError: `Drop.MALFORMED_NDP`.
     """
     payload, kind = bytes(packet.payload), packet.payload[0]

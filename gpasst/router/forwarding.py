@@ -80,6 +80,7 @@ class Router:
     :param send: what takes the frames that leave inside, and outside, from their virtio-net header on.
     :param counters: where drops are counted of what came in inside, and outside.
     :param chance: returns a number from 0 to below its argument.
+    :param advertises: returns whether an inside host gets router advertisements, by its MAC address.
     :ivar policy: what decides.
     """
 
@@ -91,10 +92,12 @@ class Router:
         send: Sequence[Callable[[Buffer], None]],
         counters: Sequence[Counters],
         chance: Callable[[int], int],
+        advertises: Callable[[bytes], bool],
     ) -> None:
         self._ways: dict[Key, Way] = {}
         self._interfaces = interfaces
         self._send = send
+        self._advertises = advertises
         self._counters = counters
         self._broadcasts = {interface.broadcast for interface in interfaces}
         self._neighbours = tuple(
@@ -182,7 +185,8 @@ class Router:
             # Kernels greet the groups of a family whatever addresses they have.
             raise PacketError(Drop.NOT_FORWARDED if found.data[VIRTIO] & _GROUP else Drop.FAMILY_DISABLED)
         if packet.protocol == PROTOCOL_ICMPV6 and found.kind in ndp.TYPES:
-            learned, reply = answers.discovery(self._interfaces[side], packet, side == INSIDE)
+            advertises = side == INSIDE and self._advertises(bytes(data[_SOURCE_MAC]))
+            learned, reply = answers.discovery(self._interfaces[side], packet, advertises)
             self._learn(side, learned, reply, now)
             return
         self._check(found)

@@ -62,6 +62,7 @@ class World:
     :ivar now: the time; a test lets it pass.
     :ivar received: frames that arrived on each side, without those of address resolution.
     :ivar raw: the same, as they crossed.
+    :ivar asking: MAC addresses of hosts that get router advertisements.
     :ivar asked: requests of the router's that had no answer.
     """
 
@@ -71,6 +72,7 @@ class World:
         self.received: tuple[list[Frame], list[Frame]] = ([], [])
         self.raw: tuple[list[bytes], list[bytes]] = ([], [])
         self.asked: list[bytes] = []
+        self.asking: set[bytes] = set()
         self.routes = Routes()
         for side in (INSIDE, OUTSIDE):
             self.routes.add(Route(PREFIX4[side], side))
@@ -87,8 +89,9 @@ class World:
         ]
         sends = [self._sender(side) for side in (INSIDE, OUTSIDE)]
         self.chosen: list[int] = []
+        ends = interfaces[INSIDE], interfaces[OUTSIDE]
         self.router = Router(
-            behaviour, (interfaces[0], interfaces[1]), self.routes, sends, 2 * [self.counters], self._chance
+            behaviour, ends, self.routes, sends, 2 * [self.counters], self._chance, self.asking.__contains__
         )
 
     def _chance(self, below: int) -> int:

@@ -299,12 +299,15 @@ def test_a_port_of_the_router_is_closed() -> None:
     assert frame.flags == "rst,ack"
 
 
-def test_the_router_advertises_its_prefix_inside_alone() -> None:
+def test_the_router_advertises_its_prefix_to_inside_hosts_that_ask() -> None:
     world = World(PLAIN)
     solicitation = with_checksum(
         NDP_ROUTER_SOLICITATION_CODEC.pack(type=133), 2, ip("fe80::9"), ip("ff02::2"), PROTOCOL_ICMPV6
     )
     frame = wrap(bytes.fromhex("333300000002"), mac_of(ip(A)), ip("fe80::9"), ip("ff02::2"), 58, solicitation)
+    world.take(INSIDE, frame)
+    assert world.last(INSIDE) is None, "one that is configured would have a second default route"
+    world.asking.add(mac_of(ip(A)))
     world.take(OUTSIDE, frame)
     assert world.last(OUTSIDE) is None
     world.take(INSIDE, frame)
