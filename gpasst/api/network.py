@@ -65,8 +65,8 @@ class Network(NetworkWatch):
 
         :param name: of the host, by which the others find it (/etc/hosts).
         :param forwarding: let its kernel forward packets between its networks.
-        :param configured: give it its addresses and routes; otherwise it has to ask the gateway of an uplink, by DHCP,
-            DHCPv6 or router solicitation.
+        :param configured: give it its addresses and routes; otherwise it has to ask the gateway, an uplink or a
+            router, by DHCP, DHCPv6 (of an uplink) or router solicitation.
         :return: the host, which ends with its `close`, with a ``with`` statement or with this network.
         :raises ConfigurationError: if the name is none, or taken; or the network has no address left.
         :raises PlatformError: if a permission or a limit is in the way.

@@ -26,6 +26,7 @@ from gpasst.router.firewall import parse
 from gpasst.router.forwarding import Router as Forwarding
 from gpasst.router.interface import INSIDE, OUTSIDE, Interface, Routes
 from gpasst.router.interface import Route as Row
+from gpasst.router.lease import Lease
 from gpasst.router.record import NatMapping, mappings
 from gpasst.switch.plan import MAC_PREFIX
 
@@ -272,7 +273,7 @@ class Router(Member):
             (sender(INSIDE), sender(OUTSIDE)),
             [lan.counters for lan in lans],
             self._chance,
-            self._advertises,
+            self._lease,
         )
         timers, clock = lans[INSIDE].timers, lans[INSIDE].clock.precise
 
@@ -334,9 +335,16 @@ class Router(Member):
 
         self.inside.call(work)
 
-    def _advertises(self, mac: bytes) -> bool:
-        """Return whether an inside host gets router advertisements, which would change one that is configured."""
-        return mac in self.inside.unconfigured or not mac.startswith(MAC_PREFIX)
+    def _lease(self, mac: bytes) -> Lease | None:
+        """Return what an inside host gets that asks for its addresses, None for one that is configured."""
+        inside = self.inside
+        if mac not in inside.unconfigured:
+            return None if mac.startswith(MAC_PREFIX) else Lease()
+        lines = map(str.split, inside.resolver_file.splitlines())
+        resolvers = (ipaddress.ip_address(line[1]) for line in lines if line[:1] == ["nameserver"])
+        # The MAC address was made of it, see `gpasst.switch.plan`.
+        address = mac[len(MAC_PREFIX) :] if inside.subnet4 else None
+        return Lease(address, tuple(resolver.packed for resolver in resolvers if resolver.version == V4))
 
     def _chance(self, below: int) -> int:
         self._drawn += 1

@@ -29,6 +29,7 @@ from gpasst.errors import PacketError
 from gpasst.packet import icmp_error
 from gpasst.packet.address import UNSPECIFIED, V4, V6, is_link_local, is_loopback
 from gpasst.packet.build import ip_packet
+from gpasst.packet.dhcp_wire import DHCP_CLIENT_PORT, DHCP_SERVER_PORT
 from gpasst.packet.icmp_error import CLOSED_PORT, Problem, too_big
 from gpasst.packet.reassembly import Reassembly
 from gpasst.packet.refusal import NO_HOST
@@ -38,6 +39,7 @@ from gpasst.router import answers
 from gpasst.router.behaviour import Behaviour
 from gpasst.router.fragments import fragments
 from gpasst.router.interface import INSIDE, OUTSIDE, Interface, Routes
+from gpasst.router.lease import Lease, answer
 from gpasst.router.neighbours import Neighbours
 from gpasst.router.patch import ETHERNET, HOP_LIMIT6, hop4
 from gpasst.router.policy import Path, Policy, Refused
@@ -60,6 +62,7 @@ from gpasst.wire import (
     VIRTIO_NET_BLANK,
 )
 
+_DHCP: Final = (DHCP_CLIENT_PORT, DHCP_SERVER_PORT)
 WAYS_LIMIT: Final = 65536  # then all are forgotten; flows find theirs anew
 SCAN_SECONDS: Final = 1.0  # between looks at incomplete datagrams
 
@@ -80,7 +83,8 @@ class Router:
     :param send: what takes the frames that leave inside, and outside, from their virtio-net header on.
     :param counters: where drops are counted of what came in inside, and outside.
     :param chance: returns a number from 0 to below its argument.
-    :param advertises: returns whether an inside host gets router advertisements, by its MAC address.
+    :param lease: returns what an inside host of a MAC address gets that asks for its addresses; None for one that has
+        them, and would have others beside.
     :ivar policy: what decides.
     """
 
@@ -92,12 +96,12 @@ class Router:
         send: Sequence[Callable[[Buffer], None]],
         counters: Sequence[Counters],
         chance: Callable[[int], int],
-        advertises: Callable[[bytes], bool],
+        lease: Callable[[bytes], Lease | None],
     ) -> None:
         self._ways: dict[Key, Way] = {}
         self._interfaces = interfaces
         self._send = send
-        self._advertises = advertises
+        self._lease = lease
         self._counters = counters
         self._broadcasts = {interface.broadcast for interface in interfaces}
         self._neighbours = tuple(
@@ -185,9 +189,12 @@ class Router:
             # Kernels greet the groups of a family whatever addresses they have.
             raise PacketError(Drop.NOT_FORWARDED if found.data[VIRTIO] & _GROUP else Drop.FAMILY_DISABLED)
         if packet.protocol == PROTOCOL_ICMPV6 and found.kind in ndp.TYPES:
-            advertises = side == INSIDE and self._advertises(bytes(data[_SOURCE_MAC]))
+            advertises = side == INSIDE and self._lease(bytes(data[_SOURCE_MAC])) is not None
             learned, reply = answers.discovery(self._interfaces[side], packet, advertises)
             self._learn(side, learned, reply, now)
+            return
+        if side == INSIDE and (found.source_port, found.destination_port) == _DHCP and packet.family == V4:
+            self._serve(found)
             return
         self._check(found)
         if self._is_own(found):
@@ -213,6 +220,19 @@ class Router:
         if is_loopback(packet.source) or is_loopback(packet.destination):
             raise PacketError(Drop.LOOPBACK_ADDRESS)
 
+    def _serve(self, found: View) -> None:
+        """Answer a DHCP message.
+
+        :raises PacketError: if it has no answer.
+        """
+        mac, interface = bytes(found.data[_SOURCE_MAC]), self._interfaces[INSIDE]
+        lease = self._lease(mac)
+        if found.packet.protocol != PROTOCOL_UDP or lease is None or lease.address is None:
+            raise PacketError(Drop.SERVICE)
+        reply = answer(interface, lease, found.packet, mac)
+        if reply is not None:
+            self._send[INSIDE](VIRTIO_NET_BLANK + reply)
+
     def _is_own(self, found: View) -> bool:
         """Return whether a packet is for the router itself, and for no mapping of its NAT."""
         packet = found.packet
@@ -236,9 +256,9 @@ class Router:
             )
             self._send[side](VIRTIO_NET_BLANK + reply)
         elif packet.protocol == PROTOCOL_TCP:
-            answer = reset(packet, mac, interface.mac)
-            if answer is not None:
-                self._send[side](VIRTIO_NET_BLANK + answer)
+            refusal = reset(packet, mac, interface.mac)
+            if refusal is not None:
+                self._send[side](VIRTIO_NET_BLANK + refusal)
         elif packet.protocol == PROTOCOL_UDP:
             self._report(side, found, CLOSED_PORT[packet.family], packet.destination)
 

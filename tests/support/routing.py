@@ -30,6 +30,7 @@ from gpasst.packet.superframe import VIRTIO
 from gpasst.router.behaviour import Behaviour
 from gpasst.router.forwarding import Router
 from gpasst.router.interface import INSIDE, OUTSIDE, Interface, Route, Routes
+from gpasst.router.lease import Lease
 from gpasst.services import arp
 from tests.support.addresses import ip
 from tests.support.superframes import sound
@@ -62,7 +63,7 @@ class World:
     :ivar now: the time; a test lets it pass.
     :ivar received: frames that arrived on each side, without those of address resolution.
     :ivar raw: the same, as they crossed.
-    :ivar asking: MAC addresses of hosts that get router advertisements.
+    :ivar leases: what hosts get that ask for their addresses, by their MAC addresses.
     :ivar asked: requests of the router's that had no answer.
     """
 
@@ -72,7 +73,7 @@ class World:
         self.received: tuple[list[Frame], list[Frame]] = ([], [])
         self.raw: tuple[list[bytes], list[bytes]] = ([], [])
         self.asked: list[bytes] = []
-        self.asking: set[bytes] = set()
+        self.leases: dict[bytes, Lease] = {}
         self.routes = Routes()
         for side in (INSIDE, OUTSIDE):
             self.routes.add(Route(PREFIX4[side], side))
@@ -90,9 +91,7 @@ class World:
         sends = [self._sender(side) for side in (INSIDE, OUTSIDE)]
         self.chosen: list[int] = []
         ends = interfaces[INSIDE], interfaces[OUTSIDE]
-        self.router = Router(
-            behaviour, ends, self.routes, sends, 2 * [self.counters], self._chance, self.asking.__contains__
-        )
+        self.router = Router(behaviour, ends, self.routes, sends, 2 * [self.counters], self._chance, self.leases.get)
 
     def _chance(self, below: int) -> int:
         self.chosen.append(below)

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -256,6 +257,22 @@ def test_an_uplink_lies_beyond_a_router(lan: gpasst.Network) -> None:
             assert client.recv(100) == b"question"
         with pytest.raises(gpasst.ConfigurationError, match="network isp has a gateway already"):
             gpasst.Router("other", inside=isp, outside=lan)
+
+
+def test_a_host_may_ask_the_router_for_its_addresses(lan: gpasst.Network, wan: gpasst.Network, tmp_path: Path) -> None:
+    """As a machine that is plugged in, or a virtual one: DHCP, and autoconfiguration of IPv6."""
+    script = tmp_path / "script"
+    configure = 'ip address add "$ip/$mask" dev "$interface" && ip route add default via "$router"'
+    script.write_text(f'#!/bin/sh\n[ "$1" = bound ] || exit 0\n{configure}\n', encoding="utf-8")
+    script.chmod(0o755)
+    with gpasst.Router("home", inside=lan, outside=wan), lan.host("late", configured=False) as late:
+        command = [need("udhcpc"), "-f", "-q", "-n", "-t", "3", "-T", "1", "-s", str(script), "-i", late.interface]
+        late.run(command, check=True, capture_output=True, timeout=DEADLINE)
+        exchange(late, wan["server"])
+        advertised = late.run(
+            [need("rdisc6"), "-1", "-r", "5", "-w", "2000", late.interface], capture_output=True, text=True
+        )
+        assert lan.subnet6 in advertised.stdout
 
 
 def test_a_firewall_refuses_and_lets_through(lan: gpasst.Network, wan: gpasst.Network, family: int) -> None:

@@ -15,13 +15,16 @@ from gpasst.formats import (
     VIRTIO_NET_BLANK,
 )
 from gpasst.packet import checksum
-from gpasst.packet.build import ip_packet, with_checksum, wrap
+from gpasst.packet.address import BROADCAST_MAC
+from gpasst.packet.build import ip_packet, with_checksum, wrap, wrap_udp
+from gpasst.packet.dhcp_wire import DHCP_CODEC
 from gpasst.packet.frame import Frame
 from gpasst.packet.segmentation import split
 from gpasst.packet.superframe import VIRTIO
 from gpasst.router.behaviour import ENDPOINT_INDEPENDENT, Behaviour
 from gpasst.router.firewall import parse
 from gpasst.router.interface import INSIDE, OUTSIDE, Route
+from gpasst.router.lease import Lease
 from gpasst.services import arp
 from gpasst.tcp.header import Header as TcpHeader
 from gpasst.udp.header import Header as UdpHeader
@@ -307,7 +310,7 @@ def test_the_router_advertises_its_prefix_to_inside_hosts_that_ask() -> None:
     frame = wrap(bytes.fromhex("333300000002"), mac_of(ip(A)), ip("fe80::9"), ip("ff02::2"), 58, solicitation)
     world.take(INSIDE, frame)
     assert world.last(INSIDE) is None, "one that is configured would have a second default route"
-    world.asking.add(mac_of(ip(A)))
+    world.leases[mac_of(ip(A))] = Lease()
     world.take(OUTSIDE, frame)
     assert world.last(OUTSIDE) is None
     world.take(INSIDE, frame)
@@ -316,6 +319,32 @@ def test_the_router_advertises_its_prefix_to_inside_hosts_that_ask() -> None:
     assert answer.icmp is not None
     assert (answer.icmp.type, answer.src) == (134, "fe80::67:aff:fe4d:101")
     assert ip("fd77:0:0:1::") in answer.data
+
+
+def discover(world: World) -> Frame | None:
+    """Let an inside host without address ask for one."""
+    mac = mac_of(ip(A))
+    message = DHCP_CODEC.pack(operation=1, transaction=7, client_mac=mac.ljust(16, b"\0")) + bytes.fromhex(
+        "63825363 350101 ff"
+    )
+    ends = ip("0.0.0.0"), ip("255.255.255.255"), 68, 67
+    world.take(INSIDE, wrap_udp(BROADCAST_MAC, mac, *ends, message))
+    return world.last(INSIDE)
+
+
+def test_a_host_that_asks_has_its_address_by_dhcp() -> None:
+    world = World(NAT)
+    assert discover(world) is None
+    world.leases[mac_of(ip(A))] = Lease()
+    assert discover(world) is None
+    assert world.drops(Drop.SERVICE) == 2
+    world.leases[mac_of(ip(A))] = Lease(ip(A), (ip(S),))
+    offer = discover(world)
+    assert offer is not None
+    assert (offer.src, offer.sport, offer.dport) == (ROUTER4[INSIDE], 67, 68)
+    assert DHCP_CODEC.unpack_from(offer.payload)["yours"] == ip(A)
+    for option in (b"\x35\x01\x02", b"\x03\x04" + ip(ROUTER4[INSIDE]), b"\x06\x04" + ip(S)):
+        assert option in offer.payload
 
 
 @pytest.mark.parametrize("destination", ["224.0.0.251", "255.255.255.255", "10.77.1.255"])
