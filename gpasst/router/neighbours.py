@@ -132,11 +132,6 @@ class Neighbours:
         wanted = self._wanted.pop(address, None)
         return wanted.frames if wanted else []
 
-    def mac(self, address: bytes) -> bytes | None:
-        """Return the MAC address of a neighbour, None while it is unknown."""
-        entry = self._known.get(address)
-        return entry.header[: len(self._interface.mac)] if entry else None
-
     @property
     def due(self) -> float | None:
         """When `expire` has something to do, in seconds; None for never."""

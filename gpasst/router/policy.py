@@ -55,7 +55,6 @@ class Path:
     :ivar next_hop: 4 or 16 bytes.
     :ivar patch: its new addresses and ports, None for those that it has.
     :ivar session: its session, None without one.
-    :ivar table: the table of that.
     :ivar outward: whether it goes from inside to outside, as far as the session is concerned.
     :ivar data: the frame in its place, None for the frame itself.
     """
@@ -64,7 +63,6 @@ class Path:
     next_hop: bytes
     patch: Patch | None = None
     session: Session | None = None
-    table: Sessions | None = None
     outward: bool = True
     data: bytes | None = None
 
@@ -113,7 +111,8 @@ class Policy:
         if nat is not None and table is nat:
             return self._translated(side, view, now, nat)
         out, next_hop = self._route(view)
-        if table is None or out == side:
+        if table is None or out == side or view.later_fragment:
+            # The first fragment, without which the others are nothing, has the ports.
             return Path(out, next_hop)
         outward = side == INSIDE
         if self._is_error(view):
@@ -128,7 +127,7 @@ class Policy:
             self._ask(view, outward, view.packet.source, view.packet.destination, view.destination_port)
             session = table.open(key, None, now)
         table.refresh(session, outward, now, view.flags)
-        return Path(out, next_hop, None, session, table, outward)
+        return Path(out, next_hop, None, session, outward)
 
     def _translated(self, side: int, view: View, now: float, nat: Nat) -> Path:
         packet = view.packet
@@ -150,7 +149,7 @@ class Policy:
         if out == INSIDE:
             return Path(out, next_hop)
         session, new = self._outbound(view, now, nat)
-        return Path(out, next_hop, Patch(packet.protocol, _ends(view, True), new), session, nat)
+        return Path(out, next_hop, Patch(packet.protocol, _ends(view, True), new), session)
 
     def _outbound(self, view: View, now: float, nat: Nat) -> tuple[Session, Ends]:
         """Return the session of a packet from inside, and its ends as the outside sees them."""
@@ -175,7 +174,7 @@ class Policy:
         remote, remote_port, _, port = _ends(view, False)
         session, new = self._admitted(view, (remote, remote_port), port, now, nat)
         patch = Patch(packet.protocol, _written(view), _written(view, destination=new))
-        return Path(INSIDE, self._next_hop(new[0]), patch, session, nat, False)
+        return Path(INSIDE, self._next_hop(new[0]), patch, session, False)
 
     def _admitted(
         self, view: View, remote: tuple[bytes, int], port: int, now: float, nat: Nat

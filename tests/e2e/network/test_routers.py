@@ -106,9 +106,12 @@ def test_a_stream_crosses_in_superframes(lan: gpasst.Network, wan: gpasst.Networ
                         assert got == sent
 
 
-def test_large_datagrams_cross_in_fragments(lan: gpasst.Network, wan: gpasst.Network, family: int) -> None:
+@pytest.mark.parametrize("nat", [None, "HOME"])
+def test_large_datagrams_cross_in_fragments(
+    lan: gpasst.Network, wan: gpasst.Network, family: int, nat: str | None
+) -> None:
     a, server = lan["a"], wan["server"]
-    with gpasst.Router("home", inside=lan, outside=wan), server.socket(FAMILIES[family]) as receiver:
+    with gpasst.Router("home", inside=lan, outside=wan, nat=nat), server.socket(FAMILIES[family]) as receiver:
         receiver.settimeout(DEADLINE)
         receiver.bind((address(server, family), 0))
         with a.socket(FAMILIES[family]) as sender:
@@ -225,7 +228,11 @@ def test_rebinding_changes_the_port_of_a_running_program(lan: gpasst.Network, wa
 
 def test_mappings_end_in_time(lan: gpasst.Network, wan: gpasst.Network) -> None:
     with gpasst.Router("home", inside=lan, outside=wan, timeout=0.05) as home:
-        exchange(lan["a"], wan["server"])
+        with lan["a"].socket() as client, wan["server"].socket() as server:
+            server.settimeout(DEADLINE)
+            server.bind((wan["server"].ip4, 0))
+            client.sendto(b"", server.getsockname())
+            assert server.recvfrom(10)[1][0] == home.outside_ip4
         until(lambda: home.mappings() == (), "no mapping")
 
 
