@@ -46,9 +46,10 @@ class Trunks:
     :param hosts: returns its hosts.
     :param prefixes: those of the network, as text.
     :param common: addresses that each part of a network may have, such as that of its gateway, as text.
-    :param changed: called when there are other hosts in other parts than before.
+    :param renamed: called when there are other hosts in other parts than before.
     :ivar lan: as above.
     :ivar prefixes: as above.
+    :ivar renamed: as above.
     :ivar membership: which switches are behind which trunk.
     :ivar ends: all ends that are not closed.
     """
@@ -59,15 +60,15 @@ class Trunks:
         hosts: Callable[[], Roster],
         prefixes: tuple[str, ...],
         common: frozenset[str],
-        changed: Callable[[], None],
+        renamed: Callable[[], None],
     ) -> None:
         self.lan = lan
         self.membership: Membership[TrunkEnd] = Membership(os.urandom(COOKIE_BYTES))
         self.ends: list[TrunkEnd] = []
-        self._hosts = hosts
         self.prefixes = prefixes
+        self.renamed = renamed
+        self._hosts = hosts
         self._common = common
-        self._changed = changed
         self._announced: Roster = ()
         self._sides = 0
 
@@ -92,7 +93,7 @@ class Trunks:
         """Yield the cookies of all switches but those behind one end, with their hosts."""
         yield self.membership.cookie, self._hosts()
         for end in self.ends:
-            if end is not beside:
+            if end is not beside and end.up:
                 yield from end.rosters.items()
 
     def beyond(self) -> Roster:
@@ -104,10 +105,6 @@ class Trunks:
         for end in list(self.ends):
             if end is not source:
                 end.announce_hosts(cookie, roster)
-
-    def renamed(self) -> None:
-        """Take note that there are other hosts in other parts."""
-        self._changed()
 
     def collides(self, rosters: Iterable[Roster]) -> bool:
         """Return whether hosts have an address of this switch's hosts."""

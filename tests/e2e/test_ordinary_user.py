@@ -45,6 +45,8 @@ SUITES = (
     "network/test_changes.py",
     "network/test_files.py",
     "network/test_uplink.py",
+    "network/test_guests.py",
+    "network/test_trunks.py",
 )
 SUITE_SECONDS = 300
 # The first interpreter is started with root's rights still; what it starts is not.

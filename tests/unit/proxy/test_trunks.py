@@ -295,6 +295,17 @@ def connected(listener: TrunkListener, place: Place) -> Iterator[socket.socket]:
         yield sock
 
 
+def test_hosts_of_an_end_that_is_not_joined_yet_are_nobodys_news(parts: list[Part], place: Place) -> None:
+    with closing(parts[0].listen(place, SECRET)), socket.socket(socket.AF_UNIX) as sock:
+        greet(sock, place)
+        sock.send(framed_message(b"\x04" + bytes(COOKIE_BYTES) + b"early 10.0.0.50\n"))
+        with closing(side := parts[1].connect(place, SECRET)):
+            assert side.joined.wait(PATIENCE)
+            assert parts[1].found() == {"host0"}
+            sock.send(framed_message(b"\x03" + bytes(COOKIE_BYTES)))
+            until(lambda: parts[1].found() == {"host0", "early"})
+
+
 def greet(sock: socket.socket, place: Place) -> None:
     """Connect, and show the secret."""
     sock.connect(path_of(place))
