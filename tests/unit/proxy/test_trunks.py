@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -124,6 +124,10 @@ def until(condition: Callable[[], object]) -> None:
             gevent.sleep(0.001)
 
 
+def peers(sides: Iterable[TrunkConnector]) -> int:
+    return sum(side.peers for side in sides)
+
+
 def refused(side: TrunkConnector) -> Refusal | None:
     side.changed.wait(PATIENCE)
     assert not side.peers
@@ -185,6 +189,22 @@ def test_a_trunk_that_closes_a_loop_is_refused(parts: list[Part], tmp_path: Path
             until(lambda: parts[1].got and parts[2].got)
             assert parts[1].payloads() == parts[2].payloads() == [b"once"]
             assert parts[0].got == []
+
+
+def test_trunks_that_close_loops_all_at_once_leave_a_tree(parts: list[Part], tmp_path: Path) -> None:
+    """Each part connects to all others in the same moment, when nobody knows of a loop."""
+    places = [local(tmp_path / str(number)) for number in range(len(parts))]
+    listeners = [part.listen(place) for part, place in zip(parts, places, strict=True)]
+    sides = [part.connect(place) for part in parts for place in places]
+    with closing(*listeners, *sides):
+        until(lambda: all(part.members() == len(parts) for part in parts) and peers(sides) == len(parts) - 1)
+        for part in parts:
+            part.got.clear()
+        parts[0].send(b"once")
+        until(lambda: all(part.got for part in parts[1:]))
+        parts[0].send(b"again")
+        until(lambda: all(len(part.got) > 1 for part in parts[1:]))
+        assert [part.payloads() for part in parts] == [[], *[[b"once", b"again"]] * 3]
 
 
 def test_a_way_that_is_gone_makes_room_for_another(parts: list[Part], tmp_path: Path) -> None:
