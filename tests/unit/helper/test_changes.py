@@ -6,6 +6,7 @@ import os
 import select
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from gpasst.errors import ConfigurationError, PlatformError
 from gpasst.helper.client import Helper, Namespace, OpenRequest, Route
 from gpasst.helper.kept import LateError
 from tests.support.namespaces import CONFIGURED, PATIENCE, facts_inside, inside
-from tests.support.ready import until
+from tests.support.ready import stopped, until
 
 SECOND = OpenRequest(
     ifname="lan2",
@@ -159,9 +160,13 @@ def test_sockets_are_late_while_a_change_awaits_its_answer(host: Namespace) -> N
                 ask()
             except LateError as error:
                 refused.append(type(error))
+        asleep.close()
         select.select([descriptor], [], [], PATIENCE)
 
-    made = host.attach(SECOND, wait)
+    # Else the answer may be there before anybody waits for it.
+    with ExitStack() as asleep:
+        asleep.enter_context(stopped(host.pid))
+        made = host.attach(SECOND, wait)
     os.close(made.descriptor)
     assert set(refused) == {LateError}
     send(host, "10.1.2.99")
