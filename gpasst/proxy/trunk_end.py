@@ -73,9 +73,9 @@ class Trunks:
         self._sides = 0
 
     def name_side(self) -> str:
-        """Return a name for another side of a trunk."""
+        """Return a name for another side of a trunk, which is no host's."""
         self._sides += 1
-        return f"trunk{self._sides}"
+        return f"trunk#{self._sides}"
 
     def announce(self, ends: Iterable[TrunkEnd]) -> None:
         """Announce over some trunks which switches are behind this end."""

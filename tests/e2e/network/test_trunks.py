@@ -152,7 +152,7 @@ def test_a_trunk_has_weather_like_a_link(path: Path) -> None:
             with two.link(trunk).impair(loss=1.0) as rule:
                 client.send(b"lost")
                 until(lambda: rule.hits, "a loss")
-            with one.partition([a], ["trunk1-1"]) as partition:
+            with one.partition([a], ["trunk#1-1"]) as partition:
                 client.send(b"cut off")
                 until(lambda: partition.hits, "a partition")
             client.send(b"there")
@@ -160,11 +160,11 @@ def test_a_trunk_has_weather_like_a_link(path: Path) -> None:
         shown = [(frame.link, frame.payload, bool(frame.fate)) for frame in capture.frames]
         assert shown == [
             ("b", b"lost", False),
-            ("trunk1", b"lost", True),
+            ("trunk#1", b"lost", True),
             ("b", b"cut off", False),
-            ("trunk1", b"cut off", False),
+            ("trunk#1", b"cut off", False),
             ("b", b"there", False),
-            ("trunk1", b"there", False),
+            ("trunk#1", b"there", False),
         ]
 
 

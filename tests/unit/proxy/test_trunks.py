@@ -150,7 +150,7 @@ def test_the_side_that_listens_is_up_when_the_other_is(parts: list[Part], place:
     with closing(listener := one.listen(place), side := two.connect(place)):
         side.joined.wait(PATIENCE)
         assert (listener.peers, side.peers) == (1, 1)
-        assert (set(one.lan.switch.named), set(two.lan.switch.named)) == ({"host", "trunk1-1"}, {"host", "trunk1"})
+        assert (set(one.lan.switch.named), set(two.lan.switch.named)) == ({"host", "trunk#1-1"}, {"host", "trunk#1"})
 
 
 def test_several_parts_join_the_middle_of_a_star(parts: list[Part], place: Place) -> None:
