@@ -208,6 +208,7 @@ class Switch:
     def reset(self) -> None:
         """Look at the next frame of every pair of addresses again."""
         self._changes = self.table.changes
+        self.table.forget_relied()
         for port in self.ports:
             port.ways.clear()
 
@@ -265,6 +266,7 @@ class Switch:
                 if len(ways) >= WAYS_PER_PORT:
                     ways.clear()
                 ways[destination + sender] = target
+                table.rely(destination)
 
     def _direct(self, source: Port, target: Port) -> bool:
         """Return whether nobody has to see what passes between two ports."""

@@ -6,7 +6,7 @@ learned, and a frame to an address that is not known goes to every other port. T
 1. The addresses of a network's own hosts are *pinned* to their ports, so nobody else can take their frames.
 2. A learned address does not age. It moves when it is seen at another port, and ends with its port.
 3. The addresses that one port may have are limited, and its oldest makes room. So a host that invents addresses costs
-   itself alone.
+   itself alone: what goes on is looked at again only for an address that something was sent to.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ P = TypeVar("P", bound=Hashable)
 class Table(Generic[P]):
     """The addresses of one switch.
 
-    :ivar changes: grows whenever an address that was known leads elsewhere, or nowhere.
+    :ivar changes: grows whenever an address that somebody relies on leads elsewhere, or nowhere.
     """
 
     def __init__(self) -> None:
@@ -30,6 +30,7 @@ class Table(Generic[P]):
         self._ports: dict[bytes, P] = {}
         self._pinned: set[bytes] = set()
         self._learned: dict[P, dict[bytes, None]] = {}
+        self._relied: set[bytes] = set()
 
     def __len__(self) -> int:
         return len(self._ports)
@@ -60,12 +61,12 @@ class Table(Generic[P]):
             return False
         if known is not None:
             del self._learned[known][address]
-            self.changes += 1
+            self._changed(address)
         learned = self._learned.setdefault(port, {})
         if len(learned) >= LEARNED_PER_PORT:
             oldest = next(iter(learned))
             del learned[oldest], self._ports[oldest]
-            self.changes += 1
+            self._changed(oldest)
         learned[address] = None
         self._ports[address] = port
         return True
@@ -73,6 +74,17 @@ class Table(Generic[P]):
     def find(self, address: bytes) -> P | None:
         """Return the port that leads to an address, None if none is known."""
         return self._ports.get(address)
+
+    def rely(self, address: bytes) -> None:
+        """Let `changes` grow when an address leads elsewhere: somebody keeps what `find` has returned.
+
+        :param address: one that is known.
+        """
+        self._relied.add(address)
+
+    def forget_relied(self) -> None:
+        """Take note that nobody keeps anything any more."""
+        self._relied.clear()
 
     def remove(self, port: P) -> None:
         """Forget a port and its addresses."""
@@ -82,3 +94,7 @@ class Table(Generic[P]):
             self._pinned.discard(address)
         self._learned.pop(port, None)
         self.changes += 1
+
+    def _changed(self, address: bytes) -> None:
+        if address in self._relied:
+            self.changes += 1

@@ -20,6 +20,7 @@ from gpasst.linux import UDP_MAX_SEGMENTS_SENT
 from gpasst.packet.joining import joinable
 from gpasst.packet.segmentation import split
 from gpasst.packet.superframe import shape
+from gpasst.switch.table import LEARNED_PER_PORT
 from gpasst.udp.header import Header
 from tests.support.records import Kept
 from tests.support.switches import BROADCAST, World, frame, mac
@@ -70,6 +71,16 @@ def test_an_address_that_moves_is_followed() -> None:
     world.switch.forward(world.ports[1], frame(mac(0), mac(9)))
     world.switch.forward(world.ports[0], frame(mac(9), mac(0)))
     assert world.got() == [2, 1, 1]
+
+
+def test_a_host_that_invents_addresses_costs_nobody_a_way() -> None:
+    world = World()
+    world.switch.forward(world.ports[0], frame(mac(1), mac(0)))
+    ways = dict(world.ports[0].ways)
+    assert ways
+    for number in range(2 * LEARNED_PER_PORT):
+        world.switch.forward(world.ports[2], frame(mac(1), b"\x06" + number.to_bytes(5, "big")))
+    assert world.ports[0].ways == ways
 
 
 def test_nobody_takes_the_address_of_another_host() -> None:

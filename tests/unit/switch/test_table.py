@@ -25,6 +25,7 @@ def test_an_address_leads_to_the_port_it_was_seen_at() -> None:
 def test_an_address_moves_to_the_port_where_it_is_seen_next() -> None:
     table = Table[str]()
     table.learn(A, "one")
+    table.rely(A)
     assert table.learn(A, "two")
     assert table.find(A) == "two"
     assert table.changes == 1
@@ -62,10 +63,25 @@ def test_a_port_that_goes_takes_its_addresses_along() -> None:
 def test_a_port_that_invents_addresses_loses_its_own_oldest() -> None:
     table = Table[str]()
     table.learn(A, "other")
-    for number in range(LEARNED_PER_PORT + 1):
+    for number in range(LEARNED_PER_PORT):
         assert table.learn(address(number), "one")
+    table.rely(address(0))
+    assert table.learn(address(LEARNED_PER_PORT), "one")
     assert len(table) == LEARNED_PER_PORT + 1
     assert table.find(address(0)) is None
     assert table.find(address(1)) == "one"
     assert table.find(A) == "other"
     assert table.changes == 1
+
+
+def test_what_nobody_relies_on_changes_nothing() -> None:
+    table = Table[str]()
+    table.learn(A, "one")
+    table.rely(A)
+    table.forget_relied()
+    table.learn(A, "two")
+    table.learn(B, "two")
+    table.rely(A)
+    for number in range(2 * LEARNED_PER_PORT):
+        table.learn(address(number), "one")
+    assert not table.changes
