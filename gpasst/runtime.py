@@ -14,7 +14,8 @@ Who owns what:
 * All runtimes whose threads are in one network namespace share a helper process, which any number of threads may use at
   once. It is started at the first need, again if it has died, and ends with the last runtime that uses it.
 
-A process that was forked without exec makes runtimes and a helper of its own.
+A process that was forked without exec makes runtimes and a helper of its own. What the first process has opened is not
+reached from there: a thread that does not exist would be waited for, or the copy of a channel written to.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any, TypeVar
 
 import gevent
 
+from gpasst.errors import ConfigurationError
 from gpasst.helper.client import Helper
 from gpasst.hub import original, patched, wait_read
 
@@ -68,7 +70,12 @@ class Runtime:
         From another thread it runs in a greenlet of its own, which the caller's thread waits for.
 
         :raises BaseException: if `function` does.
+        :raises ConfigurationError: in a process that was forked since.
         """
+        if os.getpid() != self.pid:
+            raise ConfigurationError(
+                "this was opened before the process was forked", "open another one here, or use it in the first process"
+            )
         if _get_ident() == self._thread:
             return function()
         done = _allocate_lock()

@@ -110,6 +110,22 @@ assert os.waitpid(child, 0)[1] == 0
 assert first.alive and open_and_close() is first
 """
 
+FORKED_SINCE = """
+from gpasst import ConfigurationError
+here = runtime.current()
+first = open_and_close()
+child = os.fork()
+if child == 0:
+    try:
+        here.call(here.close_helper)
+    except ConfigurationError as error:
+        assert "forked" in error.message
+        os._exit(0)
+    os._exit(1)
+assert os.waitpid(child, 0)[1] == 0
+assert first.alive
+"""
+
 CLOSED = """
 here = runtime.current()
 first = open_and_close()
@@ -162,7 +178,7 @@ gevent.spawn(here_and_elsewhere).get()
 """
 
 
-@pytest.mark.parametrize("program", [SHARED, GONE_HUBS, REPLACED, MOVED, FORKED, CLOSED, FAILED, CROSSED])
+@pytest.mark.parametrize("program", [SHARED, GONE_HUBS, REPLACED, MOVED, FORKED, FORKED_SINCE, CLOSED, FAILED, CROSSED])
 @pytest.mark.parametrize("patched", ["", "from gevent import monkey; monkey.patch_all()"])
 def test_programs(program: str, patched: str) -> None:
     done = subprocess.run(
