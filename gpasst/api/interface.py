@@ -160,7 +160,7 @@ class Interface(Member):
         """Leave the network; return the descriptor of the device, which is the caller's now, -1 if there is none."""
         port, self._port = self._port, None
         if port is not None:
-            self.network.call(lambda lan: lan.remove(port))
+            self.network.call_open(lambda lan: lan.remove(port))
         if self._entered:
             self._entered = False
             self.network.leave(self.host.name)

@@ -315,7 +315,8 @@ class NetworkBase(Lifetime):
 
     def call_open(self, function: Callable[[Lan], T]) -> T | None:
         """Call `function` likewise, if the network is open."""
-        return self.call(function) if self._runtime is not None and self._lan is not None else None
+        here, lan = self._runtime, self._lan  # it may be closed by another thread meanwhile
+        return here.call(lambda: function(lan)) if here is not None and lan is not None else None
 
     def trunks(self, lan: Lan) -> Trunks:
         """Return what knows the trunks of this network; called on its hub."""

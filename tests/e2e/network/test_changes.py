@@ -428,3 +428,31 @@ def test_two_hundred_hosts() -> None:
             for host in (hosts[0], hosts[100]):
                 with udp(host) as client:
                     assert exchange(client, server) == host.ip4
+
+
+def test_a_network_may_be_closed_by_two_threads(lans: tuple[gpasst.Network, gpasst.Network]) -> None:
+    left, right = lans
+    host = left.host("a")
+    right.join(host)
+    other = left.host("b")
+    ending = other._end_programs
+
+    def end_programs() -> None:
+        # While this thread has begun to close it, another one does all that it finds.
+        for network in lans:
+            closer = threading.Thread(target=network.close, daemon=True)
+            closer.start()
+            closer.join(DEADLINE)
+            assert not closer.is_alive()
+        ending()
+
+    other._end_programs = end_programs  # type: ignore[method-assign]
+    left.close()
+    assert_closed(host)
+    assert_closed(other)
+
+
+def assert_closed(host: gpasst.Host) -> None:
+    with pytest.raises(gpasst.ConfigurationError, match="is not open"):
+        host.run(["true"])
+    assert host._namespace is None
