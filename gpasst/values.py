@@ -240,7 +240,8 @@ def is_interface_name(name: str) -> bool:
     (sysctl_dev_name_is_allowed).
     """
     return (
-        name.isprintable()
+        isinstance(name, str)
+        and name.isprintable()
         and name not in NO_NAMES
         and len(name.encode()) <= INTERFACE_NAME_LENGTH
         and not any(byte in NOT_IN_NAMES for byte in name.encode())
@@ -294,7 +295,7 @@ def check_host_name(value: str) -> None:
 
 def is_domain(name: str) -> bool:
     """Return whether `name` has a wire format, labels of 1 to 63 bytes (RFC 1035, section 3.1), and no blanks."""
-    if name.split() != [name]:
+    if not isinstance(name, str) or name.split() != [name]:
         return False
     try:
         return all(0 < length <= LABEL_MAXIMUM for length in _label_lengths(name))

@@ -45,6 +45,10 @@ class Guest(Forwarded):
     def __init__(self, network: NetworkBase, name: str, path: str | os.PathLike[str] | None) -> None:
         self.name = name
         self.ip4 = self.ip6 = self.mac = ""
+        if path is not None and not isinstance(path, str | os.PathLike):
+            raise ConfigurationError(
+                f"path {path!r} is not the path of a file", "name it as text, or by a pathlib.Path"
+            )
         self.path = "" if path is None else os.fspath(path)
         self._network = network
         self._folder = ""

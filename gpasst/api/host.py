@@ -28,6 +28,7 @@ from gpasst.api.forwarded import Forwarded
 from gpasst.api.host_files import HostFiles
 from gpasst.api.inhabited import Inhabited
 from gpasst.api.interface import Interface
+from gpasst.api.network_base import NetworkBase, check_network
 from gpasst.errors import ConfigurationError, PlatformError
 from gpasst.helper.channel import PeerEndedError
 from gpasst.helper.kept import Namespace
@@ -38,7 +39,6 @@ from gpasst.linux import IFNAMSIZ
 from gpasst.proxy.patience import patiently
 
 if TYPE_CHECKING:
-    from gpasst.api.network_base import NetworkBase
     from gpasst.helper.request import Route
 
 T = TypeVar("T")
@@ -295,6 +295,7 @@ class Host(Inhabited, Forwarded):
         :param leaving: the one that it has no longer then.
         :raises ConfigurationError: as of `move`.
         """
+        check_network(network)
         if network.here() is not self._runtime:
             raise ConfigurationError(
                 f"host {self.name} and network {network.name} are on different event loops", "open both in one thread"

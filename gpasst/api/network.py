@@ -12,7 +12,7 @@ from gpasst.api.host import Host
 from gpasst.api.interface import Interface
 from gpasst.api.network_base import MTU_DEFAULT
 from gpasst.api.network_watch import NetworkWatch
-from gpasst.errors import PlatformError
+from gpasst.errors import ConfigurationError, PlatformError
 from gpasst.values import check_timeout, shown
 
 if TYPE_CHECKING:
@@ -99,6 +99,8 @@ class Network(NetworkWatch):
         :raises ConfigurationError: if it is here already, or its name is taken; or the network has no address left.
         :raises PlatformError: if a limit is in the way.
         """
+        if not isinstance(host, Host):
+            raise ConfigurationError(f"{shown(host)} is no host", "pass what another network's host(...) has returned")
         return host.join(self)
 
     def __getitem__(self, name: str) -> Host:

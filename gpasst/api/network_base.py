@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from gpasst import runtime
 from gpasst.api.handle import Handle
+from gpasst.api.host_files import LOCAL_NAMES
 from gpasst.api.lifetime import Lifetime
 from gpasst.api.member import Member
 from gpasst.api.names import Names
@@ -64,8 +65,8 @@ class NetworkBase(Lifetime):
             check_interface(name)
         except ConfigurationError as error:
             raise ConfigurationError(f"network {shown(name)} {error.message}", error.remedy) from None
-        if not MTU_LOWEST <= mtu <= MTU_HIGHEST:
-            raise ConfigurationError(f"mtu {mtu}", f"give {MTU_LOWEST} to {MTU_HIGHEST} bytes")
+        if not isinstance(mtu, int) or not MTU_LOWEST <= mtu <= MTU_HIGHEST:
+            raise ConfigurationError(f"mtu {mtu!r}", f"give {MTU_LOWEST} to {MTU_HIGHEST} bytes")
         if mtu < IPV6_MIN_MTU:
             if subnet6:
                 raise ConfigurationError(
@@ -203,12 +204,14 @@ class NetworkBase(Lifetime):
     def enter(self, name: str, member: Handle) -> None:
         """Let something be a member.
 
-        :raises ConfigurationError: if the name is no host's name, or taken.
+        :raises ConfigurationError: if the name is no host's name, that of the loopback interface, or taken.
         """
         try:
             check_host_name(name)
         except ConfigurationError as error:
             raise ConfigurationError(f"host {shown(name)} {error.message}", error.remedy) from None
+        if name in LOCAL_NAMES:
+            raise ConfigurationError(f"host {name} has a name that each host has for itself", "choose another one")
         if self._ending:
             raise ConfigurationError(f"network {self.name} was closed meanwhile", "open hosts before that")
         if self._with_uplink and name == GATEWAY_NAME:
@@ -338,6 +341,15 @@ class NetworkBase(Lifetime):
         if self._trunks is not None:
             self._trunks.announce_hosts()
         self.names.show()
+
+
+def check_network(value: object) -> None:
+    """Check that a value is a network.
+
+    :raises ConfigurationError: if it is not.
+    """
+    if not isinstance(value, NetworkBase):
+        raise ConfigurationError(f"{shown(value)} is no network", "pass what gpasst.Network(...) has returned")
 
 
 def _take_number() -> int:

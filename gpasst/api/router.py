@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from gpasst.api.member import Member
+from gpasst.api.network_base import check_network
 from gpasst.api.routing import DEFAULT, prefix_of
 from gpasst.api.seed import default
 from gpasst.errors import ConfigurationError
@@ -117,6 +118,8 @@ class Router(Member):
         self.behaviour = replace(
             _behaviour(nat, filtering), **{key: value for key, value in changes.items() if value is not None}
         )
+        check_network(inside)
+        check_network(outside)
         chosen = next((number for number in (seed, inside.seed, outside.seed) if number is not None), None)
         self._numbers = Sequence(f"router {name}", default() if chosen is None else chosen, "ports")
         self._drawn = 0
@@ -378,6 +381,8 @@ def _behaviour(nat: str | Preset | None, filtering: str | None) -> Behaviour:
 def _rules(firewall: Iterable[str] | None) -> tuple[Any, ...] | None:
     if isinstance(firewall, str):
         raise ConfigurationError(f"firewall {firewall!r} is one text", f"pass a list of rules: [{firewall!r}]")
+    if firewall is not None and not isinstance(firewall, Iterable):
+        raise ConfigurationError(f"firewall {firewall!r} is no list of rules", "pass texts, as ['reject in']")
     return None if firewall is None else tuple(map(parse, firewall))
 
 

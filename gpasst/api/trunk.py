@@ -146,5 +146,7 @@ def _place(what: str, where: str | os.PathLike[str]) -> Place:
         found = socket.getaddrinfo(host.strip("[]") or LOOPBACK, int(port), type=socket.SOCK_STREAM)
     except OSError as error:
         raise ConfigurationError(f"{what} {shown(text)}: {error.strerror}", WRITTEN) from None
+    except UnicodeError:  # a label of the name is too long or empty
+        raise ConfigurationError(f"{what} {shown(text)} is no address", WRITTEN) from None
     addresses = tuple((family, address) for family, *_, address in found)
     return Place(addresses, written(host.strip("[]") or LOOPBACK, int(port)))

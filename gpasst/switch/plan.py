@@ -129,4 +129,8 @@ def _parsed(kind: type[N], name: str, text: str, family: int) -> N:
         raise ConfigurationError(f"{name} {text}: {error}", f"write it like {chosen(1)[family]}") from None
     if network.num_addresses < ADDRESSES_MINIMUM:
         raise ConfigurationError(f"{name} {text} has no room for hosts", f"write it like {chosen(1)[family]}")
+    first = network[GATEWAY]
+    special = first.is_multicast or first.is_loopback or (first.is_link_local and first.version == V6)
+    if special or not any(first.packed[:1] if first.version == V4 else first.packed[:2]):
+        raise ConfigurationError(f"{name} {text} has no addresses of hosts", f"write it like {chosen(1)[family]}")
     return network

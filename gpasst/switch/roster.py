@@ -34,7 +34,7 @@ def unpacked_roster(data: bytes) -> Roster:
     :raises ValueError: if it is none.
     """
     found = []
-    for line in data.decode("ascii").splitlines():
+    for line in data.decode().splitlines():
         name, *addresses = line.split(" ")
         if not is_host_name(name) or not 0 < len(addresses) <= _ADDRESSES_LIMIT:
             raise ValueError("no host")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from typing import Any, cast
 
 import pytest
 
@@ -107,10 +108,20 @@ def test_networks_are_apart() -> None:
 def test_what_makes_no_sense_is_refused_in_one_line(lan: gpasst.Network) -> None:
     for make, text in (
         (lambda: gpasst.Network("a/b"), "network a/b"),
+        (lambda: gpasst.Network(cast(Any, 5)), "network 5"),
         (lambda: gpasst.Network(mtu=10), "mtu 10"),
+        (lambda: gpasst.Network(mtu=cast(Any, "1500")), "mtu '1500'"),
         (lambda: gpasst.Network(subnet4="10.0.0.1/8", subnet6=""), "subnet4 10.0.0.1/8"),
         (lambda: lan.host("a"), "the name a is taken in network lan"),
         (lambda: lan.host("a b"), "host a b"),
+        (lambda: lan.host("localhost"), "host localhost"),
+        (lambda: lan.host(cast(Any, b"x")), "host b'x'"),
+        (lambda: lan.guest("vm", cast(Any, 5)), "path 5"),
+        (lambda: lan.join(cast(Any, lan)), "<network lan> is no host"),
+        (lambda: lan["a"].move(cast(Any, "lan")), "lan is no network"),
+        (lambda: gpasst.Router("r", inside=lan, outside=cast(Any, 5)), "5 is no network"),
+        (lambda: gpasst.Router("r", inside=lan, outside=lan, firewall=cast(Any, 5)), "firewall 5"),
+        (lambda: lan.trunk(listen="x" * 300 + ":0", secret="x"), "listen x"),
         (lambda: gpasst.Network("x").host("a"), "network x is not open"),
     ):
         with pytest.raises(gpasst.ConfigurationError) as caught:

@@ -20,6 +20,11 @@ def test_names_are_announced_as_they_are(roster: tuple[tuple[str, tuple[str, ...
     assert unpacked_roster(packed_roster(roster)) == roster
 
 
+def test_names_may_have_letters_of_any_language() -> None:
+    roster = (("münchen", ("10.1.2.3",)),)
+    assert unpacked_roster(packed_roster(roster)) == roster
+
+
 def test_as_many_names_as_fit_are_announced() -> None:
     roster = tuple((f"host{number}", ("10.1.2.3",)) for number in range(10_000))
     data = packed_roster(roster)
