@@ -131,8 +131,9 @@ class StreamPort(Port):
         self.left = True
         while moved < FRAMES_PER_STEP and (not moved or moved % FRAMES_PER_LOOK or self._clock() < deadline):
             frame = cut()
-            if frame is None:
-                self.left = False
+            if not frame:
+                # Behind a message there may be many more, and each may take as long as a step; it may have ended this.
+                self.left = frame is not None and self.stream.socket is not None
                 break
             moved += 1
             way = ways.get(bytes(frame[PAIR]))

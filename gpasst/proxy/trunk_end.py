@@ -35,6 +35,8 @@ from gpasst.switch.membership import COOKIE_BYTES, MEMBERS_LIMIT, Cookies, Membe
 from gpasst.switch.roster import Roster
 
 HANDSHAKE_SECONDS: Final = 5.0
+HOSTS_LIMIT: Final = 4096
+"""Hosts behind one trunk; the programs of all others find the names of all of them."""
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +142,7 @@ class TrunkEnd:
         self.up = self.closed = False
         self.refusal: TrunkRefused | None = None
         self.rosters: dict[bytes, Roster] = {}
+        self._hosts = 0  # in them
         self._trunks = trunks
         self._lan = lan
         self._changed = changed
@@ -214,14 +217,11 @@ class TrunkEnd:
         :raises LinkGone: if the other side has gone.
         """
         self._port.receive()
-        frame = self._cutter.cut()
-        if frame is None:
-            return
-        if not self.up:
-            # Frames of an end that has not been let in.
-            raise TrunkRefused(Refusal.PROTOCOL)
-        self._lan.switch.forward(self._port, frame)
-        self._port.left = True
+        while not self.up and (frame := self._cutter.cut()) is not None:
+            if frame:
+                # Frames of an end that has not been let in.
+                raise TrunkRefused(Refusal.PROTOCOL)
+        self._port.left = self.up
 
     def _message(self, message: bytes) -> None:
         """Take a message of the other end.
@@ -250,6 +250,7 @@ class TrunkEnd:
         if trunks.membership.closes_loop(self, cookies):
             raise TrunkRefused(Refusal.LOOP)
         self.rosters = {cookie: roster for cookie, roster in self.rosters.items() if cookie in cookies}
+        self._hosts = sum(map(len, self.rosters.values()))
         if trunks.collides(self.rosters.values()):
             raise TrunkRefused(Refusal.ADDRESSES)
         news = trunks.membership.put(self, cookies)
@@ -269,13 +270,14 @@ class TrunkEnd:
     def _take_hosts(self, cookie: bytes, roster: Roster) -> None:
         """Take note of the hosts of a switch behind the other end.
 
-        :raises TrunkRefused: if it is this one, or there are too many switches, or hosts with the same addresses.
+        :raises TrunkRefused: if it is this one; there are too many switches or hosts; or some have the same addresses.
         """
         trunks = self._trunks
+        self._hosts += len(roster) - len(self.rosters.get(cookie, ()))
         self.rosters[cookie] = roster
         if cookie == trunks.membership.cookie:
             raise TrunkRefused(Refusal.LOOP)
-        if len(self.rosters) > MEMBERS_LIMIT:
+        if len(self.rosters) > MEMBERS_LIMIT or self._hosts > HOSTS_LIMIT:
             raise TrunkRefused(Refusal.PROTOCOL)
         if self.up:
             if trunks.collides((roster,)):

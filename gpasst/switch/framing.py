@@ -28,6 +28,7 @@ MESSAGE_MAXIMUM = 1 << 16
 _MESSAGE = 1 << 31  # the bit of the length that marks a message
 _START = 16  # of the first frame in the buffer, so that there is room for a virtio-net header
 _BUFFER_BYTES = 1 << 18  # more than three of the largest frames
+_NOTHING = memoryview(b"")
 _length = struct.Struct(">I")
 
 
@@ -70,37 +71,39 @@ class Cutter:
     def cut(self) -> memoryview | None:
         """Return the next frame behind a blank virtio-net header, valid until the next call; None if there is none.
 
-        Messages before it have been passed on by then.
+        What is returned is empty if a message has been passed on instead, or what has an illegal length skipped: either
+        may be followed by many more, which the caller looks at in steps.
         """
-        while True:
-            at, left = self._at, self._end - self._at
-            if self._skip:
-                skipped = min(self._skip, left)
-                self._skip -= skipped
-                at = self._at = at + skipped
-                left -= skipped
-            if left < STREAM_LENGTH_BYTES:
-                break
-            (length,) = _length.unpack_from(self._buffer, at)
-            if FRAME_MINIMUM <= length <= FRAME_MAXIMUM:
-                if left < STREAM_LENGTH_BYTES + length:
-                    break
-                start = at - STREAM_LEAD_BYTES
-                self._at = at + STREAM_LENGTH_BYTES + length
-                self._buffer[start : start + len(VIRTIO_NET_BLANK)] = VIRTIO_NET_BLANK
-                return self._view[start : self._at]
-            size = length - _MESSAGE
-            if self._message is not None and 0 < size <= MESSAGE_MAXIMUM:
-                if left < STREAM_LENGTH_BYTES + size:
-                    break
-                self._at = at + STREAM_LENGTH_BYTES + size
-                self._message(bytes(self._view[at + STREAM_LENGTH_BYTES : self._at]))
-            else:
-                self._at = at + STREAM_LENGTH_BYTES
-                self._skip = length
-                self._illegal()
-        self._move(left)
-        return None
+        at, left = self._at, self._end - self._at
+        if self._skip:
+            skipped = min(self._skip, left)
+            self._skip -= skipped
+            at = self._at = at + skipped
+            left -= skipped
+        if left < STREAM_LENGTH_BYTES:
+            self._move(left)
+            return None
+        (length,) = _length.unpack_from(self._buffer, at)
+        if FRAME_MINIMUM <= length <= FRAME_MAXIMUM:
+            if left < STREAM_LENGTH_BYTES + length:
+                self._move(left)
+                return None
+            start = at - STREAM_LEAD_BYTES
+            self._at = at + STREAM_LENGTH_BYTES + length
+            self._buffer[start : start + len(VIRTIO_NET_BLANK)] = VIRTIO_NET_BLANK
+            return self._view[start : self._at]
+        size = length - _MESSAGE
+        if self._message is not None and 0 < size <= MESSAGE_MAXIMUM:
+            if left < STREAM_LENGTH_BYTES + size:
+                self._move(left)
+                return None
+            self._at = at + STREAM_LENGTH_BYTES + size
+            self._message(bytes(self._view[at + STREAM_LENGTH_BYTES : self._at]))
+        else:
+            self._at = at + STREAM_LENGTH_BYTES
+            self._skip = length
+            self._illegal()
+        return _NOTHING
 
     def _move(self, left: int) -> None:
         """Move the last `left` bytes, of a frame that is not whole, to the front of the buffer."""

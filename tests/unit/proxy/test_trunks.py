@@ -326,6 +326,23 @@ def test_hosts_of_an_end_that_is_not_joined_yet_are_nobodys_news(parts: list[Par
             until(lambda: parts[1].found() == {"host0", "early"})
 
 
+def test_an_end_with_more_hosts_than_there_may_be_is_refused(
+    parts: list[Part], place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trunk_end, "HOSTS_LIMIT", 3)
+    cookies = [bytes([number] * COOKIE_BYTES) for number in range(2)]
+    with closing(side := parts[0].listen(place, SECRET)), socket.socket(socket.AF_UNIX) as sock:
+        greet(sock, place)
+        for _ in range(2):
+            # The same hosts anew count once.
+            sock.send(framed_message(b"\x04" + cookies[0] + b"a 10.0.0.50\nb 10.0.0.51\n"))
+        sock.send(framed_message(b"\x03" + b"".join(cookies)))
+        until(lambda: parts[0].found() == {"a", "b"})
+        sock.send(framed_message(b"\x04" + cookies[1] + b"c 10.0.0.52\nd 10.0.0.53\n"))
+        assert rest(sock)
+        until(lambda: not side.peers and not parts[0].found())
+
+
 def greet(sock: socket.socket, place: Place) -> None:
     """Connect, and show the secret."""
     sock.connect(path_of(place))

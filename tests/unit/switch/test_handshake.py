@@ -31,7 +31,8 @@ def messages(data: bytes) -> list[bytes]:
     cutter = Cutter(found.append, lambda: pytest.fail("an illegal message"))
     cutter.room()[: len(data)] = data
     cutter.add(len(data))
-    assert cutter.cut() is None
+    while cutter.cut() is not None:
+        pass
     return found
 
 
