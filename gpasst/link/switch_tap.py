@@ -39,9 +39,9 @@ from gpasst.packet.joining import GSO_TYPE, HEADERS, RUN_BYTES, joinable, seal
 from gpasst.packet.segmentation import split
 from gpasst.wire import VIRTIO_NET_BLANK, VIRTIO_NET_HDR_GSO_UDP_L4
 
-FRAMES_PER_STEP: Final = 128
+FRAMES_PER_STEP: Final = 64
 FRAMES_PER_LOOK: Final = 8  # at the clock, but for frames that `Switch.forward` has seen
-STEP_SECONDS: Final = 0.00025  # so that an exchange of two others beside several floods has its turn in time
+STEP_SECONDS: Final = 0.00015  # so that an exchange of two others beside several floods has its turn in time
 SINGLE_STEPS: Final = 2  # steps with one frame each, after which the next is expected to have one, too
 SINGLE_CHECK: Final = 8  # of so many steps, one checks whether that still holds
 APART_FRAMES: Final = 32  # that are not expected to repeat, after two of different flows
