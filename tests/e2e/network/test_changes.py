@@ -19,12 +19,11 @@ import pytest
 import gpasst
 from gpasst.testing import assert_flat
 from gpasst.testing.flat import usage
+from tests.support.hosts import DEADLINE, FAMILIES
 from tests.support.need import need
 from tests.support.ready import until
 
 HOST_KIB = 300  # of memory for a host at most, the helper's part included
-DEADLINE = 10.0  # seconds; for what takes milliseconds
-FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 # Answers each name on its standard input with the addresses that it finds.
 RESOLVES = """

@@ -12,12 +12,12 @@ import pytest
 
 import gpasst
 from gpasst.testing import assert_flat
+from tests.support.hosts import DEADLINE
 from tests.support.ready import until
 from tests.support.scripted import Datagram, parse_udp, udp_packets
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 
-DEADLINE = 10.0  # seconds; for what takes milliseconds
 PORT = 7
 ARP = bytes.fromhex("0806 0001 0800 06 04")
 

@@ -10,10 +10,8 @@ import pytest
 
 import gpasst
 from gpasst.testing import assert_flat
+from tests.support.hosts import DEADLINE, FAMILIES, address, carried, connected
 from tests.support.need import need
-
-DEADLINE = 10.0  # seconds; for what takes milliseconds
-FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +19,6 @@ def lan() -> Iterator[gpasst.Network]:
     with gpasst.Network("lan") as network:
         network.hosts("a", "b", "c")
         yield network
-
-
-def address(host: gpasst.Host, family: int) -> str:
-    return host.ip4 if family == 4 else host.ip6
 
 
 def test_hosts_ping_each_other(lan: gpasst.Network, family: int) -> None:
@@ -64,21 +58,8 @@ def test_bursts_of_datagrams_arrive_whole_and_in_order(lan: gpasst.Network, fami
 
 def test_a_stream_crosses_whole(lan: gpasst.Network, family: int) -> None:
     sent = bytes(range(256)) * 4096
-    with lan["a"].socket(FAMILIES[family], socket.SOCK_STREAM) as listener:
-        listener.bind((address(lan["a"], family), 0))
-        listener.listen()
-        with lan["b"].socket(FAMILIES[family], socket.SOCK_STREAM) as client:
-            client.settimeout(DEADLINE)
-            client.connect(listener.getsockname()[:2])
-            accepted, _ = listener.accept()
-            with accepted:
-                accepted.settimeout(DEADLINE)
-                got = bytearray()
-                for at in range(0, len(sent), 1 << 16):
-                    client.sendall(sent[at : at + (1 << 16)])
-                    while len(got) < at + (1 << 16):
-                        got += accepted.recv(1 << 16)
-    assert got == sent
+    with connected(lan["b"], lan["a"], family) as (client, accepted):
+        assert carried(sent, client, accepted) == sent
 
 
 def test_a_group_hears_what_one_host_says(lan: gpasst.Network) -> None:

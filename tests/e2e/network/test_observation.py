@@ -11,8 +11,8 @@ import pytest
 
 import gpasst
 from tests.support.captures import dissected, packets, records
+from tests.support.hosts import DEADLINE
 
-DEADLINE = 10.0  # seconds; for what takes milliseconds
 PORT = 4000
 
 

@@ -15,12 +15,11 @@ import pytest
 import gpasst
 from gpasst.router.behaviour import DEPENDENCES
 from gpasst.testing import assert_flat
+from tests.support.hosts import DEADLINE, FAMILIES, address, carried, connected
 from tests.support.need import need
 from tests.support.ready import until
 
-DEADLINE = 10.0  # seconds; for what takes milliseconds
 DISCOVERY_SECONDS = 60.0  # an answer that is filtered costs the client three
-FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 SECOND = "198.51.100.200"  # of the STUN server, which needs two addresses to see what depends on them (RFC 5780)
 BYTES = 4 << 20
 
@@ -37,10 +36,6 @@ def _lan(wan: gpasst.Network) -> Iterator[gpasst.Network]:
     with gpasst.Network("lan") as network:
         network.host("a")
         yield network
-
-
-def address(host: gpasst.Host, family: int) -> str:
-    return host.ip4 if family == 4 else host.ip6
 
 
 def exchange(inside: gpasst.Host, outside: gpasst.Host, family: int = 4) -> tuple[str, int]:
@@ -88,22 +83,9 @@ def test_a_stream_crosses_in_superframes(lan: gpasst.Network, wan: gpasst.Networ
     sent = bytes(range(256)) * (BYTES // 256)
     a, server = lan["a"], wan["server"]
     with gpasst.Router("home", inside=lan, outside=wan, port_preservation=False):
-        with server.socket(FAMILIES[family], socket.SOCK_STREAM) as listener:
-            listener.bind((address(server, family), 0))
-            listener.listen()
-            with a.socket(FAMILIES[family], socket.SOCK_STREAM) as client:
-                client.settimeout(DEADLINE)
-                client.connect(listener.getsockname()[:2])
-                accepted, _ = listener.accept()
-                with accepted:
-                    accepted.settimeout(DEADLINE)
-                    for source, sink in ((client, accepted), (accepted, client)):
-                        got = bytearray()
-                        for at in range(0, len(sent), 1 << 18):
-                            source.sendall(sent[at : at + (1 << 18)])
-                            while len(got) < at + (1 << 18):
-                                got += sink.recv(1 << 18)
-                        assert got == sent
+        with connected(a, server, family) as (client, accepted):
+            for source, sink in ((client, accepted), (accepted, client)):
+                assert carried(sent, source, sink) == sent
 
 
 @pytest.mark.parametrize("nat", [None, "HOME"])

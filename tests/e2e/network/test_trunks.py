@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,13 +13,12 @@ import pytest
 
 import gpasst
 from gpasst.testing import assert_flat
+from tests.support.hosts import DEADLINE, address, carried, connected
 from tests.support.need import need
 from tests.support.ready import until
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 
-DEADLINE = 10.0  # seconds; for what takes milliseconds
-FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 SECRET = "of both"
 OTHER_PROCESS = """
 import sys, gpasst
@@ -49,10 +47,6 @@ def pair(path: Path) -> Iterator[tuple[gpasst.Host, gpasst.Host]]:
         one.trunk(listen=path)
         two.trunk(connect=path)
         yield hosts
-
-
-def address(host: gpasst.Host, family: int) -> str:
-    return host.ip4 if family == 4 else host.ip6
 
 
 def test_parts_have_addresses_of_their_own(pair: tuple[gpasst.Host, gpasst.Host]) -> None:
@@ -112,21 +106,8 @@ def test_hosts_of_two_parts_ping_each_other(pair: tuple[gpasst.Host, gpasst.Host
 def test_a_stream_crosses_a_trunk_whole(pair: tuple[gpasst.Host, gpasst.Host], family: int) -> None:
     a, b = pair
     sent = bytes(range(256)) * 8192
-    with a.socket(FAMILIES[family], socket.SOCK_STREAM) as listener:
-        listener.bind((address(a, family), 0))
-        listener.listen()
-        with b.socket(FAMILIES[family], socket.SOCK_STREAM) as client:
-            client.settimeout(DEADLINE)
-            client.connect(listener.getsockname()[:2])
-            accepted, _ = listener.accept()
-            with accepted:
-                accepted.settimeout(DEADLINE)
-                got = bytearray()
-                for at in range(0, len(sent), 1 << 16):
-                    client.sendall(sent[at : at + (1 << 16)])
-                    while len(got) < at + (1 << 16):
-                        got += accepted.recv(1 << 16)
-    assert got == sent
+    with connected(b, a, family) as (client, accepted):
+        assert carried(sent, client, accepted) == sent
 
 
 def test_a_trunk_over_tcp_listens_on_loopback() -> None:

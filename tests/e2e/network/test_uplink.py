@@ -18,12 +18,12 @@ from gpasst.flow.record import Forward
 from gpasst.router.behaviour import Preset
 from gpasst.testing import assert_flat
 from tests.support.families import ANY, FAMILY, LOOPBACK
+from tests.support.hosts import DEADLINE
 from tests.support.lab import FAR, HOST, REMOTE, Remote, bound
 from tests.support.need import need, need_module
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 
-DEADLINE = 10.0  # seconds; for what takes milliseconds
 PORT = 5555
 PIECE = 1 << 16
 CLOSED = 9  # of the remote machine

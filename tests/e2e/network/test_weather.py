@@ -12,11 +12,11 @@ import pytest
 import gpasst
 from gpasst.api.network_sections import Partition
 from gpasst.weather import CLEAR, MOBILE_3G, PARTITION
+from tests.support.hosts import DEADLINE, carried, connected
 from tests.support.weather import await_hits
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 
-DEADLINE = 10.0  # seconds; for what takes milliseconds
 DELAY = 0.03
 COUNT = 40  # datagrams that meet chance
 
@@ -110,22 +110,10 @@ def await_partition(partition: Partition, hits: int) -> None:
 def test_a_stream_survives_loss_and_reordering(lan: gpasst.Network) -> None:
     """Superframes of TCP are cut where the fates of their segments differ."""
     sent = bytes(range(256)) * 2048
-    with lan["a"].socket(type=socket.SOCK_STREAM) as listener, lan["b"].socket(type=socket.SOCK_STREAM) as client:
-        listener.bind((lan["a"].ip4, 0))
-        listener.listen()
-        client.settimeout(DEADLINE)
-        with lan.between("a", "b").impair("tcp: loss 1% delay 1ms±1ms duplicate 1%") as rule:
-            client.connect(listener.getsockname())
-            accepted, _ = listener.accept()
-            with accepted:
-                accepted.settimeout(DEADLINE)
-                got = bytearray()
-                for at in range(0, len(sent), 1 << 16):
-                    client.sendall(sent[at : at + (1 << 16)])
-                    while len(got) < at + (1 << 16):
-                        got += accepted.recv(1 << 16)
-            assert rule.hits > len(sent) / 1500
-    assert got == sent
+    with lan.between("a", "b").impair("tcp: loss 1% delay 1ms±1ms duplicate 1%") as rule:
+        with connected(lan["b"], lan["a"]) as (client, accepted):
+            assert carried(sent, client, accepted) == sent
+        assert rule.hits > len(sent) / 1500
 
 
 def test_a_reset_reaches_both_ends_and_a_refusal_the_sender(lan: gpasst.Network) -> None:
