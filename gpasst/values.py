@@ -28,6 +28,7 @@ BROADCAST: Final = ipaddress.IPv4Address("255.255.255.255")
 INTERFACE_NAME_LENGTH: Final = IFNAMSIZ - 1  # bytes
 NOT_IN_NAMES: Final = b"/:% \xa0"  # printable bytes that no interface name contains
 NO_NAMES: Final = ("", ".", "..", "all", "default")  # the last two are folders of net.ipv4.conf
+SEED_MAXIMUM: Final = (1 << 64) - 1
 NUMBER_MAXIMUM: Final = (1 << 31) - 1  # of an int in C, which such a value ends in
 LENGTH_EXAMPLES: Final = {4: 24, 6: 64}  # bits of ordinary prefixes, by family
 ADDRESS_EXAMPLE: Final = "write it like 192.0.2.2 or 2001:db8::2"
@@ -64,6 +65,35 @@ def check_timeout(seconds: float) -> None:
     """
     if not isinstance(seconds, int | float) or math.isnan(seconds):
         raise ConfigurationError(f"timeout {seconds!r}: is no number of seconds", "write it like 2.0")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Refuse what is neither true nor false.
+
+    :param name: of the parameter.
+    :raises ConfigurationError: if it is neither.
+    """
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name} {value!r} is neither True nor False", "pass one of these")
+
+
+def check_seed(value: object) -> None:
+    """Refuse what is no seed of chance; None for one that is chosen elsewhere.
+
+    :raises ConfigurationError: if it is none.
+    """
+    if value is not None and not (type(value) is int and 0 <= value <= SEED_MAXIMUM):
+        raise ConfigurationError(f"seed {value!r}", f"give a whole number from 0 to {SEED_MAXIMUM}")
+
+
+def check_count(name: str, value: object) -> None:
+    """Refuse what is no number of things.
+
+    :param name: of the parameter.
+    :raises ConfigurationError: if it is none.
+    """
+    if type(value) is not int or value < 0:
+        raise ConfigurationError(f"{name} {value!r} is no number", "give a whole number from 0 on")
 
 
 def anything(value: str) -> None:

@@ -37,6 +37,7 @@ from gpasst.host.socket_pool import PAUSE_SECONDS
 from gpasst.hub import wait_read
 from gpasst.linux import IFNAMSIZ
 from gpasst.proxy.patience import patiently
+from gpasst.values import check_flag
 
 if TYPE_CHECKING:
     from gpasst.helper.request import Route
@@ -61,6 +62,8 @@ class Host(Inhabited, Forwarded):
 
     def __init__(self, network: NetworkBase, name: str, forwarding: bool = False, configured: bool = True) -> None:
         super().__init__()
+        check_flag("forwarding", forwarding)
+        check_flag("configured", configured)
         self.name = name
         self.configured = configured
         self.network = network

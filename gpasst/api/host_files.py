@@ -16,8 +16,6 @@ from collections.abc import Mapping
 
 HOSTS_FILE = "/etc/hosts"
 LOOPBACK = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
-LOCAL_NAMES = frozenset(("localhost", "ip6-localhost", "ip6-loopback"))
-"""The names there, which lead to a host itself and to no other."""
 EVERYBODY_READS = 0o644
 
 

@@ -80,6 +80,7 @@ class ImpairableConnection(Impairable, Opened):
         """Return what weather did last, a line for each frame, the newest last.
 
         :param last: lines at most.
+        :raises ConfigurationError: if that is no number.
         """
         from gpasst.impair.log import latest
 

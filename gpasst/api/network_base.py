@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from gpasst import runtime
 from gpasst.api.handle import Handle
-from gpasst.api.host_files import LOCAL_NAMES
 from gpasst.api.lifetime import Lifetime
 from gpasst.api.member import Member
 from gpasst.api.names import Names
 from gpasst.api.routing import Routing
 from gpasst.errors import ConfigurationError
 from gpasst.linux import IPV6_MIN_MTU
-from gpasst.switch.plan import GATEWAY, GATEWAY_NAME, SUBNETS, HostAddresses, Plan, chosen, shared
-from gpasst.values import check_host_name, check_interface, shown
+from gpasst.switch.plan import GATEWAY, GATEWAY_NAME, LOCAL_NAMES, SUBNETS, HostAddresses, Plan, chosen, shared
+from gpasst.values import check_flag, check_host_name, check_interface, check_seed, shown
 
 if TYPE_CHECKING:
     from gpasst.api.captures import Observable
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SEED_BITS = 64  # as of a rule
 MTU_DEFAULT = 1500  # bytes; of Ethernet (RFC 894)
 MTU_LOWEST, MTU_HIGHEST = 68, 65520  # bytes (RFC 791, section 3.2); the second as of `gpasst pasta`
 
@@ -73,8 +71,9 @@ class NetworkBase(Lifetime):
                     f"mtu {mtu} is too small for IPv6", f"give {IPV6_MIN_MTU} or more, or no subnet6"
                 )
             subnet6 = ""
-        if seed is not None and not (isinstance(seed, int) and 0 <= seed < 1 << SEED_BITS):
-            raise ConfigurationError(f"seed {seed!r}", f"give a whole number of at most {SEED_BITS} bits")
+        check_seed(seed)
+        check_flag("record", record)
+        check_flag("uplink", uplink)
         self.name = name
         self.mtu = mtu
         self.seed = seed

@@ -84,6 +84,7 @@ class NetworkWatch(NetworkBase, Observer, Counted):
         """Return what weather did last, a line for each frame, the newest last.
 
         :param last: lines at most.
+        :raises ConfigurationError: if that is no number.
         """
         from gpasst.impair.log import latest
 

@@ -30,6 +30,7 @@ from gpasst.router.interface import Route as Row
 from gpasst.router.lease import Lease
 from gpasst.router.record import NatMapping, mappings
 from gpasst.switch.plan import MAC_PREFIX
+from gpasst.values import check_seed
 
 if TYPE_CHECKING:
     from gpasst.api.network_base import NetworkBase
@@ -112,6 +113,7 @@ class Router(Member):
             "icmp_timeout": icmp_timeout,
             "firewall": _rules(firewall),
         }
+        check_seed(seed)
         self.name = name
         self.inside = inside
         self.outside = outside

@@ -10,6 +10,7 @@ from typing import Final
 from gpasst.impair.facts import LINK, Flow, Place, Run
 from gpasst.impair.fate import Fate
 from gpasst.records import dataclass
+from gpasst.values import check_count
 
 LOG_FRAMES: Final = 10_000  # the last of which are kept
 
@@ -139,6 +140,8 @@ def latest(logs: Iterable[FateLog], most: int) -> list[str]:
     """Return the last lines of several logs, each with its rule and direction, the newest last.
 
     :param most: lines.
+    :raises ConfigurationError: if that is no number.
     """
+    check_count("last", most)
     lines = [(now, f"{log.title}: {line}") for log in logs for now, line in log.last(most)]
     return [text for _, text in sorted(lines, key=itemgetter(0))[-most:]] if most else []

@@ -27,7 +27,7 @@ from gpasst.impair.quantities import (
 )
 from gpasst.impair.rule import CERTAIN, Burst, Prefix, Queue, Rule
 from gpasst.records import dataclass
-from gpasst.values import shown
+from gpasst.values import SEED_MAXIMUM, shown
 from gpasst.wire import TCP_ACK, TCP_CWR, TCP_ECE, TCP_FIN, TCP_PSH, TCP_RST, TCP_SYN, TCP_URG
 
 Fields = dict[str, Any]
@@ -53,7 +53,6 @@ GAP_MAXIMUM: Final = 1000  # frames
 DELAYS_MAXIMUM: Final = 4096  # measured values
 RANGES_MAXIMUM: Final = 4096  # of one part; far more than a rule that anybody reads
 VALUE_SHOWN: Final = 80  # characters of a value in a message
-SEED_MAXIMUM: Final = (1 << 64) - 1
 BURST: Final = Burst(CERTAIN // 100, CERTAIN // 4, 0, CERTAIN)
 """Of ``loss burst``: one frame in a hundred begins a burst of four on average, and all of a burst is lost."""
 

@@ -12,7 +12,7 @@ from typing import Final
 from gpasst.errors import ConfigurationError
 from gpasst.records import dataclass
 from gpasst.router.firewall import Rule, parse
-from gpasst.values import shown
+from gpasst.values import check_flag, shown
 
 ENDPOINT_INDEPENDENT: Final = "endpoint-independent"
 ADDRESS_DEPENDENT: Final = "address-dependent"
@@ -56,6 +56,8 @@ class Behaviour:
     firewall: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("hairpin", "port_preservation", "inbound_refresh"):
+            check_flag(name, getattr(self, name))
         for name in ("timeout", "tcp_timeout", "tcp_transitory", "icmp_timeout"):
             seconds = getattr(self, name)
             if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= SHORTEST:

@@ -23,6 +23,9 @@ GATEWAY = 1
 GATEWAY_NAME = "gateway"
 """The name of the gateway that an uplink is, where links are named."""
 
+LOCAL_NAMES = frozenset(("localhost", "ip6-localhost", "ip6-loopback"))
+"""Names that lead to a host itself in each host's /etc/hosts, and to no other."""
+
 MAC_PREFIX = b"\x02\x67"  # locally administered (IEEE 802-2014, section 8.4)
 MAC_SUFFIX_BYTES = 4
 SUBNETS = 256  # that are chosen without being asked for

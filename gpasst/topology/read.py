@@ -15,7 +15,7 @@ from gpasst.config import MTU_DEFAULT, MTU_MINIMUM
 from gpasst.errors import ConfigurationError
 from gpasst.linux import IPV6_MIN_MTU
 from gpasst.records import replace
-from gpasst.switch.plan import GATEWAY_NAME, Plan, chosen
+from gpasst.switch.plan import GATEWAY_NAME, LOCAL_NAMES, Plan, chosen
 from gpasst.topology import readers
 from gpasst.topology.addresses import overlap, prefixes
 from gpasst.topology.records import (
@@ -30,12 +30,11 @@ from gpasst.topology.records import (
     WeatherPlan,
 )
 from gpasst.topology.source import Source, Table
-from gpasst.values import check_host_name, check_interface, number, shown, similar
+from gpasst.values import SEED_MAXIMUM, check_host_name, check_interface, number, shown, similar
 
 NETWORK, HOST, ROUTER, WEATHER = "network", "host", "router", "weather"
 KINDS: Final = (NETWORK, HOST, ROUTER, WEATHER)
 NETWORKS_MAXIMUM: Final = 200
-SEED_MAXIMUM: Final = (1 << 64) - 1
 # Parameters of `gpasst.Router` beside its networks.
 ROUTER_FLAGS: Final = ("hairpin", "port_preservation", "inbound_refresh")
 ROUTER_TIMES: Final = ("timeout", "tcp_timeout", "tcp_transitory", "icmp_timeout")
@@ -210,7 +209,9 @@ def _weather(topology: Topology, table: Table) -> WeatherPlan:
 
 
 def _check_place(topology: Topology, name: str, networks: Iterable[str], table: Table) -> None:
-    """Refuse a host or router on two networks of one prefix, or with the name of an uplink on its network."""
+    """Refuse a host or router on two networks of one prefix, or with a name that leads elsewhere."""
+    if name in LOCAL_NAMES:
+        raise table.fault("", "has a name that each host has for itself", "choose another one")
     for network in topology.networks:
         if network.uplink and network.name in networks and name == GATEWAY_NAME:
             raise table.fault("", f"has the name of the uplink of {network.name}", "choose another one")

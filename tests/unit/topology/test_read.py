@@ -183,6 +183,8 @@ def test_names_may_stand_in_quotes() -> None:
         ("tcp 0:80", "tcp auto", "names no port"),
         ("uplink = true", "", "line 15: [host.server] has no uplink, through which forwards lead; add uplink = true"),
         ("[router.home]", "[router.gateway]", "line 26: [router.gateway] has the name of the uplink of net"),
+        ("[router.home]", "[router.localhost]", "line 26: [router.localhost] has a name that each host has for itself"),
+        ("[host.b]", "[host.ip6-loopback]", "line 21: [host.ip6-loopback] has a name that each host has for itself"),
         ("[router.home]", "[router.a]", "line 26: [router.a] has the name of a host, [host.a]"),
         ('inside = "lan"\n', "", 'line 26: [router.home] inside is missing; write it like inside = "net"'),
         ('inside = "lan"', 'inside = "net"', "line 28: [router.home] leads from net to itself"),
