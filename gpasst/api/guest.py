@@ -7,12 +7,11 @@ network like a host; whether it uses them is up to its own kernel.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from gpasst.api.forwarded import Forwarded
+from gpasst.api.scratch import Folder
 from gpasst.errors import ConfigurationError, PlatformError
 from gpasst.proxy.machine_port import MachinePort
 from gpasst.values import check_timeout
@@ -51,7 +50,7 @@ class Guest(Forwarded):
             )
         self.path = "" if path is None else os.fspath(path)
         self._network = network
-        self._folder = ""
+        self._folder: Folder | None = None
         self._runtime: Runtime | None = None
         self._machine: MachinePort | None = None
         self._addresses: HostAddresses | None = None
@@ -66,8 +65,12 @@ class Guest(Forwarded):
         self._addresses = addresses
         self.ip4, self.ip6, self.mac = addresses.ip4, addresses.ip6, addresses.mac.hex(":")
         if not self.path:
-            self._folder = tempfile.mkdtemp(prefix="gpasst-")
-            self.path = os.path.join(self._folder, self.name)
+            try:
+                self._folder = Folder()
+            except BaseException:
+                self._end()
+                raise
+            self.path = os.path.join(self._folder.path, self.name)
         self._runtime = network.here()
         try:
             self._machine = network.call(lambda lan: MachinePort(lan, self.name, self.path, addresses.mac))
@@ -132,5 +135,5 @@ class Guest(Forwarded):
         if addresses is not None:
             self._network.take_back(addresses)
             self._network.forget(addresses)
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder is not None:
+            self._folder.close()

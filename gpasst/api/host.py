@@ -28,6 +28,7 @@ from gpasst.api.forwarded import Forwarded
 from gpasst.api.host_files import HostFiles
 from gpasst.api.inhabited import Inhabited
 from gpasst.api.interface import Interface
+from gpasst.api.limits import limited
 from gpasst.api.network_base import NetworkBase, check_network
 from gpasst.errors import ConfigurationError, PlatformError
 from gpasst.helper.channel import PeerEndedError
@@ -153,7 +154,7 @@ class Host(Inhabited, Forwarded):
     def leave(self, interface: Interface) -> None:
         """Take it out of a network; see `Interface.close`."""
         if interface in self._interfaces and self._runtime is not None:
-            self._change(lambda namespace: self._leave(namespace, interface))
+            self._change_open(lambda namespace: self._leave(namespace, interface))
 
     def _leave(self, namespace: Namespace, interface: Interface) -> None:
         there = interface in self._interfaces
@@ -165,6 +166,7 @@ class Host(Inhabited, Forwarded):
                 patiently(namespace, lambda: namespace.detach(interface.name, wait_read))
             self._moved(interface.network)
 
+    @limited()
     def move(self, network: NetworkBase, *, leave: NetworkBase | None = None) -> None:
         """Take it from one network to another while its programs run: its address goes, and it gets a new one.
 
@@ -213,6 +215,7 @@ class Host(Inhabited, Forwarded):
         for interface in self._interfaces:
             interface.up()
 
+    @limited()
     def kill(self) -> None:
         """Let it fail, as a machine does that loses its power: no program has a last word, and its links are down.
 
@@ -220,7 +223,8 @@ class Host(Inhabited, Forwarded):
         After `up` the host is like a machine that has started again: what comes for a connection of before is answered
         with a reset (RFC 9293, section 3.5.1), and programs can be started.
 
-        :raises PlatformError: if a process does not end.
+        :raises PlatformError: if a process does not end, or that which keeps the namespace has ended; sockets of this
+            process stay open then.
         """
 
         def kill(namespace: Namespace) -> None:
@@ -229,6 +233,8 @@ class Host(Inhabited, Forwarded):
             kill_inside(namespace.netns, {os.getpid(), namespace.pid}, _wait_briefly)
             try:
                 patiently(namespace, lambda: namespace.abort_connections(wait_read))
+            except PeerEndedError:
+                raise
             except PlatformError as error:
                 log.warning("host %s: its connections end when it is up again: %s", self.name, error)
 
@@ -267,12 +273,7 @@ class Host(Inhabited, Forwarded):
                     change = partial(namespace.route, interface.name, new, old, wait_read)
                     patiently(namespace, change)
 
-        try:
-            self._change(reroute)
-        except ConfigurationError:
-            # One that has no namespace yet, or no more, has nothing to change.
-            if self._namespace is not None:
-                raise
+        self._change_open(reroute)
 
     def _close(self) -> None:
         with self._turn:
@@ -323,6 +324,14 @@ class Host(Inhabited, Forwarded):
                 return function(self._joined())
 
         return here.call(in_turn)
+
+    def _change_open(self, function: Callable[[Namespace], None]) -> None:
+        """Change the host likewise, unless it is not open yet, or is closed, maybe by another thread meanwhile."""
+        try:
+            self._change(function)
+        except ConfigurationError:
+            if self._namespace is not None and self._runtime is not None:
+                raise
 
     def _moved(self, left: NetworkBase | None = None) -> None:
         """Take note that it is in other networks than before.

@@ -14,6 +14,8 @@ import tempfile
 import weakref
 from collections.abc import Mapping
 
+from gpasst.api.scratch import temporary_folder
+
 HOSTS_FILE = "/etc/hosts"
 LOOPBACK = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
 EVERYBODY_READS = 0o644
@@ -61,7 +63,7 @@ class LiveFile:
     """
 
     def __init__(self) -> None:
-        self._descriptor, self.path = tempfile.mkstemp(prefix="gpasst-")
+        self._descriptor, self.path = tempfile.mkstemp(prefix="gpasst-", dir=temporary_folder())
         self._finalizer = weakref.finalize(self, _remove, self._descriptor, self.path)
         os.fchmod(self._descriptor, EVERYBODY_READS)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from gpasst.api.limits import limited
 from gpasst.api.opened import Opened
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ W = TypeVar("W", bound="Impairment")
 class Impairable:
     """What may have weather."""
 
+    @limited()
     def impair(self, weather: Weather | None = None, /, **parts: Any) -> Impairment:
         """Let weather act on what crosses here, until `remove` or the end of the connection or network.
 
@@ -38,6 +40,7 @@ class Impairable:
         rules = rules_of(weather, parts)
         return self._start_weather(Impairment(self._call_weathered, rules, self._seed()), rules)
 
+    @limited()
     def weather(self, schedule: Iterable[tuple[float, Weather]]) -> Schedule:
         """Let weather change with time, until `remove` or the end of the connection or network.
 

@@ -11,15 +11,18 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import gevent
 
 from gpasst import runtime
 from gpasst.api.forwards import check_protocol
+from gpasst.api.limits import limited
 from gpasst.errors import ConfigurationError, PlatformError
 from gpasst.helper.client import enter_command
+from gpasst.helper.enter import STATUS_FAILED
 from gpasst.helper.kept import Namespace
 from gpasst.host.sock_diag import SockDiag
 from gpasst.hub import wait_read
@@ -64,6 +67,7 @@ class Inhabited:
         """Return the paths of files that programs see change, by what they find them as."""
         return {}
 
+    @limited()
     def run(self, args: Sequence[str] | str, **options: Any) -> subprocess.CompletedProcess[Any]:
         """Run a program in the namespace and wait for it, as `subprocess.run` does; it ends with the calling thread.
 
@@ -78,15 +82,20 @@ class Inhabited:
             from subprocess import run
         from subprocess import CalledProcessError, TimeoutExpired
 
-        command, options = self._command(args, options)
         try:
-            done: subprocess.CompletedProcess[Any] = run(command, **options)  # check is the caller's
+            with self._command(args, options) as (command, complete):
+                done: subprocess.CompletedProcess[Any] = run(command, **complete)  # check is the caller's
         except (CalledProcessError, TimeoutExpired) as error:
             error.cmd = args  # what the caller has written, as in all that is reported
+            if isinstance(error, CalledProcessError) and error.returncode == STATUS_FAILED:
+                self._joined()
             raise
+        if done.returncode == STATUS_FAILED:
+            self._joined()  # it may have been closed before the program was in it
         done.args = args
         return done
 
+    @limited()
     def popen(self, args: Sequence[str] | str, *, init: bool = False, **options: Any) -> subprocess.Popen[Any]:
         """Start a program in the namespace, as `subprocess.Popen` does; closing the namespace ends it.
 
@@ -106,9 +115,9 @@ class Inhabited:
         assert here is not None
         reader, writer = os.pipe()
         try:
-            command, options = self._command(args, options, init, writer)
-            # The program ends with the thread that starts it: that of the proxy, not one of the caller's.
-            program: subprocess.Popen[Any] = here.call(lambda: subprocess.Popen(command, **options))
+            with self._command(args, options, init, writer) as (command, complete):
+                # The program ends with the thread that starts it: that of the proxy, not one of the caller's.
+                program: subprocess.Popen[Any] = here.call(lambda: subprocess.Popen(command, **complete))
             program.args = args
         except BaseException:
             os.close(reader)
@@ -121,15 +130,24 @@ class Inhabited:
             runtime.current().wait_end(reader)
         finally:
             os.close(reader)
+        if self._runtime is None:
+            # Whoever has closed it meanwhile may have found no program.
+            self._end_programs()
+            self._joined()
         return program
 
+    @contextmanager
     def _command(
         self,
         args: Sequence[str] | str,
         options: dict[str, Any],
         init: bool = False,
         ready: int | None = None,
-    ) -> tuple[list[str], dict[str, Any]]:
+    ) -> Iterator[tuple[list[str], dict[str, Any]]]:
+        """Yield the command line of a program in the namespace, and the options to start it with.
+
+        :raises ConfigurationError: if the namespace is not open.
+        """
         namespace = self._joined()
         options = dict(options)
         argv = [args] if isinstance(args, str) else [os.fspath(arg) for arg in args]
@@ -139,17 +157,18 @@ class Inhabited:
         if os.sep not in argv[0] and shutil.which(argv[0], path=path) is None:
             number = errno.EACCES if shutil.which(argv[0], os.F_OK, path) else errno.ENOENT
             raise OSError(number, os.strerror(number), argv[0])
-        command, descriptors = enter_command(
-            namespace,
-            argv,
-            init,
-            self._runas,
-            ready,
-            self._resolver_file(),
-            self._live_files(),
-        )
-        options["pass_fds"] = (*options.get("pass_fds", ()), *descriptors)
-        return command, options
+        resolver_file, live_files = self._resolver_file(), self._live_files()
+        try:
+            copies = namespace.copies()
+        except PlatformError:
+            self._joined()
+            raise
+        try:
+            command, descriptors = enter_command(copies, argv, init, self._runas, ready, resolver_file, live_files)
+            options["pass_fds"] = (*options.get("pass_fds", ()), *descriptors)
+            yield command, options
+        finally:
+            copies.close()
 
     @property
     def nsenter(self) -> list[str]:
@@ -171,6 +190,7 @@ class Inhabited:
         ]
         return ["nsenter", "--preserve-credentials", *options]
 
+    @limited()
     def socket(
         self,
         family: int = AF_INET,
@@ -191,6 +211,7 @@ class Inhabited:
         descriptor = self._runtime.call(lambda: _socket_inside(namespace, family, type, proto))
         return socket.socket(family, type, proto, descriptor)
 
+    @limited()
     def wait_bound(self, protocol: str, port: int, timeout: float = 5.0) -> None:
         """Wait until a program in the namespace has bound a port; of TCP, until it listens.
 

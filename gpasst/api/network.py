@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from gpasst.api.host import Host
 from gpasst.api.interface import Interface
+from gpasst.api.limits import limited
 from gpasst.api.network_base import MTU_DEFAULT
 from gpasst.api.network_watch import NetworkWatch
 from gpasst.errors import ConfigurationError, PlatformError
@@ -60,6 +61,7 @@ class Network(NetworkWatch):
     ) -> None:
         super().__init__(name, subnet4, subnet6, mtu, part, seed, record, uplink)
 
+    @limited()
     def host(self, name: str, *, forwarding: bool = False, configured: bool = True) -> Host:
         """Open a host: a namespace whose interface is a port of this network.
 
@@ -84,6 +86,7 @@ class Network(NetworkWatch):
         """Open several hosts; the parameters are those of `host`."""
         return tuple(self.host(name) for name in names)
 
+    @limited()
     def join(self, host: Host) -> Interface:
         """Let a host be in this network, too.
 
@@ -128,6 +131,7 @@ class Network(NetworkWatch):
             raise PlatformError(f"network {self.name} has no host {shown(name)}", f"open it within {timeout:g} s")
         return found
 
+    @limited()
     def guest(self, name: str, path: str | PathLike[str] | None = None) -> Guest:
         """Open a port for a virtual machine.
 
@@ -148,6 +152,7 @@ class Network(NetworkWatch):
             raise
         return guest
 
+    @limited()
     def trunk(
         self,
         *,

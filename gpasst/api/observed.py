@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gpasst import runtime
+from gpasst.api.limits import limited
 from gpasst.api.opened import Opened
 from gpasst.errors import ConfigurationError
 
@@ -40,6 +41,7 @@ class Observer:
         """Return the same; None for what is observed once it is closed."""
         raise NotImplementedError
 
+    @limited()
     def capture(
         self, path: str | os.PathLike[str] | None = None, filter: str | Callable[[Frame], Any] | None = None
     ) -> Capture:
@@ -62,6 +64,7 @@ class Observer:
 
         return capture(*self._observing(), None if path is None else os.fspath(path), filter)
 
+    @limited()
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write what was recorded to a capture file, also after the end; it takes ``record=True``.
 

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, NoReturn
 import gpasst
 from gpasst.errors import PlatformError
 from gpasst.helper.channel import LIMIT_REMEDY, Channel, Message, PeerEndedError, Wait, close_all, pair
-from gpasst.helper.kept import Namespace
+from gpasst.helper.kept import Copies, Namespace
 from gpasst.helper.request import OpenRequest, Route, to_message
 from gpasst.records import replace
 
@@ -183,7 +183,7 @@ class Helper:
 
 
 def enter_command(
-    namespace: Namespace,
+    namespace: Namespace | Copies,
     argv: Sequence[str],
     init: bool = False,
     runas: tuple[int, int] | None = None,

@@ -11,16 +11,18 @@ was interrupted while waiting leaves it usable.
 
 from __future__ import annotations
 
+import posix
 from collections.abc import Iterable
 
 from gpasst.errors import PlatformError
-from gpasst.helper.channel import Channel, Message, Wait, close_all
+from gpasst.helper.channel import LIMIT_REMEDY, Channel, Message, Wait, close_all
 from gpasst.helper.pool import MAX_COUNT as SOCKETS_PER_MESSAGE
 from gpasst.helper.request import OpenRequest, Route, to_message
 from gpasst.records import asdict, dataclass
 
-__all__ = ["ANSWER_SECONDS", "SOCKETS_PER_MESSAGE", "LateError", "Namespace", "Tap"]
+__all__ = ["ANSWER_SECONDS", "SOCKETS_PER_MESSAGE", "Copies", "LateError", "Namespace", "Tap"]
 
+CLOSED, REOPEN = "the namespace was closed", "open another one"
 ANSWER_SECONDS = 5.0  # for sockets; they take microseconds, unless the process is stopped or starved
 
 
@@ -49,6 +51,20 @@ class Tap:
     mac: bytes
     offloads: frozenset[str]
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Copies of the descriptors of a namespace, for a program that joins it; see `Namespace`."""
+
+    netns: int
+    userns: int | None = None
+    uts: int | None = None
+    ipc: int | None = None
+
+    def close(self) -> None:
+        """Close them."""
+        close_all(fd for fd in (self.netns, self.userns, self.uts, self.ipc) if fd is not None)
 
 
 class Namespace:
@@ -203,6 +219,28 @@ class Namespace:
         """Have a file deleted when the namespace ends, even if this process is killed; it may be gone by then."""
         self._change({"do": "delete", "path": path}, wait)
 
+    def copies(self) -> Copies:
+        """Return copies of the descriptors, the caller's to close; another thread may close this one meanwhile.
+
+        :raises PlatformError: if it was closed, or there are too many open files.
+        """
+        made: dict[str, int] = {}
+        try:
+            for name in ("netns", "userns", "uts", "ipc"):
+                descriptor = getattr(self, name)
+                if descriptor is not None:
+                    made[name] = posix.dup(descriptor)
+            # `close` makes it so before it closes any, so what was copied until now is what it was.
+            if self.netns < 0:
+                raise PlatformError(CLOSED, REOPEN)
+        except BaseException as error:
+            close_all(made.values())
+            if isinstance(error, OSError):
+                self._check_open()
+                raise PlatformError(f"cannot copy a descriptor: {error.strerror}", LIMIT_REMEDY) from None
+            raise
+        return Copies(**made)
+
     def _change(self, message: Message, wait: Wait | None) -> tuple[Message, list[int]]:
         self._check_open()
         self._overdue(None, None)
@@ -214,7 +252,7 @@ class Namespace:
 
     def _check_open(self) -> None:
         if self._channel.fileno() < 0:
-            raise PlatformError("the namespace was closed", "open another one")
+            raise PlatformError(CLOSED, REOPEN)
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when an answer has come late, -1 once closed."""
@@ -251,9 +289,10 @@ class Namespace:
         """
         if self._channel.fileno() < 0:
             return
-        close_all([fd for fd in (self.tap, self.netns, self.userns, self.uts, self.ipc) if fd is not None and fd >= 0])
+        descriptors = self.tap, self.netns, self.userns, self.uts, self.ipc
         self.tap = self.netns = -1
         self.userns = self.uts = self.ipc = None
+        close_all([fd for fd in descriptors if fd is not None and fd >= 0])
         self._channel.close()
 
     def __enter__(self) -> Namespace:

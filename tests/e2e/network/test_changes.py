@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -450,3 +452,52 @@ def test_a_network_may_be_closed_by_two_threads(
     for host in hosts:
         with pytest.raises(gpasst.ConfigurationError, match="is not open"):
             host.run(["true"])
+
+
+def test_a_host_that_is_closed_meanwhile_is_out_of_the_networks_it_joined(
+    lans: tuple[gpasst.Network, gpasst.Network], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, right = lans
+    a = left.host("a")
+    right.join(a)
+    change = vars(gpasst.Host)["_change"]
+
+    def close_first(host: gpasst.Host, function: Any) -> Any:
+        monkeypatch.undo()
+        host.close()
+        return change(host, function)
+
+    monkeypatch.setattr(gpasst.Host, "_change", close_first)
+    right.close()
+    assert a.interfaces == ()
+
+
+@pytest.mark.parametrize("start", ["run", "popen"])
+@pytest.mark.parametrize("where", ["gpasst.Host._live_files", "gpasst.api.inhabited.enter_command"])
+def test_a_host_that_is_closed_while_a_program_starts_says_so(
+    lans: tuple[gpasst.Network, gpasst.Network], monkeypatch: pytest.MonkeyPatch, start: str, where: str
+) -> None:
+    a = lans[0].host("a")
+    a.run(["true"], check=True)
+    function = pkgutil.resolve_name(where)
+
+    def close_first(*args: Any, **options: Any) -> Any:
+        done = function(*args, **options)
+        a.close()
+        return done
+
+    monkeypatch.setattr(where, close_first)
+    with pytest.raises(gpasst.ConfigurationError, match="host a is not open"):
+        getattr(a, start)(["true"], stderr=subprocess.DEVNULL)
+
+
+def test_a_host_without_its_process_says_that_it_cannot_be_killed(lans: tuple[gpasst.Network, gpasst.Network]) -> None:
+    a = lans[0].host("a")
+    keeper = os.pidfd_open(a._namespace.pid)  # type: ignore[union-attr]  # noqa: SLF001
+    try:
+        signal.pidfd_send_signal(keeper, signal.SIGKILL)
+        select.select([keeper], [], [], DEADLINE)
+        with pytest.raises(gpasst.PlatformError, match="the process that holds the namespace ended"):
+            a.kill()
+    finally:
+        os.close(keeper)
