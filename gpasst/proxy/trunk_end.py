@@ -32,7 +32,7 @@ from gpasst.switch.handshake import (
     refusal_message,
 )
 from gpasst.switch.membership import COOKIE_BYTES, MEMBERS_LIMIT, Cookies, Membership
-from gpasst.switch.roster import Roster
+from gpasst.switch.roster import Roster, macs
 
 HANDSHAKE_SECONDS: Final = 5.0
 HOSTS_LIMIT: Final = 4096
@@ -51,6 +51,7 @@ class Trunks:
     :param renamed: called when there are other hosts in other parts than before.
     :ivar lan: as above.
     :ivar prefixes: as above.
+    :ivar common: as above.
     :ivar renamed: as above.
     :ivar membership: which switches are behind which trunk.
     :ivar ends: all ends that are not closed.
@@ -70,7 +71,7 @@ class Trunks:
         self.prefixes = prefixes
         self.renamed = renamed
         self._hosts = hosts
-        self._common = common
+        self.common = common
         self._announced: Roster = ()
         self._sides = 0
 
@@ -110,7 +111,7 @@ class Trunks:
 
     def collides(self, rosters: Iterable[Roster]) -> bool:
         """Return whether hosts have an address of this switch's hosts."""
-        own = {address for _, addresses in self._hosts() for address in addresses} - self._common
+        own = {address for _, addresses in self._hosts() for address in addresses} - self.common
         return any(not own.isdisjoint(addresses) for roster in rosters for _, addresses in roster)
 
 
@@ -143,6 +144,8 @@ class TrunkEnd:
         self.refusal: TrunkRefused | None = None
         self.rosters: dict[bytes, Roster] = {}
         self._hosts = 0  # in them
+        self._macs: dict[bytes, frozenset[bytes]] = {}  # theirs, by cookies likewise
+        self._pinned: frozenset[bytes] = frozenset()
         self._trunks = trunks
         self._lan = lan
         self._changed = changed
@@ -250,6 +253,7 @@ class TrunkEnd:
         if trunks.membership.closes_loop(self, cookies):
             raise TrunkRefused(Refusal.LOOP)
         self.rosters = {cookie: roster for cookie, roster in self.rosters.items() if cookie in cookies}
+        self._macs = {cookie: known for cookie, known in self._macs.items() if cookie in cookies}
         self._hosts = sum(map(len, self.rosters.values()))
         if trunks.collides(self.rosters.values()):
             raise TrunkRefused(Refusal.ADDRESSES)
@@ -264,6 +268,7 @@ class TrunkEnd:
             # of the end that connected, since other trunks may have come.
             self.announce()
             self._changed(self)
+        self._pin()
         trunks.announce(news)
         trunks.renamed()
 
@@ -275,6 +280,7 @@ class TrunkEnd:
         trunks = self._trunks
         self._hosts += len(roster) - len(self.rosters.get(cookie, ()))
         self.rosters[cookie] = roster
+        self._macs[cookie] = macs(roster, trunks.common)
         if cookie == trunks.membership.cookie:
             raise TrunkRefused(Refusal.LOOP)
         if len(self.rosters) > MEMBERS_LIMIT or self._hosts > HOSTS_LIMIT:
@@ -282,8 +288,23 @@ class TrunkEnd:
         if self.up:
             if trunks.collides((roster,)):
                 raise TrunkRefused(Refusal.ADDRESSES)
+            self._pin()
             trunks.pass_on(cookie, roster, self)
             trunks.renamed()
+
+    def _pin(self) -> None:
+        """Let the addresses of the hosts behind this end lead here, whoever else claims them."""
+        if self.closed:
+            return
+        table, port = self._lan.switch.table, self._port
+        wanted = frozenset[bytes]().union(*self._macs.values())
+        for mac in self._pinned - wanted:
+            table.unpin(mac, port)
+        # What is pinned elsewhere is another host's, or will be announced anew when the trunk there has ended.
+        free = {mac for mac in wanted - self._pinned if not table.is_pinned(mac)}
+        for mac in free:
+            table.pin(mac, port)
+        self._pinned = (self._pinned & wanted) | free
 
     def _send(self, message: bytes) -> None:
         """Send a message, if there is one; what has no room ends the trunk, since the other end would miss it."""

@@ -100,8 +100,12 @@ class Plan:
         addresses = [network[number] for network in networks]
         text = {address.version: str(address) for address in addresses}
         prefixes = tuple((str(network[number]), network.prefixlen) for network in networks)
-        mac = MAC_PREFIX + addresses[0].packed[-MAC_SUFFIX_BYTES:]
-        return HostAddresses(text.get(V4, ""), text.get(V6, ""), prefixes, mac)
+        return HostAddresses(text.get(V4, ""), text.get(V6, ""), prefixes, mac_of(addresses[0]))
+
+
+def mac_of(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bytes:
+    """Return the MAC address of the host that has an IP address as its first one."""
+    return MAC_PREFIX + address.packed[-MAC_SUFFIX_BYTES:]
 
 
 def chosen(number: int) -> tuple[str, str]:

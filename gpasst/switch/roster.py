@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Container
 
 from gpasst.switch.framing import MESSAGE_MAXIMUM
 from gpasst.switch.membership import COOKIE_BYTES
+from gpasst.switch.plan import mac_of
 from gpasst.values import is_host_name
 
 ROSTER_BYTES = MESSAGE_MAXIMUM - COOKIE_BYTES - 1
@@ -40,3 +42,12 @@ def unpacked_roster(data: bytes) -> Roster:
             raise ValueError("no host")
         found.append((name, tuple(str(ipaddress.ip_address(address)) for address in addresses)))
     return tuple(found)
+
+
+def macs(roster: Roster, common: Container[str]) -> frozenset[bytes]:
+    """Return the MAC addresses of hosts, which are made of the first address of each.
+
+    :param common: addresses that are nobody's alone.
+    """
+    first = (addresses[0] for _, addresses in roster if addresses)
+    return frozenset(mac_of(ipaddress.ip_address(address)) for address in first if address not in common)

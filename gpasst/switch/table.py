@@ -3,7 +3,8 @@
 Theory of operation: as in a bridge (IEEE 802.1D-2004, sections 7.8 and 7.9), the source address of each frame is
 learned, and a frame to an address that is not known goes to every other port. Three things differ:
 
-1. The addresses of a network's own hosts are *pinned* to their ports, so nobody else can take their frames.
+1. The addresses of a network's own hosts are *pinned* to their ports, so nobody else can take their frames; so are
+   those of hosts in other parts to the trunks that announce them.
 2. A learned address does not age. It moves when it is seen at another port, and ends with its port.
 3. The addresses that one port may have are limited, and its oldest makes room. So a host that invents addresses costs
    itself alone: what goes on is looked at again only for an address that something was sent to.
@@ -46,6 +47,17 @@ class Table(Generic[P]):
         self._ports[address] = port
         self._pinned.add(address)
         self.changes += 1
+
+    def unpin(self, address: bytes, port: P) -> None:
+        """Let an address that was pinned to a port be learned again; others are left as they are."""
+        if address in self._pinned and self._ports[address] == port:
+            del self._ports[address]
+            self._pinned.discard(address)
+            self.changes += 1
+
+    def is_pinned(self, address: bytes) -> bool:
+        """Return whether an address is pinned to a port."""
+        return address in self._pinned
 
     def learn(self, address: bytes, port: P) -> bool:
         """Take note that a frame from an address came in by a port; return whether it may.

@@ -65,6 +65,10 @@ class Part:
         """Let the host send a frame."""
         self.lan.switch.forward(self.host, VIRTIO_NET_BLANK + to + self.mac + b"\x88\xb5" + payload.ljust(46, b"\0"))
 
+    def claim(self, mac: bytes) -> None:
+        """Let the host send a frame from another address."""
+        self.lan.switch.forward(self.host, VIRTIO_NET_BLANK + BROADCAST + mac + b"\x88\xb5" + bytes(46))
+
     def payloads(self) -> list[bytes]:
         return [data[24:].rstrip(b"\0") for data in self.got]
 
@@ -151,6 +155,28 @@ def test_the_side_that_listens_is_up_when_the_other_is(parts: list[Part], place:
         side.joined.wait(PATIENCE)
         assert (listener.peers, side.peers) == (1, 1)
         assert (set(one.lan.switch.named), set(two.lan.switch.named)) == ({"host", "trunk#1-1"}, {"host", "trunk#1"})
+
+
+def test_a_host_here_cannot_claim_the_address_of_one_in_another_part(parts: list[Part], place: Place) -> None:
+    one, two, *_ = parts
+    announced, later = (b"\x02\x67\x0a\0\0" + bytes((number,)) for number in (1, 9))
+    with closing(one.listen(place), side := two.connect(place)):
+        assert side.joined.wait(PATIENCE)
+        for mac in (announced, later):
+            if mac == later:
+                two.rename(("host1", ("10.0.0.1", COMMON)), ("gateway", (COMMON,)), ("host9", ("10.0.0.9",)))
+                until(lambda: "host9" in one.found())
+            before = one.lan.counters.drops[Drop.SOURCE_ADDRESS]
+            one.claim(mac)
+            assert one.lan.counters.drops[Drop.SOURCE_ADDRESS] == before + 1
+        two.rename(("host1", ("10.0.0.1", COMMON)))
+        until(lambda: "host9" not in one.found())
+        one.claim(later)
+        assert one.lan.switch.table.find(later) is one.host
+        one.claim(announced)
+        assert one.lan.switch.table.find(announced) is not one.host
+    one.claim(announced)
+    assert one.lan.switch.table.find(announced) is one.host
 
 
 def test_several_parts_join_the_middle_of_a_star(parts: list[Part], place: Place) -> None:

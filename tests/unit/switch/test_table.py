@@ -44,6 +44,20 @@ def test_a_pinned_address_stays_and_may_not_be_used_elsewhere() -> None:
     assert table.find(A) == "one"
 
 
+def test_an_address_that_is_not_pinned_any_more_is_learned() -> None:
+    table = Table[str]()
+    table.pin(A, "one")
+    assert table.is_pinned(A)
+    table.unpin(A, "two")
+    assert not table.learn(A, "two")
+    changes = table.changes
+    table.unpin(A, "one")
+    table.unpin(A, "one")
+    assert table.changes == changes + 1
+    assert table.find(A) is None
+    assert table.learn(A, "two")
+
+
 def test_a_group_sends_nothing() -> None:
     table = Table[str]()
     assert not table.learn(GROUP, "one")
