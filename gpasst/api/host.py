@@ -161,9 +161,10 @@ class Host(Inhabited, Forwarded):
         interface.end()
         if there:
             self._interfaces.remove(interface)
-            # Its end takes the device along, too.
-            with suppress(PeerEndedError):
-                patiently(namespace, lambda: namespace.detach(interface.name, wait_read))
+        # Its end takes the device along, too; and there may be one that nobody has awaited.
+        with suppress(PeerEndedError):
+            patiently(namespace, lambda: namespace.detach(interface.name, wait_read))
+        if there:
             self._moved(interface.network)
 
     @limited()

@@ -57,7 +57,9 @@ class Taps:
         """Do what a request says, and return the answer and the descriptors that go with it; they stay open here."""
         try:
             if message["do"] == "detach":
-                close_all([self._taps.pop(message["name"])])
+                # There is none if the caller gave up a request that was refused afterwards.
+                tap = self._taps.pop(message["name"], None)
+                close_all([] if tap is None else [tap])
                 return {}, []
             if message["do"] == "delete":
                 self.files.append(message["path"])

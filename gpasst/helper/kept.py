@@ -184,7 +184,7 @@ class Namespace:
         return tuple(reply["notes"])
 
     def detach(self, name: str, wait: Wait | None = None) -> None:
-        """Let a tap go; it is gone when the caller's descriptor is closed as well.
+        """Let a tap go, if there is one; it is gone when the caller's descriptor is closed as well.
 
         :param name: of the device.
         """

@@ -345,9 +345,15 @@ class Router:
         """Enter a neighbour, send the answer to it, and let go what has waited for it."""
         if reply is not None:
             self._send[side](VIRTIO_NET_BLANK + reply)
-        if learned is not None:
-            for origin, data in self._neighbours[side].learn(*learned, now):
-                self.receive(origin, data, now)
+        if learned is None:
+            return
+        _, mac = learned
+        if mac[0] & _GROUP or not any(mac) or mac == self._interfaces[side].mac:
+            # Nobody's address (RFC 1812, section 3.3.2); frames to it would go to all, or nowhere.
+            self._counters[side].drop(Drop.SOURCE_ADDRESS)
+            return
+        for origin, data in self._neighbours[side].learn(*learned, now):
+            self.receive(origin, data, now)
 
     def _report(self, side: int, found: View, problem: Problem | None, source: bytes | None = None) -> None:
         """Send an ICMP error to the sender of a packet, unless it is about such an error (RFC 1812, section 4.3.2.7).

@@ -16,9 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
 
 import gpasst
+from gpasst.helper.kept import Namespace
 from gpasst.testing import assert_flat
 from gpasst.testing.flat import usage
 from tests.support.hosts import DEADLINE, FAMILIES
@@ -501,3 +503,23 @@ def test_a_host_without_its_process_says_that_it_cannot_be_killed(lans: tuple[gp
             a.kill()
     finally:
         os.close(keeper)
+
+
+def test_a_network_may_be_joined_again_after_a_join_that_was_given_up(
+    lans: tuple[gpasst.Network, gpasst.Network], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, right = lans
+    a, b = left.host("a"), right.host("b")
+    attach = Namespace.attach
+
+    def give_up(*args: Any) -> None:
+        os.close(attach(*args).descriptor)
+        raise gevent.GreenletExit
+
+    with monkeypatch.context() as patched, pytest.raises(gevent.GreenletExit):
+        patched.setattr(Namespace, "attach", give_up)
+        right.join(a)
+    interface = right.join(a)
+    assert interface.name == "right"
+    with udp(b, b.ip4) as server, udp(a) as client:
+        assert exchange(client, server) == interface.ip4

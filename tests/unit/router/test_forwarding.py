@@ -28,7 +28,14 @@ from gpasst.router.lease import Lease
 from gpasst.services import arp
 from gpasst.tcp.header import Header as TcpHeader
 from gpasst.udp.header import Header as UdpHeader
-from gpasst.wire import TCP_ACK, TCP_SYN
+from gpasst.wire import (
+    NDP_ADVERTISEMENT_CODEC,
+    NDP_LINK_ADDRESS_CODEC,
+    NDP_OPTION_TARGET_LINK_ADDRESS,
+    NDP_TYPE_ADVERTISEMENT,
+    TCP_ACK,
+    TCP_SYN,
+)
 from tests.support.addresses import ip
 from tests.support.routing import (
     A6,
@@ -286,6 +293,27 @@ def test_a_neighbour_that_is_silent_is_asked_again_and_forgotten() -> None:
     assert not world.received[OUTSIDE]
     world.passes(3.1)
     assert world.drops(Drop.NO_NEIGHBOUR) == 1
+
+
+@pytest.mark.parametrize("lie", [ROUTER_MAC[OUTSIDE], BROADCAST_MAC, bytes(6)])
+def test_a_neighbour_has_an_address_of_its_own(lie: bytes) -> None:
+    world = World(PLAIN)
+    for target in (S, S6):
+        family = 4 if target == S else 6
+        source = A if family == 4 else A6
+        assert world.udp(INSIDE, source, 5000, target, 100) is not None
+        if family == 4:
+            world.take(OUTSIDE, arp.request(lie, ip(S), ip(OUT)))
+        else:
+            answer = NDP_ADVERTISEMENT_CODEC.pack(type=NDP_TYPE_ADVERTISEMENT, flags=0x60, target=ip(S6))
+            answer += NDP_LINK_ADDRESS_CODEC.pack(type=NDP_OPTION_TARGET_LINK_ADDRESS, mac=lie)
+            router = ip(ROUTER6[OUTSIDE])
+            complete = with_checksum(answer, 2, ip(S6), router, PROTOCOL_ICMPV6)
+            world.take(OUTSIDE, wrap(ROUTER_MAC[OUTSIDE], mac_of(ip(S6)), ip(S6), router, PROTOCOL_ICMPV6, complete))
+        frame = world.udp(INSIDE, source, 5001, target, 100)
+        assert frame is not None
+        assert frame.data[:6] == mac_of(ip(target))
+    assert world.drops(Drop.SOURCE_ADDRESS) == 2
 
 
 # --- The router itself --------------------------------------------------------------------------------------
