@@ -293,7 +293,7 @@ class Engine:
         size = 0 if run.held else whole
         if frames > HELD_FRAMES or self.bytes_held + size > HELD_BYTES:
             return False
-        if self._room is not None and not self._room.take(part.frames, size):
+        if self._room is not None and not self._room.take(part.frames, size, self.frames_held, self.bytes_held):
             return False
         self.frames_held = frames
         self.bytes_held += size

@@ -24,6 +24,7 @@ PASSING: Final = (
 QUEUE: Final = 2  # until it has its turn at a rate; the number likewise
 WAIT: Final = 3  # for so many microseconds
 BEHIND_SECONDS: Final = 0.05  # that a frame waits for others to pass it
+SHARE: Final = 8  # of what is free in a room, that one engine may hold
 ORDINARY: Final = Queue(frames=1000)  # as netem's (tc-netem(8): limit)
 PIECE_SECONDS: Final = 0.0005
 _BITS: Final = 8
@@ -78,7 +79,10 @@ class Part:
 
 
 class Room:
-    """What several engines may hold together.
+    """What several engines may hold together, none of them all of it.
+
+    Theory of operation: an engine may hold `SHARE` times what is free then (Choudhury and Hahne, Dynamic Queue Length
+    Thresholds for Shared-Memory Packet Switches, 1998). So what many hold leaves room for one that holds little.
 
     :param frames: frames at most.
     :param size: bytes at most.
@@ -90,9 +94,15 @@ class Room:
         self.frames = frames
         self.bytes = size
 
-    def take(self, frames: int, size: int) -> bool:
-        """Let so much be held; return whether there is room."""
+    def take(self, frames: int, size: int, held: int, held_bytes: int) -> bool:
+        """Let so much be held by an engine; return whether there is room.
+
+        :param held: frames that it holds already.
+        :param held_bytes: their bytes.
+        """
         if frames > self.frames or size > self.bytes:
+            return False
+        if held > SHARE * self.frames or held_bytes > SHARE * self.bytes:
             return False
         self.frames -= frames
         self.bytes -= size

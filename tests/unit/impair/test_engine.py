@@ -12,6 +12,7 @@ from gpasst.impair.action import Action, Answer
 from gpasst.impair.engine import FLOWS_REMEMBERED, HELD_BYTES, HELD_FRAMES, Engine
 from gpasst.impair.facts import ARP, TCP, UDP, Flow, Run
 from gpasst.impair.grammar import build, parse
+from gpasst.impair.hold import Room
 
 HERE, THERE = bytes((192, 0, 2, 2)), bytes((192, 0, 2, 53))
 QUERY = Flow(UDP, 4, HERE, THERE, 40000, 53)
@@ -270,6 +271,20 @@ def test_what_is_held_is_limited_in_bytes() -> None:
     engine = engine_of("delay 20ms")
     lost = offered(engine, HELD_BYTES // 65536 + 1, length=65536)
     assert [action.treatment.drop for action in lost] == [Drop.IMPAIRMENT_FULL]
+
+
+@pytest.mark.parametrize("length", [100, 2000])
+def test_engines_that_hold_much_leave_room_for_those_that_hold_little(length: int) -> None:
+    room = Room(1000, 1000 * 1000)
+    engines = [Engine("guest", room=room) for _ in range(9)]
+    for engine in engines:
+        engine.add(parse("delay 20ms"), seed=7)
+    lost = [action for _ in range(200) for engine in engines[:-1] for action in offered(engine, 1, length=length)]
+    assert {action.treatment.drop for action in lost} == {Drop.IMPAIRMENT_FULL}
+    assert offered(engines[-1], 5, length=length) == []
+    for engine in engines:
+        drained(engine)
+    assert (room.frames, room.bytes) == (1000, 1000 * 1000)
 
 
 def test_what_is_held_of_a_superframe_keeps_all_of_it() -> None:
