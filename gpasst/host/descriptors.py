@@ -84,7 +84,10 @@ class Descriptors:
         """Make room for a new socket of a holder; return the socket that takes its place, closed if it is another."""
         if sock.fileno() < self.line or not self.let_go():
             return sock
-        moved = RawSocket(fileno=os.dup(sock.fileno()))
+        try:
+            moved = RawSocket(fileno=os.dup(sock.fileno()))
+        except OSError:
+            return sock  # another took what was free, and this one keeps a number above the line
         moved.setblocking(False)
         sock.close()
         return moved

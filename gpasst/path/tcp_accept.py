@@ -112,7 +112,11 @@ class TcpListeners:
         """
         sock = self._descriptors.settle(sock)
         if self._splice and (listener.inside or (self._splice.inward and is_loopback(address))):
-            addressed = end_of(sock.getsockname())
+            try:
+                addressed = end_of(sock.getsockname())
+            except OSError as error:
+                close_with_reset(sock)
+                raise PacketError(Drop.NO_SOCKET, f"no client: {error.strerror}") from error
             if listener.inside or is_loopback(addressed[0]):
                 self._splice.open(listener, sock, (address, port), addressed)
                 return

@@ -19,6 +19,7 @@ from _socket import socket as RawSocket  # a class
 from collections.abc import Callable
 from typing import Protocol
 
+from gpasst.errors import ConfigurationError
 from gpasst.host.descriptors import exhausted
 from gpasst.link.listener import PathListener, peer_process, prepare_guest
 from gpasst.link.port import TRANSIENT, LinkGone
@@ -153,7 +154,13 @@ class GuestSession:
             log.warning("a second guest was refused: process %d", peer_process(sock))
             sock.close()
         else:
-            self._connect(prepare_guest(sock))
+            try:
+                prepare_guest(sock)
+            except ConfigurationError:
+                log.warning("a guest was refused: its socket cannot be prepared")
+                sock.close()
+            else:
+                self._connect(sock)
 
     def _pause(self, error: OSError) -> None:
         """Look at the listening socket no more until the next scan."""

@@ -47,6 +47,18 @@ def test_above_the_line_the_holder_of_most_gives_way(caplog: pytest.LogCaptureFi
     assert caplog.text.count("the limit of open files is near") == 1
 
 
+def test_a_socket_stays_where_it_is_if_another_took_what_was_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "dup", refuse)
+    descriptors = Descriptors(0)
+    descriptors.add(Sockets(1))
+    with socket.socket() as sock:
+        assert descriptors.settle(sock) is sock
+        assert sock.fileno() >= 0
+
+
 class Open:
     """A holder of real sockets, the longest idle one first."""
 
