@@ -65,6 +65,16 @@ def close_all(descriptors: Iterable[int]) -> None:
         posix.close(descriptor)
 
 
+def adopt(descriptors: Sequence[int]) -> Channel | None:
+    """Return the channel whose socket came with a request; None, and nothing stays open, if no socket did."""
+    close_all(descriptors[1:])
+    try:
+        return Channel(_socket.socket(fileno=descriptors[0])) if descriptors else None
+    except OSError:
+        close_all(descriptors[:1])
+        return None
+
+
 def describe(error: BaseException) -> Message:
     """Return an exception as the message that `raise_error` turns back into one."""
     kind = "configuration" if isinstance(error, ConfigurationError) else "platform"
@@ -141,7 +151,7 @@ class Channel:
     def receive(self, wait: Wait | None = None) -> tuple[Message, list[int]] | None:
         """Receive a message and its descriptors; None at end of file.
 
-        :raises PlatformError: if there are too many open files to take the descriptors.
+        :raises PlatformError: if there are too many open files to take the descriptors, or what came is no message.
         :raises TimeoutError: if a bound was set by `limit` and is over.
         """
         while True:
@@ -156,13 +166,13 @@ class Channel:
             if packet[:1] == LAST:
                 data, self._pieces = b"".join(self._pieces), []
                 descriptors, self._descriptors = self._descriptors, []
-                message: Message = json.loads(data)
-                return message, descriptors
+                return self._message(data, descriptors), descriptors
 
     def arrivals(self) -> Iterator[tuple[Message, list[int]]]:
         """Receive messages until end of file, but those whose descriptors exceed the limit of open files.
 
-        The kernel has closed these, and by that their other ends. Want of memory for one message ends nothing either.
+        The kernel has closed these, and by that their other ends. Neither want of memory for one message ends anything,
+        nor what is none.
         """
         while True:
             try:
@@ -255,6 +265,20 @@ class Channel:
         """Close the socket, and descriptors of an unfinished message. More calls do nothing."""
         self._forget()
         self._sock.close()
+
+    def _message(self, data: bytes, descriptors: list[int]) -> Message:
+        """Return the message of its bytes; `descriptors` are closed if it is none.
+
+        :raises PlatformError: in that case.
+        """
+        try:
+            message = json.loads(data)
+        except (ValueError, RecursionError):
+            message = None
+        if not isinstance(message, dict):
+            close_all(descriptors)
+            raise PlatformError(f"{self.peer} sent what is no message", "report this, with what was done before")
+        return message
 
     def _ended(self) -> PeerEndedError:
         return PeerEndedError(f"{self.peer} ended unexpectedly", "look for its last words on standard error")

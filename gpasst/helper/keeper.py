@@ -30,7 +30,7 @@ from typing import NoReturn
 from gpasst.errors import PlatformError
 from gpasst.helper import pool
 from gpasst.helper.changes import Taps
-from gpasst.helper.channel import Channel, Message, close_all, describe
+from gpasst.helper.channel import Channel, Message, adopt, close_all, describe
 from gpasst.helper.namespace import ALL_GROUPS, create, enter_user_namespace, furnish
 from gpasst.helper.request import open_request
 
@@ -62,7 +62,9 @@ class Keeper:
         threading.stack_size(STACK_SIZE)
         sys.setswitchinterval(SWITCH_INTERVAL)
         for message, descriptors in self._requests.arrivals():
-            self._start(message, Channel(_socket.socket(fileno=descriptors[0])))
+            channel = adopt(descriptors)
+            if channel is not None:
+                self._start(message, channel)
         os.close(self._more)
         with self._lock:
             threads = list(self._threads)

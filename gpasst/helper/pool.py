@@ -75,7 +75,7 @@ def answer(channel: _socket.socket, request: dict[str, Any], others: Others | No
         try:
             sockets = make_sockets(request["family"], request["type"], request["proto"], request["count"])
             rights.extend(sock.fileno() for sock in sockets)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             reply["error"] = platform_error(error)
     elif others is None:
         reply["error"] = {"kind": "platform", "message": UNCHANGEABLE, "remedy": "open another namespace"}
@@ -97,12 +97,25 @@ def answer(channel: _socket.socket, request: dict[str, Any], others: Others | No
             sock.close()
 
 
+def parsed(data: bytes) -> dict[str, Any] | None:
+    """Return the request of its bytes, None if it is none."""
+    try:
+        request = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return request if isinstance(request, dict) else None
+
+
 def serve_once(channel: _socket.socket, others: Others | None = None) -> bool:
-    """Await one request on the channel and answer it; False at its end of file."""
+    """Await one request on the channel and answer it; False at its end of file.
+
+    What is no request is passed over.
+    """
     try:
         packet = channel.recv(REQUEST_SIZE)
-        if packet:
-            answer(channel, json.loads(packet[1:]), others)
+        request = parsed(packet[1:])
+        if request is not None:
+            answer(channel, request, others)
     except (BrokenPipeError, ConnectionResetError):
         return False
     except OSError as error:

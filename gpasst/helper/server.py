@@ -35,7 +35,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from gpasst.errors import PlatformError
-from gpasst.helper.channel import Channel, Message, close_all, pair
+from gpasst.helper.channel import Channel, Message, adopt, close_all, pair
 from gpasst.helper.discovery import facts
 from gpasst.helper.enter import drop_identity
 from gpasst.helper.keeper import Keeper, deliver, keep_alone, refuse
@@ -63,7 +63,9 @@ def main(descriptor: int) -> NoReturn:
     _leave_surroundings()
     server = Server()
     for _, descriptors in control.arrivals():
-        server.serve(Channel(_socket.socket(fileno=descriptors[0])))
+        connection = adopt(descriptors)
+        if connection is not None:
+            server.serve(connection)
     # Nothing to flush or finalize: end before the caller notices that it waits.
     os._exit(0)
 
@@ -84,8 +86,8 @@ class Server:
                 message, received = arrived
                 close_all(received)
                 self._answer(connection, message)
-        except OSError:
-            pass  # the caller has gone, or hangs
+        except (OSError, PlatformError):
+            pass  # the caller has gone, or hangs, or sent no message
         finally:
             connection.close()
 

@@ -6,12 +6,14 @@ import errno
 import json
 import os
 import socket
+from array import array
 from typing import Any, cast
 
 import pytest
 
+from gpasst.errors import PlatformError
 from gpasst.helper import pool
-from gpasst.helper.channel import CHUNK, Channel, pair
+from gpasst.helper.channel import CHUNK, Channel, adopt, pair
 from gpasst.helper.client import OpenRequest, Route
 from gpasst.helper.request import open_request, to_message
 
@@ -108,3 +110,70 @@ def test_sockets_that_cannot_be_sent_are_an_error_for_the_caller_alone(number: i
     assert answer[1] == []
     caller.close()
     theirs.close()
+
+
+NO_MESSAGES = pytest.mark.parametrize(
+    "data", [b"", b"7", b"null", b"[1]", b"{", b"\xff", b"9" * 5000, b"[" * 20000], ids=lambda data: repr(data[:4])
+)
+
+
+@NO_MESSAGES
+def test_what_is_no_message_is_an_error_that_ends_nothing(data: bytes) -> None:
+    ours, theirs = pair()
+    reading, writing = os.pipe()
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [writing]))]
+    channel = Channel(ours)
+    for _ in range(2):
+        theirs.sendmsg([b"." + data], rights)
+    os.close(writing)
+    with pytest.raises(PlatformError, match="no message"):
+        channel.receive()
+    Channel(theirs).send({"text": "behind it"})
+    assert next(channel.arrivals()) == ({"text": "behind it"}, [])
+    assert os.read(reading, 1) == b"", "what came with it is closed"
+    os.close(reading)
+    channel.close()
+    theirs.close()
+
+
+@NO_MESSAGES
+def test_what_is_no_request_does_not_end_the_namespace(data: bytes) -> None:
+    ours, theirs = pair()
+    theirs.send(b"." + data)
+    assert pool.serve_once(ours)
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"count": "2"}, {"count": 1.5}, {"family": 1 << 70}, {"proto": None}, {"type": [1]}, {"count": 65}],
+    ids=str,
+)
+def test_a_request_with_other_values_is_answered_with_an_error(wrong: dict[str, Any]) -> None:
+    ours, theirs = pair()
+    caller = Channel(ours)
+    request = {"do": "sockets", "family": socket.AF_INET, "type": socket.SOCK_DGRAM, "proto": 0, "count": 2}
+    with pytest.raises(PlatformError, match="cannot make a socket"):
+        number = caller.ask({**request, **wrong})
+        assert pool.serve_once(theirs)
+        caller.answer(number)
+    caller.close()
+    theirs.close()
+
+
+def test_a_request_brings_its_channel_and_nothing_else() -> None:
+    assert adopt([]) is None
+    before = os.listdir("/proc/self/fd")
+    reading, writing = os.pipe()
+    assert adopt([reading, writing]) is None
+    assert os.listdir("/proc/self/fd") == before
+    ours, theirs = pair()
+    other = os.dup(theirs.fileno())
+    channel = adopt([ours.detach(), other])
+    assert channel is not None
+    Channel(theirs).send({"text": "through it"})
+    assert channel.receive() == ({"text": "through it"}, [])
+    channel.close()
+    theirs.close()
+    assert os.listdir("/proc/self/fd") == before
