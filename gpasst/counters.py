@@ -90,6 +90,7 @@ class Drop(Enum):
     NO_NEIGHBOUR = "next hop of a router does not answer"
     NEIGHBOUR_QUEUE = "more frames than a router keeps while its next hop is looked for"
     NOT_FORWARDED = "multicast or broadcast, which a router does not forward"
+    OWN_ADDRESS = "source address that is a router's own"
     CAPTURE = "frame missing from the capture file"
     ANSWER_LATE = "answer of a service whose flow has ended"
     SOURCE_ADDRESS = "source address that belongs to another port of the switch, or to a group"

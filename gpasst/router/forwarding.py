@@ -208,7 +208,7 @@ class Router:
             raise
 
     def _check(self, found: View) -> None:
-        """Refuse packets that no router forwards (RFC 1812, sections 4.2.2.11, 5.2.2 and 5.3.4).
+        """Refuse packets that no router forwards (RFC 1812, sections 4.2.2.11, 5.2.2, 5.3.4 and 5.3.7).
 
         :raises PacketError: for those.
         """
@@ -217,6 +217,9 @@ class Router:
             raise PacketError(Drop.NOT_FORWARDED)
         if packet.source == UNSPECIFIED[packet.family] or answers.is_group(packet.source):
             raise PacketError(Drop.UNSPECIFIED_ADDRESS)
+        if packet.source in self._own:
+            # An answer would be for the router itself, which would ask its neighbours for its own address.
+            raise PacketError(Drop.OWN_ADDRESS)
         if is_loopback(packet.source) or is_loopback(packet.destination):
             raise PacketError(Drop.LOOPBACK_ADDRESS)
 

@@ -385,6 +385,17 @@ def test_groups_are_not_forwarded(destination: str) -> None:
     assert world.counters.snapshot(0, 0, 0, 0).drops == {}
 
 
+@pytest.mark.parametrize("behaviour", [PLAIN, NAT], ids=["plain", "NAT"])
+@pytest.mark.parametrize("source", ROUTER4)
+def test_what_claims_to_come_from_the_router_is_dropped(behaviour: Behaviour, source: str) -> None:
+    """Its answer would be for the router, which would ask its neighbours for its own address."""
+    world = World(behaviour)
+    assert world.udp(INSIDE, source, 5000, S, 53) is None
+    assert world.udp(INSIDE, source, 5000, ROUTER4[OUTSIDE], 5000) is None
+    assert world.drops(Drop.OWN_ADDRESS) == 2
+    assert world.router.due is None
+
+
 def test_frames_for_others_are_not_taken() -> None:
     """A switch floods what it has not learned yet."""
     world = World(PLAIN)
