@@ -7,6 +7,7 @@ there, for an event.
 from __future__ import annotations
 
 import os
+import re
 import socket
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 WRITTEN = "write it like 127.0.0.1:4000, or as a path with a slash"
 PORTS = range(65536)
+_PORT = re.compile("[0-9]{1,5}")
 REMEDIES = {
     Refusal.PROTOCOL: "name the address of a trunk that listens",
     Refusal.VERSION: "use one version of gpasst at both ends",
@@ -140,7 +142,7 @@ def _place(what: str, where: str | os.PathLike[str]) -> Place:
         check_path(text, what)
         return Place(((AF_UNIX, text),), text)
     host, _, port = text.rpartition(":")
-    if not (port.isascii() and port.isdigit() and int(port) in PORTS) or (":" in host and host[0] != "["):
+    if not (_PORT.fullmatch(port) and int(port) in PORTS) or (":" in host and host[0] != "["):
         raise ConfigurationError(f"{what} {shown(text)} is no address", WRITTEN)
     try:
         found = socket.getaddrinfo(host.strip("[]") or LOOPBACK, int(port), type=socket.SOCK_STREAM)

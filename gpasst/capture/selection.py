@@ -18,6 +18,7 @@ from gpasst.impair.match import Matcher
 from gpasst.impair.parts import MATCH
 from gpasst.impair.rule import Rule
 from gpasst.packet.frame import Frame
+from gpasst.values import shown
 from gpasst.wire import VIRTIO_NET_CODEC
 
 Predicate = Callable[[Frame], Any]
@@ -104,7 +105,7 @@ def read_filter(given: str | Predicate) -> Selection:
     try:
         return Selection(grammar.parse(f"{given.strip()}: {_EFFECT}"))
     except ConfigurationError as error:
-        raise ConfigurationError(f"filter {given}: {error.message}", error.remedy) from None
+        raise ConfigurationError(shown(f"filter {given}: {error.message}"), error.remedy) from None
 
 
 def build_filter(payload: bytes | None = None, when: Predicate | None = None, **match: Any) -> Selection:

@@ -235,8 +235,15 @@ def _value(long: str, option: Option, text: str) -> str | int:
 
     :raises ConfigurationError: if it should be a number and is none.
     """
-    if option.kind is not int or not text:
-        return text
+    return _number(long, text) if option.kind is int and text else text
+
+
+def _number(long: str, text: str) -> int:
+    """Return the number that a text says.
+
+    :param long: what the text was given for, for messages.
+    :raises ConfigurationError: if it says none.
+    """
     try:
         return parse_number(text)
     except ConfigurationError as error:
@@ -299,6 +306,6 @@ def _complete_pasta(fields: dict[str, Any], divided: Divided) -> None:
             "give a program and its arguments, or nothing for a shell",
         )
     if len(words) == 1 and words[0].isdecimal() and not divided.ended:
-        fields["pid"] = int(words[0])
+        fields["pid"] = _number(long_option("pid"), words[0])
     for name in AUTOMATIC:
         fields.setdefault(name, ["auto"])

@@ -14,6 +14,7 @@ direction ``out`` or ``in``, a protocol ``tcp``, ``udp`` or ``icmp``, ports ``53
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Final
 
 from gpasst.errors import ConfigurationError
@@ -27,6 +28,8 @@ DROP: Final = "drop"
 REJECT: Final = "reject"
 
 PORT_MAXIMUM: Final = 65535
+
+_PORT: Final = re.compile("[0-9]{1,5}")
 
 _PROTOCOLS: Final = {
     "tcp": (PROTOCOL_TCP,),
@@ -123,7 +126,7 @@ def _wrong(text: str, what: str) -> ConfigurationError:
 def _range(text: str, item: str) -> Range:
     low, dash, high = item.partition("-")
     bounds = low, high if dash else low
-    if not all(bound.isascii() and bound.isdigit() for bound in bounds):
+    if not all(_PORT.fullmatch(bound) for bound in bounds):
         raise _wrong(text, f"has {item!r} where ports stand")
     first, last = map(int, bounds)
     if not 1 <= first <= last <= PORT_MAXIMUM:

@@ -46,7 +46,8 @@ class Source:
         self._text = text
         try:
             self.values: dict[str, Any] = tomllib.loads(text)
-        except (tomllib.TOMLDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
+            # Not only what is no TOML: Python reads no number of more digits than sys.get_int_max_str_digits().
             raise ConfigurationError(
                 f"the file is no TOML: {shown(error)}", "see https://toml.io for the form"
             ) from None
@@ -138,7 +139,13 @@ class Table:
 
 
 def _value(value: object) -> str:
-    text = shown(f'"{value}"' if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else value)
+    """Return a value as messages show it."""
+    try:
+        written = f'"{value}"' if isinstance(value, str) else str(value)
+    except ValueError:
+        # A hexadecimal number may have more digits than Python writes (sys.get_int_max_str_digits).
+        return "a number of thousands of digits"
+    text = shown(written.lower() if isinstance(value, bool) else written)
     return text if len(text) <= VALUE_SHOWN else f"{text[: VALUE_SHOWN - 1]}…"
 
 

@@ -191,6 +191,7 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
             ({"listen": "here", "secret": SECRET}, "listen here is no address; write it like 127.0.0.1:4000"),
             ({"listen": "::1:40", "secret": SECRET}, "listen ::1:40 is no address"),
             ({"listen": "127.0.0.1:65536", "secret": SECRET}, "listen 127.0.0.1:65536 is no address"),
+            ({"listen": "9" * 5000, "secret": SECRET}, " is no address"),
             ({"listen": "300.1.2.3:40", "secret": SECRET}, "listen 300.1.2.3:40: "),
             ({"listen": 4000, "secret": SECRET}, "listen 4000 is no address"),
             ({"listen": "0", "secret": 7}, "secret of the type int; give text or bytes"),

@@ -303,6 +303,7 @@ def test_any_value_is_read_or_refused_in_one_line(mode: str, option: str, metava
         (("--log-size", "40959", "-l", "log"), "--log-size 40959 is out of range"),
         (("--userns", "/nonexistent"), "--userns /nonexistent is of no use"),
         (("-m", "x"), "--mtu x is not a whole number"),
+        (("9" * 5000,), f"PID {'9' * 5000} is not a whole number"),
         (("",), "COMMAND is empty"),
         (("", "12345"), "COMMAND is empty"),
         (("--", "", "-x"), "COMMAND is empty"),

@@ -237,6 +237,8 @@ def test_what_is_wrong_is_one_line(old: str, new: str, message: str) -> None:
             f"{NETWORKS_MAXIMUM} are the most",
         ),
         ("x = " + "[" * 5000, "the file is no TOML"),
+        ("x = " + "9" * 5000, "the file is no TOML"),
+        ("[network.lan]\nmtu = 0x" + "f" * 5000, "line 2: [network.lan] mtu = a number of thousands of digits: is out"),
         (" " * (1 << 21), "characters"),
     ],
 )
