@@ -22,6 +22,7 @@ from gpasst.formats import (
     UDP_CODEC,
     VIRTIO_NET_BLANK,
 )
+from gpasst.impair.facts import NDP
 from gpasst.packet import checksum
 from gpasst.packet.build import with_checksum, wrap
 from gpasst.packet.frame import Frame
@@ -113,7 +114,7 @@ class World:
             if frame.arp.operation == 1:
                 self.asked.append(target)
                 return
-        if frame.icmp is not None and frame.icmp.type == NDP_TYPE_SOLICITATION:
+        if frame.protocol == NDP and frame.icmp is not None and frame.icmp.type == NDP_TYPE_SOLICITATION:
             target = NDP_SOLICITATION_CODEC.unpack_from(frame.data[54:])["target"]
             if target not in MISSING:
                 self.advertise(side, target, frame)

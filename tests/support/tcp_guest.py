@@ -55,6 +55,16 @@ class Clock:
                 event.call(when)
         return False
 
+    def pass_to(self, end: float, then: Callable[[], None]) -> None:
+        """Let time pass to `end`, and call `then` after all that happens on the way."""
+        while self._events and self._events[0][0] <= end:
+            when, _, event = heapq.heappop(self._events)
+            self.now = when
+            if not event.cancelled:
+                event.call(when)
+                then()
+        self.now = max(self.now, end)
+
 
 @dataclass(eq=False)
 class Event:
