@@ -66,6 +66,8 @@ class Worker:
         """Take one step; called by a watcher, in the hub."""
         if self._greenlet is None:
             self._greenlet = greenlet(self._run, self._hub)
+            # Without arguments, which a greenlet would keep as long as it lives.
+            self._greenlet.switch()
         self._greenlet.switch(*args)
 
     def close(self) -> None:
@@ -78,20 +80,21 @@ class Worker:
             ended.parent = here  # where it goes when it ends
             ended.throw()
 
-    def _run(self, *args: Any) -> None:
+    def _run(self) -> None:
         # The hub's own `switch` looks for hooks of gevent's that no such greenlet has.
         step, switch, hub, after = self._step, greenlet.switch, self._hub, self._after
         while self._greenlet is not None:
+            # While it sleeps it keeps nothing of its last step alive.
+            args: Any = None
+            # One argument comes back bare, none and several as a tuple.
+            args = switch(hub)
+            if not isinstance(args, tuple):
+                args = (args,)
             try:
                 if step(*args) == 1 and after is not None:
                     after(self)
             except Exception as error:
                 self._failures.caught(error, "internal error; the frame or batch is lost")
-            if self._greenlet is None:
-                return
-            # One argument comes back bare, none and several as a tuple.
-            back = switch(hub)
-            args = back if isinstance(back, tuple) else (back,)
 
 
 def _nothing(*_: object) -> None:

@@ -188,6 +188,19 @@ def test_an_ended_worker_frees_what_it_refers_to_at_once(last: bool) -> None:
         gc.enable()
 
 
+def test_a_sleeping_worker_keeps_nothing_of_its_last_step(case: Case) -> None:
+    worker = case.watchers.worker(lambda owner: len(case.ours.recv(9)))
+    for _ in range(2):
+        kept = Kept(case)
+        case.watchers.watch("owner", case.ours.fileno(), worker.wake, kept)
+        case.theirs.send(b"?")
+        gevent.idle()
+        case.watchers.unwatch("owner")
+        reference = weakref.ref(kept)
+        del kept
+        assert reference() is None
+
+
 def test_a_repeat_wakes_a_worker_once_and_lets_others_go_first(case: Case) -> None:
     order: list[str] = []
     worker = case.watchers.worker(lambda: order.append("again"))
