@@ -47,7 +47,10 @@ class TcpDeadlines:
         self._next: Deadline | None = None
 
     def arm(self, connection: Connection, now: float) -> None:
-        """Take note of work that may have brought the deadline of a connection forward."""
+        """Take note of work that may have brought the deadline of a connection forward, or closed it."""
+        if connection.socket is None:
+            self._wheel.remove(connection)
+            return
         armed, sender = connection.armed, connection.sender
         if armed:
             if armed <= (now + RETRANSMIT_SECONDS) * TICKS + 1:
@@ -76,8 +79,6 @@ class TcpDeadlines:
         wheel, done = self._wheel, 0
         deadline = self._stopwatch() + BACKLOG_SECONDS
         while (connection := wheel.take(now)) is not None:
-            if connection.socket is None:
-                continue
             work = connection.expired(now) if connection.due() <= now else 0
             if work:
                 self._mark(connection, work)

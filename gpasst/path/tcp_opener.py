@@ -243,7 +243,6 @@ class TcpOpener:
             self._sockets.watch(connection)
         except OSError as error:
             # As epoll_ctl(2) says: no memory, or as many watches as the user may have.
-            connection.socket = None
             connection.release()
             close_with_reset(sock)
             raise PacketError(Drop.NO_SOCKET, f"no watch: {error.strerror}") from error

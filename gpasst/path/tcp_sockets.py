@@ -83,7 +83,7 @@ class TcpSockets:
         guest, so that no RST is needed.
     :param again: asks for a call of `step` soon; more calls before it do nothing.
     :param later: calls a function once at a time of the clock; the function gets the present time.
-    :param arm: called with a connection and the time after work that may have brought its deadline forward.
+    :param arm: called with a connection and the time after work that may have brought its deadline forward or ended it.
     :param clock: returns monotonic seconds.
     :param stopwatch: returns seconds, for the budget of a step.
     :ivar clock: as above.
@@ -390,8 +390,8 @@ class TcpSockets:
             close_with_reset(sock)
         else:
             sock.close()
-        connection.socket = None
         connection.release()
+        self._arm(connection, 0.0)  # a closed one is looked at no more
         self._table.remove(connection)
 
 

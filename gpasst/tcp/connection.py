@@ -394,6 +394,7 @@ class Connection:
         return REWIND | SEND if self.sender.narrow(max(mss, MSS_MINIMUM)) and self.state not in OPENING else 0
 
     def release(self) -> None:
-        """Forget what the connection holds."""
+        """Forget what the connection holds, its socket too, which is closed."""
+        self.socket = None
         self.receiver.release()
         self.fresh = _NOTHING

@@ -1,9 +1,10 @@
 """A wheel of deadlines for many connections.
 
 Theory of operation: a deadline of a connection moves with almost every segment, but nearly always to later. So an entry
-of the wheel says "look at this connection then", and nothing moves it: whoever takes it out asks the connection when it
-is really due, and enters it again. An entry costs one reference. A connection that has become due earlier is entered
-once more, and its `armed` names the entry that counts; others are passed over.
+of the wheel says "look at this connection then", and nothing moves it to later: whoever takes it out asks the connection
+when it is really due, and enters it again. An entry costs one reference, and `armed` names the slot that it stands in.
+The entry of a connection that has become due earlier, or has ended, is taken out: its time may be half a minute away,
+and short connections of that time would fill the memory.
 
 Times are counted in ticks. Far deadlines are rounded up to whole seconds, so that few slots hold them all.
 """
@@ -41,7 +42,7 @@ def probe_seconds(probes: int) -> float:
 class Armed(Protocol):
     """What has deadlines.
 
-    :ivar armed: tick of the entry that counts, 0 for none.
+    :ivar armed: tick of its entry, 0 for none.
     """
 
     armed: int
@@ -54,11 +55,11 @@ class Wheel(Generic[T]):
     """Deadlines by tick."""
 
     def __init__(self) -> None:
-        self._slots: dict[int, list[T]] = {}
+        self._slots: dict[int, set[T]] = {}
         self._order: list[int] = []
 
     def add(self, item: T, when: float, now: float) -> None:
-        """Enter an item; its earlier entry, if there is one, counts no more.
+        """Enter an item, in the place of its earlier entry.
 
         :param when: seconds.
         :param now: seconds; `when` may have passed.
@@ -66,12 +67,20 @@ class Wheel(Generic[T]):
         tick = int(when * TICKS) + 1
         if when - now >= _FAR / TICKS:
             tick = -(-tick // TICKS) * TICKS
+        self.remove(item)
         item.armed = tick
         slot = self._slots.get(tick)
         if slot is None:
-            slot = self._slots[tick] = []
+            slot = self._slots[tick] = set()
             heapq.heappush(self._order, tick)
-        slot.append(item)
+        slot.add(item)
+
+    def remove(self, item: T) -> None:
+        """Take out the entry of an item, if it has one."""
+        slot = self._slots.get(item.armed)
+        if slot is not None:
+            slot.discard(item)
+        item.armed = 0
 
     def earliest(self) -> float | None:
         """Return the time of the earliest entry in seconds, None if there is none."""
@@ -82,11 +91,10 @@ class Wheel(Generic[T]):
         while self._order and self._order[0] <= now * TICKS:
             tick = self._order[0]
             slot = self._slots[tick]
-            while slot:
+            if slot:
                 item = slot.pop()
-                if item.armed == tick:
-                    item.armed = 0
-                    return item
+                item.armed = 0
+                return item
             del self._slots[tick]
             heapq.heappop(self._order)
         return None

@@ -161,7 +161,7 @@ class TcpBench:
             lambda connection, number: self.opener.failed(connection, number),
             self._ask,
             lambda when, callback: self.later.append((when, callback)),
-            lambda connection, now: self.armed.append(connection),
+            lambda connection, now: self.armed.append(connection) if connection.socket else None,
             clock,
             stopwatch,
         )

@@ -81,9 +81,11 @@ def test_a_connection_that_ends_is_looked_at_no_more() -> None:
     assert all(one.cancelled for one in proxy.pending)
 
 
-def test_a_connection_without_socket_is_passed_over() -> None:
+def test_a_connection_that_was_closed_is_looked_at_no_more() -> None:
     proxy, connection = unanswered()
-    connection.socket = None
+    connection.release()
+    proxy.deadlines.arm(connection, proxy.now)
+    assert not connection.armed
     proxy.pass_one()
     assert proxy.marked == []
     assert proxy.pending == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,6 +55,27 @@ def test_the_last_entry_of_an_item_counts() -> None:
     wheel.add(item, 101.0, 100.0)
     assert taken(wheel, 102.0) == [item]
     assert taken(wheel, 200.0) == []
+
+
+def test_an_item_that_is_taken_out_is_kept_no_more() -> None:
+    wheel, item = Wheel[Item](), Item()
+    gone = weakref.ref(item)
+    wheel.add(item, 130.0, 100.0)
+    wheel.add(item, 101.0, 100.0)
+    wheel.remove(item)
+    assert not item.armed
+    del item
+    assert gone() is None
+    assert taken(wheel, 200.0) == []
+
+
+def test_an_item_without_entry_is_taken_out() -> None:
+    wheel, item = Wheel[Item](), Item()
+    wheel.add(item, 101.0, 100.0)
+    wheel.clear()
+    for _ in range(2):
+        wheel.remove(item)
+    assert not item.armed
 
 
 def test_an_item_that_is_due_already_is_taken_at_once() -> None:
