@@ -1,10 +1,10 @@
 """A wheel of deadlines for many connections.
 
 Theory of operation: a deadline of a connection moves with almost every segment, but nearly always to later. So an entry
-of the wheel says "look at this connection then", and nothing moves it to later: whoever takes it out asks the connection
-when it is really due, and enters it again. An entry costs one reference, and `armed` names the slot that it stands in.
-The entry of a connection that has become due earlier, or has ended, is taken out: its time may be half a minute away,
-and short connections of that time would fill the memory.
+of the wheel says "look at this connection then", and nothing moves it to later: whoever takes it out asks the
+connection when it is really due, and enters it again. An entry costs one reference, and `armed` names the slot that it
+stands in. The entry of a connection that has become due earlier, or has ended, is taken out: its time may be half a
+minute away, and short connections of that time would fill the memory.
 
 Times are counted in ticks. Far deadlines are rounded up to whole seconds, so that few slots hold them all.
 """

@@ -55,6 +55,7 @@ class RemoteMachine:
 
     :param channel: leads to the program that keeps its namespace.
     :param netns: descriptor of its namespace, None where this process may not enter it: then it runs no programs there.
+    :ivar netns: as above.
     :ivar ip4: its IPv4 address, which is not the one that is the gateway: for a guest that stands for the host.
     :ivar ip6: its IPv6 address, likewise.
     """
@@ -63,7 +64,7 @@ class RemoteMachine:
 
     def __init__(self, channel: Channel, netns: int | None = None) -> None:
         self.channel = channel
-        self._netns = netns
+        self.netns = netns
 
     def socket(self, family: int = AF_INET, type: int = SOCK_DGRAM, proto: int = 0) -> socket.socket:
         """Make a socket in the machine's namespace; any thread may use it.
@@ -104,10 +105,10 @@ class RemoteMachine:
     @contextmanager
     def _entered(self) -> Iterator[None]:
         """Have the calling thread in the machine's namespace."""
-        assert self._netns is not None
+        assert self.netns is not None
         here = os.open(OWN_NETWORK, os.O_RDONLY)
         try:
-            setns(self._netns, CLONE_NEWNET)
+            setns(self.netns, CLONE_NEWNET)
             try:
                 yield
             finally:

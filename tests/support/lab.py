@@ -78,7 +78,7 @@ def become_host() -> Remote:
     made = hosts(_configure_host, _configure_remote)
     if os.geteuid():
         _drop_capabilities()
-    return Remote(made.remote.channel)
+    return Remote(made.remote.channel, made.remote.netns)
 
 
 def _open_tun() -> None:

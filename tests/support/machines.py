@@ -25,6 +25,7 @@ from tests.support.namespaces import inside
 PATIENCE = 10.0  # seconds until a call of a stream's socket counts as stuck
 MAC = "52:54:00:12:34:56"
 INTERFACE = "card0"
+MTU = 65520  # bytes, unless an option says otherwise
 DOWN, UP = 0, 1  # directions of loss: from the guest, to the guest
 SYN, SYN_ACK = TCP_SYN, TCP_SYN | TCP_ACK
 FLAGS = 0x3F  # of a segment, without those of ECN
@@ -119,6 +120,22 @@ def tap(**options: Any) -> Iterator[Tap]:
         yield Tap(net)
 
 
+def card(mtu: int = MTU) -> OpenRequest:
+    """Return the request for a namespace with the network card of a machine behind a stream.
+
+    :param mtu: in bytes.
+    """
+    return OpenRequest(
+        ifname=INTERFACE,
+        mac=MAC,
+        mtu=mtu,
+        offload=False,
+        configure=True,
+        addresses=((HOST4, 24), (HOST6, 64)),
+        routes=(Route(None, 0, REMOTE4), Route(None, 0, REMOTE6, family=6)),
+    )
+
+
 @contextmanager
 def stream(**options: Any) -> Iterator[Stream]:
     """A machine behind a stream, with the addresses that it is advertised; `options` are those of `gpasst.Passt`."""
@@ -127,16 +144,7 @@ def stream(**options: Any) -> Iterator[Stream]:
         folder.chmod(0o777)
         net = stack.enter_context(gpasst.Passt(socket=str(folder / "socket"), **options))
         helper = stack.enter_context(Helper.start())
-        request = OpenRequest(
-            ifname=INTERFACE,
-            mac=MAC,
-            mtu=options.get("mtu", 65520),
-            offload=False,
-            configure=True,
-            addresses=((HOST4, 24), (HOST6, 64)),
-            routes=(Route(None, 0, REMOTE4), Route(None, 0, REMOTE6, family=6)),
-        )
-        namespace = stack.enter_context(helper.open(request))
+        namespace = stack.enter_context(helper.open(card(options.get("mtu", MTU))))
         machine = Stream(net, namespace)
         stack.callback(machine.unplug)
         for family in net.config.families:
