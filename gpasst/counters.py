@@ -72,6 +72,7 @@ class Drop(Enum):
     ECHO_DUPLICATE = "repeated echo answer"
     BACKLOG = "more frames for new flows than can be kept"
     RATE = "more frames for new flows or services than are admitted in a second"
+    ERROR_RATE = "more ICMP errors for the guest than are reported in a second"
     IMPAIRED = "lost by an impairment rule"
     IMPAIRED_PARTITION = "lost in a partition"
     IMPAIRED_MTU = "longer than an impairment's MTU"

@@ -5,13 +5,20 @@ as for an answer, and the guest gets the error that it would have got without a 
 knows it, quoting the guest's own packet. A datagram that the host's kernel refuses to send is reported likewise, by the
 host as the guest's router.
 
+Errors about datagrams are limited, as a router's have to be (RFC 1812, section 4.3.2.8; RFC 4443, section 2.4 (f)): a
+guest may send any number to a port that is closed, and an error costs ten times what a datagram of a known flow costs.
+
 NOTE: an error never answers a datagram to a multicast or broadcast address (RFC 1122, section 3.2.2; RFC 4443,
 section 2.4).
 """
 
 from __future__ import annotations
 
-from gpasst.counters import Counters
+import time
+from collections.abc import Callable
+
+from gpasst.counters import Counters, Drop
+from gpasst.flow.admission import Admission, Rate
 from gpasst.flow.guest import Guest
 from gpasst.host.error_queue import QueuedError, read_errors
 from gpasst.host.receive import sender_key
@@ -24,6 +31,7 @@ from gpasst.udp.header import TTL_MASK
 from gpasst.udp.mapping import Peer, UdpSocket
 
 QUOTED_BYTES = 1280  # of a refused datagram; no error holds more (RFC 4443, section 2.4 (c))
+ERRORS = Rate(1024, 1000)  # about datagrams of one address; Linux sends as many (net.ipv4.icmp_msgs_per_sec)
 
 
 class IcmpToGuest:
@@ -32,12 +40,21 @@ class IcmpToGuest:
     :param link: the guest's end, None where there are splice pairs alone.
     :param guest: the guest.
     :param counters: where errors are counted.
+    :param clock: returns seconds, for the rate.
     """
 
-    def __init__(self, link: Link | None, guest: Guest, counters: Counters) -> None:
+    def __init__(
+        self,
+        link: Link | None,
+        guest: Guest,
+        counters: Counters,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._link = link
         self._guest = guest
         self._counters = counters
+        self._clock = clock
+        self._admission = Admission(ERRORS)
 
     def queued(self, udp_socket: UdpSocket) -> int:
         """Report the errors in the queue of a mapping's or listener's socket; return how many it held."""
@@ -66,6 +83,9 @@ class IcmpToGuest:
         family, mapping = peer.udp_socket.family, peer.mapping
         address, port = peer.shown
         if is_multicast(address) or peer.remote[0] in self._guest.network.broadcasts:
+            return
+        if not self._admission.admit(mapping.guest, self._clock()):
+            self._counters.drop(Drop.ERROR_RATE)
             return
         # It was the last router that would have counted down to 0; of others it is not known how far they are.
         hop_limit = 1 if expired(family, problem) else peer.tos_ttl & TTL_MASK

@@ -8,10 +8,12 @@ import socket
 
 import pytest
 
+from gpasst.counters import Drop
 from gpasst.packet import icmp_error
 from gpasst.packet.icmp_error import CLOSED_PORT, Problem
 from gpasst.packet.parse import parse_ip
 from gpasst.packet.refusal import refusal
+from gpasst.path.icmp_to_guest import ERRORS, IcmpToGuest
 from gpasst.testing import free_port
 from gpasst.udp.mapping import Peer, UdpSocket
 from tests.support.addresses import GUEST_MAC, HOST_MAC, ip
@@ -153,3 +155,17 @@ def test_a_report_about_anything() -> None:
         it.icmp.report(EXPIRED[4], ip(FAR[4]), packet.source, quoted)
         source, error = reported(it)
         assert (source, error.problem, error.payload) == (FAR[4], EXPIRED[4], b"quoted")
+
+
+@FAMILIES
+def test_errors_are_limited_as_those_of_a_router(family: int) -> None:
+    times: list[float] = []
+    with bench() as it:
+        _, peer, _, _ = asked(it, family)
+        icmp = IcmpToGuest(it.link, it.guest, it.counters, lambda: times[-1])
+        for now in (100.0, 101.0):
+            times.append(now)
+            for _ in range(2 * ERRORS.burst):
+                icmp.refused(peer, errno.EHOSTUNREACH, memoryview(b"payload"))
+        assert it.counters.errors_up == ERRORS.burst + ERRORS.per_second
+        assert it.counters.drops[Drop.ERROR_RATE] == 3 * ERRORS.burst - ERRORS.per_second
