@@ -64,7 +64,7 @@ class Backlog:
     :param link: where the frames come from, whose recorder takes note of the reason of a drop.
     :ivar frames: how many frames wait.
     :ivar seen: how many frames of each kind came.
-    :ivar refused_ports: source ports of UDP and TCP that exceeded the rate lately; of one frame in `FRAMES_PER_LOOK`.
+    :ivar refused_ports: source ports of UDP and TCP that were refused lately; of one frame in `FRAMES_PER_LOOK`.
     :ivar behind: whether frames wait whose flow is known already, so that none may be read before they are dispatched.
     """
 
@@ -102,11 +102,7 @@ class Backlog:
         kind, source = kind_of(frame, self._routers)
         self.seen[kind] += 1
         if not self._admissions[kind].admit(source, self._clock()):
-            self._counters.drop(Drop.RATE)
-            if self._link.recorder is not None:
-                self._link.recorder.note(frame, Drop.RATE)
-            if kind == FLOW and not self.seen[kind] % FRAMES_PER_LOOK:
-                self.refused_ports.append(source_port(frame))
+            self._refuse(frame, kind, Drop.RATE)
             return
         key = bytes((kind,)) + flow_of(frame)
         group = self._groups.get(key)
@@ -119,15 +115,20 @@ class Backlog:
             or len(group) >= FRAMES_LIMIT // GROUP_SHARE
             or (len(group) + 1) * size > BYTES_LIMIT // GROUP_SHARE
         ):
-            self._counters.drop(Drop.BACKLOG)
-            if self._link.recorder is not None:
-                self._link.recorder.note(frame, Drop.BACKLOG)
+            self._refuse(frame, kind, Drop.BACKLOG)
             if not group:
                 del self._groups[key]
             return
         group.append((bytes(frame), segment))
         self.frames += 1
         self._bytes += size
+
+    def _refuse(self, frame: memoryview, kind: int, reason: Drop) -> None:
+        self._counters.drop(reason)
+        if self._link.recorder is not None:
+            self._link.recorder.note(frame, reason)
+        if kind == FLOW and not self.seen[kind] % FRAMES_PER_LOOK:
+            self.refused_ports.append(source_port(frame))
 
     def drain(self, deadline: float) -> None:
         """Dispatch frames until `deadline`, in seconds of the clock, at least one; ask for a step for the rest."""

@@ -4,7 +4,9 @@ Theory of operation: a flood stands in the one queue of the tap before the frame
 they are read costs 2 to 3 us each, and where the guest sends faster than that, the queue is always full and the kernel
 drops frames of every flow alike. So the kernel is asked to drop most of the flood where the guest sends it: once a
 second, those kinds are sampled (`gpasst.path.filter_program`) of which more than `FLOOD_PER_SECOND` frames came, and
-more than twice the rate that is admitted. The sample shows whether the flood goes on.
+more than twice the rate that is admitted. Where the queue was not empty once in that second, a quarter of that rate is
+enough, and half of the share: a flood of several kinds is read too slowly for any of them to show. The sample shows
+whether the flood goes on.
 
 1. UDP and TCP are sampled only where most frames of the guest belong to no known flow. Those ports of the guest pass
    whole that are forwarded or have active flows, the oldest first, but for ports that the refused frames came from.
@@ -21,12 +23,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from gpasst.counters import Counters
+from gpasst.flow.admission import Rate
 from gpasst.link.tap import Tap
 from gpasst.path.backlog import Backlog
 from gpasst.path.filter_program import PORTS_LIMIT, SAMPLED, program
 from gpasst.path.unknown import FLOW, KINDS, RATES
 
 FLOOD_PER_SECOND = 10000  # frames of one kind
+FULL_SHARE = 4  # of a kind's rate, the part that is a flood where the tap's queue was full for a second
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +43,7 @@ class TapFilter:
     :param counters: count the frames of the guest.
     :param routers: addresses of the guest's gateway.
     :param ports: returns the guest's ports with flows that should not suffer, at most so many.
+    :param emptied: returns whether the tap's queue was found empty since the last call.
     """
 
     def __init__(
@@ -48,11 +53,13 @@ class TapFilter:
         counters: Counters,
         routers: frozenset[bytes],
         ports: Callable[[int], Iterable[int]],
+        emptied: Callable[[], bool],
     ) -> None:
         self._tap = tap
         self._backlog = backlog
         self._routers = routers
         self._ports = ports
+        self._emptied = emptied
         self._counters = counters
         self._seen = list(backlog.seen)
         self._read = counters.frames_down
@@ -68,14 +75,21 @@ class TapFilter:
         others = read - self._read - fresh[FLOW]
         self._seen, self._read = seen, read
         sent = [count * (SAMPLED if kind in self._kinds else 1) for kind, count in enumerate(fresh)]
-        kinds = {kind for kind, rate in enumerate(RATES) if sent[kind] > max(FLOOD_PER_SECOND, 2 * rate.per_second)}
-        if sent[FLOW] <= others:
+        full = not self._emptied()
+        kinds = {kind for kind, rate in enumerate(RATES) if sent[kind] > self._limit(kind, rate, full)}
+        if sent[FLOW] * (2 if full else 1) <= others:
             kinds.discard(FLOW)
         self._apply(frozenset(kinds), self._spared() if FLOW in kinds else [])
 
     def close(self) -> None:
         """Sample nothing more; more calls do nothing."""
         self._apply(frozenset(), [])
+
+    def _limit(self, kind: int, rate: Rate, full: bool) -> int:
+        """Return how many frames of a kind in a second are a flood."""
+        if full:
+            return rate.per_second // FULL_SHARE
+        return rate.per_second if kind in self._kinds else max(FLOOD_PER_SECOND, 2 * rate.per_second)
 
     def _spared(self) -> list[int]:
         """Return the ports whose UDP and TCP pass whole."""

@@ -82,6 +82,7 @@ class TapReader:
         self._joins = features >= {Feature.JOIN, Feature.GSO}
         self._last: Peer | None = None
         self._single = 0
+        self._emptied = True
 
     def step(self) -> int:
         """Move up to `FRAMES_PER_STEP` frames, for at most `STEP_SECONDS`; return how many.
@@ -136,11 +137,18 @@ class TapReader:
                 elif now >= deadline:
                     break
         self._single = single + 1 if read <= 1 else 0
+        if size == DRAINED:
+            self._emptied = True
         if self._tcp_queue or self._backlog.frames:
             deadline = deadline or self._clock() + STEP_SECONDS
             # Frames of known flows may wait in the kernel's queue behind others, which only reading overtakes.
             self._follow(deadline, hurries=size != DRAINED and budget > 1)
         return read
+
+    def emptied(self) -> bool:
+        """Return whether the tap's queue was found empty since the last call."""
+        emptied, self._emptied = self._emptied, False
+        return emptied
 
     def caught_up(self) -> bool:
         """Let frames of known flows that wait in the backlog be carried; return whether none is left."""

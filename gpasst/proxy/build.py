@@ -286,8 +286,8 @@ def build_inside(
             found = list(udp.nat.active_ports(limit // 2))
             return found + (tcp.table.ports(limit - len(found)) if tcp else [])
 
-        tap_filter = TapFilter(link, backlog, counters, routers, ports)
         reader = tap_reader = TapReader(link, fastpath, udp, icmp, backlog, counters, base.features, tcp=frames)
+        tap_filter = TapFilter(link, backlog, counters, routers, ports, tap_reader.emptied)
         _watch_tap(watchers, link, tap_reader, ended)
     elif isinstance(link, Stream):
         assert isinstance(end, (GuestListener, RawSocket))

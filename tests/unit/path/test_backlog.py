@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpasst.counters import Counters, Drop
-from gpasst.path.backlog import BYTES_LIMIT, FRAMES_LIMIT, GROUP_SHARE, Backlog
+from gpasst.path.backlog import BYTES_LIMIT, FRAMES_LIMIT, FRAMES_PER_LOOK, GROUP_SHARE, Backlog
 from gpasst.path.budget import BACKLOG_SECONDS
 from gpasst.path.unknown import ARP, FLOW, RATES, flow_of
 
@@ -288,6 +288,16 @@ def test_frames_of_a_guest_that_has_gone_are_counted() -> None:
     assert case.counters.drops == {Drop.NO_GUEST: 2}
     case.backlog.drain(FOREVER)
     assert case.dispatched == []
+
+
+def test_frames_that_find_no_room_show_their_port() -> None:
+    case = Case()
+    frames = FRAMES_LIMIT // GROUP_SHARE
+    case.add(*[ip4(9, protocol=TCP)] * frames)
+    assert not case.backlog.refused_ports
+    case.add(*[ip4(9, protocol=TCP)] * FRAMES_PER_LOOK)
+    assert case.counters.drops == {Drop.BACKLOG: FRAMES_PER_LOOK}
+    assert list(case.backlog.refused_ports) == [9]
 
 
 def test_frames_are_counted_by_kind_and_refused_ones_show_their_port() -> None:

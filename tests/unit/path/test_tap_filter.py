@@ -10,7 +10,7 @@ import pytest
 
 from gpasst.counters import Counters
 from gpasst.path.filter_program import PORTS_LIMIT, SAMPLED, program
-from gpasst.path.tap_filter import FLOOD_PER_SECOND, TapFilter
+from gpasst.path.tap_filter import FLOOD_PER_SECOND, FULL_SHARE, TapFilter
 from gpasst.path.unknown import ARP, FLOW, NDP, PART, RATES
 
 FLOOD = 10 * FLOOD_PER_SECOND
@@ -43,7 +43,15 @@ class Case:
     def __init__(self) -> None:
         self.tap, self.backlog, self.counters = Tap(), Backlog(), Counters()
         self.active: list[int] = []
-        self.filter = TapFilter(cast(Any, self.tap), cast(Any, self.backlog), self.counters, GATEWAY, self.ports)
+        self.full = False
+        self.filter = TapFilter(
+            cast(Any, self.tap),
+            cast(Any, self.backlog),
+            self.counters,
+            GATEWAY,
+            self.ports,
+            lambda: not self.full,
+        )
 
     def ports(self, most: int) -> list[int]:
         assert most == PORTS_LIMIT
@@ -103,6 +111,36 @@ def test_new_flows_beside_more_traffic_of_known_ones_are_not_sampled() -> None:
     case = Case()
     case.second(FLOW, FLOOD, known=FLOOD)
     assert case.tap.programs == []
+
+
+@pytest.mark.parametrize("kind", range(len(RATES)))
+def test_where_the_queue_is_full_less_is_a_flood(kind: int) -> None:
+    case = Case()
+    limit = RATES[kind].per_second // FULL_SHARE
+    for full, frames, sampled in ((False, limit + 1, False), (True, limit, False), (True, limit + 1, True)):
+        case.full = full
+        case.second(kind, frames)
+        assert (case.tap.programs == [expected(kind)]) == sampled
+
+
+def test_where_the_queue_is_full_half_of_the_traffic_of_known_flows_may_be_new_ones() -> None:
+    case = Case()
+    case.full = True
+    case.second(FLOW, FLOOD, known=2 * FLOOD)
+    assert case.tap.programs == []
+    case.second(FLOW, FLOOD, known=2 * FLOOD - 1)
+    assert case.tap.programs == [expected(FLOW)]
+
+
+def test_a_flood_that_was_sampled_goes_on_while_it_exceeds_its_rate() -> None:
+    case = Case()
+    case.full = True
+    case.second(ARP, RATES[ARP].per_second)
+    case.full = False
+    case.second(ARP, RATES[ARP].per_second // SAMPLED + 1)
+    assert case.tap.programs == [expected(ARP)]
+    case.second(ARP, RATES[ARP].per_second // SAMPLED)
+    assert case.tap.programs == [expected(ARP), NOTHING]
 
 
 def test_nothing_is_left_on_the_tap() -> None:

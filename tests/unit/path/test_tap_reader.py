@@ -278,6 +278,18 @@ def test_a_step_moves_a_bounded_number_of_frames() -> None:
         assert case.reader.step() == 1
 
 
+def test_a_queue_that_was_not_read_to_its_end_was_not_empty() -> None:
+    with tap() as case, server(4) as host:
+        assert case.reader.emptied(), "nothing has been read"
+        port, to = free_port("udp"), host.getsockname()[1]
+        case.give(*(udp_frame(4, port, to, b"%d" % number) for number in range(FRAMES_PER_STEP + 1)))
+        case.reader.step()
+        assert not case.reader.emptied()
+        case.move()
+        assert case.reader.emptied()
+        assert not case.reader.emptied()
+
+
 def test_a_step_ends_when_its_time_is_over() -> None:
     with tap(frozenset()) as case, server(4) as host:
         port, to = free_port("udp"), host.getsockname()[1]
