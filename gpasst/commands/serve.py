@@ -31,6 +31,7 @@ from gpasst.commands.options import Invocation
 from gpasst.commands.process import PidFile, take_on
 from gpasst.commands.program import Program, await_signals, exit_status
 from gpasst.helper.client import Helper
+from gpasst.link.output import give_socket
 
 GARBAGE_RUNS = 1_000_000  # of the middle generation's collector for each of the oldest's: in practice never
 
@@ -71,7 +72,7 @@ def serve(
         gevent.spawn(_settle, here)
         if isinstance(proxy, Passt) and proxy.path and identity:
             # Whoever the proxy becomes has to be able to remove it, and qemu may run as the same.
-            os.chown(proxy.path, *identity)
+            give_socket(proxy.path, *identity)
         announce(proxy, if_indextoname)
         program = None
         if program_signals is not None and isinstance(proxy, Pasta):
