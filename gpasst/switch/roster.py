@@ -7,7 +7,7 @@ from collections.abc import Container
 
 from gpasst.switch.framing import MESSAGE_MAXIMUM
 from gpasst.switch.membership import COOKIE_BYTES
-from gpasst.switch.plan import mac_of
+from gpasst.switch.plan import LOCAL_NAMES, mac_of
 from gpasst.values import is_host_name
 
 ROSTER_BYTES = MESSAGE_MAXIMUM - COOKIE_BYTES - 1
@@ -38,8 +38,11 @@ def unpacked_roster(data: bytes) -> Roster:
     found = []
     for line in data.decode().splitlines():
         name, *addresses = line.split(" ")
-        if not is_host_name(name) or not 0 < len(addresses) <= _ADDRESSES_LIMIT:
+        if not is_host_name(name) or name.lower() in LOCAL_NAMES or not 0 < len(addresses) <= _ADDRESSES_LIMIT:
             raise ValueError("no host")
+        # In /etc/hosts, another name could follow a scope, which may be any text.
+        if "%" in line:
+            raise ValueError("no address of a network")
         found.append((name, tuple(str(ipaddress.ip_address(address)) for address in addresses)))
     return tuple(found)
 

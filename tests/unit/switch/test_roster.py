@@ -44,6 +44,12 @@ def test_as_many_names_as_fit_are_announced() -> None:
         b"\xff 10.1.2.3\n",
         b"a" + b" 10.1.2.3" * 17,
         b"a" * 64 + b" 10.1.2.3",
+        # What would lead a host's own names, or another host's, elsewhere.
+        b"localhost 10.1.2.3\n",
+        b"LocalHost 10.1.2.3\n",
+        b"ip6-loopback fd77::2\n",
+        b"a fe80::1%\tb\n",
+        b"a fe80::1%eth0\n",
     ],
 )
 def test_other_bytes_are_no_names(data: bytes) -> None:
