@@ -188,10 +188,22 @@ def prepare_guest(sock: RawSocket) -> RawSocket:
 def peer_process(sock: RawSocket) -> int:
     """Return the process ID of the peer of a connection, 0 if unknown."""
     try:
-        pid: int = _credentials.unpack(sock.getsockopt(SOL_SOCKET, SO_PEERCRED, _credentials.size))[0]
+        return _peer(sock)[0]
     except OSError:
         return 0
-    return pid
+
+
+def peer_user(sock: RawSocket) -> int:
+    """Return the user ID of the peer of a connection over a UNIX socket: where it listens, of whoever began to.
+
+    :raises OSError: if the kernel does not know it.
+    """
+    return _peer(sock)[1]
+
+
+def _peer(sock: RawSocket) -> tuple[int, int, int]:
+    process, user, group = _credentials.unpack(sock.getsockopt(SOL_SOCKET, SO_PEERCRED, _credentials.size))
+    return process, user, group
 
 
 def _first_free() -> str:

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 
 from gevent.event import Event
 
-from gpasst.link.listener import OWNER, PathListener, PortListener
+from gpasst.link.listener import OWNER, PathListener, PortListener, peer_user
 from gpasst.linux import (
     AF_INET,
     AF_INET6,
@@ -46,6 +46,8 @@ CONNECT_SECONDS: Final = 5.0  # for a connection to be made
 PAUSE_SECONDS: Final = 1.0  # for which a listener that lacks descriptors accepts nothing
 GREETING_LIMIT: Final = 64  # connections of a listener that have not finished their greeting
 CLOSED: Final = "it is closed"
+STRANGER: Final = "another user listens there, and there is no secret"
+ROOT: Final = 0  # user ID
 BACKLOG: Final = 64  # connections that wait to be accepted
 _DOUBLINGS = 10  # of the time between attempts, after which it is the longest anyway
 _IDLE_SECONDS, _PROBE_SECONDS = 5, 2  # after which TCP looks whether the other end is there, and again
@@ -219,6 +221,7 @@ class TrunkConnector:
         self._trunks = trunks
         self._addresses = itertools.cycle(place.addresses)
         self._secret = secret
+        self._local = place.local
         self._socket: RawSocket | None = None  # that is not connected yet
         self._end: TrunkEnd | None = None
         self._deadline: Deadline | None = None
@@ -268,6 +271,10 @@ class TrunkConnector:
         failure = self._socket.getsockopt(SOL_SOCKET, SO_ERROR)
         if failure:
             self._retry(os.strerror(failure))
+            return
+        if self._local and not self._secret and peer_user(self._socket) not in (os.geteuid(), ROOT):
+            # Whoever was first to make the file could take this side of the network.
+            self._retry(STRANGER)
             return
         sock, self._socket = self._socket, None
         self._stop()

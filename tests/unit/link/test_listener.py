@@ -18,7 +18,7 @@ import pytest
 from gpasst.counters import Counters, Drop
 from gpasst.errors import ConfigurationError, GpasstError, PlatformError
 from gpasst.link import listener as listener_module
-from gpasst.link.listener import PATH_BYTES, GuestListener, peer_process, prepare_guest
+from gpasst.link.listener import PATH_BYTES, GuestListener, peer_process, peer_user, prepare_guest
 from gpasst.link.port import LinkGone
 from gpasst.link.stream import Stream
 from gpasst.path.tcp_departure import TcpDeparture
@@ -80,7 +80,7 @@ def test_a_guest_connects_to_the_path_asked_for(folder: Path) -> None:
                 assert sock.recv(9) == b"x"
                 with pytest.raises(BlockingIOError):
                     sock.recv(9)
-                assert peer_process(sock) == os.getpid()
+                assert (peer_process(sock), peer_user(sock)) == (os.getpid(), os.geteuid())
     assert not list(folder.iterdir()), "the file goes with the listener"
 
 

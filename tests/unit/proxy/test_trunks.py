@@ -149,6 +149,17 @@ def test_frames_cross_a_trunk(parts: list[Part], place: Place) -> None:
     assert (one.payloads(), two.payloads()) == ([b"to one"], [b"to all"])
 
 
+@pytest.mark.parametrize(("user", "secret", "joins"), [(4711, b"", False), (0, b"", True), (4711, SECRET, True)])
+def test_a_stranger_who_listens_needs_the_secret(
+    parts: list[Part], place: Place, monkeypatch: pytest.MonkeyPatch, user: int, secret: bytes, joins: bool
+) -> None:
+    monkeypatch.setattr(trunk_sides, "peer_user", lambda sock: user)
+    one, two, *_ = parts
+    with closing(one.listen(place, secret), side := two.connect(place, secret)):
+        until(lambda: side.peers or side.failure)
+        assert (side.peers, side.failure) == ((1, "") if joins else (0, trunk_sides.STRANGER))
+
+
 def test_the_side_that_listens_is_up_when_the_other_is(parts: list[Part], place: Place) -> None:
     one, two, *_ = parts
     with closing(listener := one.listen(place), side := two.connect(place)):
