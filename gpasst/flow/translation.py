@@ -69,16 +69,23 @@ class Addresses:
     :ivar link_local: the guest's latest IPv6 link-local address, None while unknown.
     """
 
-    __slots__ = ("link_local", "network", "seen")
+    __slots__ = ("_of_host", "link_local", "network", "seen")
 
     def __init__(self, network: FamilyNetwork, link_local: bytes | None = None) -> None:
         self.network = network
+        standing = network.gateway, network.link_local, network.host_loopback, network.guest_alias, network.dns_forward
+        self._of_host = frozenset(standing) - {network.address}
         self.seen = network.address
         self.link_local = link_local
 
     def learn(self, source: bytes) -> None:
-        """Record a source address that the guest uses; an address that the user chose is not replaced."""
+        """Record a source address that the guest uses; an address that the user chose is not replaced.
+
+        The gateway's, and those that stand for the host, are nobody else's: what is sent to the guest would lead back.
+        """
         if source == UNSPECIFIED[self.network.family] or is_loopback(source) or is_multicast(source):
+            return
+        if source in self._of_host:
             return
         if is_link_local(source):
             self.link_local = source

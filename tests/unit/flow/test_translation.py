@@ -222,6 +222,28 @@ def test_what_is_no_address_of_anyone_is_not_learned(family: int, source: str) -
     assert addresses.link_local == (ip(GUEST_LINK_LOCAL) if family == 6 else None)
 
 
+@pytest.mark.parametrize(
+    ("family", "changes", "source"),
+    [
+        (4, {}, GATEWAY4),
+        (6, {}, GATEWAY6),
+        (6, {}, HOST_LINK_LOCAL),
+        (4, UNMAPPED, GATEWAY4),
+        (4, CHOSEN4, "192.0.2.99"),
+        (4, {"guest_alias": "192.0.2.77"}, "192.0.2.77"),
+        (4, {"dns_forward": FORWARDER4}, FORWARDER4),
+    ],
+)
+def test_a_guest_cannot_take_an_address_that_stands_for_the_host(
+    family: int, changes: dict[str, Any], source: str
+) -> None:
+    """Else a client of a forwarded port would be led to the host's own port, in the guest's place."""
+    addresses = rules(family, **changes)
+    addresses.learn(ip(source))
+    assert addresses.seen == NETWORKS[family].address
+    assert addresses.link_local == (ip(GUEST_LINK_LOCAL) if family == 6 else None)
+
+
 @pytest.mark.parametrize(("family", "source"), [(4, "192.0.2.5"), (6, "2001:db8::5")])
 def test_an_address_that_the_user_gave_is_authoritative(family: int, source: str) -> None:
     addresses = rules(family, explicit=True)
