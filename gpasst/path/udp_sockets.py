@@ -227,7 +227,8 @@ class UdpSockets:
         address, port, scope, local = split_key(udp_socket.family, key)
         if self._splice is not None and udp_socket.splices:
             assert isinstance(udp_socket, Listener)
-            if udp_socket.inside or is_loopback(local[: len(address)]):
+            # Where route_localnet is set, the kernel lets other machines send to loopback addresses (ip-sysctl).
+            if udp_socket.inside or (is_loopback(local[: len(address)]) and is_loopback(address)):
                 pair = self._splice.pairs.of(udp_socket).get(key)
                 return pair or self._splice.open(udp_socket, key, address, port, scope, local)
         if self._link is None:

@@ -24,6 +24,18 @@ def test_an_address_of_the_host_opens_no_loopback_listener() -> None:
                 assert [flow.spliced for flow in net.flows()] == [False]
 
 
+def test_a_sender_that_is_not_on_loopback_crosses_the_tap() -> None:
+    """The host lets others send to its loopback, too, where net.ipv4.conf.*.route_localnet is set."""
+    with gpasst.Pasta(udp_ports="5000", config_net=True, host_lo_to_ns_lo=True) as net:
+        with bound(net.socket(), ANY[4], 5000) as guest, bound(host_socket(socket.AF_INET), HOST4) as client:
+            client.sendto(b"?", ("127.0.0.1", 5000))
+            sender = guest.recvfrom(9)[1]
+            assert sender[0] == net.gateway4
+            guest.sendto(b"!", sender)
+            assert client.recvfrom(9) == (b"!", ("127.0.0.1", 5000))
+            assert [flow.spliced for flow in net.flows()] == [False]
+
+
 @pytest.mark.parametrize("place", ["127.0.0.1", "127.0.0.53", "%lo", "0.0.0.0", "*%lo"])
 def test_a_loopback_listener_splices(place: str) -> None:
     with gpasst.Pasta(udp_ports=f"{place}/5000:53", config_net=True) as net:
