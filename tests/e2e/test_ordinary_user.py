@@ -40,6 +40,7 @@ SUITES = (
     "tcp/test_programs.py",
     "test_errors.py",
     "test_tos_ttl.py",
+    "test_security.py",
     "weather/test_rules.py",
     "network/test_hosts.py",
     "network/test_changes.py",
