@@ -252,6 +252,8 @@ class PidFile:
             if stat.S_ISREG(os.fstat(self._fd).st_mode):
                 os.ftruncate(self._fd, 0)
             os.write(self._fd, f"{os.getpid()}\n".encode())
+            descriptor, self._fd = self._fd, -1
+            os.close(descriptor)  # a file system that writes late reports here what it could not write
         except OSError as error:
             raise PlatformError(f"--pid: {error.strerror}", "name a file that can be written") from error
         finally:

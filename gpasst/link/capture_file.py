@@ -83,8 +83,13 @@ class CaptureFile:
     def release(self) -> None:
         """Close the file, if no other link is recorded in it."""
         self._users -= 1
-        if not self._users:
+        if self._users:
+            return
+        try:
             os.close(self._fd)
+        except OSError as error:
+            # So a file system that writes late reports what it could not write (close(2)); the descriptor is free.
+            log.error("%s: %s; frames may be missing from the file", self._named, error.strerror)
 
     def _head(self, data: bytes) -> None:
         """Write what a file cannot do without.

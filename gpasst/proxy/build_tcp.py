@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from gpasst.errors import PlatformError
 from gpasst.features import Feature
 from gpasst.host.peek import Peeker, StreamPeeker, TapPeeker
 from gpasst.host.tcp import Epoll
@@ -136,6 +137,13 @@ def build_tcp_listeners(
 
 
 def _epoll() -> Epoll:
+    """Make an epoll set.
+
+    :raises PlatformError: if there are too many open files.
+    """
     # A program that is monkey-patched has no epoll any more, since it could block the hub; this one never waits.
-    epoll: Epoll = original("select", "epoll")()
+    try:
+        epoll: Epoll = original("select", "epoll")()
+    except OSError as error:
+        raise PlatformError(f"no epoll set: {error.strerror}", "raise ulimit -n") from error
     return epoll

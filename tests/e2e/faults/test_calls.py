@@ -6,19 +6,18 @@ import errno
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gpasst.counters import Drop
+from tests.support.fault_pages import table
 from tests.support.fault_ways import WAYS, Attempt, LostError, guests
 from tests.support.faults import Injector, injected
 from tests.support.guests import expire
 from tests.support.lab import Remote
 from tests.support.ready import until
 
-PAGE = Path(__file__).parents[3] / "docs" / "faults.md"
 TIMES = {"once": 1, "three times": 3, "always": sys.maxsize}
 ENDS: dict[str, tuple[int, ...]] = {
     "refused": (errno.ECONNREFUSED,),
@@ -41,13 +40,11 @@ class Row:
 
 
 def rows() -> list[Row]:
-    found = []
-    for line in PAGE.read_text(encoding="utf-8").splitlines():
-        cells = [cell.strip().strip("`") for cell in line.split("|")[1:-1]]
-        if len(cells) == 6 and cells[0] in WAYS:
-            way, call, at, numbers, times, outcome = cells
-            found += [Row(way, call, at, number, times, outcome) for number in numbers.split(", ")]
-    return found
+    return [
+        Row(way, call, at, number, times, outcome)
+        for way, call, at, numbers, times, outcome in table("Errors of system calls")
+        for number in numbers.split(", ")
+    ]
 
 
 @dataclass(frozen=True)
