@@ -3,13 +3,15 @@
 The values are those of the generic Linux ABI (asm-generic), which x86, Arm, RISC-V and s390x share. They are not read
 from `socket`, because it lacks constants that the C library of the interpreter's build did not define.
 
-NOTE: `helper/enter.py` and `helper/pool.py` are executed as files and import nothing of gpasst; they hold the constants
-that only they need (CLONE_*, PR_*, MS_*).
+NOTE: `helper/enter.py` and `helper/pool.py` are executed as files and import nothing of gpasst, so they repeat those
+that they need (CLONE_*, PR_*, MS_*).
 """
 
 from __future__ import annotations
 
-from typing import Final
+TYPE_CHECKING = False  # as of typing, which takes long to import
+if TYPE_CHECKING:
+    from typing import Final
 
 # Address families and socket types (linux/socket.h, linux/net.h).
 AF_UNIX: Final = 1
@@ -187,6 +189,7 @@ BPF_JUMP: Final = 0x05  # BPF_JMP | BPF_JA
 BPF_JUMP_EQUAL: Final = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
 BPF_JUMP_SET: Final = 0x45  # BPF_JMP | BPF_JSET | BPF_K
 BPF_RETURN: Final = 0x06  # BPF_RET | BPF_K
+BPF_AND: Final = 0x54  # BPF_ALU | BPF_AND | BPF_K
 BPF_ALL: Final = 0xFFFFFFFF  # bytes of a packet that passes
 SKF_RANDOM: Final = 0xFFFFF000 + 56  # SKF_AD_OFF + SKF_AD_RANDOM; Linux 3.16
 BPF_MAXINSNS: Final = 4096
@@ -233,6 +236,43 @@ IN_CLOEXEC: Final = 0o2000000
 SFD_NONBLOCK: Final = 0o4000
 SFD_CLOEXEC: Final = 0o2000000
 SI_KERNEL: Final = 0x80  # si_code of a signal of the kernel's, such as those of a terminal
+
+# Namespaces and mounts (linux/sched.h, linux/mount.h).
+CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWUTS: Final = 0x04000000
+CLONE_NEWIPC: Final = 0x08000000
+CLONE_NEWUSER: Final = 0x10000000
+MS_RDONLY: Final = 0x1
+MS_NOSUID: Final = 0x2
+MS_NODEV: Final = 0x4
+MS_NOEXEC: Final = 0x8
+MS_REC: Final = 0x4000
+MS_PRIVATE: Final = 0x40000
+MNT_DETACH: Final = 0x2
+
+# Capabilities and other attributes of a process (linux/capability.h, linux/prctl.h).
+CAP_NET_BIND_SERVICE: Final = 10
+CAP_NET_RAW: Final = 13
+CAPABILITY_VERSION_3: Final = 0x20080522  # two words of each set; Linux 2.6.26
+PR_SET_DUMPABLE: Final = 4
+PR_SET_SECCOMP: Final = 22
+PR_CAPBSET_DROP: Final = 24
+PR_SET_NO_NEW_PRIVS: Final = 38  # Linux 3.5
+PR_CAP_AMBIENT: Final = 47  # Linux 4.3
+PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+
+# Filters of system calls (linux/seccomp.h, linux/audit.h; Linux 3.5), and arguments that they look at
+# (asm-generic/mman-common.h, linux/fcntl.h, linux/sockios.h).
+SECCOMP_MODE_FILTER: Final = 2
+SECCOMP_RET_KILL_PROCESS: Final = 0x80000000  # Linux 4.14
+SECCOMP_RET_ERRNO: Final = 0x00050000  # and the number of the error
+SECCOMP_RET_ALLOW: Final = 0x7FFF0000
+AUDIT_ARCH_X86_64: Final = 0xC000003E
+PROT_EXEC: Final = 0x4
+AT_EMPTY_PATH: Final = 0x1000
+SIOCGIFINDEX: Final = 0x8933
+FIONBIO: Final = 0x5421  # asm-generic/ioctls.h; so does FIOCLEX
+FIOCLEX: Final = 0x5451
 
 # Limits of system calls.
 UIO_MAXIOV: Final = 1024  # pieces of one readv, writev or sendmsg (linux/uio.h)

@@ -33,6 +33,10 @@ PURE = sorted(
             "features",
             "linux",
             "records",
+            "sandbox",
+            "sandbox.calls",
+            "sandbox.numbers",
+            "sandbox.program",
             "values",
             "weather",
         )
