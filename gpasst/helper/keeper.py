@@ -150,6 +150,8 @@ def keep_alone(sock: _socket.socket) -> None:
         if not pool.serve_once(sock):
             return
     pool.become(sock.fileno())
+    if pool.wanted:
+        pool.confine()
     while pool.serve_once(sock):
         pass
 

@@ -11,8 +11,9 @@ was interrupted while waiting leaves it usable.
 
 from __future__ import annotations
 
+import os
 import posix
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from gpasst.errors import PlatformError
 from gpasst.helper.channel import LIMIT_REMEDY, Channel, Message, Wait, close_all
@@ -108,7 +109,8 @@ class Namespace:
         channel.peer = "the process that holds the namespace"
         self.patience = ANSWER_SECONDS
         # Family, type and protocol of sockets that were asked for and had not come in time, and the request's number.
-        self._late: tuple[tuple[int, int, int], int] | None = None
+        # None instead of these for any other request.
+        self._late: tuple[tuple[int, int, int] | None, int] | None = None
         # Whether a change awaits its answer, while others of the hub may want sockets.
         self._changing = False
         self.tap: int = descriptors.get("tap", -1)
@@ -152,6 +154,30 @@ class Namespace:
             raise
         close_all(made[count:])
         return made[:count]
+
+    def bind(self, descriptor: int, address: Sequence[str | int]) -> None:
+        """Bind a socket of the namespace where this process may not: to a port that takes CAP_NET_BIND_SERVICE.
+
+        :param descriptor: of the socket, which stays the caller's.
+        :param address: as `socket.socket.bind` takes it.
+        :raises OSError: if the kernel refuses.
+        :raises LateError: if it is not known in time; so does a call while another one is late.
+        :raises PlatformError: if the process that keeps the namespace has ended.
+        """
+        self._check_open()
+        self._overdue(None, None)
+        number = self._channel.ask({"do": "bind", "address": address}, (descriptor,))
+        try:
+            reply, _ = self._channel.answer(number, seconds=self.patience)
+        except TimeoutError:
+            self._late = None, number
+            raise LateError from None
+        if "errno" in reply:
+            raise OSError(reply["errno"], os.strerror(reply["errno"]))
+
+    def confine(self, wait: Wait | None = None) -> None:
+        """Have the process that keeps the namespace enter a sandbox, when it has no other one to set up."""
+        self._change({"do": "confine"}, wait)
 
     def attach(self, request: OpenRequest, wait: Wait | None = None) -> Tap:
         """Make a further tap in a namespace that was made, and configure it as the request says.

@@ -3,7 +3,11 @@
 Theory of operation: a process that will set up no other namespace executes this file (`python -I -S PATH FD`), so that
 the namespace is kept by a process of about 10 MB instead of one that has all of netlink loaded. A socket belongs to the
 namespace it was made in for good, wherever it is bound, connected and used; so all that has to happen here is
-`socket()`, and the descriptors travel to the proxy as SCM_RIGHTS, up to 64 a message.
+`socket()`, and the descriptors travel to the proxy as SCM_RIGHTS, up to 64 a message. A proxy in its sandbox has no
+right to low ports of the namespace any more; so it sends sockets along, which are bound here.
+
+With `--confine` it enters a sandbox of its own first, in which two capabilities are left: to bind to low ports, and to
+make raw sockets. For that alone it imports something of the package.
 
 Packets look like those of `gpasst.helper.channel`, which is not imported: the file must run without the package, and
 the identity it runs under may not be able to read it. The process ends at end of file on its channel.
@@ -32,6 +36,10 @@ UNCHANGEABLE = "the namespace cannot be changed any more, since the helper proce
 TRANSIENT = (errno.ENOBUFS, errno.ENOMEM)
 
 
+wanted: list[bool] = []
+"""Whether the caller has asked for a sandbox of the process; filled once."""
+
+
 def become(descriptor: int) -> None:
     """Turn the process into this program, which serves the channel behind `descriptor`.
 
@@ -40,7 +48,8 @@ def become(descriptor: int) -> None:
     if all(os.access(path, os.R_OK) for path in (__file__, os.__file__)) and os.access(sys.executable, os.X_OK):
         os.set_inheritable(descriptor, True)
         try:
-            os.execv(sys.executable, [sys.executable, "-I", "-S", __file__, str(descriptor)])
+            options = ["--confine"] if wanted else []
+            os.execv(sys.executable, [sys.executable, "-I", "-S", __file__, str(descriptor), *options])
         except OSError:
             return
 
@@ -62,9 +71,30 @@ def platform_error(error: Exception) -> dict[str, str]:
     return {"kind": "platform", "message": f"cannot make a socket in the namespace: {text}", "remedy": ""}
 
 
-def answer(channel: _socket.socket, request: dict[str, Any], others: Others | None = None) -> None:
+def bind(descriptors: array[int], address: Any) -> dict[str, object]:
+    """Bind a socket that came with a request; return the fields of the answer.
+
+    :param address: as `socket.socket.bind` takes it, as a list.
+    """
+    try:
+        sock = _socket.socket(fileno=os.dup(descriptors[0]))
+        try:
+            sock.bind(tuple(address))
+        finally:
+            sock.close()
+    except OSError as error:
+        return {"errno": error.errno}
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return {"errno": errno.EINVAL}
+    return {}
+
+
+def answer(
+    channel: _socket.socket, request: dict[str, Any], received: array[int], others: Others | None = None
+) -> None:
     """Answer one request, with sockets or with an error.
 
+    :param received: descriptors that came with it, which stay open.
     :param others: answers requests for other things, with fields and descriptors that stay open; None if nobody does.
     :raises OSError: if the other end of the channel is closed.
     """
@@ -77,6 +107,10 @@ def answer(channel: _socket.socket, request: dict[str, Any], others: Others | No
             rights.extend(sock.fileno() for sock in sockets)
         except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             reply["error"] = platform_error(error)
+    elif request.get("do") == "bind":
+        reply.update(bind(received, request.get("address")))
+    elif request.get("do") == "confine":
+        wanted.append(True)
     elif others is None:
         reply["error"] = {"kind": "platform", "message": UNCHANGEABLE, "remedy": "open another namespace"}
     else:
@@ -111,17 +145,25 @@ def serve_once(channel: _socket.socket, others: Others | None = None) -> bool:
 
     What is no request is passed over.
     """
+    received = array("i")
     try:
-        packet = channel.recv(REQUEST_SIZE)
+        packet, ancillary, _, _ = channel.recvmsg(
+            REQUEST_SIZE, _socket.CMSG_SPACE(received.itemsize), _socket.MSG_CMSG_CLOEXEC
+        )
+        for _, _, rights in ancillary:
+            received.frombytes(rights)
         request = parsed(packet[1:])
         if request is not None:
-            answer(channel, request, others)
+            answer(channel, request, received, others)
     except (BrokenPipeError, ConnectionResetError):
         return False
     except OSError as error:
         if error.errno not in TRANSIENT:
             raise
         return True  # what was lost is the caller's to ask for again
+    finally:
+        for descriptor in received:
+            os.close(descriptor)
     return bool(packet)
 
 
@@ -132,6 +174,24 @@ def serve(descriptor: int) -> None:
         pass
 
 
+def confine() -> None:
+    """Enter the sandbox, as far as the kernel permits."""
+    try:
+        from gpasst.linux import CAP_NET_BIND_SERVICE, CAP_NET_RAW
+        from gpasst.sandbox.calls import keeper_calls
+        from gpasst.sandbox.enter import Report, filter_calls, isolate, renounce
+    except ImportError:
+        return  # the identity may not read the package
+    report = Report()
+    # In the user namespace that the namespace belongs to, else these capabilities would mean nothing there.
+    isolate(report, user=False)
+    renounce(report, (CAP_NET_BIND_SERVICE, CAP_NET_RAW))
+    filter_calls(report, keeper_calls())
+
+
 if __name__ == "__main__":
+    if "--confine" in sys.argv:
+        sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
+        confine()
     serve(int(sys.argv[1]))
     os._exit(0)

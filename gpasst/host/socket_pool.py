@@ -11,13 +11,16 @@ A process that does not answer stops everything once, for `PAUSE_SECONDS`. What 
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from _socket import socket as RawSocket  # a class
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import NamedTuple
 
 from gpasst.errors import GpasstError
+from gpasst.flow.sender import SocketAddress
 from gpasst.helper.kept import SOCKETS_PER_MESSAGE, LateError
 from gpasst.host.sockets import family_constant
 from gpasst.linux import SOCK_DGRAM, SOCK_NONBLOCK, SOCK_STREAM
@@ -28,6 +31,8 @@ PAUSE_SECONDS = 0.05  # for one answer; on a busy machine it takes some millisec
 
 # Makes sockets in the namespace: (family constant, type, protocol, count) to descriptors.
 MakeSockets = Callable[[int, int, int, int], list[int]]
+# Binds a socket of the namespace, by its descriptor, where this process may not.
+BindSocket = Callable[[int, SocketAddress], object]
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +70,12 @@ class SocketPool:
     """The sockets of one namespace that have not been handed out yet.
 
     :param make: makes sockets in the namespace, without switching to another greenlet.
+    :param bind: likewise binds one; None if nobody does.
     """
 
-    def __init__(self, make: MakeSockets) -> None:
+    def __init__(self, make: MakeSockets, bind: BindSocket | None = None) -> None:
         self._make = make
+        self._bind = bind
         self._ready: defaultdict[Kind, list[RawSocket]] = defaultdict(list)
         self._expected: Counter[Kind] = Counter()
         self._kept: Counter[Kind] = Counter()
@@ -125,6 +132,22 @@ class SocketPool:
         """
         (descriptor,) = self._make(family, kind, protocol, 1)
         return RawSocket(fileno=descriptor)
+
+    def bind(self, sock: RawSocket, address: SocketAddress) -> None:
+        """Bind a socket of the namespace, also to a port that this process has no right to, in a sandbox.
+
+        :raises OSError: if the kernel refuses.
+        """
+        try:
+            sock.bind(address)
+        except PermissionError:
+            if self._bind is None:
+                raise
+            try:
+                self._bind(sock.fileno(), address)
+            except GpasstError as error:
+                log.debug("%s", error)
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from None
 
     def _fetch(self, kind: Kind, count: int) -> None:
         """Have at least `count` sockets ready."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 from _socket import if_nametoindex, inet_ntop
 from _socket import socket as RawSocket  # a class
+from collections.abc import Callable
 
 from gpasst.counters import Drop
 from gpasst.errors import ConfigurationError, PacketError, PlatformError
@@ -61,6 +62,8 @@ BACKLOG = (
     4096  # connections that a listener keeps for the proxy; the kernel's own limit (net.core.somaxconn, Linux 5.4)
 )
 UNPRIVILEGED_PORT = 1024  # net.ipv4.ip_unprivileged_port_start, as Linux sets it
+
+Bind = Callable[[RawSocket, SocketAddress], object]
 
 
 def text(address: bytes) -> str:
@@ -201,7 +204,9 @@ def open_own(network: FamilyNetwork, port: int, gro: bool) -> UdpSocket:
         raise PacketError(Drop.NO_SOCKET, f"no host socket: {error.strerror}") from error
 
 
-def bind_listener(sock: RawSocket, at: BindAddress, freebind: bool, shared: bool = False) -> int:
+def bind_listener(
+    sock: RawSocket, at: BindAddress, freebind: bool, shared: bool = False, bind: Bind = RawSocket.bind
+) -> int:
     """Bind a listener's socket, let one of TCP listen, and return its port; the socket is closed on failure.
 
     :param sock: a prepared socket of the side and family of `at`.
@@ -209,6 +214,7 @@ def bind_listener(sock: RawSocket, at: BindAddress, freebind: bool, shared: bool
     :param freebind: allow an address that the host does not have yet.
     :param shared: let programs of the same user with SO_REUSEPORT, or for UDP any with SO_REUSEADDR, bind the same port
         afterwards.
+    :param bind: binds it.
     :raises OSError: if the kernel refuses an option or the address.
     """
     try:
@@ -223,7 +229,7 @@ def bind_listener(sock: RawSocket, at: BindAddress, freebind: bool, shared: bool
         scope = 0
         if at.interface and at.family == V6 and not at.inside:
             scope = if_nametoindex(at.interface)
-        sock.bind((at.address, at.port) if at.family == V4 else (at.address, at.port, 0, scope))
+        bind(sock, (at.address, at.port) if at.family == V4 else (at.address, at.port, 0, scope))
         if sock.type == SOCK_STREAM:
             sock.listen(BACKLOG)
         return at.port or int(sock.getsockname()[1])

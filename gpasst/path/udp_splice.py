@@ -27,7 +27,7 @@ from gpasst.host.raw import RawSockets
 from gpasst.host.receive import Receiver
 from gpasst.host.send import SEGMENTS_PER_SEND, answering, send_run
 from gpasst.host.socket_pool import SocketPool, datagrams, kept_ready
-from gpasst.host.sockets import family_constant, new_udp_socket, prepare, socket_address, text
+from gpasst.host.sockets import Bind, family_constant, new_udp_socket, prepare, socket_address, text
 from gpasst.packet.address import ANY
 from gpasst.packet.icmp_error import port_unreachable
 from gpasst.path.budget import BATCHES_PER_STEP, STEP_SECONDS
@@ -212,7 +212,7 @@ class UdpSplice:
                     continue
                 raise PacketError(Drop.NO_SOCKET) from error
             try:
-                _bind(sock, family, route)
+                _bind(sock, family, route, self._pool.bind if inside else RawSocket.bind)
                 sock.connect(target)
                 name = sock.getsockname()
                 local = inet_pton(family_constant(family), name[0].partition("%")[0]), int(name[1])
@@ -251,13 +251,13 @@ class UdpSplice:
             self._counters.refusals += 1
 
 
-def _bind(sock: RawSocket, family: int, route: Route) -> None:
+def _bind(sock: RawSocket, family: int, route: Route, bind: Bind = RawSocket.bind) -> None:
     """Bind a socket as the route says, to another port if that one is taken."""
     if not route.source and not route.source_port:
         return
     host = text(route.source) if route.source else ANY[family]
     try:
-        sock.bind((host, route.source_port))
+        bind(sock, (host, route.source_port))
     except OSError:
         if not route.source_port:
             raise

@@ -100,7 +100,7 @@ def build_base(
     counters = Counters()
     link_local = pack(namespace.link_local) if namespace and namespace.link_local else None
     rules = lay_rules(config, ephemeral, namespace.ephemeral if namespace else None)
-    pool = SocketPool(namespace.sockets) if namespace else None
+    pool = SocketPool(namespace.sockets, namespace.bind) if namespace else None
     if gateway:
         from gpasst.flow.guests import Guests
 

@@ -344,11 +344,11 @@ class Forwarder:
 
         :raises GpasstError: if it cannot be bound, or the namespace makes no sockets for its splice pairs.
         """
-        bind, rule = spec.bind, spec.rule
-        opener = self._openers[rule.protocol]
+        bind, rule, opener = spec.bind, spec.rule, self._openers[spec.rule.protocol]
         try:
             sock = opener.socket(bind)
-            port = bind_listener(sock, bind, self._config.freebind and not bind.inside, rule.auto and bind.inside)
+            by = self._pool.bind if bind.inside and self._pool is not None else RawSocket.bind
+            port = bind_listener(sock, bind, self._config.freebind and not bind.inside, rule.auto and bind.inside, by)
         except OSError as error:
             raise listener_error(error, rule.protocol, bind, rule.text) from error
         try:

@@ -92,8 +92,8 @@ def test_what_strangers_send_before_a_pair_is_connected_is_dropped(
     """It reaches nobody, and harms nothing of the burst that the pair was made for."""
     bind = udp_splice._bind  # noqa: SLF001  # nothing public happens between bind and connect
 
-    def bind_slowly(sock: Any, family: int, route: Any) -> None:
-        bind(sock, family, route)
+    def bind_slowly(sock: Any, family: int, *rest: Any) -> None:
+        bind(sock, family, *rest)
         for _ in range(strays):
             stranger.sendto(b"stray" * 280, (way.address, sock.getsockname()[1]))
 

@@ -89,7 +89,7 @@ def test_an_error_of_one_receive_ends_no_series_of_requests(number: int) -> None
 @TRANSIENT
 def test_an_error_of_one_receive_does_not_end_the_namespace(number: int) -> None:
     ours, theirs = pair()
-    assert pool.serve_once(cast(Any, Flaky(ours, "recv", number)))
+    assert pool.serve_once(cast(Any, Flaky(ours, "recvmsg", number)))
     ours.close()
     assert not pool.serve_once(theirs)
     theirs.close()

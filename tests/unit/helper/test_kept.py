@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import _socket
+import errno
 import os
 import select
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -160,5 +162,33 @@ def test_before_a_proxy_runs_there_is_time() -> None:
     ours, theirs = pair()
     made = Namespace(REPLY, {"netns": os.dup(0)}, Channel(ours))
     assert made.patience == kept.ANSWER_SECONDS > PATIENCE
+    made.close()
+    theirs.close()
+
+
+def test_a_socket_is_bound_by_the_process_and_stays_the_callers() -> None:
+    with namespace() as (made, theirs), socket.socket(type=socket.SOCK_DGRAM) as sock:
+        with pytest.raises(LateError):
+            made.bind(sock.fileno(), ("127.0.0.1", 0))
+        with pytest.raises(LateError):
+            made.bind(sock.fileno(), ("127.0.0.1", 0))
+        pool.serve_once(theirs)
+        assert sock.getsockname()[1], "late, and done all the same"
+        assert not asked(theirs), "one request was made"
+        with pytest.raises(LateError):
+            made.bind(sock.fileno(), ("127.0.0.1", 0))
+        pool.serve_once(theirs)
+
+
+def test_an_error_of_binding_is_that_of_the_kernel() -> None:
+    ours, theirs = pair()
+    made = Namespace(REPLY, {"netns": os.dup(0)}, Channel(ours))
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        helper = threading.Thread(target=pool.serve_once, args=(theirs,))
+        helper.start()
+        with pytest.raises(OSError) as caught:
+            made.bind(sock.fileno(), ("192.0.2.77", 0))
+        helper.join()
+    assert caught.value.errno == errno.EADDRNOTAVAIL
     made.close()
     theirs.close()

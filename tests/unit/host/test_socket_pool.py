@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+from typing import Any, cast
 
 import pytest
 
@@ -131,3 +133,39 @@ def test_one_answer_that_is_late_is_not_worth_a_line(caplog: pytest.LogCaptureFi
         pool.refill()
     assert not caplog.records
     pool.close()
+
+
+class Reserved:
+    """A socket whose port this process has no right to."""
+
+    def bind(self, address: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    def fileno(self) -> int:
+        return 7
+
+
+def test_a_port_without_a_right_to_it_is_bound_by_the_process_of_the_namespace() -> None:
+    bound: list[tuple[int, object]] = []
+    pool = SocketPool(Namespace().sockets, lambda descriptor, address: bound.append((descriptor, address)))
+    pool.bind(cast(Any, Reserved()), ("127.0.0.1", 77))
+    assert bound == [(7, ("127.0.0.1", 77))]
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.EADDRINUSE, "in use"), LateError(), None])
+def test_what_is_in_the_way_of_that_is_an_error_of_the_kernel(failure: Exception | None) -> None:
+    def refuse(*_: object) -> None:
+        assert failure is not None
+        raise failure
+
+    pool = SocketPool(Namespace().sockets, refuse if failure else None)
+    with pytest.raises(OSError) as caught:
+        pool.bind(cast(Any, Reserved()), ("127.0.0.1", 77))
+    assert caught.value.errno == (errno.EADDRINUSE if isinstance(failure, OSError) else errno.EACCES)
+
+
+def test_a_port_that_is_free_is_nobody_elses_business() -> None:
+    pool = SocketPool(Namespace().sockets)
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        pool.bind(sock, ("127.0.0.1", 0))
+        assert sock.getsockname()[1]

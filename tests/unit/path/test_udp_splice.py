@@ -202,8 +202,8 @@ def test_what_comes_before_the_socket_is_connected_is_dropped(
         stranger = case.bound()
         bind = udp_splice._bind  # noqa: SLF001  # nothing public happens between bind and connect
 
-        def bind_and_wait(sock: Any, number: int, route: Any) -> None:
-            bind(sock, number, route)
+        def bind_and_wait(sock: Any, number: int, *rest: Any) -> None:
+            bind(sock, number, *rest)
             if sock.getsockname()[1] == 0:
                 sock.bind((LOOPBACK[family], 0))
             for _ in range(strays):
