@@ -87,5 +87,5 @@ def _remove(descriptor: int, path: str) -> None:
     posix.close(descriptor)
     try:
         posix.unlink(path)
-    except FileNotFoundError:
-        return  # whoever tidies up temporary files was faster
+    except (FileNotFoundError, PermissionError):
+        return  # whoever tidies up temporary files was faster; or the process that keeps the namespace does it

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -236,7 +236,9 @@ class Inhabited:
             self._asked = time.monotonic()
             for program in self._programs:
                 if program.poll() is None:
-                    program.terminate()
+                    # In the sandbox of the command line, one that has become another user is out of reach.
+                    with suppress(PermissionError):
+                        program.terminate()
 
     def _end_programs(self) -> None:
         """End the programs that were started, by force if they do not end when asked to."""
@@ -252,8 +254,9 @@ class Inhabited:
             try:
                 program.wait(max(0.0, asked + KILL_SECONDS - time.monotonic()))
             except TimeoutExpired:
-                program.kill()
-                program.wait()
+                with suppress(PermissionError):
+                    program.kill()
+                    program.wait()
 
 
 def _socket_inside(namespace: Namespace, family: int, type: int, proto: int) -> int:

@@ -10,7 +10,9 @@ Theory of operation: the kernel announces each of these, so nothing waits for a 
   log says why.
 
 The descriptors are opened while the process may still reach the file, and go on to report after it has become another
-user. The file itself may be out of reach by then, so a look has three results; one without permission proves nothing.
+user, or has entered a sandbox without files. The file itself may be out of reach by then, so a look has three results;
+one without permission proves nothing. In a sandbox the mount table, which stays that of the outside, is looked at
+instead.
 
 NOTE: a process that moves to another network namespace by itself is not noticed; the kernel does not announce that.
 """
@@ -47,6 +49,9 @@ READ, WRITE = 1, 2  # event masks of the loop (libev: EV_READ, EV_WRITE)
 EVENT_BYTES = 1 << 16  # of one read; some 2000 events
 PROC = "/proc/"
 MOUNTS = "/proc/self/mountinfo"
+# Fields of its lines (proc(5)): what of the file system is mounted, and where.
+MOUNT_ROOT, MOUNT_PLACE, MOUNT_FIELDS = 3, 4, 5
+TABLE_BYTES = 1 << 16
 OF_NAME = IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO
 OF_FOLDER = IN_DELETE_SELF | IN_MOVE_SELF
 # Of the folder as a whole, and the file has gone with it.
@@ -80,6 +85,7 @@ class NamespaceWatch:
     :param path: file that named the namespace.
     :param netns: descriptor of the namespace.
     :param ended: called at its end, maybe more than once, and at once if that has come already.
+    :ivar looks: whether the file has to be looked at, since nothing is announced.
     """
 
     def __init__(self, loop: Any, path: str, netns: int, ended: Callable[[], object]) -> None:
@@ -89,16 +95,27 @@ class NamespaceWatch:
         self._loop = loop
         self._watchers: list[Any] = []
         self._descriptors: list[int] = []
+        self._mounts = -1
+        self._sealed = False
+        self.looks = False
         try:
             self._watch()
         except OSError as error:
             log.info("%s is looked at once a second: %s", self._path, error.strerror)
             self.close()
+            self.looks = True
             timer = loop.timer(LOOK_SECONDS, LOOK_SECONDS)
             timer.start(self._look)
             self._watchers.append(timer)
         # What happened before the watch began was not announced.
         self._look()
+
+    def seal(self) -> None:
+        """Look at the file no more, since the process is about to lose sight of it."""
+        self._sealed = True
+        self._path = os.path.realpath(self._path)  # as the mount table has it
+        if not self._mounted():
+            self._mounts = -1  # it is no mount, and what happens to its name is announced
 
     def close(self) -> None:
         """Watch no more. More calls do nothing."""
@@ -134,7 +151,8 @@ class NamespaceWatch:
         for folder in {os.path.dirname(file) for file in files}:
             _call(_libc.inotify_add_watch, descriptor, os.fsencode(folder), OF_NAME | OF_FOLDER | IN_ONLYDIR)
         # It is always readable; a change is an error of the descriptor, of which those who want to write hear as well.
-        self._start(os.open(MOUNTS, os.O_RDONLY | os.O_CLOEXEC), WRITE, self._look)
+        self._mounts = os.open(MOUNTS, os.O_RDONLY | os.O_CLOEXEC)
+        self._start(self._mounts, WRITE, self._look)
 
     def _start(self, descriptor: int, events: int, callback: Callable[..., object], *args: object) -> None:
         self._descriptors.append(descriptor)
@@ -158,9 +176,27 @@ class NamespaceWatch:
 
         :param reported: whether the kernel has reported that the file is another or gone.
         """
-        leading = leads(self._path, self._netns)
+        if self._sealed:
+            leading = False if self._mounts >= 0 and not self._mounted() else None
+        else:
+            leading = leads(self._path, self._netns)
         if leading is False or (leading is None and reported):
             self._ended()
+
+    def _mounted(self) -> bool:
+        """Return whether the namespace is what is mounted on the file, as far as the mount table shows."""
+        if self._mounts < 0:
+            return False
+        os.lseek(self._mounts, 0, os.SEEK_SET)
+        table = b""
+        while data := os.read(self._mounts, TABLE_BYTES):
+            table += data
+        place, found = os.fsencode(self._path), b""
+        for line in table.splitlines():
+            fields = line.split(b" ", MOUNT_FIELDS)
+            if fields[MOUNT_PLACE] == place:
+                found = fields[MOUNT_ROOT]  # the last one covers those before it
+        return found == f"net:[{os.fstat(self._netns).st_ino}]".encode()
 
 
 def _places(path: str) -> tuple[str, ...]:

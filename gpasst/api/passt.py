@@ -44,6 +44,10 @@ class Passt(Connection):
         self._opened()
         return self._path
 
+    def can_lose_sight(self) -> bool:
+        """Return whether this process may lose all files, and get ready for that."""
+        return True
+
     @property
     def qemu_options(self) -> tuple[str, ...]:
         """Options of qemu (7.2 or later) that connect a virtual machine."""
