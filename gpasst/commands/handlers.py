@@ -18,6 +18,7 @@ import os
 import select
 import stat
 import time
+from contextlib import suppress
 
 from gpasst.hub import original
 from gpasst.link.output import open_output
@@ -127,11 +128,21 @@ class SystemLogHandler(LossyHandler):
         self._path = path
         self._socket = _socket.socket(AF_UNIX, SOCK_DGRAM, 0)
         self._socket.setblocking(False)
+        # In a sandbox its path leads nowhere any more.
+        with suppress(OSError):
+            self._socket.connect(path)
 
     def put(self, level: int, text: str) -> None:
         """Send a line, to a daemon that was started anew if need be."""
         severity = next(value for least, value in SEVERITIES if level >= least or least == logging.DEBUG)
-        self._socket.sendto(f"<{DAEMON | severity}>".encode() + _line(text), self._path)
+        data = f"<{DAEMON | severity}>".encode() + _line(text)
+        try:
+            self._socket.send(data)
+        except BlockingIOError:
+            raise
+        except OSError:
+            self._socket.connect(self._path)
+            self._socket.send(data)
 
     def close(self) -> None:
         """Close the socket."""

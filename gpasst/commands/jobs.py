@@ -76,6 +76,10 @@ class Jobs:
     def __len__(self) -> int:
         return len(self._jobs)
 
+    def processes(self) -> list[int]:
+        """Return the process IDs of all that were started."""
+        return [job.process.pid for job in self._jobs]
+
     def start(self, host: Host, command: CommandPlan) -> Any:
         """Start a command; return the greenlet that ends with it.
 

@@ -22,6 +22,7 @@ from gpasst.commands.network_options import NetworkInvocation
 from gpasst.commands.network_parts import Parts
 from gpasst.commands.program import Program, await_signals, exit_status
 from gpasst.commands.report import JsonReport, Report, TextReport
+from gpasst.commands.sandbox import Sandbox
 from gpasst.errors import GpasstError, PlatformError
 from gpasst.helper.client import Helper
 from gpasst.topology.records import HostPlan, PortPlan, Topology
@@ -58,12 +59,18 @@ def bring_up(helper: Helper, invocation: NetworkInvocation, topology: Topology) 
         for host in topology.hosts:
             _run(host, parts, jobs, stop)
         weather.start(stop)
+        running = jobs.processes()
         if signals is not None and not stop.ready():
             program = Program.start(parts.hosts[invocation.shell], invocation.command, signals, init=True)
+            running.append(program.process.pid)
             stack.callback(program.end)
             gevent.spawn(program.stop_at_end, stop)
         elif jobs:
             gevent.spawn(jobs.stop_at_end, stop)
+        if not invocation.no_sandbox:
+            sandbox = Sandbox(None, own_user=True)
+            sandbox.load()
+            sandbox.enter(running)
         status = exit_status(stop.get())
     # Where nothing is to run, a signal is the ordinary end.
     return status if invocation.shell or any(host.run for host in topology.hosts) else 0

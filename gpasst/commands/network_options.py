@@ -26,6 +26,7 @@ Bring up the networks that FILE describes, in TOML, and run the commands of thei
   --shell HOST         run a shell in HOST, or COMMAND, and end with it
   --draw [FILE.svg]    print a picture of the networks, or write it to a file, and open nothing
   --json               print what happens as JSON, an object a line
+  --no-sandbox         enter no sandbox once all commands run, to debug
   -h, --help           print this
 """
 HELP_ARGUMENT = Argument(HELP, ends=True)
@@ -35,6 +36,7 @@ ARGUMENTS = {
     "--shell": Argument("shell", "HOST"),
     "--draw": Argument("draw"),
     "--json": Argument("json"),
+    "--no-sandbox": Argument("no_sandbox"),
 }
 
 
@@ -47,6 +49,7 @@ class NetworkInvocation(NamedTuple):
     :ivar shell: the host to run a shell or `command` in, empty for none.
     :ivar command: the program and its arguments; empty for a shell.
     :ivar as_json: whether to print JSON.
+    :ivar no_sandbox: keep all rights once all commands run.
     """
 
     file: str
@@ -55,6 +58,7 @@ class NetworkInvocation(NamedTuple):
     shell: str = ""
     command: tuple[str, ...] = ()
     as_json: bool = False
+    no_sandbox: bool = False
 
 
 def read_network(argv: Sequence[str]) -> NetworkInvocation:
@@ -90,7 +94,7 @@ def read_network(argv: Sequence[str]) -> NetworkInvocation:
         )
     if ended and not (words and words[0]):
         raise ConfigurationError("COMMAND is missing behind --", "give a program, or nothing for a shell")
-    return NetworkInvocation(file, draws, "", shell, tuple(words), as_json)
+    return NetworkInvocation(file, draws, "", shell, tuple(words), as_json, "no_sandbox" in given)
 
 
 def load(invocation: NetworkInvocation) -> Topology:

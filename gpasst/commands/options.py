@@ -80,7 +80,8 @@ PROCESS_OPTIONS = {
         "--no-pidns",
         Option("run COMMAND in the PID namespace of gpasst, with the same /proc", mode="pasta"),
     ),
-    "chroot_fallback": ("--chroot-fallback", Option("without effect: gpasst changes no root folder")),
+    "no_sandbox": ("--no-sandbox", Option("enter no sandbox once all is set up, to debug")),
+    "chroot_fallback": ("--chroot-fallback", Option("without effect: gpasst keeps its root folder where it has to")),
     "stderr": ("--stderr", Option("without effect, as in passt: standard error is logged to anyway", short="-e")),
     "log_file": ("--log-file", Option("log to FILE only", "FILE", "-l", kind=str)),
     "log_size": (
@@ -274,6 +275,7 @@ def _read_process(mode: str, given: Given) -> ProcessOptions:
         log_size=values["log_size"] or LOG_SIZE_DEFAULT,
         stats=values["stats"] or 0,
         no_pidns=bool(values["no_pidns"]),
+        no_sandbox=bool(values["no_sandbox"]),
     )
 
 

@@ -54,6 +54,7 @@ class ProcessOptions(NamedTuple):
     :ivar log_size: size in bytes at which it is shortened.
     :ivar stats: seconds between two lines of counters, 0 for none.
     :ivar no_pidns: run the command in the PID namespace that this process is in.
+    :ivar no_sandbox: keep all rights once the proxy is open.
     """
 
     foreground: bool
@@ -65,6 +66,7 @@ class ProcessOptions(NamedTuple):
     log_size: int
     stats: int
     no_pidns: bool
+    no_sandbox: bool
 
 
 def check_socket(descriptor: int) -> None:
@@ -168,7 +170,7 @@ def complain(text: str, end: str = "\n") -> None:
 def go_to_background(kept: int | None = None) -> Callable[[], None]:
     """Fork; the parent exits when the child calls what this returns, or fails when the child does.
 
-    The child closes what it inherited, and leaves standard descriptors and working directory when it is ready.
+    The child closes what it inherited, and leaves the standard descriptors when it is ready.
 
     :param kept: an inherited descriptor that it needs.
     """
@@ -179,10 +181,10 @@ def go_to_background(kept: int | None = None) -> Callable[[], None]:
         _follow(child, reader)
     os.setsid()
     _close_inherited({writer, kept})
+    # There may be no files when it is needed.
+    null = os.open(os.devnull, os.O_RDWR)
 
     def ready() -> None:
-        os.chdir("/")
-        null = os.open(os.devnull, os.O_RDWR)
         for descriptor in STANDARD:
             if descriptor != kept:
                 os.dup2(null, descriptor)

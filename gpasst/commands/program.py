@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import subprocess
 
 GRACE_SECONDS = 0.3  # for a program to end by itself after a signal
+
+log = logging.getLogger("gpasst")
 
 
 class Program:
@@ -46,13 +49,20 @@ class Program:
         except (FileNotFoundError, PermissionError) as error:
             raise command_error(error, argv[0], "" if command else "check the variable SHELL") from None
         program = cls(process)
-        signals.hand_over(process.send_signal, program.look)
+        signals.hand_over(program.signal, program.look)
         return program
 
     def look(self) -> None:
         """Look whether it has ended."""
         if self.process.poll() is not None:
             self.ended.set()
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, unless it has become another user, over whom this process has no rights in its sandbox."""
+        try:
+            self.process.send_signal(number)
+        except PermissionError:
+            log.warning("COMMAND has become another user, so it gets no signal; use --no-sandbox")
 
     def stop_at_end(self, stop: Any) -> None:
         """Set `stop` to the status of its process when it has ended."""
@@ -62,10 +72,11 @@ class Program:
     def end(self) -> None:
         """End it if it runs still."""
         if not self.ended.is_set():
-            self.process.terminate()
+            self.signal(signal.SIGTERM)
             if not self.ended.wait(GRACE_SECONDS):
-                self.process.kill()
-                self.ended.wait()
+                self.signal(signal.SIGKILL)
+                # It takes microseconds, unless it has become another user.
+                self.ended.wait(GRACE_SECONDS)
 
 
 def command_error(error: OSError, name: str, remedy: str = "") -> CommandError:

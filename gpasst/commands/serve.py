@@ -30,6 +30,7 @@ from gpasst.commands.notify import Manager
 from gpasst.commands.options import Invocation
 from gpasst.commands.process import PidFile, take_on
 from gpasst.commands.program import Program, await_signals, exit_status
+from gpasst.commands.sandbox import Sandbox
 from gpasst.helper.client import Helper
 from gpasst.link.output import give_socket
 
@@ -58,6 +59,8 @@ def serve(
     program_signals = await_signals(stop, invocation.runs_command)
     # Root's own command in --netns-only must stay within reach of signals.
     keeps_identity = invocation.runs_command and invocation.config.netns_only
+    taken_on = None if keeps_identity else identity
+    sandbox = None if invocation.process.no_sandbox else Sandbox(taken_on, not invocation.config.netns_only)
     proxy: Pasta | Passt
     if invocation.mode == "passt":
         proxy = Passt(invocation.config)
@@ -66,22 +69,32 @@ def serve(
         proxy = Pasta(invocation.config, runas=identity if invocation.runs_command and not keeps_identity else None)
     pid_file = PidFile(invocation.process.pid_file)
     manager = Manager(os.environ)
+    # While the helper process makes the namespace.
+    if sandbox is not None:
+        gevent.spawn(sandbox.load)
     try:
         proxy.open()
-        # While the program starts, or when nobody waits any more for this process to be ready.
-        gevent.spawn(_settle, here)
         if isinstance(proxy, Passt) and proxy.path and identity:
             # Whoever the proxy becomes has to be able to remove it, and qemu may run as the same.
             give_socket(proxy.path, *identity)
+        # While the program starts.
+        preparing = None if sandbox is None else gevent.spawn(sandbox.prepare, proxy, here.helper())
         announce(proxy, if_indextoname)
         program = None
         if program_signals is not None and isinstance(proxy, Pasta):
             program = Program.start(proxy, invocation.command, program_signals, init=not invocation.process.no_pidns)
         # All is well, and the file may lie where only root can write.
         pid_file.write()
-        if identity and not keeps_identity:
-            # The last step that needs privileges was starting the command, in an interpreter that may be root's own.
-            take_on(identity)
+        os.chdir("/")
+        # The last step that needs privileges was starting the command, in an interpreter that may be root's own.
+        helper_stays = False
+        if sandbox is not None and preparing is not None:
+            helper_stays = preparing.get()
+            sandbox.enter([program.process.pid] if program else [], proxy.can_lose_sight())
+        elif taken_on:
+            take_on(taken_on)
+        # When nobody waits any more for this process to be ready.
+        gevent.spawn(_settle, here, helper_stays)
         if ready is not None:
             ready()
         manager.notify("READY=1")
@@ -96,10 +109,11 @@ def serve(
             program_signals.close()
 
 
-def _settle(here: runtime.Runtime) -> None:
+def _settle(here: runtime.Runtime, helper_stays: bool) -> None:
     """Do what the start has left for later: end the helper, and begin with the collection of garbage."""
-    # There is one proxy only; without the helper there is less to keep in memory.
-    here.close_helper()
+    if not helper_stays:
+        # There is one proxy only; without the helper there is less to keep in memory.
+        here.close_helper()
     # What lives now lives to the end; looking through it for garbage, even once, is time lost.
     gc.freeze()
     # Nor does a proxy make circles of references that live long. Looking through all peers of a busy guest stops

@@ -42,6 +42,8 @@ from gpasst.records import replace
 if TYPE_CHECKING:
     from gpasst.helper.facts import HostFacts
 
+Confined = tuple[tuple[str, ...], tuple[str, ...]]
+
 __all__ = ["Helper", "Namespace", "OpenRequest", "Route", "Wait", "enter_command"]
 
 CHANNEL_FD = 3  # the helper's, after standard input, output and error
@@ -118,6 +120,21 @@ class Helper:
         reply, received, connection = self._call({"do": "open", "request": to_message(request)}, wait)
         return Namespace(reply, dict(zip(reply["descriptors"], received, strict=True)), connection)
 
+    def remove_at_end(self, path: str, runas: tuple[int, int] | None, wait: Wait | None = None) -> Confined:
+        """Have the process do one thing more: remove a file when this process has ended, however that happens.
+
+        It enters a sandbox for that, and answers no other requests.
+
+        :param path: of the file; another file that is there then stays.
+        :param runas: user and group id to take on first.
+        :return: what is in force in the sandbox, and a line for each part that is not.
+        :raises PlatformError: if the helper has ended.
+        """
+        reply, received, connection = self._call({"do": "remove", "path": path, "runas": runas}, wait)
+        close_all(received)
+        connection.close()
+        return tuple(reply["held"]), tuple(reply["missing"])
+
     def close(self, wait: Wait | None = None) -> None:
         """End the process and wait until it is gone; more calls do nothing.
 
@@ -135,8 +152,8 @@ class Helper:
                 os.kill(self.pid, signal.SIGKILL)
             # Its end of the channel is closed, so it is a matter of microseconds.
             posix.waitpid(self.pid, 0)
-        except (ChildProcessError, ProcessLookupError):
-            return  # an event loop that watches children has reaped it
+        except OSError:
+            return  # an event loop that watches children has reaped it, or a sandbox permits no signal
 
     def __enter__(self) -> Helper:
         return self

@@ -74,14 +74,15 @@ def platform_error(error: Exception) -> dict[str, str]:
 def bind(descriptors: array[int], address: Any) -> dict[str, object]:
     """Bind a socket that came with a request; return the fields of the answer.
 
+    :param descriptors: that of the socket, which stays the caller's.
     :param address: as `socket.socket.bind` takes it, as a list.
     """
     try:
-        sock = _socket.socket(fileno=os.dup(descriptors[0]))
+        sock = _socket.socket(fileno=descriptors[0])
         try:
             sock.bind(tuple(address))
         finally:
-            sock.close()
+            sock.detach()
     except OSError as error:
         return {"errno": error.errno}
     except (ValueError, TypeError, OverflowError, IndexError):

@@ -13,6 +13,9 @@ nobody awaits any more ends with its connection, and none waits for the answer t
 Either has everything loaded already when it is forked. A process of one namespace turns into the small program of
 `gpasst.helper.pool` when nothing was asked for a while.
 
+For a virtual machine this process has one thing more to do: the proxy, in its sandbox, cannot reach the file of the
+guest's socket any more. So this process removes it when the proxy has ended, in a sandbox of its own.
+
 This process stays beside the other since it alone can enter namespaces of others and report the host's network, and
 replaces a keeper that was killed without importing anything again; most of its memory is shared with the keeper's.
 
@@ -29,6 +32,7 @@ from __future__ import annotations
 
 import _socket
 import gc
+import importlib
 import os
 import signal
 from collections.abc import Callable
@@ -61,7 +65,7 @@ def main(descriptor: int) -> NoReturn:
     gc.freeze()
     gc.enable()
     _leave_surroundings()
-    server = Server()
+    server = Server(control)
     for _, descriptors in control.arrivals():
         connection = adopt(descriptors)
         if connection is not None:
@@ -71,9 +75,13 @@ def main(descriptor: int) -> NoReturn:
 
 
 class Server:
-    """What the helper process does for one request, and the processes that keep namespaces."""
+    """What the helper process does for one request, and the processes that keep namespaces.
 
-    def __init__(self) -> None:
+    :param control: ends with the caller.
+    """
+
+    def __init__(self, control: Channel) -> None:
+        self._control = control
         # By whether their namespaces are made without a user namespace.
         self._keepers: dict[bool, Channel] = {}
 
@@ -96,11 +104,39 @@ class Server:
             if message["do"] == "open":
                 self._hand_on(connection, message)
                 return
+            if message["do"] == "remove":
+                self._remain(connection, message)
             reply = {"seq": message["seq"], "facts": facts()}
         except Exception as error:
             refuse(connection, message, error)
         else:
             connection.send(reply)
+
+    def _remain(self, connection: Channel, message: Message) -> NoReturn:
+        """Enter a sandbox, and remove a file when the caller has ended.
+
+        :raises OSError: if the identity cannot be taken on.
+        """
+        # A start of another kind has no use for it.
+        from gpasst.sandbox.calls import remover_calls
+        from gpasst.sandbox.enter import Report, filter_calls, renounce
+
+        path, identity = message["path"], os.lstat(message["path"])
+        if message["runas"]:
+            drop_identity(*message["runas"])
+        os.chdir("/")
+        report = Report()
+        renounce(report)
+        filter_calls(report, remover_calls())
+        connection.send({"seq": message["seq"], "held": report.held, "missing": report.missing})
+        connection.close()
+        for _, descriptors in self._control.arrivals():
+            close_all(descriptors)
+        try:
+            if os.path.samestat(os.lstat(path), identity):
+                os.unlink(path)
+        finally:
+            os._exit(0)
 
     def _hand_on(self, connection: Channel, message: Message) -> None:
         """Have a namespace opened by another process, which answers.
@@ -168,6 +204,9 @@ def _fork(serve: Callable[[], object], kept: set[int]) -> None:
 
 def _keep_one(connection: Channel, message: Message, request: OpenRequest) -> None:
     """Enter or create the namespace, answer, and stay to make sockets in it."""
+    if request.runas:
+        # The identity may not be able to read it later (`gpasst.helper.pool.confine`).
+        importlib.import_module("gpasst.sandbox.enter")
     try:
         with entered(request) as place:
             reply, made = furnish(request, place)

@@ -34,6 +34,7 @@ NOTHING = ProcessOptions(
     log_size=LOG_SIZE_DEFAULT,
     stats=0,
     no_pidns=False,
+    no_sandbox=False,
 )
 
 

@@ -32,6 +32,12 @@ def refused(*argv: str, mode: str = "pasta") -> str:
     return str(caught.value)
 
 
+def test_the_sandbox_can_be_left_out() -> None:
+    for mode in ("pasta", "passt"):
+        assert invoked("--no-sandbox", mode=mode).process.no_sandbox
+        assert not invoked(mode=mode).process.no_sandbox
+
+
 def test_nothing_given_means_the_defaults() -> None:
     pasta, passt = invoked(), invoked(mode="passt")
     # On the command line alone, ports follow what is bound on the other side.
