@@ -40,7 +40,8 @@ def bring_up(helper: Helper, invocation: NetworkInvocation, topology: Topology) 
     :raises GpasstError: if something is in the way.
     """
     gevent.config.format_context = "builtins.repr"  # see `gpasst.commands.serve.serve`
-    runtime.claim().adopt(helper)
+    here = runtime.claim()
+    here.adopt(helper)
     stop = gevent.event.AsyncResult()
     signals = await_signals(stop, runs_command=bool(invocation.shell))
     report = _report(invocation, topology, stop)
@@ -67,6 +68,8 @@ def bring_up(helper: Helper, invocation: NetworkInvocation, topology: Topology) 
             gevent.spawn(program.stop_at_end, stop)
         elif jobs:
             gevent.spawn(jobs.stop_at_end, stop)
+        # There will be no more namespaces.
+        here.close_helper()
         if not invocation.no_sandbox:
             sandbox = Sandbox(None, own_user=True)
             sandbox.load()

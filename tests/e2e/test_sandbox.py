@@ -27,21 +27,26 @@ KEPT = 1 << 10 | 1 << 13  # CAP_NET_BIND_SERVICE and CAP_NET_RAW (linux/capabili
 CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 LOW, HIGH = 77, 5077  # ports
 ONLY_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason=f"{ROOT_ONLY} leave out a user namespace, or mount")
-# Asks the service of the host that listens on a low port, once the namespace has that port.
+# Asks the services of the host, once the namespace has their ports.
 ASK = f"""
 import socket, time
-while True:
+def again(ask):
+    while True:
+        try:
+            return ask()
+        except OSError:
+            time.sleep(0.02)
+def udp():
     with socket.socket(type=socket.SOCK_DGRAM) as s:
         s.settimeout(0.1)
         s.connect(("127.0.0.1", {LOW}))
-        try:
-            s.send(b"ask")
-            print(s.recv(9).decode())
-            break
-        except OSError:
-            time.sleep(0.02)
-with socket.create_connection(("127.0.0.1", {HIGH}), 5) as s:
-    print(s.recv(9).decode())
+        s.send(b"ask")
+        print(s.recv(9).decode())
+def tcp():
+    with socket.create_connection(("127.0.0.1", {HIGH}), 5) as s:
+        print(s.recv(9).decode())
+again(udp)
+again(tcp)
 """
 
 
