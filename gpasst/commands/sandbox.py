@@ -25,7 +25,7 @@ from gpasst.errors import GpasstError
 from gpasst.helper.client import Helper
 from gpasst.hub import wait_read
 from gpasst.sandbox.calls import proxy_calls
-from gpasst.sandbox.enter import Report, filter_calls, isolate, libseccomp, renounce
+from gpasst.sandbox.enter import Report, filter_calls, isolate, libseccomp, own_user, renounce
 
 log = logging.getLogger("gpasst")
 
@@ -70,11 +70,12 @@ class Sandbox:
         report = Report()
         if not self._own_user:
             # The last step that takes a right over the namespace that the process is in.
-            isolate(report, user=False, root=root)
+            isolate(report, root)
         if self._identity:
             take_on(self._identity)
         if self._own_user:
-            isolate(report, user=True, root=root)
+            own_user(report)
+            isolate(report, root)
         renounce(report)
         filter_calls(report, proxy_calls(programs, looks=not root), self._library)
         announce("sandbox", report.held, report.missing)

@@ -185,7 +185,7 @@ def confine() -> None:
         return  # the identity may not read the package
     report = Report()
     # In the user namespace that the namespace belongs to, else these capabilities would mean nothing there.
-    isolate(report, user=False)
+    isolate(report)
     renounce(report, (CAP_NET_BIND_SERVICE, CAP_NET_RAW))
     filter_calls(report, keeper_calls())
 

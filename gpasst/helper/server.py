@@ -119,13 +119,14 @@ class Server:
         """
         # A start of another kind has no use for it.
         from gpasst.sandbox.calls import remover_calls
-        from gpasst.sandbox.enter import Report, filter_calls, renounce
+        from gpasst.sandbox.enter import Report, filter_calls, own_user, renounce
 
         path, identity = message["path"], os.lstat(message["path"])
         if message["runas"]:
             drop_identity(*message["runas"])
         os.chdir("/")
         report = Report()
+        own_user(report)
         renounce(report)
         filter_calls(report, remover_calls())
         connection.send({"seq": message["seq"], "held": report.held, "missing": report.missing})

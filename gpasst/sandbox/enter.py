@@ -90,14 +90,18 @@ class Report:
         return True
 
 
-def isolate(report: Report, user: bool, root: bool = True) -> None:
-    """Move the process into namespaces of its own, with an empty root.
+def own_user(report: Report) -> None:
+    """Move the process into a user namespace of its own, which knows none of the ids outside."""
+    report.attempt("user namespace", lambda: _call("unshare", ctypes.c_int(CLONE_NEWUSER)))
 
-    :param user: into a user namespace, too; without it, this needs CAP_SYS_ADMIN.
+
+def isolate(report: Report, root: bool = True) -> None:
+    """Move the process into other namespaces of its own, with an empty root.
+
+    That takes CAP_SYS_ADMIN in its user namespace; after `own_user` it has that.
+
     :param root: empty the root.
     """
-    if user:
-        report.attempt("user namespace", lambda: _call("unshare", ctypes.c_int(CLONE_NEWUSER)))
     others = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS
     moved = report.attempt("mount, IPC and UTS namespaces", lambda: _call("unshare", ctypes.c_int(others)))
     if moved and root:

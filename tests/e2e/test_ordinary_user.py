@@ -23,6 +23,7 @@ SUITES = (
     "test_modes.py",
     "test_rootlesskit.py",
     "test_service.py",
+    "test_sandbox.py",
     "test_served.py",
     "test_dns.py",
     "test_testing.py",

@@ -38,7 +38,7 @@ def again(ask):
             time.sleep(0.02)
 def udp():
     with socket.socket(type=socket.SOCK_DGRAM) as s:
-        s.settimeout(0.1)
+        s.settimeout(5)  # a port that is not there yet is refused at once
         s.connect(("127.0.0.1", {LOW}))
         s.send(b"ask")
         print(s.recv(9).decode())

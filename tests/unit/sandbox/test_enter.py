@@ -16,7 +16,7 @@ from tests.support.need import need, need_module
 INSIDE = """
 import errno, json, os, socket, sys
 from gpasst.sandbox.calls import keeper_calls, proxy_calls
-from gpasst.sandbox.enter import Report, filter_calls, isolate, libseccomp, renounce
+from gpasst.sandbox.enter import Report, filter_calls, isolate, libseccomp, own_user, renounce
 library = libseccomp() if sys.argv[1] == "libseccomp" else None
 assert (library is not None) == (sys.argv[1] == "libseccomp")
 report, found = Report(), {}
@@ -28,7 +28,7 @@ def outcome(function):
         return error.errno
     return 0
 """
-ENTER = "isolate(report, True); renounce(report); filter_calls(report, proxy_calls(), library)\n"
+ENTER = "own_user(report); isolate(report); renounce(report); filter_calls(report, proxy_calls(), library)\n"
 PRINT = "print(json.dumps([report.held, report.missing, found]))"
 FILTERS = pytest.mark.parametrize("filtered", ["own", "libseccomp"])
 HELD = ["user namespace", "mount, IPC and UTS namespaces", "empty root", "no capabilities", "no new privileges"]
@@ -93,7 +93,7 @@ def test_a_program_that_is_executed_ends_the_process(filtered: str) -> None:
 
 def test_the_root_is_empty_without_a_filter() -> None:
     text = """
-isolate(report, True)
+own_user(report); isolate(report)
 found["root"] = os.listdir("/")
 found["write"] = outcome(lambda: os.mkdir("/x"))
 found["above"] = os.listdir("/../..")
@@ -107,7 +107,7 @@ found["cwd"] = os.getcwd()
 
 def test_some_capabilities_stay_where_they_are_wanted() -> None:
     text = """
-isolate(report, True)
+own_user(report); isolate(report)
 renounce(report, (10, 13))
 filter_calls(report, keeper_calls())
 found.update(line.split(":", 1) for line in status.read().splitlines() if line.startswith("Cap"))
