@@ -111,7 +111,7 @@ def answer(
     elif request.get("do") == "bind":
         reply.update(bind(received, request.get("address")))
     elif request.get("do") == "confine":
-        wanted.append(True)
+        wanted[:] = [True]
     elif others is None:
         reply["error"] = {"kind": "platform", "message": UNCHANGEABLE, "remedy": "open another namespace"}
     else:

@@ -24,6 +24,7 @@ import errno
 import importlib
 import os
 import struct
+import sys
 
 from gpasst.linux import (
     CAPABILITY_VERSION_3,
@@ -61,7 +62,7 @@ EMPTY = b"nr_inodes=2,size=4k"  # the root folder, and what the kernel takes for
 WORD_BITS = 32  # of one word of a set of capabilities
 CAPABILITIES = 2 * WORD_BITS  # numbers that sets of capabilities have room for
 INSTRUCTION_BYTES = 8  # sizeof(struct sock_filter)
-LIBRARY = "libseccomp.so.2"
+LIBRARY, FINDER = "libseccomp.so.2", "ctypes.util"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _header = struct.Struct("=Ii")  # struct __user_cap_header_struct: version, process
@@ -180,21 +181,26 @@ def libseccomp() -> Any:
     """Return a module that binds libseccomp, None without one.
 
     It is that of Debian's python3-seccomp and the like, else pyseccomp. The latter has the library's path looked up by
-    ldconfig and compilers, which takes longer than all the rest; the dynamic linker finds the library by its name.
+    ldconfig and compilers, and so imports what runs programs, which takes longer than all the rest. The dynamic linker
+    finds the library by its name.
     """
     try:
         return importlib.import_module("seccomp")
     except ImportError:
         pass
-    util = vars(importlib.import_module("ctypes.util"))
-    before = util["find_library"]
-    util["find_library"] = {"seccomp": LIBRARY}.get
+    finder = type(sys)(FINDER)
+    finder.__dict__["find_library"] = {"seccomp": LIBRARY}.get
+    before = sys.modules.get(FINDER)
+    sys.modules[FINDER] = ctypes.__dict__["util"] = finder
     try:
         return importlib.import_module("pyseccomp")
     except (ImportError, OSError):
         return None
     finally:
-        util["find_library"] = before
+        # Whoever wants the real one finds it.
+        del sys.modules[FINDER], ctypes.__dict__["util"]
+        if before is not None:
+            sys.modules[FINDER] = ctypes.__dict__["util"] = before
 
 
 def _load(library: Any, calls: Calls) -> None:
