@@ -206,6 +206,8 @@ def test_mixed_load_is_carried_and_leaves_nothing_behind(
                     "tcp_ports": ports[STREAM],
                     "udp_ports": ports[STREAM],
                     "socket": str(tmp_path / "socket"),
+                    # A second address, of which a server that does not know better answers to another.
+                    "no_ra": True,
                     **both,
                 },
             )
