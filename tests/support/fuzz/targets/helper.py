@@ -22,9 +22,9 @@ MESSAGES = (
     b"null",
     b'"text"',
     b"{",
+    b'{"do": "bind", "address": ["127.0.0.1", 0]}',
 )
 PACKETS = 8
-SECONDS = 1.0  # to wait for what has come already
 
 
 def take(data: bytes) -> None:

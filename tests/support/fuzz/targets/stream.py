@@ -1,6 +1,7 @@
 """The stream of a virtual machine, cut anywhere: the same leaves as of a stream whose frames arrive one by one.
 
-Acknowledgements are the exception: a batch of segments is acknowledged as one.
+Acknowledgements are the exception: a batch of segments is acknowledged as one. So is data in the place of a FIN: it
+counts as repeated where the FIN has been acknowledged, and as a drop before.
 """
 
 from __future__ import annotations
@@ -113,7 +114,8 @@ def _carried(pieces: list[bytes]) -> Any:
     assert Drop.INTERNAL not in proxy.counters.drops
     answers = sorted(frame for frame in proxy.link.frames if not _is_segment(frame))
     streams = [bytes(program.taken) for program in proxy.programs]
-    return flows, answers, streams, dict(proxy.counters.drops), proxy.counters.frames_down
+    drops = {reason: count for reason, count in proxy.counters.drops.items() if reason is not Drop.TCP_CLOSED}
+    return flows, answers, streams, drops, proxy.counters.frames_down
 
 
 def _is_segment(frame: bytes) -> bool:
