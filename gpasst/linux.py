@@ -210,6 +210,7 @@ EPOLLET: Final = 1 << 31
 SPLICE_F_MOVE: Final = 0x1
 SPLICE_F_NONBLOCK: Final = 0x2
 F_SETPIPE_SZ: Final = 1031  # Linux 2.6.35
+F_GETPIPE_SZ: Final = 1032
 O_NONBLOCK: Final = 0o4000
 O_CLOEXEC: Final = 0o2000000
 
@@ -273,6 +274,12 @@ AT_EMPTY_PATH: Final = 0x1000
 SIOCGIFINDEX: Final = 0x8933
 FIONBIO: Final = 0x5421  # asm-generic/ioctls.h; so does FIOCLEX
 FIOCLEX: Final = 0x5451
+F_DUPFD: Final = 0  # fcntl(2); so do the following (asm-generic/fcntl.h, linux/fcntl.h)
+F_GETFD: Final = 1
+F_SETFD: Final = 2
+F_GETFL: Final = 3
+F_SETFL: Final = 4
+F_DUPFD_CLOEXEC: Final = 1030
 
 # Limits of system calls.
 UIO_MAXIOV: Final = 1024  # pieces of one readv, writev or sendmsg (linux/uio.h)

@@ -21,6 +21,14 @@ from gpasst.linux import (
     AF_INET6,
     AF_NETLINK,
     AT_EMPTY_PATH,
+    F_DUPFD,
+    F_DUPFD_CLOEXEC,
+    F_GETFD,
+    F_GETFL,
+    F_GETPIPE_SZ,
+    F_SETFD,
+    F_SETFL,
+    F_SETPIPE_SZ,
     FIOCLEX,
     FIONBIO,
     PROT_EXEC,
@@ -49,8 +57,9 @@ INTERPRETER = {
     "signals": "rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack restart_syscall",
     "clocks, which the kernel's page answers mostly": "clock_gettime clock_getres gettimeofday time",
     "seeds, and names of processes and users": "getrandom getpid gettid getuid geteuid getgid getegid",
-    "files that are open": "read write close fstat lseek fcntl",
-    "the end, and abort(3)": "exit exit_group tgkill",
+    "files that are open": "read write close fstat lseek",
+    # abort(3) ends the process without tgkill, too, which would reach other processes of the user.
+    "the end": "exit exit_group",
 }
 PROXY = {
     "the loop, its timers and signals": (
@@ -85,8 +94,14 @@ REFUSED = dict.fromkeys(_OF_PATHS.split(), errno.EACCES)
 _FLAGS = FIONBIO, FIOCLEX  # as Python sets them
 # The index of an interface that a forward names, and changes of a tap.
 _REQUESTS = *_FLAGS, SIOCGIFINDEX, TUNATTACHFILTER, TUNDETACHFILTER, TUNSETCARRIER
-# Memory that is not executable.
-_DATA = {"mmap": ((2, PROT_EXEC, 0),), "mprotect": ((2, PROT_EXEC, 0),)}
+# Others let the kernel send a signal to any process of the user (F_SETOWN, F_SETSIG).
+_COMMANDS = F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC, F_SETPIPE_SZ, F_GETPIPE_SZ
+# What every interpreter calls as well, with some arguments: for memory that is not executable, and these commands.
+_NARROWED = {
+    "mmap": ((2, PROT_EXEC, 0),),
+    "mprotect": ((2, PROT_EXEC, 0),),
+    "fcntl": tuple((1, WORD, command) for command in _COMMANDS),
+}
 _OF_DESCRIPTOR = {"newfstatat": ((3, AT_EMPTY_PATH, AT_EMPTY_PATH),)}
 
 
@@ -98,7 +113,7 @@ def proxy_calls(programs: Iterable[int] = (), looks: bool = False) -> Calls:
     """
     return {
         **_named(INTERPRETER, PROXY),
-        **_DATA,
+        **_NARROWED,
         **_OF_DESCRIPTOR,
         "socket": _one_of(0, (AF_INET, AF_INET6, AF_NETLINK)),
         "ioctl": _one_of(1, _REQUESTS, REQUEST),
@@ -109,12 +124,12 @@ def proxy_calls(programs: Iterable[int] = (), looks: bool = False) -> Calls:
 
 def keeper_calls() -> Calls:
     """Return the calls of the process that keeps a namespace and makes sockets there."""
-    return {**_named(INTERPRETER, KEEPER), **_DATA, **_OF_DESCRIPTOR, "ioctl": _one_of(1, _FLAGS)}
+    return {**_named(INTERPRETER, KEEPER), **_NARROWED, **_OF_DESCRIPTOR, "ioctl": _one_of(1, _FLAGS)}
 
 
 def remover_calls() -> Calls:
     """Return the calls of the process that removes the file of the guest's socket at the end."""
-    return {**_named(INTERPRETER, REMOVER), **_DATA, "ioctl": _one_of(1, _FLAGS)}
+    return {**_named(INTERPRETER, REMOVER), **_NARROWED, "ioctl": _one_of(1, _FLAGS)}
 
 
 def outcomes(calls: Calls) -> dict[str, int]:

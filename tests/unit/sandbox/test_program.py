@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import struct
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gpasst import linux
-from gpasst.sandbox.calls import FATAL, REFUSED, keeper_calls, proxy_calls, remover_calls
+from gpasst.sandbox.calls import FATAL, REFUSED, WORD, keeper_calls, proxy_calls, remover_calls
 from gpasst.sandbox.numbers import X86_64
 from gpasst.sandbox.program import program
 
@@ -72,6 +73,14 @@ def test_each_call_of_a_list_is_made(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LISTS)
+def test_no_signal_reaches_other_processes(name: str) -> None:
+    signalling = {"kill", "tkill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo", "pidfd_send_signal"}
+    assert signalling & LISTS[name].keys() <= {"kill"}
+    assert LISTS[name].get("kill", ()) == (((0, WORD, PROGRAM),) if name == "proxy" else ())
+    assert {command for _, _, command in LISTS[name]["fcntl"]}.isdisjoint((fcntl.F_SETOWN, fcntl.F_SETSIG))
+
+
+@pytest.mark.parametrize("name", LISTS)
 def test_paths_lead_nowhere_and_an_unknown_call_does_not_exist(name: str) -> None:
     for call in REFUSED:
         expected = MADE if LISTS[name].get(call) == () else fails(errno.EACCES)
@@ -89,6 +98,9 @@ def test_paths_lead_nowhere_and_an_unknown_call_does_not_exist(name: str) -> Non
         ("ioctl", (5, linux.TUNATTACHFILTER | 0x40000000), MADE),
         ("ioctl", (5, linux.TUNSETIFF | 0x40000000), fails(errno.ENOSYS)),
         ("newfstatat", (5, 0, 0, linux.AT_EMPTY_PATH), MADE),
+        ("fcntl", (5, linux.F_SETPIPE_SZ), MADE),
+        ("fcntl", (5, fcntl.F_SETOWN, PROGRAM + 1), fails(errno.ENOSYS)),
+        ("fcntl", (5, fcntl.F_SETSIG, 9), fails(errno.ENOSYS)),
         ("kill", (PROGRAM, 9), MADE),
         ("kill", (PROGRAM + 1, 9), fails(errno.ENOSYS)),
         # All bits above the lower word are the kernel's to ignore.
