@@ -64,7 +64,10 @@ CONFINED = {**dict.fromkeys(CAPABILITIES, 0), "NoNewPrivs": 1, "Seccomp": FILTER
 
 
 def filtered(process: int) -> bool:
-    return status(process)["Seccomp"] == FILTERED
+    try:
+        return status(process)["Seccomp"] == FILTERED
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # the helper process has ended meanwhile
 
 
 def relatives(process: int) -> list[int]:
