@@ -43,7 +43,7 @@ def test_the_recommended_options_hide_the_host() -> None:
         port = str(server.getsockname()[1])
         reached = [
             cli("pasta", *AS_ROOT, *options, "--", sys.executable, "-c", TRY, port, REMOTE4, "127.0.0.1").stdout.split()
-            for options in (["--config-net"], confined())
+            for options in (["--config-net", "-T", port], confined())
         ]
     assert reached == [[REMOTE4, "127.0.0.1"], []]
 
