@@ -26,6 +26,7 @@ def open_output(path: str, flags: int) -> int:
     """
     flags |= os.O_CREAT | os.O_CLOEXEC
     place, name = os.path.split(path)
+    name = name or "."  # a path that ends in a slash is a folder's
     folder = os.open(place or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         status = os.fstat(folder)

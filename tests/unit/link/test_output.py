@@ -43,6 +43,9 @@ def test_files_are_made_private_and_begun_anew(folder: Path) -> None:
         written(folder / "none" / "out")
     with pytest.raises(NotADirectoryError):
         written(folder / "out" / "out")
+    for path in (f"{folder}/", str(folder), "/"):
+        with pytest.raises(IsADirectoryError):
+            open_output(path, PLAIN)
 
 
 def test_a_path_may_be_relative(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
