@@ -47,6 +47,11 @@ class Pipes:
         else:
             _close(pipe)
 
+    def refuse(self) -> None:
+        """Lend none to the next `PATIENCE` ways, since the kernel moves nothing through pipes."""
+        self.close()
+        self._refused = PATIENCE
+
     def close(self) -> None:
         """Close the pipes that are not lent; more calls do nothing."""
         for pipe in self._idle:

@@ -10,6 +10,7 @@ receive that follows decides.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from enum import Enum, auto
@@ -26,6 +27,8 @@ BULK_BYTES = 128 << 10  # of one peek where there is no pipe
 
 _SEND_FLAGS = MSG_DONTWAIT | MSG_NOSIGNAL
 _SPLICE_FLAGS = SPLICE_F_MOVE | SPLICE_F_NONBLOCK
+# Errors of splice(2) that are none of its socket's: a filter of system calls may be the origin of any of them.
+_NOT_SPLICED = frozenset((errno.EACCES, errno.EINVAL, errno.ENOMEM, errno.ENOSYS, errno.EPERM))
 
 
 class Outcome(Enum):
@@ -164,16 +167,22 @@ class Carrier:
             for sock in (way.source, way.target):
                 os.set_blocking(sock.fileno(), False)
             way.waits = False
-        count = -1
+        count, usable = -1, True
         try:
             count = os.splice(way.source.fileno(), pipe.writer, pipe.size, flags=_SPLICE_FLAGS)
         except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in _NOT_SPLICED:
+                raise
+            self._pipes.refuse()
+            usable = False
             return False
         finally:
             if count > 0:
                 way.pipe, way.piped = pipe, count
             else:
-                self._pipes.give_back(pipe, empty=True)
+                self._pipes.give_back(pipe, empty=usable)
         way.bulk = count >= COPIED_BYTES
         return count > 0
 

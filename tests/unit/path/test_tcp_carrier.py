@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -328,6 +329,22 @@ def test_urgent_data_stays_in_line(before: int, after: int, ended: bool, limit: 
             it.way.thorough = True
             assert it.arrives(len(data)) == data
         assert it.run() is (Outcome.ENDED if ended else Outcome.EMPTY)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOMEM, errno.ENOSYS, errno.EPERM])
+def test_where_nothing_moves_through_pipes_it_is_copied(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = 0
+
+    def refuse(*arguments: object, **options: object) -> int:
+        nonlocal tried
+        tried += 1
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "splice", refuse)
+    with carried(PLENTY, WIDE) as it:
+        it.sender.sendall(noise(200_000))
+        assert it.arrives(200_000) == noise(200_000)
+    assert tried == 1
 
 
 def test_no_pipe_at_all_is_no_obstacle() -> None:
