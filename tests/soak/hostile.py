@@ -126,8 +126,9 @@ def test_a_hostile_guest(remote: Remote, tmp_path: Path, mode: str) -> None:
     print(f"memory: {start} KiB before, {memory[0]} after a tenth, {memory[1]} at the end")
     print(f"dropped: {after['drops']}")
 
-    assert not after["drops"].get(Drop.INTERNAL.value)
-    assert "Traceback" not in proxy.errors.read_text(encoding="utf-8")
+    log = proxy.errors.read_text(encoding="utf-8")
+    assert not after["drops"].get(Drop.INTERNAL.value), log
+    assert "Traceback" not in log, log
     # On a tap, the guest's kernel sends its answers, too, and some frames of its own.
     assert moved["read"] + moved["dropped"] >= FRAMES, "frames have vanished on the way"
     assert found >= moved["read"], "frames have vanished in the proxy"
