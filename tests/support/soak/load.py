@@ -28,6 +28,7 @@ from tests.support.soak.datagrams import ANSWER_SECONDS, ZONE, DnsClient, DnsSer
 from tests.support.soak.record import BODY_LIMIT, DATAGRAM_BYTES, HEAD, Fault, Flow, Record, check_body, head_of
 
 LIMIT_SECONDS = 40.0  # until an exchange counts as stuck; in bad weather a connection takes some seconds to open
+QUIC_SECONDS = 20.0  # until a connection counts as lost
 FAULTS_KEPT = 20
 STREAM_RECORDS, STREAM_BYTES = 64, 60000  # of a burst
 STREAM_PAUSE, SHORT_PAUSE, DATAGRAM_PAUSE, NAME_PAUSE, QUIC_PAUSE = 0.25, 0.01, 0.01, 0.04, 0.1  # seconds
@@ -159,8 +160,15 @@ class Load:
     async def ask_quic(self, flow: Flow) -> None:
         """Exchange records over the streams of one connection after the other."""
         while not self.stopping.is_set():
-            await self.bounded(flow, self.visit_quic(flow))
+            await self.bounded(flow, self.try_quic(flow))
             await self.pause(QUIC_PAUSE)
+
+    async def try_quic(self, flow: Flow) -> None:
+        """Visit; a rebinding before the end of its handshake ends a connection (RFC 9000, section 9)."""
+        try:
+            await asyncio.wait_for(self.visit_quic(flow), QUIC_SECONDS)
+        except asyncio.TimeoutError:
+            flow.lost += 1
 
     async def visit_quic(self, flow: Flow) -> None:
         from aioquic.asyncio.client import connect
