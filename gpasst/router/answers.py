@@ -8,16 +8,13 @@ from typing import Final
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.packet.address import IP4_BYTES, UNSPECIFIED, V4, V6, is_multicast
-from gpasst.packet.build import with_checksum, wrap
 from gpasst.packet.parse import Packet
 from gpasst.router.interface import Interface
 from gpasst.services import arp, ndp
-from gpasst.services.ndp import CHECKSUM, MULTICAST_MAC
 from gpasst.wire import (
     ARP_CODEC,
     ARP_ETHERNET,
     ETHERTYPE_IPV4,
-    HOP_LIMIT,
     NDP_ADVERTISEMENT_CODEC,
     NDP_FLAG_OVERRIDE,
     NDP_FLAG_ROUTER,
@@ -37,10 +34,8 @@ from gpasst.wire import (
     NDP_TYPE_ROUTER_ADVERTISEMENT,
     NDP_TYPE_ROUTER_SOLICITATION,
     NDP_TYPE_SOLICITATION,
-    PROTOCOL_ICMPV6,
 )
 
-_OPTION_UNIT: Final = 8  # bytes (RFC 4861, section 4.6)
 _OPTION_HEAD: Final = 2  # type and length
 
 Learned = tuple[bytes, bytes]
@@ -73,10 +68,7 @@ def discovery(interface: Interface, packet: Packet, advertises: bool) -> tuple[L
     :param advertises: whether a router solicitation is answered.
     :raises PacketError: `Drop.MALFORMED_NDP`.
     """
-    payload, kind = bytes(packet.payload), packet.payload[0]
-    if packet.hop_limit != HOP_LIMIT:
-        # It came through a router (RFC 4861, sections 6.1.1 and 7.1.1).
-        raise PacketError(Drop.MALFORMED_NDP)
+    payload, kind = bytes(packet.payload), ndp.checked_type(packet)
     if kind == NDP_TYPE_ROUTER_SOLICITATION:
         mac = _option(payload[NDP_ROUTER_SOLICITATION_CODEC.size :], NDP_OPTION_SOURCE_LINK_ADDRESS)
         return None, advertisement(interface, packet.source, mac) if advertises else None
@@ -101,7 +93,7 @@ def _neighbour_advertisement(interface: Interface, target: bytes, destination: b
     message = NDP_ADVERTISEMENT_CODEC.pack(
         type=NDP_TYPE_ADVERTISEMENT, flags=flags, target=target
     ) + NDP_LINK_ADDRESS_CODEC.pack(type=NDP_OPTION_TARGET_LINK_ADDRESS, mac=interface.mac)
-    return _message(interface, target, destination, mac, message)
+    return ndp.framed(message, target, destination, interface.mac, mac)
 
 
 def advertisement(interface: Interface, destination: bytes, mac: bytes | None) -> bytes:
@@ -131,23 +123,16 @@ def advertisement(interface: Interface, destination: bytes, mac: bytes | None) -
     )
     if mac is None or destination == UNSPECIFIED[V6]:
         destination, mac = ndp.ALL_NODES, None
-    return _message(interface, interface.link_local, destination, mac, message)
-
-
-def _message(interface: Interface, source: bytes, destination: bytes, mac: bytes | None, message: bytes) -> bytes:
-    """Return the frame of a message of neighbour discovery; None stands for the MAC address of a group."""
-    complete = with_checksum(message, CHECKSUM, source, destination, PROTOCOL_ICMPV6)
-    to = mac or MULTICAST_MAC + destination[-4:]
-    return wrap(to, interface.mac, source, destination, PROTOCOL_ICMPV6, complete)
+    return ndp.framed(message, interface.link_local, destination, interface.mac, mac)
 
 
 def _option(options: bytes, wanted: int) -> bytes | None:
     """Return the link-layer address in an option of neighbour discovery, None without one."""
     at = 0
-    while at + _OPTION_UNIT <= len(options):
-        kind, size = options[at], options[at + 1] * _OPTION_UNIT
+    while at + ndp.UNIT_BYTES <= len(options):
+        kind, size = options[at], options[at + 1] * ndp.UNIT_BYTES
         if kind == wanted:
-            return options[at + _OPTION_HEAD : at + _OPTION_UNIT]
+            return options[at + _OPTION_HEAD : at + ndp.UNIT_BYTES]
         if not size:
             return None
         at += size

@@ -100,13 +100,7 @@ def answer(router: Router, packet: Packet, guest_mac: bytes, resolves: Callable[
     """
     network = router.network.ip6
     assert network is not None and network.link_local is not None
-    if packet.hop_limit != HOP_LIMIT:
-        # It came through a router (RFC 4861, sections 6.1.1 and 7.1.1).
-        raise PacketError(Drop.MALFORMED_NDP)
-    kind = packet.payload[0]
-    if kind in (NDP_TYPE_SOLICITATION, NDP_TYPE_ROUTER_SOLICITATION) and any(packet.payload[1:2]):
-        # The code must be 0 (the same sections).
-        raise PacketError(Drop.MALFORMED_NDP)
+    kind = checked_type(packet)
     if kind == NDP_TYPE_SOLICITATION:
         message = _advertisement(router, packet, resolves)
     elif kind == NDP_TYPE_ROUTER_SOLICITATION and router.advertise:
@@ -119,8 +113,35 @@ def answer(router: Router, packet: Packet, guest_mac: bytes, resolves: Callable[
     source = router_address(network)
     # The reply to a sender without address goes to all nodes (RFC 4861, section 6.2.6).
     destination = packet.source if packet.source != UNSPECIFIED[V6] else ALL_NODES
+    return framed(message, source, destination, router.network.host_mac, guest_mac)
+
+
+def checked_type(packet: Packet) -> int:
+    """Return the type of a message.
+
+    :param packet: an ICMPv6 packet of one of `TYPES`.
+    :raises PacketError: `Drop.MALFORMED_NDP`, if it came through a router, or is a solicitation whose code is not 0
+        (RFC 4861, sections 6.1.1 and 7.1.1).
+    """
+    kind = packet.payload[0]
+    solicits = kind in (NDP_TYPE_SOLICITATION, NDP_TYPE_ROUTER_SOLICITATION)
+    if packet.hop_limit != HOP_LIMIT or (solicits and any(packet.payload[1:2])):
+        raise PacketError(Drop.MALFORMED_NDP)
+    return kind
+
+
+def framed(message: bytes, source: bytes, destination: bytes, host_mac: bytes, mac: bytes | None = None) -> bytes:
+    """Return the frame of a message.
+
+    :param message: the ICMPv6 message, checksum zero.
+    :param source: 16 bytes.
+    :param destination: 16 bytes.
+    :param host_mac: of the source, 6 bytes.
+    :param mac: of the destination, 6 bytes; None where that is a multicast group.
+    """
     complete = with_checksum(message, CHECKSUM, source, destination, PROTOCOL_ICMPV6)
-    return wrap(guest_mac, router.network.host_mac, source, destination, PROTOCOL_ICMPV6, complete)
+    to = mac or MULTICAST_MAC + destination[-4:]
+    return wrap(to, host_mac, source, destination, PROTOCOL_ICMPV6, complete)
 
 
 def router_address(network: FamilyNetwork) -> bytes:
@@ -157,9 +178,7 @@ def _to_group(network: GuestNetwork, group: bytes, message: bytes) -> bytes:
     :param message: the ICMPv6 message, checksum zero.
     """
     assert network.ip6 is not None
-    source = router_address(network.ip6)
-    complete = with_checksum(message, CHECKSUM, source, group, PROTOCOL_ICMPV6)
-    return wrap(MULTICAST_MAC + group[-4:], network.host_mac, source, group, PROTOCOL_ICMPV6, complete)
+    return framed(message, router_address(network.ip6), group, network.host_mac)
 
 
 class Schedule:

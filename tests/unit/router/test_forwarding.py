@@ -349,6 +349,18 @@ def test_the_router_advertises_its_prefix_to_inside_hosts_that_ask() -> None:
     assert ip("fd77:0:0:1::") in answer.data
 
 
+def test_a_solicitation_with_a_code_is_malformed() -> None:
+    """RFC 4861, section 6.1.1: as for the proxy, whose rule it is."""
+    world = World(PLAIN)
+    world.leases[mac_of(ip(A))] = Lease()
+    message = NDP_ROUTER_SOLICITATION_CODEC.pack(type=133)
+    source, group = ip("fe80::9"), ip("ff02::2")
+    coded = with_checksum(message[:1] + b"\1" + message[2:], 2, source, group, PROTOCOL_ICMPV6)
+    world.take(INSIDE, wrap(bytes.fromhex("333300000002"), mac_of(ip(A)), source, group, 58, coded))
+    assert world.last(INSIDE) is None
+    assert world.drops(Drop.MALFORMED_NDP) == 1
+
+
 def discover(world: World) -> Frame | None:
     """Let an inside host without address ask for one."""
     mac = mac_of(ip(A))
