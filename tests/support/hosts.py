@@ -46,3 +46,13 @@ def carried(sent: bytes, source: socket.socket, sink: socket.socket) -> bytes:
         while len(got) < min(at + PIECE, len(sent)):
             got += sink.recv(PIECE)
     return bytes(got)
+
+
+def await_loss(capture: gpasst.Capture, payload: bytes) -> None:
+    """Wait until a datagram was lost by weather or in a partition.
+
+    The hits of a rule or partition may be those of frames that a kernel has sent by itself, such as reports of groups.
+
+    :param payload: that of the datagram.
+    """
+    capture.wait_for(lambda frame: frame.payload == payload and bool(frame.fate), DEADLINE)

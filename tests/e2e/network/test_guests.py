@@ -12,8 +12,7 @@ import pytest
 
 import gpasst
 from gpasst.testing import assert_flat
-from tests.support.hosts import DEADLINE
-from tests.support.ready import until
+from tests.support.hosts import DEADLINE, await_loss
 from tests.support.scripted import Datagram, parse_udp, udp_packets
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
@@ -120,15 +119,15 @@ def test_weather_captures_and_partitions_take_it_for_a_host(lan: gpasst.Network)
             for frame in udp_packets(port.ip4, PORT, a.ip4, PORT, payload):
                 machine.send(mac + machine.mac + frame)
 
-        with lan.link(port).impair(loss=1.0, to="host") as link:
+        with lan.link(port).impair(loss=1.0, to="host"):
             say(b"one")
-            until(lambda: link.hits, "a loss on its link")
-        with lan.between("vm", a).impair(loss=1.0) as way:
+            await_loss(capture, b"one")
+        with lan.between("vm", a).impair(loss=1.0):
             say(b"two")
-            until(lambda: way.hits, "a loss on its way")
-        with lan.partition([port], [a]) as partition:
+            await_loss(capture, b"two")
+        with lan.partition([port], [a]):
             say(b"three")
-            until(lambda: partition.hits, "a partition")
+            await_loss(capture, b"three")
         say(b"four")
         data, sender = sock.recvfrom(100)
         assert data == b"four"

@@ -13,7 +13,7 @@ import pytest
 
 import gpasst
 from gpasst.testing import assert_flat
-from tests.support.hosts import DEADLINE, address, carried, connected
+from tests.support.hosts import DEADLINE, address, await_loss, carried, connected
 from tests.support.need import need
 from tests.support.ready import until
 
@@ -126,16 +126,21 @@ def test_a_trunk_has_weather_like_a_link(path: Path) -> None:
         a, b = one.host("a"), two.host("b")
         one.trunk(listen=path)
         trunk = two.trunk(connect=path)
-        with a.socket() as server, b.socket() as client, two.capture(filter="udp") as capture:
+        with (
+            a.socket() as server,
+            b.socket() as client,
+            one.capture(filter="udp") as behind,
+            two.capture(filter="udp") as capture,
+        ):
             server.settimeout(DEADLINE)
             server.bind((a.ip4, 7))
             client.connect((a.ip4, 7))
-            with two.link(trunk).impair(loss=1.0) as rule:
+            with two.link(trunk).impair(loss=1.0):
                 client.send(b"lost")
-                until(lambda: rule.hits, "a loss")
-            with one.partition([a], ["trunk#1-1"]) as partition:
+                await_loss(capture, b"lost")
+            with one.partition([a], ["trunk#1-1"]):
                 client.send(b"cut off")
-                until(lambda: partition.hits, "a partition")
+                await_loss(behind, b"cut off")
             client.send(b"there")
             assert server.recv(100) == b"there"
         shown = [(frame.link, frame.payload, bool(frame.fate)) for frame in capture.frames]

@@ -10,9 +10,8 @@ from contextlib import contextmanager
 import pytest
 
 import gpasst
-from gpasst.api.network_sections import Partition
 from gpasst.weather import CLEAR, MOBILE_3G, PARTITION
-from tests.support.hosts import DEADLINE, carried, connected
+from tests.support.hosts import DEADLINE, await_loss, carried, connected
 from tests.support.weather import await_hits
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
@@ -84,27 +83,20 @@ def test_a_link_delays_all_that_crosses_it(lan: gpasst.Network) -> None:
 
 def test_a_partition_cuts_off_groups_until_it_ends(lan: gpasst.Network) -> None:
     a, b, c = lan["a"], lan["b"], lan["c"]
-    with ends(lan, "a", "b") as cut, ends(lan, "b", "c") as others:
-        with lan.partition([a], [b, c]) as partition:
+    with ends(lan, "a", "b") as cut, ends(lan, "b", "c") as others, lan.capture(filter="udp") as capture:
+        with lan.partition([a], [b, c]):
             cut.one.send(b"lost")
             others.seconds()
-            await_partition(partition, 1)
+            await_loss(capture, b"lost")
         cut.seconds()
         with lan.partition(c) as partition:
             cut.seconds()
-            others.one.send(b"lost")
-            await_partition(partition, 1)
+            others.one.send(b"lost as well")
+            await_loss(capture, b"lost as well")
         assert repr(partition) == "<partition c>"
         partition.remove()
         others.seconds()
     assert lan.statistics().drops["lost in a partition"] >= 2
-
-
-def await_partition(partition: Partition, hits: int) -> None:
-    until = time.monotonic() + DEADLINE
-    while partition.hits < hits:
-        assert time.monotonic() < until
-        time.sleep(0.001)
 
 
 def test_a_stream_survives_loss_and_reordering(lan: gpasst.Network) -> None:
@@ -214,10 +206,10 @@ def test_a_host_in_two_networks_has_a_link_in_each(lan: gpasst.Network) -> None:
                 assert time.monotonic() - start >= DELAY
                 here.seconds()
                 assert rule.hits == 1
-            with other.partition(there, far) as partition:
+            with other.partition(there, far), other.capture(filter="udp") as capture:
                 here.seconds()
                 client.sendto(b"lost", server.getsockname())
-                await_partition(partition, 1)
+                await_loss(capture, b"lost")
 
 
 def test_a_router_has_a_link_in_both_its_networks() -> None:
@@ -247,12 +239,12 @@ def test_a_router_has_a_link_in_both_its_networks() -> None:
                 with impair("udp: delay 30ms") as rule:
                     assert seconds() >= 2 * DELAY
                     assert rule.hits == 2
-            with inner.partition(router) as cut:
+            with inner.partition(router), inner.capture(filter="udp") as inside:
                 near.sendto(b"lost", far.getsockname())
-                await_partition(cut, 1)
-            with outer.partition(router) as cut:
-                near.sendto(b"lost", far.getsockname())
-                await_partition(cut, 1)
+                await_loss(inside, b"lost")
+            with outer.partition(router):
+                near.sendto(b"lost outside", far.getsockname())
+                await_loss(capture, b"lost outside")
             with inner.link(laptop).impair("to guest udp: unreachable port"):
                 near.sendto(b"there", far.getsockname())
                 _, sender = far.recvfrom(100)
@@ -290,10 +282,10 @@ def test_the_way_to_the_outside_has_weather_as_well() -> None:
             with lan.link("gateway").impair("udp: delay 30ms") as rule:
                 assert seconds(far) >= 2 * DELAY
                 assert rule.hits == 2
-            with lan.partition(a) as partition:
+            with lan.partition(a), lan.capture(filter="udp") as capture:
                 near.sendto(b"lost", (lan.gateway4, server.getsockname()[1]))
                 seconds(far)
-                await_partition(partition, 1)
+                await_loss(capture, b"lost")
             seconds(near)
         lan.assert_no_drops()
 
