@@ -50,8 +50,8 @@ CHANNEL_FD = 3  # the helper's, after standard input, output and error
 ABOVE_CHANNEL = 10  # where our copy goes, so that it never *is* the number it shall get
 START_REMEDY = "see that this user may run the interpreter, and that no limit of processes or files is reached"
 END_SECONDS = 2.0  # a helper that is busy with a request takes some milliseconds
-BLOCKED = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
-DEFAULTED = (signal.SIGCHLD, signal.SIGTERM, signal.SIGPIPE)
+BLOCKED = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM)
+DEFAULTED = (signal.SIGCHLD, signal.SIGPIPE)
 # Threads that come and go would each leave behind an allocator's arena that has grown.
 HELPER_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 BOOTSTRAP = "import sys; sys.path += {path!r}; from gpasst.helper.server import main; main({descriptor})"

@@ -22,8 +22,9 @@ replaces a keeper that was killed without importing anything again; most of its 
 Life and death:
 
 1. All these processes end at end of file on their channels, so nothing outlives the proxy, however it ended.
-2. ^C, ^\\ and the hang-up of a terminal go to the whole process group; they are ignored here, since the proxy
-   decides when to end. They are blocked from before the start until they are ignored.
+2. ^C, ^\\ and the hang-up of a terminal go to the whole process group, and so may SIGTERM; they are ignored here,
+   since the proxy decides when to end, and leaves what it cannot reach in its sandbox, such as the files of names of a
+   network's hosts, to these processes. They are blocked from before the start until they are ignored.
 3. Children are reaped by the kernel (SIGCHLD ignored).
 4. A child that dies without an answer closes the connection by that, and the caller reports it.
 """
@@ -46,7 +47,7 @@ from gpasst.helper.keeper import Keeper, deliver, keep_alone, refuse
 from gpasst.helper.namespace import entered, furnish
 from gpasst.helper.request import OpenRequest, open_request
 
-IGNORED = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+IGNORED = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM)
 STANDARD = 3  # descriptors below this are standard input, output and error
 # What a caller that stopped reading, or a keeper that stopped working, may cost others. Seconds.
 PATIENCE = 5.0

@@ -21,6 +21,7 @@ from tests.support import pages
 from tests.support.cli import GPASST, cli
 from tests.support.need import need
 from tests.support.programs import started
+from tests.support.ready import until
 
 pytestmark = pytest.mark.usefixtures("tun", "remote")
 
@@ -137,16 +138,23 @@ def test_a_port_that_nobody_will_bind_is_not_waited_for(file: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("group", [False, True], ids=["alone", "with its group"])
-def test_a_signal_ends_all(file: Path, number: signal.Signals, group: bool) -> None:
+def test_a_signal_ends_all(
+    file: Path, number: signal.Signals, group: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     file.write_text(TWO + 'run = "echo $$; exec sleep 1000"\n', encoding="utf-8")
     with up(file) as (program, event):
         assert next(event)["event"] == "up"
         assert next(event) == {"event": "output", "host": "b", "line": "1"}
+        assert list(temporary.iterdir()), "the files of names are elsewhere"
         (os.killpg if group else os.kill)(program.pid, number)
         assert next(event)["event"] == "ended"
         assert program.wait(PATIENCE) == 128 + number
         assert program.stderr is not None
         assert program.stderr.read() == ""
+        until(lambda: not list(temporary.iterdir()), "the end of the files of names")
 
 
 def test_without_commands_a_signal_is_the_ordinary_end(file: Path) -> None:

@@ -100,13 +100,15 @@ sys.stdin.read()
     assert_ends(*watched)
 
 
-def test_keyboard_interrupts_are_ignored() -> None:
+def test_signals_to_a_process_group_are_ignored() -> None:
+    numbers = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM)
     with Helper.start() as started:
-        for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        for number in numbers:
             os.kill(started.pid, number)
         with started.open(BARE) as namespace:
-            os.kill(namespace.pid, signal.SIGINT)
-            os.kill(started.pid, signal.SIGINT)
+            for number in numbers:
+                os.kill(namespace.pid, number)
+                os.kill(started.pid, number)
             assert len(namespace.sockets(socket.AF_INET, socket.SOCK_DGRAM)) == 1
             assert started.facts()["links"]
 
