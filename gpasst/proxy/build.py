@@ -110,7 +110,7 @@ def build_link(base: Base) -> Tap | Stream | None:
 
     return Stream(
         counters,
-        lambda sock, empty: watchers.watch(ROOM, sock.fileno(), empty, events=WRITE),
+        lambda sock, empty: watchers.watch_guarded(ROOM, sock.fileno(), empty, events=WRITE),
         lambda: watchers.unwatch(ROOM),
     )
 
@@ -299,7 +299,7 @@ def build_inside(
             end,
             link,
             stream_reader,
-            lambda sock, callback: watchers.watch(sock, sock.fileno(), callback),
+            lambda sock, callback: watchers.watch_guarded(sock, sock.fileno(), callback),
             watchers.unwatch,
             lambda: worker.wake(),
             advertiser.greet,

@@ -43,7 +43,7 @@ class MachinePort:
             listener,
             self._link.stream,
             self.port,
-            lambda sock, call: watchers.watch(sock, sock.fileno(), call),
+            lambda sock, call: watchers.watch_guarded(sock, sock.fileno(), call),
             watchers.unwatch,
             self._link.wake,
             self.connected.set,

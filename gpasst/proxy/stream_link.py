@@ -30,7 +30,7 @@ class StreamLink:
         watchers = lan.watchers
         self.stream = Stream(
             lan.counters,
-            lambda sock, empty: watchers.watch(self.stream, sock.fileno(), empty, events=WRITE),
+            lambda sock, empty: watchers.watch_guarded(self.stream, sock.fileno(), empty, events=WRITE),
             lambda: watchers.unwatch(self.stream),
             Drop.PORT_FULL,
             gone,

@@ -167,7 +167,7 @@ class TrunkListener:
     def _watch(self, now: float) -> None:
         """Begin to accept, after a pause too."""
         self._pause = None
-        self._trunks.lan.watchers.watch(self, self._listener.socket.fileno(), self._accept)
+        self._trunks.lan.watchers.watch_guarded(self, self._listener.socket.fileno(), self._accept)
 
     def _accept(self) -> None:
         """Accept a connection."""
@@ -255,7 +255,7 @@ class TrunkConnector:
             self._retry(str(error.strerror))
             return
         if failure == errno.EINPROGRESS:
-            lan.watchers.watch(self, sock.fileno(), self._connected, events=WRITE)
+            lan.watchers.watch_guarded(self, sock.fileno(), self._connected, events=WRITE)
             self._deadline = lan.timers.at(lan.clock.precise() + CONNECT_SECONDS, self._expired)
         elif failure:
             self._retry(os.strerror(failure))

@@ -5,7 +5,8 @@ Theory of operation:
 1. Every descriptor has one persistent, level-triggered watcher. Its callback switches to a greenlet, which takes one
    step and switches back to the hub. Nothing on the data path waits, sleeps or makes an object per datagram.
 2. A `Worker` is such a greenlet, made at its first step, since an unused greenlet costs forty times its watcher. An
-   exception in a step is counted and logged (`gpasst.proxy.failures`), and the worker goes on.
+   exception in a step is counted and logged (`gpasst.proxy.failures`), and the worker goes on. The same holds for the
+   few callbacks that need no greenlet (`Watchers.watch_guarded`).
 3. `Watchers` owns the watchers and workers of one proxy and closes them: a greenlet that is left suspended would never
    be freed, nor anything that its frames refer to.
 
@@ -140,10 +141,25 @@ class Watchers:
         """Call `callback` with `args`, in the hub, whenever a descriptor is ready.
 
         :param owner: the key for `unwatch`.
+        :param callback: a worker's `wake`, or what else never raises: gevent stops a watcher whose callback does.
         """
         watcher = self._hub.loop.io(fd, events)
         watcher.start(callback, *args)
         self._watchers[owner] = watcher
+
+    def watch_guarded(self, owner: object, fd: int, callback: Callable[[], None], events: int = READ) -> None:
+        """Call `callback`, in the hub, whenever a descriptor is ready; what it raises is counted and logged.
+
+        :param owner: the key for `unwatch`.
+        """
+
+        def guarded() -> None:
+            try:
+                callback()
+            except Exception as error:
+                self.failures.caught(error, "internal error; a connection may hang")
+
+        self.watch(owner, fd, guarded, events=events)
 
     def lone(self, step: Callable[..., int | None]) -> Worker:
         """Make a worker that nothing here wakes, and that the caller closes."""

@@ -56,6 +56,24 @@ def case() -> Iterator[Case]:
     made.close()
 
 
+def test_a_guarded_callback_that_fails_is_called_again(case: Case, caplog: pytest.LogCaptureFixture) -> None:
+    done = gevent.event.Event()
+
+    def callback() -> None:
+        case.step()
+        if case.read[-1] == b"bad":
+            raise ZeroDivisionError
+        done.set()
+
+    case.watchers.watch_guarded("owner", case.ours.fileno(), callback)
+    for data in (b"bad", b"bad", b"good"):
+        case.theirs.send(data)
+    assert done.wait(SECONDS)
+    assert case.read == [b"bad", b"bad", b"good"]
+    assert case.counters.drops[Drop.INTERNAL] == 2
+    assert [record.message for record in caplog.records] == ["internal error; a connection may hang"]
+
+
 def test_a_worker_takes_a_step_whenever_its_descriptor_is_readable(case: Case) -> None:
     case.watchers.watch_alone("owner", case.ours.fileno(), case.step)
     for data in (b"1", b"2"):
