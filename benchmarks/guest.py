@@ -1,11 +1,14 @@
 """A scripted guest on passt's UNIX socket: frames behind their lengths, standard library only, many a system call.
 
-    guest.py PATH send PORT SIZE SECONDS     flood the gateway; prints {"sent": N, "seconds": S}
-    guest.py PATH receive PORT SIZE          count until end of input; prints {"received": N}
+    guest.py PATH send PORT SIZE SECONDS [PORTS]
+                                             flood the gateway; prints {"sent": N, "seconds": S}
+    guest.py PATH receive PORT SIZE          count until end of input; prints {"received": N, "seconds": S}
     guest.py PATH echo PORT                  answer until end of input
     guest.py PATH ask PORT SIZE SECONDS      ask the gateway, await the answer, again; prints the round trips
 
-What receives or answers prints "ready" when it has spoken, so that its addresses are known.
+What receives or answers prints "ready" when it has spoken, so that its addresses are known. What receives counts from
+nothing after the line "zero", which it answers with "zeroed". What sends from several ports in turn has sent from each
+once when it prints "warm", and awaits a line.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import time
 MAC, HOST_MAC = bytes.fromhex("525400123456"), bytes.fromhex("9a559a559a55")
 GUEST, GATEWAY = socket.inet_aton("192.0.2.2"), socket.inet_aton("192.0.2.1")
 OWN_PORT = 33000
+WARM_SECONDS = 0.3
 BATCH_BYTES = 1 << 17  # frames in one system call; more than any proxy takes at once
 HEADERS = 42  # Ethernet, IPv4, UDP
 
@@ -68,10 +72,15 @@ def is_udp(data: bytes, port: int) -> bool:
     return data[12:14] == b"\x08\x00" and data[23] == 17 and data[36:38] == port.to_bytes(2, "big")
 
 
-def send(guest: Guest, port: int, size: int, seconds: float) -> None:
-    one = frame(OWN_PORT, port, bytes(size))
-    count = max(1, BATCH_BYTES // len(one))
-    batch = one * count
+def send(guest: Guest, port: int, size: int, seconds: float, ports: int) -> None:
+    turn = b"".join(frame(OWN_PORT + i, port, bytes(size)) for i in range(ports))
+    turns = max(1, BATCH_BYTES // len(turn))
+    batch, count = turn * turns, ports * turns
+    if ports > 1:
+        guest.sock.sendall(turn)
+        time.sleep(WARM_SECONDS)
+        print("warm", flush=True)
+        sys.stdin.readline()
     sent = 0
     began = now = time.monotonic()
     while now - began < seconds:
@@ -90,17 +99,24 @@ def receive(guest: Guest, size: int) -> None:
     poll.register(sys.stdin, select.POLLIN)
     whole = 4 + HEADERS + max(size, 60 - HEADERS)
     received = rest = 0
+    first = last = 0.0
     while True:
         ready = [fd for fd, _ in poll.poll()]
         if guest.sock.fileno() not in ready:
-            break
+            if sys.stdin.readline() != "zero\n":
+                break
+            received = rest = 0
+            print("zeroed", flush=True)
+            continue
         came = guest.sock.recv_into(guest.view)
         if not came:
             raise SystemExit("the proxy closed the connection")
         # Nearly all frames are of one size; the few others are less than one of these in all.
+        last = time.monotonic()
+        first = first if received else last
         rest += came
         received, rest = received + rest // whole, rest % whole
-    print(json.dumps({"received": received}))
+    print(json.dumps({"received": received, "seconds": last - first}))
 
 
 def echo(guest: Guest, port: int) -> None:
@@ -138,7 +154,7 @@ if __name__ == "__main__":
     path, mode, port, *rest = sys.argv[1:]
     guest = Guest(path)
     if mode == "send":
-        send(guest, int(port), int(rest[0]), float(rest[1]))
+        send(guest, int(port), int(rest[0]), float(rest[1]), int(rest[2]) if rest[2:] else 1)
     elif mode == "receive":
         receive(guest, int(rest[0]))
     elif mode == "echo":

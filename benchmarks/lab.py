@@ -5,7 +5,7 @@ guest namespace of its own, or a guest program on a UNIX socket. So that a machi
 all namespaces have the same congestion control (cubic where that may be chosen, reno elsewhere) and the kernel's
 ordinary limits of receive buffers.
 
-`PASTA` and `PASST` in the environment name the peer's binaries.
+`PASTA` and `PASST` in the environment name the peer's binaries, and `GPASST` the checkout of another version of gpasst.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,15 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 CLONE_NEWNET = 0x40000000
 HOST, GATEWAY = "192.0.2.2", "192.0.2.1"
+HOST6, GATEWAY6 = "2001:db8::2", "2001:db8::1"
 VETH_HOST, VETH_GUEST = "198.51.100.1", "198.51.100.2"
+VETH_HOST6, VETH_GUEST6 = "2001:db8:1::1", "2001:db8:1::2"
 PORT_OUT, PORT_IN = 7001, 5001
 TCP_PORTS = 4  # from PORT_IN and PORT_OUT on, one for each program of a load
 LOOPBACK, PORT_SPLICED = "127.0.0.1", 7101
 CONTENDERS = ("gpasst", "pasta", "veth", "plain")  # plain: gpasst moving one datagram at a time
+BEFORE = "before"  # another version of gpasst, or the same one with other options
+GPASST = os.environ.get("GPASST") or ""
 PASTA, PASST = os.environ.get("PASTA") or "pasta", os.environ.get("PASST") or "passt"
 START_SECONDS = 10  # at most
 LISTEN_SECONDS = 5  # at most
@@ -59,12 +63,15 @@ def usable_congestion_control() -> str:
 class Lab:
     """The host's namespace, which this process enters, and those of guests.
 
+    :param ipv6: whether the host has IPv6 as well.
     :ivar names: namespace of the host and of each contender.
+    :ivar addresses: those of the host.
     :ivar congestion: the congestion control that programs in them may ask for.
     """
 
-    def __init__(self) -> None:
-        self.names = {name: f"gpasst-bench-{os.getpid()}-{name}" for name in ("host", *CONTENDERS)}
+    def __init__(self, ipv6: bool = False) -> None:
+        self.names = {name: f"gpasst-bench-{os.getpid()}-{name}" for name in ("host", *CONTENDERS, BEFORE)}
+        self.addresses = [HOST]
         for name in self.names.values():
             run("ip", "netns", "add", name)
             run("ip", "-n", name, "link", "set", "lo", "up")
@@ -80,6 +87,8 @@ class Lab:
         self.set_veth_mtu(65520)
         run("ip", "address", "add", f"{VETH_HOST}/24", "dev", "v0")
         run("ip", "-n", self.names["veth"], "address", "add", f"{VETH_GUEST}/24", "dev", "v1")
+        if ipv6:
+            self._add_ipv6()
         self.congestion = usable_congestion_control()
         settings = {"ip_local_port_range": "10000 65000", "tcp_rmem": RECEIVE_BUFFER}  # ports for 10000 sockets
         words = [f"net.ipv4.{name}={value}" for name, value in settings.items()]
@@ -90,6 +99,13 @@ class Lab:
                 setting = ("sysctl", "-q", "-w", f"net.ipv4.tcp_congestion_control={default}")
                 if not subprocess.run(["ip", "netns", "exec", name, *setting], stderr=subprocess.DEVNULL).returncode:
                     break
+
+    def _add_ipv6(self) -> None:
+        self.addresses.append(HOST6)
+        run("ip", "address", "add", f"{HOST6}/64", "dev", "up0", "nodad")
+        run("ip", "route", "add", "default", "via", GATEWAY6, "dev", "up0")
+        run("ip", "address", "add", f"{VETH_HOST6}/64", "dev", "v0", "nodad")
+        run("ip", "-n", self.names["veth"], "address", "add", f"{VETH_GUEST6}/64", "dev", "v1", "nodad")
 
     def set_veth_mtu(self, mtu: int) -> None:
         """Set the MTU of the plain veth pair, in bytes."""
@@ -104,15 +120,25 @@ class Lab:
 class Contender:
     """One way between the host and its guest namespace.
 
-    :param name: one of `CONTENDERS`.
+    :param name: one of `CONTENDERS`, or `BEFORE`.
     :param guest: whether it serves a program on a UNIX socket.
     :param tcp_mtu: 0: it forwards UDP, and its MTU is its own choice; else it forwards TCP, with that MTU in bytes.
     :param spliced: whether it forwards TCP between the two loopbacks, both ways, on ports that the kernel chose.
+    :param options: more words for its command line.
     :raises Failed: if it does not start.
     """
 
-    def __init__(self, lab: Lab, name: str, guest: bool = False, tcp_mtu: int = 0, spliced: bool = False) -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        name: str,
+        guest: bool = False,
+        tcp_mtu: int = 0,
+        spliced: bool = False,
+        options: Sequence[str] = (),
+    ) -> None:
         self.name = name
+        self._addresses = lab.addresses
         self.netns = lab.names[name]
         self.program: subprocess.Popen[bytes] | None = None
         self.extra: list[int] = []
@@ -132,12 +158,12 @@ class Contender:
         try:
             if guest:
                 command = [PASST, "--runas", "0"] if name == "pasta" else [*ours, "passt", "--runas", "root"]
-                self._start(*command, "-q", "-f", "-s", self.path, *forwards)
+                self._start(*command, "-q", "-f", "-s", self.path, *forwards, *options)
                 self._await(lambda: self.path in Path("/proc/net/unix").read_text(encoding="utf-8"))
                 return
             forwards += ["-T", comma_list(self._outward) or "none", "-U", "none" if self.tcp else str(PORT_SPLICED)]
             command = [PASTA, "--runas", "0"] if name == "pasta" else [*ours, "pasta", "--runas", "root"]
-            command += ["--no-offload"] if name == "plain" else []
+            command += ["--no-offload", *options] if name == "plain" else options
             before = set(os.listdir("/proc"))
             self._start(*command, "-q", "-f", *forwards, "--config-net", "--netns", f"/run/netns/{self.netns}")
             self._await(self._configured)
@@ -154,7 +180,11 @@ class Contender:
             raise
 
     def _start(self, *command: str) -> None:
-        self.program = subprocess.Popen(command)
+        if self.name == BEFORE and GPASST:
+            environment = {**os.environ, "PYTHONPATH": GPASST}
+            self.program = subprocess.Popen(command, cwd=GPASST, env=environment)  # where -m looks first
+        else:
+            self.program = subprocess.Popen(command)
 
     def _await(self, ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -165,7 +195,7 @@ class Contender:
 
     def _configured(self) -> bool:
         """Whether the namespace is configured and a listener open, the last things that happen at the start."""
-        show = ("sh", "-c", "ip -4 address; cat /proc/net/udp")
+        show = ("sh", "-c", "ip address; cat /proc/net/udp /proc/net/udp6")
         text = subprocess.run(
             ["ip", "netns", "exec", self.netns, *show], capture_output=True, text=True, check=True
         ).stdout
@@ -173,10 +203,15 @@ class Contender:
             open_now = listening() >= set(self._inward) and listening(self.netns) >= set(self._outward)
         else:
             open_now = f":{PORT_SPLICED:04X} " in text
-        return HOST in text and open_now
+        return all(f"{address}/" in text for address in self._addresses) and open_now
 
-    def targets(self, outward: bool, spliced: bool = False, guest: bool = False) -> tuple[str, str, int]:
+    def targets(
+        self, outward: bool, spliced: bool = False, guest: bool = False, ipv6: bool = False
+    ) -> tuple[str, str, int]:
         """Return the address at which the receiver binds, that to which the sender sends, and the first port."""
+        if ipv6:
+            veth, tap = (VETH_HOST6, VETH_GUEST6), (GATEWAY6, HOST6)
+            return "::", (veth if self.name == "veth" else tap)[not outward], PORT_OUT if outward else PORT_IN
         if self.name == "veth":
             return "0.0.0.0", VETH_HOST if outward else VETH_GUEST, PORT_OUT
         if guest:
@@ -194,8 +229,12 @@ class Contender:
         return address, self._outward if outward else self._inward
 
     def processes(self) -> list[int]:
-        """Return the processes of the proxy, its helper included."""
-        return [self.program.pid, *self.extra] if self.program else []
+        """Return the processes of the proxy, its helper and children included."""
+        found = [self.program.pid, *self.extra] if self.program else []
+        for pid in found:  # which grows meanwhile
+            for task in Path(f"/proc/{pid}/task").glob("*/children"):
+                found += [child for child in map(int, task.read_text(encoding="ascii").split()) if child not in found]
+        return found
 
     def processor_seconds(self) -> float:
         total = 0
@@ -332,14 +371,3 @@ def tell(program: subprocess.Popen[str], word: str) -> None:
     assert program.stdin is not None
     program.stdin.write(word + "\n")
     program.stdin.flush()
-
-
-def ratio(medians: dict[str, dict[str, float]], other: str, name: str) -> float | None:
-    """Return a median of gpasst as a multiple of another contender's, or None where either is missing."""
-    ours, theirs = medians["gpasst"].get(name), medians[other].get(name)
-    return round(ours / theirs, 3) if ours is not None and theirs else None
-
-
-def cell(value: float | None, width: int, digits: int = 0, unit: str = "") -> str:
-    """Format one cell of a table."""
-    return f"{'-' if value is None else f'{value:,.{digits}f}{unit}':>{width}}"

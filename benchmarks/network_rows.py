@@ -6,7 +6,7 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lab import cell, ratio
+from figures import cell, ratio
 
 BRIDGE = "bridge"
 CONTENDERS = ("gpasst", "veth", BRIDGE)

@@ -28,12 +28,11 @@ import json
 import os
 import platform
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,8 @@ import network
 import network_rows
 import tcp
 import tcp_rows
-from lab import CONTENDERS, PASST, PASTA, Contender, Lab, cell, finish, generator, line, ratio, tell
+from figures import Figures, cell, ratio
+from lab import CONTENDERS, PASST, PASTA, Contender, Lab, finish, generator, line, tell
 
 SETTLE_SECONDS = 0.15  # for the last datagrams to arrive
 START_SECONDS = 1.5  # for what follows the start, as duplicate address detection
@@ -72,20 +72,6 @@ class Load:
         if contender == "plain":
             return self.name == "64 B" and not self.spliced and not self.guest
         return contender != "veth" or not (self.spliced or self.guest)
-
-
-@dataclass
-class Figures:
-    """What the rounds of one contender under one load gave."""
-
-    delivered: list[float] = field(default_factory=list)
-    loss: list[float] = field(default_factory=list)
-    processor_us: list[float] = field(default_factory=list)
-    median_us: list[float] = field(default_factory=list)
-    p99_us: list[float] = field(default_factory=list)
-
-    def medians(self) -> dict[str, float]:
-        return {name: statistics.median(values) for name, values in asdict(self).items() if values}
 
 
 LOADS = (
@@ -146,11 +132,7 @@ def measure(contender: Contender, load: Load, seconds: float, figures: Figures) 
         result = finish(sender)
         spent = contender.processor_seconds() - before
         finish(receiver)
-        figures.delivered.append((result["trips"] - result["lost"]) / result["seconds"])
-        figures.loss.append(result["lost"] / max(1, result["trips"]))
-        figures.median_us.append(result["median_us"])
-        figures.p99_us.append(result["p99_us"])
-        figures.processor_us.append(spent / max(1, result["trips"]) * 1e6)
+        figures.add_trips(result["trips"] - result["lost"], result, spent)
         return
     if load.guest and load.outward:
         sender = generator(contender.path, "send", port, load.size, seconds, program="guest.py")
@@ -169,9 +151,7 @@ def measure(contender: Contender, load: Load, seconds: float, figures: Figures) 
     time.sleep(SETTLE_SECONDS)
     spent = contender.processor_seconds() - before
     received = finish(receiver)["received"]
-    figures.delivered.append(received / sent["seconds"])
-    figures.loss.append(1 - received / max(1, sent["sent"]))
-    figures.processor_us.append(spent / max(1, received) * 1e6)
+    figures.add(received, sent["sent"], sent["seconds"], spent)
 
 
 def footprint(contender: Contender) -> dict[str, float]:

@@ -6,6 +6,7 @@
  *   tcp_load connect END SIZE SECONDS [AT_ONCE [RATE]]
  *                                           connect, exchange, close, again; prints the rounds
  *   tcp_load ask END SIZE SECONDS           exchange on one connection, again; prints the round trips
+ *   tcp_load crowd END SIZE SECONDS COUNT   exchange on so many connections at once, again on each; prints the round trips
  *   tcp_load hold END COUNT                 open so many, exchange a byte on each, keep them until end of input
  *   tcp_load give END SIZE COUNT AT_ONCE FIFO
  *                                           write SIZE bytes on a new connection, close at once, again
@@ -16,10 +17,11 @@
  * since a closed one keeps its source port from others to the same port for a minute. RATE is in connections a second;
  * without one, each follows the end of another.
  *
- * Theory of operation: IPv4 only, one thread for each stream or connection at once, blocking calls, and nothing between
- * two of them that a proxy could hide behind. What listens prints "ready" when it does; figures are one line of JSON. A
- * pause is the time between two receives of the sink, so the wait for the first byte and for the end of the stream do
- * not count. A transfer begins with its number, and that number decides which bytes follow, so that the receiver can
+ * Theory of operation: IPv4 only, one thread for each stream or connection at once, but one for a whole crowd; blocking
+ * calls, and nothing between two of them that a proxy could hide behind. What listens prints "ready" when it does, and a
+ * crowd "warm" when each connection has had an exchange; then it awaits a line. Figures are one line of JSON. A pause is
+ * the time between two receives of the sink, so the wait for the first byte and for the end of the stream do not count.
+ * A transfer begins with its number, and that number decides which bytes follow, so that the receiver can
  * compare every byte. Whole is a transfer with all of them, no more, a number that came once, and an orderly end. The
  * giver is done before its bytes have gone anywhere. So the taker writes a byte to the FIFO when a transfer ends, and
  * the giver has no more than AT_ONCE on the way; else closed sockets with all their bytes would pile up in the kernel.
@@ -35,19 +37,15 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
-#include <time.h>
-#include <unistd.h>
+
+#include "load.h"
 
 enum {
     BUFFER = 256 << 10,       /* bytes of one read or write of a stream */
-    MOST_TRIPS = 1 << 22,     /* round trips that are remembered */
     MOST_LOST = 20,           /* after which a load is given up */
     MOST_THREADS = 256,
     MOST_PORTS = 16,
@@ -62,7 +60,6 @@ enum {
 };
 
 static _Thread_local char buffer[BUFFER];
-static float trips[MOST_TRIPS];
 static char contents[2 * MOST_SIZE];
 static char seen[MOST_TRANSFERS];
 
@@ -84,34 +81,6 @@ static int broken_streams;
 static struct {
     long whole, too_short, too_long, different, broken;
 } transfers;
-
-static double now(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return time.tv_sec + time.tv_nsec * 1e-9;
-}
-
-static void fail(const char *what)
-{
-    perror(what);
-    exit(1);
-}
-
-static void be_ready(void)
-{
-    puts("ready");
-    fflush(stdout);
-}
-
-static void await_end_of_input(void)
-{
-    char byte;
-
-    while (read(STDIN_FILENO, &byte, 1) > 0)
-        ;
-}
 
 static void set(int fd, int level, int option, int value)
 {
@@ -148,7 +117,7 @@ static void use(char *word)
     if (!port) {
         listening = listener(word);
         limit(listening, STALL_SECONDS);
-        be_ready();
+        say("ready");
         return;
     }
     *port++ = 0;
@@ -222,7 +191,7 @@ static void serve(char **ports, int number)
         watch(poller, fd = listener(*ports++));
         lowest = lowest ? lowest : fd;
     }
-    be_ready();
+    say("ready");
     for (;;) {
         ready = epoll_wait(poller, events, EVENTS, -1);
         for (int i = 0; i < ready; i++) {
@@ -315,20 +284,6 @@ static void flood(int streams)
     printf("{\"sent\": %llu, \"seconds\": %.6f}\n", moved, seconds);
 }
 
-static int compare(const void *left, const void *right)
-{
-    float a = *(const float *)left, b = *(const float *)right;
-
-    return (a > b) - (a < b);
-}
-
-static void sleep_until(double when)
-{
-    struct timespec time = {.tv_sec = when, .tv_nsec = (when - (time_t)when) * 1e9};
-
-    clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &time, NULL);
-}
-
 static void *ask_often(void *unused)
 {
     double before = began, due;
@@ -363,7 +318,6 @@ static void *ask_often(void *unused)
 static void ask(int at_once)
 {
     double spent;
-    long known;
 
     began = now();
     together(ask_often, at_once);
@@ -372,24 +326,84 @@ static void ask(int at_once)
         fprintf(stderr, "no answer from port %d\n", ntohs(ends[0].sin_port));
         exit(1);
     }
-    known = answered < MOST_TRIPS ? answered : MOST_TRIPS;
-    qsort(trips, known, sizeof *trips, compare);
-    printf("{\"trips\": %ld, \"lost\": %ld, \"seconds\": %.6f, \"median_us\": %.1f, \"p99_us\": %.1f}\n",
-           (long)answered, (long)lost, spent, trips[known / 2] * 1e6, trips[known * 99 / 100] * 1e6);
+    print_trips(answered, lost, spent);
 }
 
-static void hold(void)
+/* Open so many connections, each of which has had an exchange of `size` bytes. */
+static void open_all(int *fds)
 {
-    int fd;
-
-    size = 1;
     for (long i = 0; i < count; i++) {
-        if ((fd = connection(ANSWER_SECONDS)) < 0 || !exchange(fd)) {
+        if ((fds[i] = connection(ANSWER_SECONDS)) < 0 || !exchange(fds[i])) {
             fprintf(stderr, "connection %ld of %ld: ", i + 1, count);
             fail("no answer");
         }
     }
-    be_ready();
+}
+
+/* Ask on all connections at once, and on each again when it has its answer; for so many seconds. */
+static void crowd(void)
+{
+    struct epoll_event events[EVENTS];
+    struct {
+        double asked;
+        int got, fd;
+    } *all = calloc(count, sizeof *all), *one;
+    int *fds = calloc(count, sizeof *fds), poller = epoll_create1(0), ready;
+    long open = 0;
+    double time;
+    ssize_t got;
+
+    if (!all || !fds)
+        fail("calloc");
+    open_all(fds);
+    for (long i = 0; i < count; i++) {
+        struct epoll_event event = {.events = EPOLLIN, .data.ptr = &all[i]};
+
+        all[i].fd = fds[i];
+        if (epoll_ctl(poller, EPOLL_CTL_ADD, fds[i], &event))
+            fail("epoll_ctl");
+    }
+    say("warm");
+    await_word();
+    began = now();
+    for (; open < count; open++) {
+        all[open].asked = now();
+        send(fds[open], buffer, size, MSG_NOSIGNAL);
+    }
+    while (open && (ready = epoll_wait(poller, events, EVENTS, ANSWER_SECONDS * 1000)) > 0) {
+        for (int i = 0; i < ready; i++) {
+            one = events[i].data.ptr;
+            got = recv(one->fd, buffer, size - one->got, 0);
+            time = now();
+            if (got < 1) {
+                close(one->fd);
+                lost++;
+                open--;
+                continue;
+            }
+            if ((one->got += got) < size)
+                continue;
+            if (answered < MOST_TRIPS)
+                trips[answered] = time - one->asked;
+            answered++;
+            one->got = 0;
+            one->asked = time;
+            if (time - began >= seconds || send(one->fd, buffer, size, MSG_NOSIGNAL) != size)
+                open--;
+        }
+    }
+    print_trips(answered, lost + open, now() - began);
+}
+
+static void hold(void)
+{
+    int *fds = calloc(count, sizeof *fds);
+
+    if (!fds)
+        fail("calloc");
+    size = 1;
+    open_all(fds);
+    say("ready");
     await_end_of_input();
 }
 
@@ -502,12 +516,9 @@ static void take(void)
 
 int main(int words, char **word)
 {
-    struct rlimit files;
     const char *mode = words > 2 ? word[1] : "";
 
-    getrlimit(RLIMIT_NOFILE, &files);
-    files.rlim_cur = files.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &files);
+    use_all_descriptors();
     if (!strcmp(mode, "serve")) {
         serve(word + 2, words - 2);
     } else if (!strcmp(mode, "sink") && words <= 4) {
@@ -524,6 +535,12 @@ int main(int words, char **word)
         rate = words > 6 ? atof(word[6]) : 0;
         use(word[2]);
         ask(words > 5 ? atoi(word[5]) : 1);
+    } else if (!strcmp(mode, "crowd") && words == 6) {
+        size = atoi(word[3]);
+        seconds = atof(word[4]);
+        count = atol(word[5]);
+        use(word[2]);
+        crowd();
     } else if (!strcmp(mode, "hold") && words == 4) {
         count = atol(word[3]);
         use(word[2]);

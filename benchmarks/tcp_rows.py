@@ -6,7 +6,7 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lab import cell, ratio
+from figures import cell, ratio
 
 CONTENDERS = ("gpasst", "pasta", "veth")
 MTUS = (1500, 65520)
