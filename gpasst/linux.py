@@ -214,6 +214,28 @@ F_GETPIPE_SZ: Final = 1032
 O_NONBLOCK: Final = 0o4000
 O_CLOEXEC: Final = 0o2000000
 
+# Rings of system calls (linux/io_uring.h, asm-generic/unistd.h; Linux 5.1).
+SYS_IO_URING_SETUP: Final = 425
+SYS_IO_URING_ENTER: Final = 426
+SYS_IO_URING_REGISTER: Final = 427
+IORING_SETUP_R_DISABLED: Final = 1 << 6  # Linux 5.10
+IORING_SETUP_SUBMIT_ALL: Final = 1 << 7  # Linux 5.18
+IORING_SETUP_COOP_TASKRUN: Final = 1 << 8  # Linux 5.19
+IORING_SETUP_SINGLE_ISSUER: Final = 1 << 12  # Linux 6.0
+IORING_FEAT_SINGLE_MMAP: Final = 1 << 0  # Linux 5.4
+IORING_OFF_SQ_RING: Final = 0
+IORING_OFF_SQES: Final = 0x10000000
+IORING_REGISTER_RESTRICTIONS: Final = 11  # Linux 5.10; so do the following four
+IORING_REGISTER_ENABLE_RINGS: Final = 12
+IORING_RESTRICTION_SQE_OP: Final = 1
+IORING_RESTRICTION_SQE_FLAGS_ALLOWED: Final = 2
+IOSQE_CQE_SKIP_SUCCESS: Final = 1 << 6  # Linux 5.17
+IORING_OP_SENDMSG: Final = 9  # Linux 5.3
+IORING_OP_RECVMSG: Final = 10  # Linux 5.3
+IORING_OP_WRITE: Final = 23  # Linux 5.6
+IORING_OP_SEND: Final = 26  # Linux 5.6; to an address 6.1
+RWF_NOWAIT: Final = 0x8  # linux/fs.h; Linux 4.14, for a tap 6.4
+
 # Timers (linux/time.h, include/linux/timerfd.h; Linux 2.6.25).
 CLOCK_MONOTONIC: Final = 1
 TFD_NONBLOCK: Final = 0o4000

@@ -1,7 +1,7 @@
 """The structures that the host's kernel passes to gpasst, declared once, by the rules of `gpasst.formats`.
 
 They are socket addresses, the message headers of `recvmmsg` and its control messages, entries of sockets' error queues,
-and messages of netlink's sock_diag.
+messages of netlink's sock_diag, and entries of rings.
 
 NOTE: integers are in native byte order, except ports, which are big-endian. Sizes and offsets are those of 64-bit
 Linux.
@@ -178,3 +178,77 @@ The socket's own end is the source; an IPv4 address is the first 4 of its 16 byt
 device that the socket is bound to, or 0. `cookie` is unique to the socket in its namespace.
 The queues are in bytes.
 """
+
+# --- Rings --------------------------------------------------------------------------------------------------
+
+IO_URING_PARAMS = Header(
+    "submissions" / _zero(Int32un),
+    "completions" / _zero(Int32un),
+    "flags" / Int32un,
+    "thread_cpu" / _zero(Int32un),
+    "thread_idle" / _zero(Int32un),
+    "features" / _zero(Int32un),
+    "workers" / _zero(Int32un),
+    "reserved" / Default(Bytes(12), bytes(12)),
+    "submission_head" / _zero(Int32un),
+    "submission_tail" / _zero(Int32un),
+    "submission_mask" / _zero(Int32un),
+    "submission_entries" / _zero(Int32un),
+    "submission_flags" / _zero(Int32un),
+    "submission_dropped" / _zero(Int32un),
+    "submission_array" / _zero(Int32un),
+    "submission_reserved" / _zero(Int32un),
+    "submission_user" / _zero(Int64un),
+    "completion_head" / _zero(Int32un),
+    "completion_tail" / _zero(Int32un),
+    "completion_mask" / _zero(Int32un),
+    "completion_entries" / _zero(Int32un),
+    "completion_overflow" / _zero(Int32un),
+    "completion_array" / _zero(Int32un),
+    "completion_flags" / _zero(Int32un),
+    "completion_reserved" / _zero(Int32un),
+    "completion_user" / _zero(Int64un),
+)
+"""Parameters of a ring, 120 bytes (linux/io_uring.h: struct io_uring_params).
+
+The kernel writes the numbers of entries, IORING_FEAT_* in `features`, and offsets in the rings that it shares (struct
+io_sqring_offsets and io_cqring_offsets).
+"""
+
+IO_URING_SQE = Header(
+    "operation" / Int8ub,
+    "flags" / _zero(Int8ub),
+    "priority" / _zero(FormatField("=", "H")),
+    "descriptor" / _zero(Int32sn),
+    "offset" / _zero(Int64un),
+    "address" / _zero(Int64un),
+    "length" / _zero(Int32un),
+    "call_flags" / _zero(Int32un),
+    "user" / _zero(Int64un),
+    "buffer" / _zero(FormatField("=", "H")),
+    "personality" / _zero(FormatField("=", "H")),
+    "name_length" / _zero(FormatField("=", "H")),
+    "padding" / Default(Bytes(18), bytes(18)),
+)
+"""A submission: one call in a ring, 64 bytes (linux/io_uring.h: struct io_uring_sqe).
+
+`address` is that of the payload, or of a `MMSGHDR`; `offset` is the address of a socket address in IORING_OP_SEND, and
+`name_length` the bytes of that. `call_flags` are MSG_* or RWF_*; `user` comes back with the result.
+"""
+
+IO_URING_CQE = Header(
+    "user" / Int64un,
+    "result" / Int32sn,
+    "flags" / _zero(Int32un),
+)
+"""A completion: the result of a call in a ring, 16 bytes (linux/io_uring.h: struct io_uring_cqe).
+
+`result` is what the call returns, or the negated errno.
+"""
+
+IO_URING_RESTRICTION = Header(
+    "kind" / FormatField("=", "H"),
+    "value" / Int8ub,
+    "padding" / Default(Bytes(13), bytes(13)),
+)
+"""What a ring may do, 16 bytes (linux/io_uring.h: struct io_uring_restriction): a call, or flags of entries."""

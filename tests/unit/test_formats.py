@@ -59,6 +59,10 @@ SOCKET_ID = {
 SOCKET_ID_WIRE = f"0035 9c40 {GATEWAY6.hex()} {GUEST6.hex()} {native('I', 3)} 0102030405060708"
 
 # One table for parse and build: declaration, bytes, values.
+RING_FIELDS = "submissions", "completions", "flags", "thread_cpu", "thread_idle", "features", "workers"
+SUBMISSION_FIELDS = "head", "tail", "mask", "entries", "flags", "dropped", "array", "reserved", "user"
+COMPLETION_FIELDS = "head", "tail", "mask", "entries", "overflow", "array", "flags", "reserved", "user"
+
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     (
         "ETHERNET",
@@ -362,6 +366,37 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
             "inode": 0xFFFFFFFF,
         },
     ),
+    (
+        "IO_URING_PARAMS",
+        native("7I12x8IQ8IQ", *range(1, 8), *range(11, 20), *range(21, 30)),
+        {
+            **dict(zip(RING_FIELDS, range(1, 8), strict=True)),
+            "reserved": bytes(12),
+            **{f"submission_{name}": 11 + at for at, name in enumerate(SUBMISSION_FIELDS)},
+            **{f"completion_{name}": 21 + at for at, name in enumerate(COMPLETION_FIELDS)},
+        },
+    ),
+    (
+        "IO_URING_SQE",
+        native("BBHiQQIIQHHH18x", 26, 64, 1, -1, 0x7F01, 0x7F02, 1472, 0x4040, 63, 2, 3, 16),
+        {
+            "operation": 26,
+            "flags": 64,
+            "priority": 1,
+            "descriptor": -1,
+            "offset": 0x7F01,
+            "address": 0x7F02,
+            "length": 1472,
+            "call_flags": 0x4040,
+            "user": 63,
+            "buffer": 2,
+            "personality": 3,
+            "name_length": 16,
+            "padding": bytes(18),
+        },
+    ),
+    ("IO_URING_CQE", native("QiI", 63, -11, 1), {"user": 63, "result": -11, "flags": 1}),
+    ("IO_URING_RESTRICTION", native("HB13x", 1, 26), {"kind": 1, "value": 26, "padding": bytes(13)}),
 ]
 
 NAMES = {name: value for module in (formats, kernel_formats, kernel_wire) for name, value in vars(module).items()}
