@@ -25,6 +25,8 @@ class Feature(Enum):
     """Superframes of TCP on the tap, in both directions (TUN_F_TSO4 and TUN_F_TSO6)."""
     PEEK = "peek"
     """SO_PEEK_OFF of TCP sockets: a peek begins behind what was peeked before (Linux 6.9)."""
+    RING = "ring"
+    """io_uring: calls about different sockets, or frames, are made in one (Linux 6.1)."""
 
 
 ALL = frozenset(Feature)

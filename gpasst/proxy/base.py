@@ -16,6 +16,7 @@ from gpasst.helper.client import Namespace
 from gpasst.host.descriptors import Descriptors
 from gpasst.host.own_sockets import OwnSockets
 from gpasst.host.raw import RawSockets
+from gpasst.host.ring_forms import open_ring
 from gpasst.host.socket_pool import SocketPool
 from gpasst.host.sockets import supported
 from gpasst.host.tcp import lacking
@@ -25,6 +26,7 @@ from gpasst.records import dataclass
 
 if TYPE_CHECKING:
     from gpasst.flow.guests import Allot
+    from gpasst.host.ring import Ring
 
 MICROSECONDS = 1_000_000
 USO_FAMILIES = {4: "uso4", 6: "uso6"}  # names of the tap's offloads
@@ -56,6 +58,7 @@ class Base:
     :ivar guest: the guest.
     :ivar counters: all counters.
     :ivar features: the ways to move more than one datagram at once that are wanted and supported.
+    :ivar ring: makes many calls in one, None without `Feature.RING`.
     :ivar watchers: owner of every watcher and greenlet.
     :ivar pool: sockets of the namespace, None without one.
     :ivar raw: raw sockets of both sides.
@@ -71,6 +74,7 @@ class Base:
     guest: Guest
     counters: Counters
     features: frozenset[Feature]
+    ring: Ring | None
     watchers: Watchers
     pool: SocketPool | None
     raw: RawSockets
@@ -94,9 +98,6 @@ def build_base(
     if namespace and namespace.tap >= 0:
         lacks = {Feature.USO: USO_FAMILIES[4], Feature.TSO: TSO_FAMILIES[4]}
         features -= {feature for feature, name in lacks.items() if name not in namespace.offloads}
-    missing = config.features - features
-    if missing:
-        log.info("not supported by this kernel: %s", ", ".join(sorted(feature.value for feature in missing)))
     counters = Counters()
     link_local = pack(namespace.link_local) if namespace and namespace.link_local else None
     rules = lay_rules(config, ephemeral, namespace.ephemeral if namespace else None)
@@ -110,6 +111,15 @@ def build_base(
     targets = None
     if namespace:
         targets = LoopbackTargets(guest.addresses, config.keeps_loopback, namespace.index, inward=not config.no_splice)
+    busy_poll = config.busy_poll / MICROSECONDS if polls else 0.0
+    watchers = Watchers(hub, counters, busy_poll, gateway.watchers if gateway else None)
+    # The last part, since nobody would close it if another one failed.
+    ring = _open_ring() if Feature.RING in features else None
+    if ring is None:
+        features -= {Feature.RING}
+    missing = config.features - features
+    if missing:
+        log.info("not supported by this kernel: %s", ", ".join(sorted(feature.value for feature in missing)))
     return Base(
         config,
         namespace,
@@ -118,12 +128,20 @@ def build_base(
         guest,
         counters,
         features,
-        Watchers(
-            hub, counters, config.busy_poll / MICROSECONDS if polls else 0.0, gateway.watchers if gateway else None
-        ),
+        ring,
+        watchers,
         pool,
         RawSockets(pool),
         OwnSockets(rules.following),
         Descriptors(),
         clock,
     )
+
+
+def _open_ring() -> Ring | None:
+    """Open the ring of the proxy; return None where there is none to be had."""
+    try:
+        return open_ring()
+    except OSError as error:
+        log.debug("no io_uring: %s", error.strerror)
+        return None

@@ -116,6 +116,8 @@ class Proxy:
         """Make all parts, and enter what ends each of them; the last one is ended first."""
         base, config = self._base, self.config
         closing = self._closing.callback
+        if base.ring:
+            closing(base.ring.close)
         closing(base.watchers.close)
         closing(base.descriptors.close)
         if base.pool:

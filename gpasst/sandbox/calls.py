@@ -83,8 +83,8 @@ REMOVER = {
 }
 _INTRUDERS = """
 execve execveat ptrace process_vm_readv process_vm_writev kexec_load init_module finit_module bpf perf_event_open
-io_uring_setup userfaultfd keyctl add_key request_key setns unshare mount umount2 pivot_root chroot setuid setgid
-setresuid setresgid personality
+io_uring_setup io_uring_register userfaultfd keyctl add_key request_key setns unshare mount umount2 pivot_root chroot
+setuid setgid setresuid setresgid personality
 """
 _OF_PATHS = """
 open openat openat2 stat lstat newfstatat statx access faccessat faccessat2 readlink readlinkat unlink unlinkat chdir
@@ -117,6 +117,8 @@ def proxy_calls(programs: Iterable[int] = (), looks: bool = False) -> Calls:
         **_OF_DESCRIPTOR,
         "socket": _one_of(0, (AF_INET, AF_INET6, AF_NETLINK)),
         "ioctl": _one_of(1, _REQUESTS, REQUEST),
+        # Of the ring that is open and restricted (`gpasst.host.ring`); without flags, the call never waits.
+        "io_uring_enter": _one_of(3, (0,)),
         **{call: targets for call in ("kill", "pidfd_open") if (targets := _one_of(0, programs))},
         **(_named({"the file of a joined namespace": "stat newfstatat"}) if looks else {}),
     }
