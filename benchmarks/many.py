@@ -32,6 +32,7 @@ import platform
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -62,6 +63,7 @@ from lab import (
 )
 from many_rows import CONTENDERS, LABELS, LOADS, PEER, VETH, Load, print_table, table
 
+Program = subprocess.Popen[str]
 MTU = 65520  # bytes
 SETTLE_SECONDS = 0.3  # for what follows the start, and for the last datagrams to arrive
 DNS_PORT = 7053
@@ -123,6 +125,7 @@ class Bench:
         contender = Contender(self._lab, name, load.guest, tcp_mtu=mtu, options=self._options.get(name, ()))
         kinds: dict[str, Callable[[Contender, Load, Figures], None]] = {
             "ports": self._ports,
+            "answers": self._answers_to_ports,
             "ask": self._ask,
             "dns": self._dns,
             "crowd": self._crowd,
@@ -152,15 +155,29 @@ class Bench:
                 words = ("flood", address, port, load.size, self._seconds, load.count, self._rate)
                 sender = start(self._paths["udp_load"], *words, netns=sender_at)
             stack.enter_context(ended(sender))
-            line(sender, "warm")
-            tell(receiver, "zero")
-            line(receiver, "zeroed")
-            before = contender.processor_seconds()
-            tell(sender, "go")
-            sent = finish(sender)
-            time.sleep(SETTLE_SECONDS)
-            spent = contender.processor_seconds() - before
-            came = finish(receiver)
+            self._flood(contender, sender, receiver, figures)
+
+    def _answers_to_ports(self, contender: Contender, load: Load, figures: Figures) -> None:
+        bind, address, port = contender.targets(outward=True, ipv6=load.ipv6)
+        program = self._paths["udp_load"]
+        words = ("answer", bind, port, load.size, self._seconds, load.count, self._rate)
+        with ended(start(program, *words)) as sender:
+            line(sender, "ready")
+            with ended(start(program, "listen", address, port, load.count, netns=contender.netns)) as receiver:
+                line(receiver, "ready")
+                self._flood(contender, sender, receiver, figures)
+
+    def _flood(self, contender: Contender, sender: Program, receiver: Program, figures: Figures) -> None:
+        """Let one program flood another by way of the contender."""
+        line(sender, "warm")
+        tell(receiver, "zero")
+        line(receiver, "zeroed")
+        before = contender.processor_seconds()
+        tell(sender, "go")
+        sent = finish(sender)
+        time.sleep(SETTLE_SECONDS)
+        spent = contender.processor_seconds() - before
+        came = finish(receiver)
         if not came["received"]:
             raise Failed("nothing arrived")
         figures.add(came["received"], sent["sent"], came["seconds"], spent)

@@ -21,7 +21,8 @@ CONNECTIONS = 1000
 class Load:
     """One kind of traffic in one direction.
 
-    :ivar kind: ports, ask, dns, or crowd: exchanges on all connections at once.
+    :ivar kind: ports; answers, to so many ports of the inside from one of the host; ask; dns; or crowd, exchanges on
+        all connections at once.
     :ivar size: in bytes.
     :ivar count: ports, clients or connections.
     :ivar guest: whether the inside is a guest on the stream.
@@ -39,6 +40,7 @@ class Load:
         inside = "guest" if self.guest else "namespace"
         what = {
             "ports": f"{self.count} ports, {self.size} B, IPv{6 if self.ipv6 else 4}",
+            "answers": f"answers to {self.count} ports, {self.size} B, IPv{6 if self.ipv6 else 4}",
             "ask": f"request and response, {self.size} B",
             "dns": f"dnsperf -c {self.count}",
             "crowd": f"tcp, {self.count} exchanges of {self.size} B at once",
@@ -58,6 +60,7 @@ LOADS = (
         for ipv6 in (False, True)
     ),
     *(Load("ports", outward, size, STREAM_PORTS, guest=True) for outward in (True, False) for size in SIZES),
+    *(Load("answers", False, count=ports) for ports in PORTS),
     Load("dns", True, count=CLIENTS),
     *(Load("crowd", outward, count=CONNECTIONS) for outward in (True, False)),
     *(Load("ask", outward) for outward in (True, False)),
