@@ -13,6 +13,7 @@ class Figures:
     :ivar delivered: a second.
     :ivar loss: share of what was sent.
     :ivar processor_us: of the proxy, for each that was delivered.
+    :ivar memory_kb: of the proxy, more for each port or connection.
     """
 
     delivered: list[float] = field(default_factory=list)
@@ -20,6 +21,7 @@ class Figures:
     processor_us: list[float] = field(default_factory=list)
     median_us: list[float] = field(default_factory=list)
     p99_us: list[float] = field(default_factory=list)
+    memory_kb: list[float] = field(default_factory=list)
 
     def add(self, arrived: int, sent: int, seconds: float, spent: float) -> None:
         """Add a round in which so many arrived within so many seconds, and the proxy spent so many of a processor."""

@@ -1,19 +1,18 @@
 """Load generators: each mode is one program run, standard library only, many datagrams a system call.
 
-    load.py send ADDRESS PORT SIZE SECONDS SEGMENTS SOCKETS    flood; prints {"sent": N, "seconds": S}
-    load.py receive ADDRESS PORT GRO                           count until end of input; prints the count
-    load.py echo ADDRESS PORT                                  answer until end of input
-    load.py ask ADDRESS PORT SIZE SECONDS                      ask, await the answer, again; prints the round trips
+    load.py send ADDRESS PORT SIZE SECONDS SEGMENTS    flood; prints {"sent": N, "seconds": S}
+    load.py receive ADDRESS PORT GRO                   count until end of input; prints the count
+    load.py echo ADDRESS PORT                          answer until end of input
+    load.py ask ADDRESS PORT SIZE SECONDS              ask, await the answer, again; prints the round trips
 
-SEGMENTS above 1 sends superframes (UDP_SEGMENT). SOCKETS above 1 sends from as many ports in turn, one datagram each.
-A receiver prints "ready" when it is, and stops when its standard input ends.
+SEGMENTS above 1 sends superframes (UDP_SEGMENT). A receiver prints "ready" when it is, and stops when its standard
+input ends.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
-import resource
 import select
 import socket
 import struct
@@ -56,10 +55,7 @@ class Messages:
             struct.pack_into("@QI4xQQQQi", self.headers, 64 * i, 0, 0, vector, 1, at, control, 0)
 
 
-def send(address: str, port: int, size: int, seconds: float, segments: int, sockets: int) -> None:
-    if sockets > 1:
-        rotate(address, port, size, seconds, sockets)
-        return
+def send(address: str, port: int, size: int, seconds: float, segments: int) -> None:
     sock = udp_socket(address)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
     sock.connect((address, port))
@@ -74,36 +70,6 @@ def send(address: str, port: int, size: int, seconds: float, segments: int, sock
             sent += max(0, libc.sendmmsg(sock.fileno(), ctypes.c_void_p(messages.address), batch, 0))
         now = time.monotonic()
     print(json.dumps({"sent": sent * segments, "seconds": now - began}))
-
-
-def rotate(address: str, port: int, size: int, seconds: float, count: int) -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    sockets = []
-    for _ in range(count):
-        sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
-        sock.connect((address, port))
-        sockets.append(sock)
-    payload = bytes(size)
-    # Every mapping exists before the clock starts, and slowly enough that none is lost for being new.
-    for i, sock in enumerate(sockets):
-        sock.send(payload)
-        if i % 32 == 31:
-            time.sleep(0.005)
-    time.sleep(0.3)
-    print("warm", flush=True)
-    sys.stdin.readline()
-    sends = [sock.send for sock in sockets]
-    sent = 0
-    began = time.monotonic()
-    while time.monotonic() - began < seconds:
-        for start in range(0, count, 100):
-            for one in sends[start : start + 100]:
-                one(payload)
-            sent += len(sends[start : start + 100])
-            if time.monotonic() - began >= seconds:
-                break
-    print(json.dumps({"sent": sent, "seconds": time.monotonic() - began}))
 
 
 def receive(address: str, port: int, gro: bool) -> None:
@@ -124,12 +90,7 @@ def receive(address: str, port: int, gro: bool) -> None:
     while True:
         ready = [fd for fd, _ in poll.poll()]
         if sock.fileno() not in ready:
-            line = sys.stdin.readline()
-            if line != "zero\n":
-                break
-            received = 0
-            print("zeroed", flush=True)
-            continue
+            break
         while True:
             used[:] = full
             count = libc.recvmmsg(sock.fileno(), ctypes.c_void_p(messages.address), BATCH, MSG_DONTWAIT, None)
@@ -183,7 +144,7 @@ def ask(address: str, port: int, size: int, seconds: float) -> None:
 if __name__ == "__main__":
     mode, address, port, *rest = sys.argv[1:]
     if mode == "send":
-        send(address, int(port), int(rest[0]), float(rest[1]), int(rest[2]), int(rest[3]))
+        send(address, int(port), int(rest[0]), float(rest[1]), int(rest[2]))
     elif mode == "receive":
         receive(address, int(port), rest[0] == "1")
     elif mode == "echo":

@@ -8,7 +8,8 @@ is passt.
 
 DNS is dnsperf in the namespace and dnsmasq on the host, with names of its own. A thousand exchanges at once are on as
 many TCP connections (`tcp_load.c`), all from one thread. Connections and mappings exist before anything is measured.
-Processor time is that of the proxy, its helper and its children.
+Processor time is that of the proxy, its helper and its children; what their resident memory has grown by is divided by
+the number of ports or connections.
 
     python benchmarks/many.py [--rounds N] [--seconds S] [--only TEXT] [--veth] [--json] [--list]
                               [--options WORDS] [--before-options WORDS]
@@ -25,10 +26,6 @@ name other binaries of the peers. Nothing leaves the namespaces; the load is bou
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import re
 import shlex
 import shutil
@@ -62,10 +59,12 @@ from lab import (
     tell,
 )
 from many_rows import CONTENDERS, LABELS, LOADS, PEER, VETH, Load, print_table, table
+from report import about, asked, publish, wanted
 
 Program = subprocess.Popen[str]
 MTU = 65520  # bytes
 SETTLE_SECONDS = 0.3  # for what follows the start, and for the last datagrams to arrive
+SPEAK_SECONDS = 1.6  # until the namespace's kernel has used its link-local address, which pasta learns by that
 DNS_PORT = 7053
 NAMES = 100  # that dnsmasq knows
 DNS_FIGURES = {  # what dnsperf prints
@@ -131,7 +130,7 @@ class Bench:
             "crowd": self._crowd,
         }
         try:
-            time.sleep(SETTLE_SECONDS)
+            time.sleep(SPEAK_SECONDS if load.ipv6 else SETTLE_SECONDS)
             kinds[load.kind](contender, load, figures)
         finally:
             contender.close()
@@ -140,6 +139,7 @@ class Bench:
         bind, address, port = contender.targets(load.outward, guest=load.guest, ipv6=load.ipv6)
         inside = "" if load.guest else contender.netns
         sender_at, receiver_at = (inside, "") if load.outward else ("", inside)
+        memory = contender.memory_kb()
         with ExitStack() as stack:
             if load.guest and not load.outward:
                 receiver = generator(contender.path, "receive", port, load.size, program="guest.py")
@@ -156,6 +156,7 @@ class Bench:
                 sender = start(self._paths["udp_load"], *words, netns=sender_at)
             stack.enter_context(ended(sender))
             self._flood(contender, sender, receiver, figures)
+            figures.memory_kb.append((contender.memory_kb() - memory) / load.count)
 
     def _answers_to_ports(self, contender: Contender, load: Load, figures: Figures) -> None:
         bind, address, port = contender.targets(outward=True, ipv6=load.ipv6)
@@ -195,12 +196,14 @@ class Bench:
     def _crowd(self, contender: Contender, load: Load, figures: Figures) -> None:
         _, address, port = contender.targets(load.outward)
         asking, answering = (contender.netns, "") if load.outward else ("", contender.netns)
+        memory = contender.memory_kb()
         with ended(start(self._paths["tcp_load"], "serve", port, netns=answering)) as server:
             line(server, "ready")
             words = ("crowd", f"{address}:{port}", load.size, self._seconds, load.count)
             with ended(start(self._paths["tcp_load"], *words, netns=asking)) as client:
                 line(client, "warm")
                 before = contender.processor_seconds()
+                figures.memory_kb.append((contender.memory_kb() - memory) / load.count)
                 tell(client, "go")
                 result = finish(client)
                 spent = contender.processor_seconds() - before
@@ -229,28 +232,16 @@ class Bench:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure gpasst beside pasta and passt with many flows at once.")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of load in each measurement")
-    parser.add_argument("--only", action="append", default=[], help="only loads whose name contains this")
-    parser.add_argument("--without", action="append", default=[], choices=CONTENDERS, help="leave out a contender")
     parser.add_argument("--veth", action="store_true", help="measure a plain veth pair, too")
     parser.add_argument("--rate", type=float, default=0.0, help="datagrams a second from many ports [without a bound]")
     parser.add_argument("--options", default="", metavar="WORDS", help="more options of gpasst, in one argument")
     parser.add_argument("--before-options", default=None, metavar="WORDS", help="those of the version before")
-    parser.add_argument("--list", action="store_true", help="print the names of the loads, and do nothing")
-    parser.add_argument("--output", default="", help="folder for many.json and many.txt")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    given = parser.parse_args()
-    if given.list:
-        print(*LABELS, sep="\n")
-        return 0
-    if os.geteuid() != 0:
-        raise SystemExit("the benchmark makes network namespaces; run it as root")
+    given = asked(parser, LABELS, CONTENDERS, rounds=5)
     left_out = set(given.without)
     left_out |= set() if given.veth else {VETH}
     left_out |= set() if GPASST or given.before_options is not None else {BEFORE}
     names = [name for name in CONTENDERS if name not in left_out]
-    loads = [load for load in LOADS if not given.only or any(text in load.label for text in given.only)]
+    loads = [load for load in LOADS if wanted(given, load.label)]
     for program in (*PROGRAMS, *((PASTA, PASST) if PEER in names else ())):
         if shutil.which(program) is None:
             packages = "iproute2, procps, passt, gcc, libc6-dev, dnsperf and dnsmasq-base"
@@ -262,23 +253,8 @@ def main() -> int:
             rows = Bench(lab, Path(folder), names, options, given.seconds, given.rate).run(loads, given.rounds)
     finally:
         lab.close()
-    about = {
-        "date": datetime.date.today().isoformat(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "processors": os.cpu_count(),
-        "rounds": given.rounds,
-        "seconds": given.seconds,
-        "rate": given.rate,
-        "options": options,
-    }
-    document, text = json.dumps({"about": about, "rows": rows}, indent=1), print_table(rows)
-    if given.output:
-        target = Path(given.output)
-        target.mkdir(parents=True, exist_ok=True)
-        (target / "many.json").write_text(document + "\n", encoding="utf-8")
-        (target / "many.txt").write_text(text + "\n", encoding="utf-8")
-    print(document if given.json else text)
+    depends = about(given, rate=given.rate, options=options)
+    publish(given, "many", {"about": depends, "rows": rows}, print_table(rows))
     return 0
 
 

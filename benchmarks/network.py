@@ -19,15 +19,14 @@ sends, so that of the other contenders is in their programs and not known.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +45,7 @@ from lab import (
     usable_congestion_control,
 )
 from network_rows import BRIDGE, CONTENDERS, COUNTS, LABELS, LOADS, MTUS, OPENING, Figures, Load, print_table, table
+from report import about, asked, publish, wanted
 
 HOSTS = ("a", "b", "c", "d")
 PORT = 7001
@@ -209,7 +209,7 @@ class Bench:
                 figures.median_us.append(done["median_us"])
                 figures.p99_us.append(done["p99_us"])
             else:
-                sent = finish(generator("send", *target, load.segments, 1, netns=place.netns["a"]))
+                sent = finish(generator("send", *target, load.segments, netns=place.netns["a"]))
                 time.sleep(SETTLE_SECONDS)
                 answered = finish(receiver)["received"]
                 figures.delivered.append(answered / sent["seconds"])
@@ -241,7 +241,7 @@ def flooded(place: Place, target: str, seconds: float) -> Iterator[None]:
         yield
         return
     address, port = place.flood(target)
-    words = ("send", address, port, 64, seconds + 2 * WARM_SECONDS, 1, 1)
+    words = ("send", address, port, 64, seconds + 2 * WARM_SECONDS, 1)
     with ended(generator(*words, netns=place.netns["c"])):
         time.sleep(WARM_SECONDS)
         yield
@@ -249,40 +249,10 @@ def flooded(place: Place, target: str, seconds: float) -> Iterator[None]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure a network of gpasst beside a veth pair and a bridge.")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of load in each measurement")
-    parser.add_argument("--only", action="append", default=[], help="only rows whose name contains this")
-    parser.add_argument("--without", action="append", default=[], choices=CONTENDERS, help="leave out a contender")
-    parser.add_argument("--output", default="", help="folder for network.json and network.txt")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    parser.add_argument("--list", action="store_true", help="print the names of the rows, and do nothing")
-    given = parser.parse_args()
-    if given.list:
-        print(*LABELS, sep="\n")
-        return 0
-    if os.geteuid() != 0:
-        raise SystemExit("the benchmark makes network namespaces; run it as root")
+    given = asked(parser, LABELS, CONTENDERS, seconds=2.0)
     names = [name for name in CONTENDERS if name not in given.without]
-
-    def wanted(label: str) -> bool:
-        return not given.only or any(text in label for text in given.only)
-
-    report = Bench(names, wanted, given.rounds, given.seconds).run()
-    about = {
-        "date": datetime.date.today().isoformat(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "processors": os.cpu_count(),
-        "rounds": given.rounds,
-        "seconds": given.seconds,
-    }
-    document, text = json.dumps({"about": about, **report}, indent=1), print_table(report)
-    if given.output:
-        folder = Path(given.output)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "network.json").write_text(document + "\n", encoding="utf-8")
-        (folder / "network.txt").write_text(text + "\n", encoding="utf-8")
-    print(document if given.json else text)
+    report = Bench(names, partial(wanted, given), given.rounds, given.seconds).run()
+    publish(given, "network", {"about": about(given), **report}, print_table(report))
     return 0
 
 

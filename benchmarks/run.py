@@ -13,8 +13,8 @@ proxy's own processes (/proc/PID/task/*/schedstat, nanoseconds), the helper incl
     python benchmarks/run.py [--rounds N] [--seconds S] [--only TEXT] [--output FOLDER] [--list]
 
 The rows of TCP are in `tcp.py`; `--only "tcp, "` runs all of them, and `--only "tcp, spliced"` those between the
-two loopbacks. Those of networks of namespaces are in `network.py`; `--only network` runs them. The whole run takes
-about 25 minutes.
+two loopbacks. Those of networks of namespaces are in `network.py`; `--only network` runs them. Loads of many ports are
+those of `many.py`. The whole run takes about 25 minutes.
 
 Needs root, and Debian's packages passt, iproute2, procps, iperf3, gcc and libc6-dev. `PASTA` and `PASST` in the
 environment name other binaries of the peers. Nothing leaves the namespaces; the load is bounded in time.
@@ -23,16 +23,13 @@ environment name other binaries of the peers. Nothing leaves the namespaces; the
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +38,8 @@ import network_rows
 import tcp
 import tcp_rows
 from figures import Figures, cell, ratio
-from lab import CONTENDERS, PASST, PASTA, Contender, Lab, finish, generator, line, tell
+from lab import CONTENDERS, PASST, PASTA, Contender, Lab, finish, generator, line, say
+from report import about, asked, publish, wanted
 
 SETTLE_SECONDS = 0.15  # for the last datagrams to arrive
 START_SECONDS = 1.5  # for what follows the start, as duplicate address detection
@@ -56,7 +54,6 @@ class Load:
     outward: bool
     size: int
     segments: int = 1
-    sockets: int = 1
     asks: bool = False
     spliced: bool = False
     guest: bool = False
@@ -83,8 +80,6 @@ LOADS = (
             Load("1400 B", outward, 1400),
             Load("8000 B", outward, 8000),
             Load("GSO 40 x 1400 B", outward, 1400, segments=40),
-            Load("64 B, 100 ports", outward, 64, sockets=100),
-            Load("64 B, 10000 ports", outward, 64, sockets=10000),
             Load("request and response, 64 B", outward, 64, asks=True),
         )
     ]
@@ -137,16 +132,9 @@ def measure(contender: Contender, load: Load, seconds: float, figures: Figures) 
     if load.guest and load.outward:
         sender = generator(contender.path, "send", port, load.size, seconds, program="guest.py")
     else:
-        arguments = ("send", address, port, load.size, seconds, load.segments, load.sockets)
+        arguments = ("send", address, port, load.size, seconds, load.segments)
         sender = generator(*arguments, netns="" if load.guest else sender_at)
-    if load.sockets > 1:
-        line(sender, "warm")
-        tell(receiver, "zero")
-        line(receiver, "zeroed")
-        before = contender.processor_seconds()
-        tell(sender, "go")
-    else:
-        before = contender.processor_seconds()
+    before = contender.processor_seconds()
     sent = finish(sender)
     time.sleep(SETTLE_SECONDS)
     spent = contender.processor_seconds() - before
@@ -155,17 +143,14 @@ def measure(contender: Contender, load: Load, seconds: float, figures: Figures) 
 
 
 def footprint(contender: Contender) -> dict[str, float]:
-    """Measure resident memory, its growth by mappings and their peers, and the processor time spent on nothing."""
+    """Measure resident memory, and the processor time spent on nothing."""
     time.sleep(START_SECONDS)
     before = contender.memory_kb()
     spent = contender.processor_seconds()
     time.sleep(IDLE_SECONDS)
     idle = contender.processor_seconds() - spent
-    figures = Figures()
-    measure(contender, Load("footprint", True, 64, sockets=10000), 0.1, figures)
     return {
         "memory_mb": round(before / 1024, 1),
-        "memory_kb_per_mapping": round((contender.memory_kb() - before) / 10000, 3),
         "idle_processor_percent": round(100 * idle / IDLE_SECONDS, 3),
     }
 
@@ -249,31 +234,15 @@ def chart(rows: list[dict[str, Any]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure gpasst beside pasta and beside a plain veth pair.")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of load in each measurement")
     parser.add_argument("--bulk-seconds", type=float, default=2.0, help="of each TCP stream over a tap")
     parser.add_argument("--transfers", type=int, default=20, help="TCP streams each way that are watched for pauses")
-    parser.add_argument(
-        "--only", action="append", default=[], help='only loads whose name, after "udp, " or "tcp, ", contains this'
-    )
-    parser.add_argument("--list", action="store_true", help="print the names of the loads, and do nothing")
-    parser.add_argument("--without", action="append", default=[], choices=CONTENDERS, help="leave out a contender")
-    parser.add_argument("--output", default="", help="folder for results.json, results.txt and results.svg")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    given = parser.parse_args()
-    if given.list:
-        print(*(f"udp, {load.label}" for load in LOADS), *tcp_rows.LABELS, *network_rows.LABELS, sep="\n")
-        return 0
-    if os.geteuid() != 0:
-        raise SystemExit("the benchmark makes network namespaces; run it as root")
+    labels = (*(f"udp, {load.label}" for load in LOADS), *tcp_rows.LABELS, *network_rows.LABELS)
+    given = asked(parser, labels, CONTENDERS)
     names = [name for name in CONTENDERS if name not in given.without]
-
-    def wanted(label: str) -> bool:
-        return not given.only or any(text in label for text in given.only)
-
-    loads = [load for load in LOADS if wanted(f"udp, {load.label}")]
-    streams = [label for label in tcp_rows.LABELS if wanted(label)]
-    connected = [label for label in network_rows.LABELS if wanted(label)]
+    chosen = partial(wanted, given)
+    loads = [load for load in LOADS if chosen(f"udp, {load.label}")]
+    streams = [label for label in tcp_rows.LABELS if chosen(label)]
+    connected = [label for label in network_rows.LABELS if chosen(label)]
     programs = ["ip", "sysctl", *([PASTA, PASST] if "pasta" in names and (loads or streams) else [])]
     programs += ["iperf3"] if streams or connected else []
     programs += ["gcc"] if streams else []
@@ -295,8 +264,7 @@ def main() -> int:
                     contender = Contender(lab, name, guest)
                     try:
                         for load in mine:
-                            progress = f"round {turn + 1} of {given.rounds}: {name}, {load.label}"
-                            print(progress, end="\r\x1b[K", file=sys.stderr)
+                            say(f"round {turn + 1} of {given.rounds}: {name}, {load.label}")
                             measure(contender, load, given.seconds, results[load.label][name])
                     finally:
                         contender.close()
@@ -308,10 +276,10 @@ def main() -> int:
                 finally:
                     contender.close()
         with tempfile.TemporaryDirectory() as programs_at:
-            transport = tcp.Bench(lab, Path(programs_at), names, wanted, plan).run() if streams else tcp_rows.NOTHING
+            transport = tcp.Bench(lab, Path(programs_at), names, chosen, plan).run() if streams else tcp_rows.NOTHING
         hosts = network_rows.NOTHING
         if connected:
-            hosts = network.Bench([*names, network_rows.BRIDGE], wanted, given.rounds, given.bulk_seconds).run()
+            hosts = network.Bench([*names, network_rows.BRIDGE], chosen, given.rounds, given.bulk_seconds).run()
     finally:
         lab.close()
     rows = table(results)
@@ -323,32 +291,15 @@ def main() -> int:
     parts = (print_table(rows) if rows else "", tcp_rows.print_table(transport), network_rows.print_table(hosts))
     tables = [text for text in parts if text]
     text = "\n".join(["\n\n".join(tables), "", *plain, *(f"{name}: {figures}" for name, figures in footprints.items())])
-    about = {
-        "date": datetime.date.today().isoformat(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "processors": os.cpu_count(),
-        "pasta": pasta_version() if "pasta" in names and (loads or streams) else None,
-        "rounds": given.rounds,
-        "seconds": given.seconds,
-        "bulk_seconds": given.bulk_seconds,
-        "congestion": lab.congestion,
-        "footprint": footprints,
-    }
-    document = json.dumps({"about": about, "rows": rows, "tcp": transport, "network": hosts}, indent=1)
-    if given.output:
-        folder = Path(given.output)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in (
-            ("results.json", document + "\n"),
-            ("results.txt", text + "\n"),
-            ("results.svg", chart([*rows, *transport["rows"]])),
-        ):
-            with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as file:
-                file.write(content)
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, folder / name)
-    print(document if given.json else text)
+    depends = about(
+        given,
+        pasta=pasta_version() if "pasta" in names and (loads or streams) else None,
+        bulk_seconds=given.bulk_seconds,
+        congestion=lab.congestion,
+        footprint=footprints,
+    )
+    document = {"about": depends, "rows": rows, "tcp": transport, "network": hosts}
+    publish(given, "results", document, text, chart([*rows, *transport["rows"]]))
     return 0
 
 
