@@ -37,8 +37,8 @@ from gpasst.path.udp_sockets import MappingSockets
 from gpasst.proxy.scan import Scan
 from gpasst.proxy.timers import Timers
 from gpasst.proxy.workers import WRITE, Watchers
-from gpasst.udp.mapping import PEERS_LIMIT
 from gpasst.udp.nat import UdpNat
+from gpasst.udp.table import PEERS_LIMIT
 
 TIMEOUT = 180
 GUEST, DESTINATION = bytes((192, 0, 2, 2)), bytes((192, 0, 2, 9))

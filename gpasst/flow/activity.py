@@ -6,32 +6,34 @@ timeout. A bit says "since the last scan", so an item expires late by up to one 
 
 A scan comes in pieces of a few items, behind each of which its caller may look at the clock, and items may come, go and
 be marked between two of them. The items stand in the
-order of their last activity, in an `OrderedDict`: the first entry of a plain dict costs a walk over all entries that
-were deleted before it.
+order of their last activity.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from itertools import islice
 from typing import Generic, TypeVar
+
+from gpasst.flow.order import Linked, Order
 
 BYTES_AT_ONCE = 64  # of the bitmap that are passed over together where none is marked; each has the bits of 8 items
 ITEMS_AT_ONCE = 16  # items that one piece of a scan lets go of, or finds active, but for those of the last byte
 
 
-class Tracked:
+class Tracked(Linked):
     """An item with a bit in an activity bitmap.
 
     :ivar byte: index of its byte in the bitmap.
     :ivar bit: its bit within that byte.
+    :ivar seen: when a scan last found it active, or it came; monotonic seconds.
     """
 
-    __slots__ = ("bit", "byte")
+    __slots__ = ("bit", "byte", "seen")
 
     byte: int
     bit: int
+    seen: int
 
 
 T = TypeVar("T", bound=Tracked)
@@ -44,29 +46,32 @@ class Ages(Generic[T]):
     :ivar now: time of the last scan, in monotonic seconds.
     """
 
-    __slots__ = ("_ages", "_free", "_slots", "activity", "now")
+    __slots__ = ("_free", "_indexes", "_order", "_slots", "activity", "now")
 
     def __init__(self, now: int = 0) -> None:
         self.activity = bytearray()
         self.now = now
         self._slots: list[T | None] = []
         self._free: list[int] = []
-        # Seconds of last activity, the longest idle item first: a scan that sees an item active re-inserts it.
-        self._ages: OrderedDict[T, int] = OrderedDict()
+        self._indexes: list[int] = []  # of the bitmap's bytes: one number for the eight items of a byte
+        # The longest idle item first: a scan that sees an item active makes it the last.
+        self._order: Order[T] = Order()
 
     def __len__(self) -> int:
-        return len(self._ages)
+        return len(self._order)
 
     def __iter__(self) -> Iterator[T]:
-        return iter(self._ages)
+        return iter(self._order)
 
     def idle_seconds(self, item: T) -> int:
         """Return how many seconds before the last scan `item` was found active."""
-        return self.now - self._ages[item]
+        return self.now - item.seen
 
     def oldest(self) -> T:
-        """Return the item that has been idle longest."""
-        return next(iter(self._ages))
+        """Return the item that has been idle longest; there must be one."""
+        oldest = self._order.first
+        assert oldest is not None
+        return oldest
 
     def add(self, item: T) -> None:
         """Assign a bit to `item`; it counts as active at the last scan."""
@@ -74,15 +79,17 @@ class Ages(Generic[T]):
         if slot == len(self._slots):
             self._slots.append(item)
             if slot % 8 == 0:
+                self._indexes.append(len(self.activity))
                 self.activity.append(0)
         else:
             self._slots[slot] = item
-        item.byte, item.bit = slot >> 3, 1 << (slot & 7)
-        self._ages[item] = self.now
+        item.byte, item.bit = self._indexes[slot >> 3], 1 << (slot & 7)
+        item.seen = self.now
+        self._order.append(item)
 
     def remove(self, item: T) -> None:
-        """Release the bit of `item`."""
-        del self._ages[item]
+        """Release the bit of `item`, which must have been added and not removed since."""
+        self._order.remove(item)
         slot = (item.byte << 3) + item.bit.bit_length() - 1
         self.activity[item.byte] &= ~item.bit
         self._slots[slot] = None
@@ -118,7 +125,7 @@ class Ages(Generic[T]):
                     found = 0
                     yield []
         while True:
-            idle = [item for item, last in islice(self._ages.items(), ITEMS_AT_ONCE) if now - last > timeout]
+            idle = [item for item in islice(self._order, ITEMS_AT_ONCE) if now - item.seen > timeout]
             if not idle:
                 return
             ended = []
@@ -133,6 +140,6 @@ class Ages(Generic[T]):
     def _touch(self, item: T) -> None:
         """Record that `item` was active."""
         self.activity[item.byte] &= ~item.bit
-        self._ages[item] = self.now
-        self._ages.move_to_end(item)
+        item.seen = self.now
+        self._order.renew(item)
         self.touched(item)

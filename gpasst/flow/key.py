@@ -10,6 +10,7 @@ import struct
 
 from gpasst.packet.address import IP4_BYTES, V4, V6
 
+_PORT = struct.Struct(">H")
 _PORTS = struct.Struct(">HH")
 PORTS_BYTES = _PORTS.size
 _KEY4_BYTES = 2 * IP4_BYTES + PORTS_BYTES
@@ -18,6 +19,17 @@ _KEY4_BYTES = 2 * IP4_BYTES + PORTS_BYTES
 def down_key(guest: bytes, shown: bytes, guest_port: int, shown_port: int) -> bytes:
     """Return the key of a flow: addresses and ports exactly as they stand in the headers of a downward packet."""
     return guest + shown + _PORTS.pack(guest_port, shown_port)
+
+
+def end_key(address: bytes, port: int) -> bytes:
+    """Return the key of one end of flows: its address and port, raw."""
+    return address + _PORT.pack(port)
+
+
+def split_end(key: bytes) -> tuple[bytes, int]:
+    """Return the address and the port that an `end_key` has."""
+    (port,) = _PORT.unpack_from(key, len(key) - _PORT.size)
+    return key[: -_PORT.size], port
 
 
 def split(key: bytes) -> tuple[bytes, bytes, int, int]:

@@ -10,6 +10,7 @@ import errno
 from _socket import if_nametoindex, inet_ntop
 from _socket import socket as RawSocket  # a class
 from collections.abc import Callable
+from functools import lru_cache
 
 from gpasst.counters import Drop
 from gpasst.errors import ConfigurationError, PacketError, PlatformError
@@ -62,6 +63,7 @@ BACKLOG = (
     4096  # connections that a listener keeps for the proxy; the kernel's own limit (net.core.somaxconn, Linux 5.4)
 )
 UNPRIVILEGED_PORT = 1024  # net.ipv4.ip_unprivileged_port_start, as Linux sets it
+ADDRESSES_SHARED = 256  # address tuples that are held once for all who send there
 
 Bind = Callable[[RawSocket, SocketAddress], object]
 
@@ -78,6 +80,11 @@ def socket_address(address: bytes, port: int, scope: int = 0) -> SocketAddress:
     :param port: 0 to 65535.
     :param scope: interface index of a link-local address, else 0.
     """
+    return _shared(address, port, scope)
+
+
+@lru_cache(ADDRESSES_SHARED)
+def _shared(address: bytes, port: int, scope: int) -> SocketAddress:
     return (text(address), port) if len(address) == IP4_BYTES else (text(address), port, 0, scope)
 
 

@@ -13,7 +13,8 @@ import struct
 
 from gpasst.linux import UDP_MAX_SEGMENTS
 from gpasst.packet.joining import GSO_TYPE, HEADERS
-from gpasst.udp.mapping import Peer, Table
+from gpasst.udp.mapping import Peer
+from gpasst.udp.table import Table
 from gpasst.wire import (
     ETHERTYPE_IPV4,
     ETHERTYPE_IPV6,

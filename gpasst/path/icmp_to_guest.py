@@ -121,4 +121,4 @@ def _peer(udp_socket: UdpSocket, error: QueuedError) -> Peer | None:
     """Return the peer whose datagram met an error, None if it is unknown."""
     key = sender_key(udp_socket.family, error.address, error.port, error.scope)
     # A listener's keys hold the addressed address too, unless the guest spoke first.
-    return udp_socket.peers.get(key + error.local) or udp_socket.peers.get(key)
+    return udp_socket.find(key + error.local) or udp_socket.find(key)

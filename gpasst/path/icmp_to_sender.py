@@ -28,7 +28,8 @@ from gpasst.linux import SOCK_DGRAM
 from gpasst.packet.address import family_of
 from gpasst.packet.icmp_error import Problem, Reported, lowers_path_mtu, message, parse, quoted_udp
 from gpasst.packet.parse import Packet
-from gpasst.udp.mapping import Peer, Table
+from gpasst.udp.mapping import Peer
+from gpasst.udp.table import Table
 from gpasst.wire import PROTOCOL_TCP, PROTOCOL_UDP
 
 

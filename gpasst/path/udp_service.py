@@ -23,7 +23,7 @@ from gpasst.linux import SOL_UDP
 from gpasst.packet.address import family_of
 from gpasst.udp.mapping import ServedSocket
 from gpasst.udp.nat import ServedOpener, UdpNat
-from gpasst.wire import FRAME_MINIMUM_BYTES, STREAM_LENGTH_BYTES
+from gpasst.wire import FRAME_MINIMUM_BYTES, HOP_LIMIT, STREAM_LENGTH_BYTES
 
 End = tuple[bytes, int]
 """Address and port of the guest."""
@@ -121,7 +121,7 @@ class Answers:
         if peer is None:
             self._counters.drop(Drop.ANSWER_LATE)
             return
-        header = peer.header
+        header = self._nat.header(peer, HOP_LIMIT)
         if header.stamp is not self._nat.guest.stamp:
             self._nat.guest.readdress(header, address)
         table.activity[peer.byte] |= peer.bit

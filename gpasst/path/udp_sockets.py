@@ -139,8 +139,8 @@ class UdpSockets:
         """
         family = udp_socket.family
         receive, activity = self._receivers[family].receive, self.nat.tables[family].activity
-        peers, link, splice = udp_socket.peers, self._link, self._splice
-        guest = self.nat.guest
+        link, splice = self._link, self._splice
+        nat, guest = self.nat, self.nat.guest
         stamp = guest.stamp
         moved = 0
         deadline = 0.0
@@ -159,16 +159,17 @@ class UdpSockets:
                 # The watcher was woken by an error that a send has cleared before.
                 self._icmp.queued(udp_socket)
             pairs = splice.pairs.of(udp_socket) if splice is not None and udp_socket.splices else NO_PAIRS
+            first, first_key, others = udp_socket.first, udp_socket.first_key, udp_socket.others
             unknown: list[Run] = []
             try:
                 for run in runs:
                     key, total, segment, payload, tos_ttl = run
-                    peer = peers.get(key)
+                    peer = first if key == first_key else others.get(key)
                     if peer is not None:
                         header = peer.header
                         activity[peer.byte] |= peer.bit
                         if tos_ttl != header.tos_ttl:
-                            header.set_tos_ttl(tos_ttl)
+                            header = nat.header(peer, tos_ttl)
                         if header.stamp is not stamp:
                             guest.readdress(header, peer.mapping.guest)
                         link.write_run(header, total, segment, payload)  # type: ignore[union-attr]  # peers need a link
@@ -206,9 +207,7 @@ class UdpSockets:
                 self._splice.forward(found, payload, segment)
             else:
                 self.nat.tables[udp_socket.family].activity[found.byte] |= found.bit
-                header, guest = found.header, self.nat.guest
-                if tos_ttl != header.tos_ttl:
-                    header.set_tos_ttl(tos_ttl)
+                header, guest = self.nat.header(found, tos_ttl), self.nat.guest
                 if header.stamp is not guest.stamp:
                     guest.readdress(header, found.mapping.guest)
                 assert self._link is not None
@@ -221,7 +220,7 @@ class UdpSockets:
 
         :raises PacketError: if they must be dropped.
         """
-        known = udp_socket.peers.get(key)
+        known = udp_socket.find(key)
         if known is not None:
             return known
         address, port, scope, local = split_key(udp_socket.family, key)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import struct
 
 from gpasst.packet import checksum
-from gpasst.packet.address import V4, V6
+from gpasst.packet.address import IP4_BYTES, V4, V6
 from gpasst.wire import (
     FRAME_MINIMUM_BYTES,
     HOP_LIMIT,
@@ -114,7 +114,7 @@ class Header:
         self.size = len(self.buffer) - VIRTIO_SIZE
         start = _UDP4 if family == V4 else _UDP6
         self.pseudo = checksum.pseudo_sum(source, destination, PROTOCOL_UDP)
-        self.ip_sum = checksum.ones_sum(self.buffer[_IP:start])
+        self.ip_sum = checksum.ones_sum(self.buffer[_IP:start]) if family == V4 else 0
         self.total = self.segment = -1
         self.framing: tuple[int, tuple[bytes, bytes]] = NO_FRAMING
 
@@ -229,3 +229,8 @@ class Header:
         _put_word(self.buffer, _LENGTH4, length + IP4_SIZE)
         _put_word(self.buffer, _CHECKSUM4, 0xFFFF ^ checksum.fold(self.ip_sum + length + IP4_SIZE))
         return _UDP4
+
+
+NO_HEADER = Header(V4, bytes(6), bytes(6), bytes(IP4_BYTES), bytes(IP4_BYTES), 0, 0)
+"""In the place of headers that are not made yet; whoever compares its TOS and TTL finds them different from any."""
+NO_HEADER.tos_ttl = -1

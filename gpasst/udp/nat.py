@@ -16,6 +16,7 @@ words of RFC 4787:
    datagram to a port that the mapping itself holds is dropped, since no other program can be bound there.
 5. An address and port that is `served` belongs to a service of the program. Its peers have sockets of their own kind,
    one each, and the mapping's is left alone.
+6. `header` makes the headers of a peer at its first datagram upward.
 
 A `SocketOpener` opens and closes the sockets.
 """
@@ -30,11 +31,12 @@ from typing import Protocol
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.flow.guest import Guest
-from gpasst.flow.key import down_key
+from gpasst.flow.key import down_key, end_key
 from gpasst.flow.translation import Target
 from gpasst.packet.address import UNSPECIFIED
-from gpasst.udp.header import Header
-from gpasst.udp.mapping import Listener, Mapping, Peer, Table, UdpSocket
+from gpasst.udp.header import NO_HEADER, Header
+from gpasst.udp.mapping import Listener, Mapping, Peer, UdpSocket
+from gpasst.udp.table import Table
 
 PEERS_LOOKED_AT = 1024  # in half a millisecond
 
@@ -102,7 +104,7 @@ class UdpNat:
         """
         table = self.tables[family]
         target = self.guest.addresses[family].outbound(guest, guest_port, destination, port)
-        mapping = table.mappings.get((guest, guest_port)) or self._mapping(guest, guest_port)
+        mapping = table.mappings.get(end_key(guest, guest_port)) or self._mapping(guest, guest_port)
         served = self.served.get((destination, port))
         if served is not None:
             key, remote = SERVED_KEY, (destination, port, 0)
@@ -111,8 +113,7 @@ class UdpNat:
             key = self._sender_key(family, target.address, port, target.scope)
             remote = target.address, port, target.scope
             udp_socket = self._socket_for(family, mapping, target, port, key)
-        header = self._header(family, destination, guest, port, guest_port)
-        peer = Peer(mapping, udp_socket, (destination, port), remote, b"", header)
+        peer = Peer(mapping, udp_socket, (destination, port), remote, b"")
         self._close_all(table.add(peer, key))
         return peer
 
@@ -129,12 +130,12 @@ class UdpNat:
         """
         family = udp_socket.family
         addresses, table = self.guest.addresses[family], self.tables[family]
-        answering: Peer | None = udp_socket.peers.get(self._sender_key(family, source, port, scope))
+        answering = udp_socket.find(self._sender_key(family, source, port, scope))
         if answering is not None and answering.local in (b"", local):
             # The guest spoke first, and only now is it known which address of the host it speaks from.
             answering.local = local
             answering.sender = None
-            table.alias(answering, key)
+            answering.enter(key)
             return answering
         if source == UNSPECIFIED[family]:
             raise PacketError(Drop.UNSPECIFIED_ADDRESS)
@@ -145,32 +146,48 @@ class UdpNat:
             assert isinstance(udp_socket, Listener)
             view = addresses.to_guest(source, udp_socket.target_address)
             shown, guest, guest_port = view.source, view.destination, udp_socket.target
-            mapping = table.mappings.get((guest, guest_port)) or self._mapping(guest, guest_port)
+            mapping = table.mappings.get(end_key(guest, guest_port)) or self._mapping(guest, guest_port)
             if not mapping.sockets and udp_socket.general:
-                mapping.sockets.append(udp_socket)
+                mapping.sockets = [udp_socket]
         else:
             shown, guest, guest_port = addresses.shown(source), mapping.guest, mapping.port
         shown_port = port
         if down_key(guest, shown, guest_port, port) in table.down:
             shown_port = table.free_port(guest, shown, guest_port, port)
-        header = self._header(family, shown, guest, shown_port, guest_port)
-        peer = Peer(mapping, udp_socket, (shown, shown_port), (source, port, scope), local, header)
+        peer = Peer(mapping, udp_socket, (shown, shown_port), (source, port, scope), local)
         self._close_all(table.add(peer, key))
         return peer
+
+    def header(self, peer: Peer, tos_ttl: int) -> Header:
+        """Return the headers of a peer's upward frames with a TOS and TTL that they do not have yet.
+
+        :param peer: the peer; headers that are made now are kept in it.
+        :param tos_ttl: as in `gpasst.udp.header`.
+        """
+        header = peer.header
+        if header is NO_HEADER:
+            guest, (shown, port), mapping = self.guest, peer.shown, peer.mapping
+            address = mapping.guest
+            mac, host_mac, family = guest.mac_of(address), guest.network.host_mac, peer.udp_socket.family
+            header = peer.header = Header(family, mac, host_mac, shown, address, port, mapping.port)
+        if header.tos_ttl != tos_ttl:
+            header.set_tos_ttl(tos_ttl)
+        return header
 
     def rebind(self, mapping: Mapping) -> None:
         """Give a mapping's own sockets other ports, as a NAT does that has lost its state; its peers stay.
 
         :raises PacketError: if no socket can be had; the mapping keeps what it has.
         """
-        for index, old in enumerate(mapping.sockets):
+        for old in mapping.sockets:
             if old.mapping is not mapping or old.served:
                 continue
             # The old one is still bound, so the kernel chooses another port.
-            new = mapping.sockets[index] = self._opener.open(old.family, 0)
+            new = self._opener.open(old.family, 0)
+            mapping.sockets = [new if other is old else other for other in mapping.sockets]
             new.mapping, old.mapping = mapping, None
-            new.peers, old.peers = old.peers, {}
-            for peer in new.peers.values():
+            new.take_over(old)
+            for peer in new.peers():
                 peer.udp_socket, peer.sender = new, None
             self._opener.close(old)
 
@@ -236,11 +253,11 @@ class UdpNat:
             del self._general[_general_key(listener)]
         table = self.tables[listener.family]
         # Again for those that came in between. Once its mapping has left the listener, no other peer of it comes.
-        while listener.peers:
-            for peer in list(listener.peers.values()):
+        while peers := list(listener.peers()):
+            for peer in peers:
                 if table.down.get(peer.down_key) is peer:
-                    if listener in peer.mapping.sockets:
-                        peer.mapping.sockets.remove(listener)
+                    sockets = peer.mapping.sockets
+                    peer.mapping.sockets = [udp_socket for udp_socket in sockets if udp_socket is not listener]
                     self._close_all(table.remove(peer))
                     yield
 
@@ -258,22 +275,20 @@ class UdpNat:
 
     def _socket_for(self, family: int, mapping: Mapping, target: Target, port: int, key: bytes) -> UdpSocket:
         """Choose the host socket for a new peer of `mapping`; open one if none will do."""
-        if not mapping.sockets:
+        sockets = mapping.sockets
+        if not sockets:
             listener = self._general.get((family, mapping.guest, mapping.port)) or self._general.get(
                 (family, b"", mapping.port)
             )
-            if listener is not None:
-                mapping.sockets.append(listener)
-            else:
-                avoid = port if target.own else 0
-                mapping.sockets.append(self._own(family, mapping, mapping.port, avoid))
-        if target.own and any(udp_socket.port == port for udp_socket in mapping.sockets):
+            avoid = port if target.own else 0
+            sockets = mapping.sockets = [listener or self._own(family, mapping, mapping.port, avoid)]
+        if target.own and any(udp_socket.port == port for udp_socket in sockets):
             raise PacketError(Drop.HAIRPIN)
-        for udp_socket in mapping.sockets:
-            if key not in udp_socket.peers:
+        for udp_socket in sockets:
+            if udp_socket.find(key) is None:
                 return udp_socket
         spare = self._own(family, mapping, 0, port if target.own else 0)
-        mapping.sockets.append(spare)
+        mapping.sockets = [*sockets, spare]
         return spare
 
     def _own(self, family: int, mapping: Mapping, port: int, avoid: int) -> UdpSocket:
@@ -292,10 +307,6 @@ class UdpNat:
     def _close_all(self, sockets: Iterable[UdpSocket]) -> None:
         for udp_socket in sockets:
             self._opener.close(udp_socket)
-
-    def _header(self, family: int, source: bytes, guest: bytes, port: int, guest_port: int) -> Header:
-        mac, host_mac = self.guest.mac_of(guest), self.guest.network.host_mac
-        return Header(family, mac, host_mac, source, guest, port, guest_port)
 
 
 def _general_key(listener: Listener) -> tuple[int, bytes, int]:

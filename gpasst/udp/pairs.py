@@ -182,9 +182,9 @@ class Pairs:
 
     def remove(self, pair: Pair) -> None:
         """Forget a pair."""
-        self.ages.remove(pair)
         of_listener = self._by_listener[pair.listener]
         del of_listener[pair.key]
+        self.ages.remove(pair)
         if not of_listener:
             del self._by_listener[pair.listener]
         self._own.discard((pair.inside, *pair.local))

@@ -9,8 +9,10 @@ from gpasst.errors import PacketError
 from gpasst.flow.guest import Guest
 from gpasst.flow.key import down_key
 from gpasst.host.receive import sender_key
+from gpasst.udp.header import VIRTIO_SIZE
 from gpasst.udp.mapping import Listener, Peer, UdpSocket
 from gpasst.udp.nat import UdpNat
+from gpasst.wire import HOP_LIMIT
 from tests.support.addresses import GUEST4, GUEST_LINK_LOCAL, GUEST_MAC, ip
 from tests.support.networks import family_network, guest_network
 
@@ -76,8 +78,12 @@ class Host:
         """Send to a host socket; return the peer that the guest sees it from."""
         address, reported = ip(source), ip(local) if local else b""
         key = sender_key(udp_socket.family, address, port, scope) + reported
-        known = udp_socket.peers.get(key)
+        known = udp_socket.find(key)
         return known or self.path.inbound(udp_socket, key, address, port, scope, reported)
+
+    def frame(self, peer: Peer, payload: bytes) -> bytes:
+        """Return the frame of an upward datagram as the guest reads it."""
+        return bytes(self.path.header(peer, HOP_LIMIT).fill_complete(payload))[VIRTIO_SIZE:] + payload
 
     def answer(self, peer: Peer) -> Peer:
         """Let the guest answer `peer`."""

@@ -44,7 +44,7 @@ def asked(bench: Bench, family: int, payload: bytes = b"payload") -> tuple[UdpSo
     port = free_port("udp")
     bench.send(family, nobody, payload, port)
     (udp_socket,) = bench.watched
-    (peer,) = udp_socket.peers.values()
+    (peer,) = udp_socket.peers()
     return udp_socket, peer, port, nobody[1]
 
 
@@ -68,11 +68,11 @@ def test_a_closed_port_is_reported_by_the_gateway(family: int) -> None:
 @FAMILIES
 def test_an_error_about_a_peer_that_is_gone_is_only_counted(family: int) -> None:
     with bench() as it:
-        udp_socket, _, _, _ = asked(it, family)
-        peers = dict(udp_socket.peers)
-        udp_socket.peers.clear()
+        udp_socket, peer, _, _ = asked(it, family)
+        (key,) = peer.up_keys
+        udp_socket.leave(key)
         assert it.icmp.queued(udp_socket) == 1
-        udp_socket.peers.update(peers)
+        udp_socket.enter(key, peer)
         assert it.link.frames == []
         assert (it.counters.errors_up, it.counters.socket_errors) == (0, 1)
 

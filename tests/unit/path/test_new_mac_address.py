@@ -84,6 +84,8 @@ def test_a_new_mac_address_reaches_every_peer_when_it_is_next_used() -> None:
 def test_a_new_mac_address_costs_nothing_for_peers_that_are_not_used() -> None:
     case = Case()
     peers = [case.host.down(33000, SERVER4, port) for port in (1, 2)]
+    for port in (1, 2):
+        case.up(peers[0], port)
     case.host.guest.learn_mac(OTHER_MAC)
     assert [peer.header.stamp for peer in peers] == [GUEST_MAC] * 2
     case.up(peers[0], 1)

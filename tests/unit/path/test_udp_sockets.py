@@ -103,7 +103,7 @@ def test_a_new_sender_to_a_listener_is_shown_to_the_guest(family: int) -> None:
         client.sendto(b"in", (LOOPBACK[family], opened.port))
         assert it.udp.step(opened) == 1
         assert it.link.payloads == [b"in"]
-        (peer,) = opened.peers.values()
+        (peer,) = opened.peers()
         assert peer.shown == (ip(GATEWAY[family]), client.getsockname()[1])
         # The guest's answer leaves from the listener.
         it.udp.outbound(udp_packet(family, TARGET, client.getsockname()[1], b"out"))

@@ -9,30 +9,29 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
-from gpasst.flow.key import down_key
+from gpasst.flow.key import down_key, end_key
 from gpasst.host.receive import sender_key
-from gpasst.udp.header import Header
-from gpasst.udp.mapping import PEERS_EVICTED, PORTS_TRIED, Expired, Listener, Mapping, Peer, Table, UdpSocket
+from gpasst.udp.mapping import Listener, Mapping, Peer, UdpSocket
+from gpasst.udp.table import PEERS_EVICTED, PORTS_TRIED, Expired, Table
 
 GUEST, REMOTE = bytes((192, 0, 2, 2)), bytes((198, 51, 100, 9))
 TIMEOUT = 180
-HEADER = Header(4, bytes(6), bytes(6), REMOTE, GUEST, 1, 1)
 
 
 def mapping_of(table: Table, port: int) -> Mapping:
     """Give the table's mapping of a guest port, or a new one with a socket of its own."""
-    mapping = table.mappings.get((GUEST, port))
+    mapping = table.mappings.get(end_key(GUEST, port))
     if mapping is None:
         mapping = Mapping(GUEST, port)
         udp_socket = UdpSocket(4, port)
         udp_socket.mapping = mapping
-        mapping.sockets.append(udp_socket)
+        mapping.sockets = [udp_socket]
     return mapping
 
 
 def enter(table: Table, guest_port: int = 33000, port: int = 123) -> tuple[Peer, list[UdpSocket]]:
     mapping = mapping_of(table, guest_port)
-    peer = Peer(mapping, mapping.sockets[0], (REMOTE, port), (REMOTE, port, 0), b"", HEADER)
+    peer = Peer(mapping, mapping.sockets[0], (REMOTE, port), (REMOTE, port, 0), b"")
     return peer, table.add(peer, sender_key(4, REMOTE, port, 0))
 
 
@@ -57,7 +56,7 @@ def test_idle_time_runs_from_the_last_activity() -> None:
     expired = scan(table, 1181)
     assert (expired.mappings, expired.sockets) == (1, [udp_socket])
     assert len(table) == 0
-    assert not udp_socket.peers
+    assert not udp_socket.keys
     assert not table.mappings
 
 
@@ -96,21 +95,21 @@ def test_a_listener_outlives_its_peers() -> None:
     table = Table(now=1000)
     listener = Listener(4, 5000, target=7000)
     mapping = Mapping(GUEST, 7000)
-    mapping.sockets.append(listener)
-    table.add(Peer(mapping, listener, (REMOTE, 9), (REMOTE, 9, 0), b"", HEADER), sender_key(4, REMOTE, 9, 0))
+    mapping.sockets = [listener]
+    table.add(Peer(mapping, listener, (REMOTE, 9), (REMOTE, 9, 0), b""), sender_key(4, REMOTE, 9, 0))
     expired = scan(table, 1181)
     assert (expired.mappings, expired.sockets) == (1, [])
-    assert not listener.peers
+    assert not listener.keys
 
 
 def test_every_key_of_a_peer_goes_with_it() -> None:
     table = Table()
     peer, _ = enter(table)
     other = sender_key(4, REMOTE, 123, 0) + bytes((192, 0, 2, 3))
-    table.alias(peer, other)
-    assert peer.udp_socket.peers[other] is peer
+    peer.enter(other)
+    assert peer.udp_socket.find(other) is peer
     table.remove(peer)
-    assert not peer.udp_socket.peers
+    assert not peer.udp_socket.keys
 
 
 def test_the_longest_idle_makes_room() -> None:
@@ -121,7 +120,7 @@ def test_the_longest_idle_makes_room() -> None:
     new, closing = enter(table, guest_port=4)
     assert closing == [peers[1].udp_socket]
     assert set(table) == {peers[0], peers[2], new}
-    assert (GUEST, 2) not in table.mappings
+    assert end_key(GUEST, 2) not in table.mappings
 
 
 def test_room_for_a_peer_is_not_made_by_closing_its_own_socket() -> None:
@@ -132,7 +131,7 @@ def test_room_for_a_peer_is_not_made_by_closing_its_own_socket() -> None:
     assert second.udp_socket is first.udp_socket
     assert second.udp_socket.mapping is second.mapping
     assert second.mapping.sockets == [second.udp_socket]
-    assert table.mappings == {(GUEST, 33000): second.mapping}
+    assert table.mappings == {end_key(GUEST, 33000): second.mapping}
     assert second.mapping.peers == 1
 
 
@@ -162,7 +161,7 @@ def test_peers_of_a_listener_outlive_the_own_socket() -> None:
     table = Table(now=1000)
     own, _ = enter(table)
     mapping, listener = own.mapping, Listener(4, 5000, target=33000)
-    other = Peer(mapping, listener, (REMOTE, 9), (REMOTE, 9, 0), b"", HEADER)
+    other = Peer(mapping, listener, (REMOTE, 9), (REMOTE, 9, 0), b"")
     table.add(other, sender_key(4, REMOTE, 9, 0))
     assert table.evict() == [own.udp_socket]
     assert (list(table), mapping.sockets, own.udp_socket.mapping) == ([other], [], None)
@@ -296,8 +295,8 @@ class TableMachine(RuleBasedStateMachine):
     def alias(self, data: st.DataObject, tail: bytes) -> None:
         peer = data.draw(st.sampled_from(list(self.last)))
         key = peer.up_keys[0] + tail
-        if key not in peer.udp_socket.peers:
-            self.table.alias(peer, key)
+        if peer.udp_socket.find(key) is None:
+            peer.enter(key)
 
     @rule(passed=st.integers(0, 200), timeout=st.sampled_from([1, 60, 180]))
     def scan(self, passed: int, timeout: int) -> None:
@@ -322,8 +321,8 @@ class TableMachine(RuleBasedStateMachine):
     def endpoints_and_peers_name_each_other(self) -> None:
         for peer in self.last:
             assert peer.udp_socket.mapping is peer.mapping
-            assert all(peer.udp_socket.peers[key] is peer for key in peer.up_keys)
-        keys = sum(len(udp_socket.peers) for udp_socket in self.open)
+            assert all(peer.udp_socket.find(key) is peer for key in peer.up_keys)
+        keys = sum(udp_socket.keys for udp_socket in self.open)
         assert keys == sum(len(peer.up_keys) for peer in self.last)
 
     @invariant()
@@ -331,8 +330,8 @@ class TableMachine(RuleBasedStateMachine):
         mappings = {peer.mapping for peer in self.last}
         assert set(self.table.mappings.values()) == mappings
         assert {udp_socket for mapping in mappings for udp_socket in mapping.sockets} == self.open
-        for (guest, port), mapping in self.table.mappings.items():
-            assert (mapping.guest, mapping.port) == (guest, port)
+        for key, mapping in self.table.mappings.items():
+            assert key == end_key(mapping.guest, mapping.port)
             assert mapping.peers == len([peer for peer in self.last if peer.mapping is mapping])
 
     @invariant()

@@ -13,7 +13,8 @@ from gpasst.flow.sender import Sender
 from gpasst.formats import STREAM_LENGTH, VIRTIO_NET
 from gpasst.host.receive import sender_key
 from gpasst.packet.address import BROADCAST_MAC
-from gpasst.udp.mapping import Listener, Peer
+from gpasst.udp.header import NO_HEADER
+from gpasst.udp.mapping import Listener
 from gpasst.udp.nat import UdpNat
 from tests.support.addresses import (
     FORWARDER4,
@@ -57,11 +58,6 @@ MESSAGE_C = bytes.fromhex(
 )
 
 
-def frame(peer: Peer, payload: bytes) -> bytes:
-    """Give the frame of an upward datagram as the guest reads it."""
-    return bytes(peer.header.fill_complete(payload))[VIRTIO_SIZE:] + payload
-
-
 # The worked examples of the specification.
 
 
@@ -69,7 +65,7 @@ def test_client_on_loopback_reaches_a_forward() -> None:
     host = Host()
     listener = host.listen(5000, 7000)
     peer = host.up(listener, "127.0.0.1", 40000, local="127.0.0.1")
-    assert frame(peer, b"hello") == FRAME_A
+    assert host.frame(peer, b"hello") == FRAME_A
     assert bytes(peer.header.fill(5, 5))[VIRTIO_SIZE:] + b"hello" == FRAME_A
     answer = host.down(7000, GATEWAY4, 40000)
     assert answer is peer
@@ -83,7 +79,7 @@ def test_guest_reaches_a_remote_server() -> None:
     assert (peer.udp_socket.family, peer.udp_socket.port) == (4, 33000)
     assert peer.remote == (ip(SERVER4), 123, 0)
     assert host.up(peer.udp_socket, SERVER4, 123) is peer
-    assert frame(peer, b"")[26:38] == ip(SERVER4) + ip(GUEST4) + ports(123, 33000)
+    assert host.frame(peer, b"")[26:38] == ip(SERVER4) + ip(GUEST4) + ports(123, 33000)
     assert sum(host.path.scan(1180, TIMEOUT)) == 0
     assert sum(host.path.scan(1181, TIMEOUT)) == 1
     assert not host.open
@@ -95,7 +91,7 @@ def test_forwarded_query_is_answered_under_the_forwarders_address() -> None:
     assert peer.remote == (ip(RESOLVER4), 53, 0)
     assert host.up(peer.udp_socket, RESOLVER4, 53) is peer
     payload = MESSAGE_C[-43:]
-    answer = frame(peer, payload)
+    answer = host.frame(peer, payload)
     assert STREAM_LENGTH.build({"length": len(answer)}) + answer == MESSAGE_C
 
 
@@ -113,7 +109,7 @@ def test_client_on_ipv6_loopback_reaches_a_forward(payload: bytes, expected: byt
     host = Host()
     listener = host.listen(5000, 5000, family=6)
     peer = host.up(listener, "::1", 40000, local="::1")
-    assert frame(peer, payload) == expected
+    assert host.frame(peer, payload) == expected
     answer = host.down(5000, GATEWAY6, 40000, guest=GUEST_LINK_LOCAL)
     assert (answer.udp_socket, answer.remote) == (listener, (ip("::1"), 40000, 0))
 
@@ -162,7 +158,7 @@ def test_answers_reach_the_guest_address_that_asked() -> None:
     other = host.down(33000, SERVER4, 123, guest="192.0.2.5")
     assert other.udp_socket is not asked.udp_socket
     for peer, guest in ((asked, GUEST4), (other, "192.0.2.5")):
-        assert frame(host.up(peer.udp_socket, SERVER4, 123), b"")[30:34] == ip(guest)
+        assert host.frame(host.up(peer.udp_socket, SERVER4, 123), b"")[30:34] == ip(guest)
 
 
 def test_a_new_sender_reaches_the_address_seen_last() -> None:
@@ -197,7 +193,7 @@ def test_an_answer_tells_the_local_address_of_what_the_guest_began() -> None:
     assert host.up(listener, SERVER4, 9, local=GUEST4) is not peer
     assert peer.local == ip("192.0.2.3")
     sum(host.path.scan(2000, TIMEOUT))
-    assert not listener.peers
+    assert not listener.keys
 
 
 def test_clients_on_any_loopback_address_are_answered_there() -> None:
@@ -213,7 +209,7 @@ def test_senders_without_address_leave_no_trace(family: int, source: str) -> Non
     listener = host.listen(5000, 7000, family=family)
     with refused(Drop.UNSPECIFIED_ADDRESS):
         host.up(listener, source, 40000)
-    assert not listener.peers
+    assert not listener.keys
     assert not host.path.tables[family].mappings
 
 
@@ -225,7 +221,7 @@ def test_two_senders_that_look_alike_are_told_apart() -> None:
     assert {peer.shown[0] for peer in peers} == {ip(GATEWAY4)}
     assert [peer.shown[1] for peer in peers] == [123, 61000, 61001]
     assert [host.answer(peer).remote for peer in peers] == [(ip(sender), 123, 0) for sender in senders]
-    assert frame(peers[1], b"")[34:36] == ports(61000)
+    assert host.frame(peers[1], b"")[34:36] == ports(61000)
 
 
 SIDES = pytest.mark.parametrize(
@@ -413,7 +409,7 @@ def test_a_busy_port_is_replaced() -> None:
     host = Host(taken=(33000,))
     peer = host.down(33000, SERVER4, 123)
     assert peer.udp_socket.port == EPHEMERAL
-    assert frame(host.up(peer.udp_socket, SERVER4, 123), b"")[36:38] == ports(33000)
+    assert host.frame(host.up(peer.udp_socket, SERVER4, 123), b"")[36:38] == ports(33000)
 
 
 def test_link_local_peers_keep_their_interface() -> None:
@@ -423,6 +419,17 @@ def test_link_local_peers_keep_their_interface() -> None:
     assert host.up(peer.udp_socket, "fe80::99", 9, scope=INDEX) is peer
     client = host.up(host.listen(5000, 7000, family=6), "fe80::77", 9, scope=3)
     assert host.answer(client).remote == (ip("fe80::77"), 9, 3)
+
+
+def test_headers_are_made_for_the_first_datagram_upward() -> None:
+    host = Host()
+    peer = host.down(33000, SERVER4, 123)
+    assert peer.header is NO_HEADER
+    made = host.path.header(peer, 0xB840)
+    assert peer.header is made is not NO_HEADER
+    assert made.tos_ttl == 0xB840
+    assert host.path.header(peer, 64) is made
+    assert (made.tos_ttl, NO_HEADER.tos_ttl) == (64, -1)
 
 
 # Failure and end.
@@ -474,7 +481,7 @@ def test_no_port_left_leaves_nothing_behind() -> None:
     table.down.update((key + ports(port), peer) for port in range(1024, 65536))
     with refused(Drop.PORTS_EXHAUSTED):
         host.up(listener, GUEST4, 123, local=GUEST4)
-    assert len(listener.peers) == 1
+    assert listener.keys == 1
 
 
 def test_at_the_limit_a_port_keeps_its_socket() -> None:
@@ -490,9 +497,9 @@ def test_at_the_limit_a_port_keeps_its_socket() -> None:
 
 def test_an_unknown_mac_address_is_everyones() -> None:
     network = Host().guest.network
-    path = UdpNat(Guest(network), Opener(Host()), sender_key)
-    peer = path.outbound(4, ip(GUEST4), ip(SERVER4), 1, 1)
-    assert frame(peer, b"")[:6] == BROADCAST_MAC
+    host = Host()
+    host.path = UdpNat(Guest(network), Opener(host), sender_key)
+    assert host.frame(host.down(1, SERVER4, 1), b"")[:6] == BROADCAST_MAC
 
 
 def test_close_closes_everything_once() -> None:
@@ -526,7 +533,7 @@ def test_the_peers_of_a_listener_end_one_by_one() -> None:
     for number in range(1, 6):
         host.up(listener, f"203.0.113.{number}", 9)
     own = host.down(6000, "203.0.113.1", 9)
-    left = [len(listener.peers) for _ in host.path.retire(listener)]
+    left = [listener.keys for _ in host.path.retire(listener)]
     assert left == [4, 3, 2, 1, 0]
     assert list(host.path.tables[4]) == [own]
 
@@ -543,7 +550,7 @@ def test_what_comes_while_a_listener_retires_ends_with_it_or_passes_it_by() -> N
     late = host.down(5000, "203.0.113.3", 9, guest="192.0.2.99")
     assert late.udp_socket is listener
     assert len(list(pieces)) == 2
-    assert not listener.peers
+    assert not listener.keys
     assert not len(host.path.tables[4])
     after = host.down(5000, "203.0.113.2", 9)
     assert after.udp_socket is not listener
@@ -579,13 +586,13 @@ def test_a_rebinding_exchanges_the_socket_under_all_peers() -> None:
     host = Host()
     first, second = host.down(EPHEMERAL, SERVER4, 53), host.down(EPHEMERAL, RESOLVER4, 53)
     old = first.udp_socket
-    before, keys = old.port, set(old.peers)
+    before, keys = old.port, first.up_keys + second.up_keys
     host.path.rebind(first.mapping)
     new = first.udp_socket
     assert second.udp_socket is new is first.mapping.sockets[0]
     assert new.port != before
-    assert set(new.peers) == keys
-    assert (old.peers, old.mapping, old.socket) == ({}, None, None)
+    assert (new.keys, [new.find(key) for key in keys]) == (2, [first, second])
+    assert (old.keys, old.mapping, old.socket) == (0, None, None)
     assert first.sender is None
     assert host.answer(first) is first
 

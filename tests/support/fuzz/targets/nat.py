@@ -65,7 +65,7 @@ def _check(host: Host, listeners: list[Listener]) -> None:
         for key, peer in table.down.items():
             assert peer.down_key == key
             assert peer.udp_socket in host.open
-            assert table.mappings[peer.mapping.guest, peer.mapping.port] is peer.mapping
+            assert table.mappings[peer.mapping.end] is peer.mapping
     for udp_socket in host.open:
         mapping = udp_socket.mapping
         assert udp_socket in listeners or (mapping is not None and mapping.peers), "a socket that nobody needs"
