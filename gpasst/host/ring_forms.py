@@ -4,6 +4,16 @@ Theory of operation: `gpasst.host.ring` explains rings and forms. What entries p
 in arenas of the form's user. Socket addresses, message headers, vectors and control messages are in one arena of the
 form's own, each kind one behind the other, so that a batch of them is one slice of bytes: the socket addresses of 64
 sends are written by ``sends.names[:64 * 16] = b"".join(addresses)``, and read in the same way after a receive.
+
+What one call costs, in us (payloads of 64 bytes to differing sockets of the host, in turns, Linux 6.18, CPython 3.11):
+
+| without a ring | | in batches of 64 | |
+|---|---|---|---|
+| `sendto` | 1.41 | `Sends` | 1.19, of which 0.09 to fill the columns from lists |
+| `recvmsg_into` | 1.01 | `Receives` | 0.49 |
+| `writev` of header and payload; `write` | 0.90; 0.76 | `Writes` | 0.74 |
+
+So a batch of writes spares what Python does for each frame, rather than what the kernel does.
 """
 
 from __future__ import annotations
