@@ -12,7 +12,7 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from gpasst.counters import Counters, Drop
 from gpasst.helper.tap import IOC_WRITE
@@ -92,6 +92,35 @@ class Tap:
             else:
                 tally.datagrams += 1
                 tally.bytes += len(piece)
+
+    @property
+    def bare(self) -> bool:
+        """Whether frames may be written by `write_each`: nobody records them, and no rule of weather is in force."""
+        return self.recorder is None and "write_run" not in self.__dict__
+
+    def joins(self, protocol: str, family: int) -> bool:
+        """Return whether a run of a protocol and family crosses as one superframe."""
+        return family in self._superframes[protocol]
+
+    def write_each(self, protocol: str, head: int, frames: Iterable[memoryview], sizes: Sequence[int]) -> None:
+        """Write frames, each of one segment; what cannot be written is counted.
+
+        :param protocol: what they count for, such as ``"udp"``.
+        :param head: bytes of the headers, virtio-net included, that each begins with.
+        :param frames: where they lie; what is behind their end does not matter.
+        :param sizes: payload bytes of each.
+        """
+        fd, write = self.fd, os.write
+        tally = self._tallies[protocol]
+        tally.datagrams += len(sizes)
+        tally.bytes += sum(sizes)
+        for frame, size in zip(frames, sizes, strict=False):
+            try:
+                write(fd, frame[: head + size])
+            except OSError as error:
+                tally.datagrams -= 1
+                tally.bytes -= size
+                self._lost(error.errno or errno.EIO, [frame[: head + size]])
 
     def write_bare(self, header: RunHeader) -> None:
         """Write one frame without payload."""

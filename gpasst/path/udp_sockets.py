@@ -32,6 +32,7 @@ from gpasst.packet.address import is_loopback
 from gpasst.packet.parse import Packet, parse_udp
 from gpasst.path.budget import BATCHES_PER_STEP, STEP_SECONDS
 from gpasst.path.icmp_to_guest import IcmpToGuest
+from gpasst.path.udp_many import MANY, ManySenders
 from gpasst.path.udp_splice import UdpSplice
 from gpasst.udp.mapping import Listener, Peer, UdpSocket
 from gpasst.udp.nat import UdpNat
@@ -103,6 +104,7 @@ class UdpSockets:
     :param features: the ways to move more than one datagram at once.
     :param carried: whether datagrams are carried, or only served.
     :param clock: returns seconds, for the budget of a step.
+    :param many: carries batches of many senders, None where each is a row.
     :ivar nat: the rules and tables.
     """
 
@@ -118,6 +120,7 @@ class UdpSockets:
         features: frozenset[Feature],
         carried: bool = True,
         clock: Callable[[], float] = time.perf_counter,
+        many: ManySenders | None = None,
     ) -> None:
         self.nat = nat
         self._link = link
@@ -129,6 +132,7 @@ class UdpSockets:
         self._most = SEGMENTS_PER_SEND if Feature.GSO in features else 1
         self._carried = carried
         self._clock = clock
+        self._many = many
 
     # --- Host to guest ----------------------------------------------------------------------------------------------
 
@@ -139,7 +143,7 @@ class UdpSockets:
         """
         family = udp_socket.family
         receive, activity = self._receivers[family].receive, self.nat.tables[family].activity
-        link, splice = self._link, self._splice
+        link, splice, many = self._link, self._splice, self._many
         nat, guest = self.nat, self.nat.guest
         stamp = guest.stamp
         moved = 0
@@ -149,7 +153,13 @@ class UdpSockets:
             if sock is None:
                 break
             try:
-                runs, more = receive(sock.fileno())
+                if udp_socket.scattered:
+                    runs, more, carried = many.receive(udp_socket)  # type: ignore[union-attr]  # which marks sockets so
+                    moved += carried
+                else:
+                    runs, more = receive(sock.fileno())
+                    if len(runs) >= MANY and many is not None:
+                        many.look(udp_socket, runs)
             except OSError:
                 # The error that an earlier datagram met. There may be datagrams behind it.
                 if not self._icmp.queued(udp_socket):

@@ -38,6 +38,7 @@ from gpasst.path.service_handlers import ServiceHandlers, disabled
 from gpasst.path.stream_reader import StreamReader
 from gpasst.path.tap_filter import TapFilter
 from gpasst.path.tap_reader import TapReader
+from gpasst.path.udp_many import ManySenders
 from gpasst.path.udp_sockets import MappingSockets, UdpSockets
 from gpasst.path.udp_splice import UdpSplice
 from gpasst.proxy.advertiser import Advertiser
@@ -184,6 +185,7 @@ def build_udp(
         base.counters,
         features,
         carried=not config.no_udp,
+        many=ManySenders(nat, link) if isinstance(link, Tap) else None,
     )
     worker = watchers.worker(udp.step)
     base.descriptors.add(nat)

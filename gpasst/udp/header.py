@@ -148,9 +148,20 @@ class Header:
         """
         if total == self.total and segment == self.segment:
             return self.buffer
-        self.total, self.segment = total, segment
         single = segment >= total
         length = total + UDP_SIZE
+        if single and self.segment >= self.total >= 0:
+            # From one lone datagram to the next, what says that it is one stays.
+            self.total, self.segment = total, segment
+            start = self._lengths(length)
+            _put_words(
+                self.buffer,
+                start + _UDP_LENGTH,
+                length,
+                checksum.fold(self.pseudo + length) if self.family == V6 else 0,
+            )
+            return self.buffer
+        self.total, self.segment = total, segment
         offloaded = not single or self.family == V6
         start = self._lengths(length)
         # In the order of the declaration; a dictionary of names would cost as much as the system call.

@@ -43,13 +43,14 @@ class UdpSocket:
     :ivar first: a peer, None if there is none under `first_key`.
     :ivar first_key: its raw sender key, else `NO_KEY`.
     :ivar others: the other peers by raw sender key, and the first again under its other keys.
+    :ivar scattered: whether its latest batches had many senders.
     :ivar splices: whether loopback traffic goes to splice pairs; only a listener's may.
     :ivar served: whether a service of the program stands here in place of a socket.
     """
 
     splices = served = False
 
-    __slots__ = ("family", "first", "first_key", "mapping", "others", "port", "socket")
+    __slots__ = ("family", "first", "first_key", "mapping", "others", "port", "scattered", "socket")
 
     def __init__(self, family: int, port: int, sock: HostSocket | None = None) -> None:
         self.family = family
@@ -59,6 +60,7 @@ class UdpSocket:
         self.first: Peer | None = None
         self.first_key = NO_KEY
         self.others = _NO_OTHERS
+        self.scattered = False
 
     def find(self, key: bytes) -> Peer | None:
         """Return the peer of a raw sender key."""

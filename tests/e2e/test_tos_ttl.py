@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -120,6 +121,20 @@ def test_marks_of_the_remote_machine_reach_the_guest(net: gpasst.Pasta, remote: 
         watching(guest, family)
         expected = send_all(client, family, (HOST[family], 5000))
         assert [seen(guest) for _ in expected] == expected
+
+
+def test_marks_of_many_senders_reach_the_guest(net: gpasst.Pasta, remote: Remote, family: int) -> None:
+    with ExitStack() as stack:
+        clients = [stack.enter_context(bound(remote.socket(FAMILY[family]), FAR[family])) for _ in range(20)]
+        guest = watching(stack.enter_context(guest_socket(net, family, 5000)), family)
+        for turn in range(len(MARKS)):
+            expected = []
+            for number, client in enumerate(clients):
+                tos_ttl = MARKS[(turn + number % 3) % len(MARKS)]
+                with_tos_ttl(client, family, tos_ttl)
+                client.sendto(bytes([number]) * 20, (HOST[family], 5000))
+                expected.append((bytes([number]) * 20, *tos_ttl))
+            assert sorted(seen(guest) for _ in clients) == expected
 
 
 def test_marks_of_answers_reach_the_guest(net: gpasst.Pasta, remote: Remote, family: int) -> None:

@@ -295,6 +295,28 @@ def test_two_hundred_ports_at_once(net: gpasst.Pasta, remote: Remote, family: in
         assert ports == {i: guest.getsockname()[1] for i, guest in enumerate(guests)}
 
 
+def test_a_hundred_senders_to_one_port_in_turns(net: gpasst.Pasta, remote: Remote, family: int) -> None:
+    with ExitStack() as stack:
+        clients = [stack.enter_context(bound(remote.socket(FAMILY[family]), REMOTE[family])) for _ in range(100)]
+        ports = [client.getsockname()[1] for client in clients]
+        guest = stack.enter_context(guest_socket(net, family, 5004))
+        got: dict[int, list[bytes]] = {port: [] for port in ports}
+        for turn in range(6):
+            # The last come from ten of them alone, which have several in a batch.
+            senders = clients if turn < 4 else clients[:10] * 10
+            for number, client in enumerate(senders):
+                client.sendto(b"%d.%d" % (turn, number), (HOST[family], 5004))
+            for _ in senders:
+                data, sender = guest.recvfrom(99)
+                got[sender[1]].append(data)
+        for number, port in enumerate(ports):
+            later = [b"%d.%d" % (turn, i) for turn in (4, 5) for i in range(number, 100, 10)] if number < 10 else []
+            assert got[port] == [b"%d.%d" % (turn, number) for turn in range(4)] + later
+        for port in ports:
+            guest.sendto(b"to %d" % port, (REMOTE[family], port))
+        assert [client.recv(99) for client in clients] == [b"to %d" % port for port in ports]
+
+
 def test_a_source_port_that_the_host_uses_is_changed(net: gpasst.Pasta, remote: Remote, family: int) -> None:
     with ExitStack() as stack:
         taken = stack.enter_context(bound(host_socket(FAMILY[family]), ANY[family]))

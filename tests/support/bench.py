@@ -6,7 +6,7 @@ The guest's gateway stands for the host's loopback, so what it sends there reach
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -19,8 +19,10 @@ from gpasst.host.receive import sender_key
 from gpasst.host.receive_contiguous import ContiguousReceiver
 from gpasst.link.port import RunHeader
 from gpasst.link.recorder import Recorder
+from gpasst.link.tap import Tap
 from gpasst.packet.parse import Packet, parse_ip
 from gpasst.path.icmp_to_guest import IcmpToGuest
+from gpasst.path.udp_many import ManySenders
 from gpasst.path.udp_sockets import MappingSockets, ServiceHandler, UdpSockets
 from gpasst.testing import free_port
 from gpasst.udp.mapping import UdpSocket
@@ -69,24 +71,31 @@ class Link:
 
 
 class Bench:
-    """UDP between a guest and the host, with all that it needs."""
+    """UDP between a guest and the host, with all that it needs.
 
-    def __init__(self, features: frozenset[Feature] = ALL, carried: bool = True) -> None:
+    :param tap: takes the place of the link, and batches of many senders are carried as columns.
+    """
+
+    def __init__(
+        self, features: frozenset[Feature] = ALL, carried: bool = True, tap: Callable[[Counters], Tap] | None = None
+    ) -> None:
         self.link = Link()
         self.counters = Counters()
+        self.tap = tap(self.counters) if tap else None
         self.guest = Guest(guest_network(), GUEST_MAC, ip(GUEST_LINK_LOCAL))
         self.watched: list[UdpSocket] = []
         opener = MappingSockets(
             self.guest, Feature.GRO in features, self.watched.append, self.watched.remove, Descriptors()
         )
         self.nat = UdpNat(self.guest, opener, sender_key, now=NOW)
-        self.icmp = IcmpToGuest(self.link, self.guest, self.counters)
+        end = self.tap or self.link
+        self.icmp = IcmpToGuest(end, self.guest, self.counters)
         self.services: dict[tuple[int, int], ServiceHandler] = {}
         receivers = {family: ContiguousReceiver(family) for family in (4, 6)}
         self.time = 0.0
         self.udp = UdpSockets(
             self.nat,
-            self.link,
+            end,
             self.icmp,
             None,
             receivers,
@@ -95,6 +104,7 @@ class Bench:
             features,
             carried,
             lambda: self.time,
+            ManySenders(self.nat, self.tap) if self.tap else None,
         )
 
     def send(
@@ -115,9 +125,11 @@ class Bench:
 
 
 @contextmanager
-def bench(features: frozenset[Feature] = ALL, carried: bool = True) -> Iterator[Bench]:
+def bench(
+    features: frozenset[Feature] = ALL, carried: bool = True, tap: Callable[[Counters], Tap] | None = None
+) -> Iterator[Bench]:
     """A bench that is cleared in the end."""
-    made = Bench(features, carried)
+    made = Bench(features, carried, tap)
     try:
         yield made
     finally:

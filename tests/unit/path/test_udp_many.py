@@ -1,0 +1,242 @@
+"""Batches of many senders to one listener, as columns and row by row: the same frames reach the guest."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from gpasst.counters import Counters, Drop
+from gpasst.host.sockets import new_udp_socket, stand_in
+from gpasst.link.port import divert
+from gpasst.link.tap import Tap
+from gpasst.packet.parse import parse_ip, parse_udp
+from gpasst.packet.segmentation import split
+from gpasst.path.udp_many import FEW, JOIN_FROM, MANY
+from gpasst.udp.header import Header
+from gpasst.udp.mapping import Listener
+from gpasst.wire import UDP4, UDP6
+from tests.support.addresses import GUEST_MAC, HOST_MAC
+from tests.support.bench import Bench, bench
+from tests.support.families import FAMILIES, FAMILY, LOOPBACK
+
+SENDERS = 12
+HEAD = {4: UDP4.size, 6: UDP6.size}
+VIRTIO_BYTES = 10
+HOPS = {4: (socket.IPPROTO_IP, socket.IP_TTL), 6: (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)}
+MARKS = {4: (socket.IPPROTO_IP, socket.IP_TOS), 6: (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)}
+Datagram = tuple[int, bytes]  # TOS and TTL, payload
+# Sender, payload bytes, TOS.
+SENDS = st.lists(
+    st.tuples(st.integers(0, SENDERS - 1), st.sampled_from([0, 1, 64, 64, 1400]), st.sampled_from([0, 0, 0, 8])),
+    min_size=1,
+    max_size=60,
+)
+
+
+class Record:
+    """A recorder's stand-in."""
+
+    def write(self, to_guest: bool, *parts: bytes, comment: str = "") -> None:
+        assert to_guest
+        assert not comment
+
+
+class Ground:
+    """A listener with senders on the host, and the guest's end of the tap."""
+
+    def __init__(self, it: Bench, family: int, far: socket.socket, senders: list[socket.socket]) -> None:
+        self.it, self.family, self.far, self.senders = it, family, far, senders
+        assert it.tap is not None
+        self.tap = it.tap
+        sock = new_udp_socket(family, gro=True, packet_info=True)
+        stand_in(sock, family)
+        sock.bind((LOOPBACK[family], 0))
+        self.listener = Listener(family, sock.getsockname()[1], sock, target=7000)
+        it.nat.listen(self.listener)
+        for sender in senders:
+            sender.connect((LOOPBACK[family], self.listener.port))
+
+    def send(self, sends: list[tuple[int, int, int]]) -> None:
+        for number, (who, size, tos) in enumerate(sends):
+            self.senders[who].setsockopt(*MARKS[self.family], tos)
+            self.senders[who].send(bytes([number & 0xFF]) * size)
+
+    def step(self) -> int:
+        return self.it.udp.step(self.listener)
+
+    def frames(self) -> list[bytes]:
+        found = []
+        while True:
+            try:
+                found.append(self.far.recv(1 << 17))
+            except BlockingIOError:
+                return found
+
+    def flows(self) -> dict[int, list[Datagram]]:
+        """Return what the guest receives, by the sender's index."""
+        ports = {peer.shown[1]: peer.remote[1] for peer in self.listener.peers()}
+        indices = {sender.getsockname()[1]: i for i, sender in enumerate(self.senders)}
+        flows: dict[int, list[Datagram]] = {}
+        for frame in self.frames():
+            for whole in split(frame):
+                packet = parse_ip(memoryview(whole))
+                port, _, payload = parse_udp(packet.payload)
+                flows.setdefault(indices[ports[port]], []).append((packet.tos_ttl, bytes(payload)))
+        return flows
+
+    def meet(self) -> None:
+        """Let every sender become known, and leave the listener as it is after a batch of many senders."""
+        for _ in range(2):
+            self.send([(i, 1, 0) for i in range(SENDERS)])
+            self.step()
+        self.frames()
+        assert self.listener.scattered == self.tap.bare
+
+
+@contextmanager
+def ground(family: int, superframes: bool = True, recorded: bool = False, room: int = 1 << 22) -> Iterator[Ground]:
+    with ExitStack() as stack:
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for sock in (near, far):
+            stack.enter_context(sock)
+            sock.setblocking(False)
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, room)
+        families = frozenset((4, 6)) if superframes else frozenset[int]()
+
+        def tap(counters: Counters) -> Tap:
+            return Tap(near.fileno(), counters, {"udp": families})
+
+        it = stack.enter_context(bench(tap=tap))
+        senders = [stack.enter_context(socket.socket(FAMILY[family], socket.SOCK_DGRAM)) for _ in range(SENDERS)]
+        made = Ground(it, family, far, senders)
+        if recorded:
+            made.tap.recorder = cast(Any, Record())
+        yield made
+        assert made.listener.socket is not None
+        for _ in it.nat.retire(made.listener):
+            pass
+        made.listener.socket.close()
+
+
+@FAMILIES
+@settings(max_examples=25, deadline=None)
+@example([(i % SENDERS, 64, 0) for i in range(48)])
+@example([(0, 64, 0)] * 20 + [(1, 64, 8), (1, 64, 0)] * 9)
+@example([(i % 2, 64 if i % 7 else 10, 0) for i in range(60)])
+@given(sends=SENDS)
+def test_columns_and_rows_carry_the_same_datagrams(family: int, sends: list[tuple[int, int, int]]) -> None:
+    with ground(family) as columns, ground(family, recorded=True) as rows:
+        flows = []
+        for it in (columns, rows):
+            it.meet()
+            it.send(sends)
+            it.step()
+            flows.append(it.flows())
+        assert flows[0] == flows[1]
+        assert sum(map(len, flows[0].values())) == len(sends)
+        assert columns.it.counters.udp.up.datagrams == rows.it.counters.udp.up.datagrams
+        assert columns.it.counters.udp.up.bytes == rows.it.counters.udp.up.bytes
+
+
+@FAMILIES
+def test_a_lone_datagram_is_a_frame_like_that_of_its_header(family: int) -> None:
+    with ground(family) as it:
+        it.meet()
+        it.send([(i, 10 * i, 8 * (i % 2)) for i in range(SENDERS)])
+        it.step()
+        frames = it.frames()
+        assert len(frames) == SENDERS
+        peers = {peer.remote[1]: peer for peer in it.listener.peers()}
+        for i, frame in enumerate(frames):
+            peer = peers[it.senders[i].getsockname()[1]]
+            (address, port), mapping = peer.shown, peer.mapping
+            header = Header(family, GUEST_MAC, HOST_MAC, address, mapping.guest, port, mapping.port)
+            header.set_tos_ttl((8 * (i % 2)) << 8 | 64)
+            assert frame == bytes(header.fill(10 * i, 10 * i)) + bytes([i]) * (10 * i)
+
+
+def test_several_datagrams_of_a_flow_are_a_superframe() -> None:
+    with ground(4) as it:
+        it.meet()
+        it.send([(i % 2, 100, 0) for i in range(2 * JOIN_FROM)])
+        it.step()
+        assert [len(frame) - HEAD[4] for frame in it.frames()] == [100 * JOIN_FROM] * 2
+        assert it.it.counters.udp.up.superframes == 2
+
+
+def test_without_superframes_each_is_a_frame() -> None:
+    with ground(4, superframes=False) as it:
+        it.meet()
+        it.send([(i % 2, 100, 0) for i in range(2 * JOIN_FROM)])
+        it.step()
+        assert [len(frame) for frame in it.frames()] == [HEAD[4] + 100] * 2 * JOIN_FROM
+
+
+def test_the_layout_follows_the_senders() -> None:
+    with ground(4) as it:
+        it.meet()
+        assert it.listener.scattered
+        it.send([(0, 100, 0)] * MANY * FEW)
+        it.step()
+        assert not it.listener.scattered
+        for _ in range(2):  # the first tells the receiver the size
+            it.send([(0, 100, 0)] * 20)
+            it.step()
+            assert not it.listener.scattered
+        assert [len(frame) for frame in it.frames()][-1] == HEAD[4] + 20 * 100, "joined as they are received"
+        it.send([(i % 3, 100, 0) for i in range(MANY + 1)])
+        it.step()
+        assert it.listener.scattered
+
+
+def test_new_senders_come_behind_known_ones() -> None:
+    with ground(4) as it, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as new:
+        it.meet()
+        new.connect((LOOPBACK[4], it.listener.port))
+        it.senders.append(new)
+        it.send([(SENDERS, 5, 0), (0, 6, 0), (SENDERS, 7, 0), (1, 8, 0)])
+        assert it.step() == 4
+        assert [len(frame) - HEAD[4] for frame in it.frames()] == [6, 8, 5, 7]
+
+
+def test_weather_takes_every_run() -> None:
+    with ground(4) as it:
+        it.meet()
+        taken: list[int] = []
+
+        class Writer:
+            def write_run(self, header: Any, total: int, segment: int, payload: list[memoryview]) -> None:
+                taken.append(total)
+
+            write_bare = write_frame = cast(Any, None)
+
+        divert(it.tap, Writer())
+        it.send([(i, 5, 0) for i in range(SENDERS)])
+        it.step()
+        assert taken == [5] * SENDERS
+        divert(it.tap, None)
+        assert it.frames() == []
+
+
+def test_what_the_tap_does_not_take_is_counted() -> None:
+    with ground(4, room=1) as it:
+        it.meet()
+        it.it.counters.drops.clear()
+        before = it.it.counters.udp.up.datagrams
+        it.send([(i, 1400, 0) for i in range(SENDERS)])
+        it.step()
+        arrived = len(it.frames())
+        assert 0 < arrived < SENDERS
+        assert it.it.counters.udp.up.datagrams - before == arrived
+        assert it.it.counters.drops == {Drop.TAP_FULL: SENDERS - arrived}
+        it.far.close()
+        it.send([(0, 1, 0), (1, 1, 0)])
+        it.step()
+        assert it.it.counters.drops[Drop.TAP_FAILED] == 2, os.strerror(errno.EPIPE)
