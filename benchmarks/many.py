@@ -63,6 +63,7 @@ from report import about, asked, publish, wanted
 
 Program = subprocess.Popen[str]
 MTU = 65520  # bytes
+LEAST_COUNT = 1000  # of ports, for what each adds to the memory to stand out
 SETTLE_SECONDS = 0.3  # for what follows the start, and for the last datagrams to arrive
 SPEAK_SECONDS = 1.6  # until the namespace's kernel has used its link-local address, which pasta learns by that
 DNS_PORT = 7053
@@ -156,7 +157,8 @@ class Bench:
                 sender = start(self._paths["udp_load"], *words, netns=sender_at)
             stack.enter_context(ended(sender))
             self._flood(contender, sender, receiver, figures)
-            figures.memory_kb.append((contender.memory_kb() - memory) / load.count)
+            if load.count >= LEAST_COUNT:
+                figures.memory_kb.append((contender.memory_kb() - memory) / load.count)
 
     def _answers_to_ports(self, contender: Contender, load: Load, figures: Figures) -> None:
         bind, address, port = contender.targets(outward=True, ipv6=load.ipv6)
@@ -237,6 +239,8 @@ def main() -> int:
     parser.add_argument("--options", default="", metavar="WORDS", help="more options of gpasst, in one argument")
     parser.add_argument("--before-options", default=None, metavar="WORDS", help="those of the version before")
     given = asked(parser, LABELS, CONTENDERS, rounds=5)
+    if GPASST and not (Path(GPASST) / "gpasst" / "__main__.py").is_file():
+        raise SystemExit(f"GPASST names no checkout of gpasst: {GPASST}")
     left_out = set(given.without)
     left_out |= set() if given.veth else {VETH}
     left_out |= set() if GPASST or given.before_options is not None else {BEFORE}
