@@ -92,9 +92,11 @@ class Sender:
     :ivar address: the remote end's address, None for a connected socket.
     :ivar control: control messages that choose the source address, TOS and TTL; empty where the kernel's choice and the
         defaults serve.
+    :ivar name: the address as the kernel reads it (struct sockaddr), once a ring has sent to it; else empty.
+    :ivar descriptor: of the socket, likewise.
     """
 
-    __slots__ = ("address", "control", "socket")
+    __slots__ = ("address", "control", "descriptor", "name", "socket")
 
     def __init__(
         self,
@@ -105,3 +107,5 @@ class Sender:
         self.socket = sock
         self.address = address
         self.control = control
+        self.name = b""
+        self.descriptor = -1

@@ -85,11 +85,13 @@ class FastPath:
     """The peers of one guest, as frames name them.
 
     :param tables: the guest's tables by family; none where UDP is not carried.
+    :ivar tables: the same, empty ones where UDP is not carried.
     """
 
     def __init__(self, tables: dict[int, Table]) -> None:
         nothing = Table()
-        four, six = tables.get(4, nothing), tables.get(6, nothing)
+        self.tables = {4: nothing, 6: nothing, **tables}
+        four, six = self.tables[4], self.tables[6]
         self._down4, self._activity4 = four.down, four.activity
         self._down6, self._activity6 = six.down, six.activity
 

@@ -5,6 +5,9 @@ ordinary UDP frame of a known peer costs one look at its headers, one look-up by
 (`fastpath`). Frames that repeat the one before are joined to one send. Every other frame goes to the backlog, which is
 dispatched when the known ones have been carried.
 
+Where the frames of a step are of many flows, the next steps read several before they carry them (`tap_columns`), until
+that is of no use any more.
+
 Where frames are recorded, or rules of weather are in force, each frame is first shown to these. A frame that weather
 has held comes back by `inject`.
 """
@@ -14,10 +17,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 
 from gpasst.counters import Counters, Drop
 from gpasst.features import ALL, Feature
 from gpasst.host.receive import RUN_BYTES
+from gpasst.host.ring import Ring
 from gpasst.host.send import SEGMENTS_PER_SEND, send_one, sender_to
 from gpasst.link.port import FREE, TAKEN, TRANSIENT, LinkGone
 from gpasst.link.run_reader import DRAINED, RunReader
@@ -27,6 +32,7 @@ from gpasst.path.backlog import Backlog
 from gpasst.path.budget import BACKLOG_SECONDS, FRAMES_PER_STEP, STEP_SECONDS
 from gpasst.path.fastpath import FastPath, udp_segment
 from gpasst.path.icmp_to_guest import IcmpToGuest
+from gpasst.path.tap_columns import SLOTS, TapColumns
 from gpasst.path.tcp_frames import TcpFrames
 from gpasst.path.udp_sockets import UdpSockets
 from gpasst.udp.mapping import Peer
@@ -35,6 +41,8 @@ from gpasst.wire import VIRTIO_NET_CODEC
 FRAMES_PER_LOOK = 8  # at the clock
 SINGLE_STEPS = 2  # steps with one frame each, after which the next is expected to have one, too
 SINGLE_CHECK = 8  # of so many steps, one checks whether that still holds
+TURNS = 4  # frames of a step that each were of another flow than the one before, from which columns may pay
+IDLE_STEPS = 16  # with little use for columns, after which frames are read one by one again
 
 _VIRTIO = VIRTIO_NET_CODEC.size
 _DONE = (0, 0)
@@ -52,6 +60,7 @@ class TapReader:
     :param features: the ways to move more than one datagram at once.
     :param clock: returns seconds, for the budget of a step.
     :param tcp: takes segments of known connections, None where TCP is not carried.
+    :param ring: makes many sends in one call; None for none.
     """
 
     def __init__(
@@ -65,6 +74,7 @@ class TapReader:
         features: frozenset[Feature] = ALL,
         clock: Callable[[], float] = time.perf_counter,
         tcp: TcpFrames | None = None,
+        ring: Ring | None = None,
     ) -> None:
         self._tap = tap
         self._fastpath = fastpath
@@ -82,7 +92,11 @@ class TapReader:
         self._joins = features >= {Feature.JOIN, Feature.GSO}
         self._last: Peer | None = None
         self._single = 0
+        self._turns = 0  # frames of this step that were of another flow than the one before
         self._emptied = True
+        self._many = False  # whether frames are read and carried together
+        self._columns: TapColumns | None = None
+        self._make_columns = partial(TapColumns, fastpath, icmp, counters, features, ring)
 
     def step(self) -> int:
         """Move up to `FRAMES_PER_STEP` frames, for at most `STEP_SECONDS`; return how many.
@@ -94,6 +108,8 @@ class TapReader:
             return 0
         fd, counters = self._tap.fd, self._counters
         watched = self._tap.recorder is not None or self._tap.gate is not None
+        if self._many and not watched:
+            return self._step_of_many()
         vector = [self._buffer]
         readv = os.readv
         # Looking for a second frame costs a system call. Where there was none for a while it is left to the watcher,
@@ -104,7 +120,7 @@ class TapReader:
         budget = 1 if alone else FRAMES_PER_STEP
         if budget == 1:
             self._last = None
-        read = size = 0
+        read = size = self._turns = 0
         look, deadline = FRAMES_PER_LOOK, 0.0
         while read < budget:
             try:
@@ -137,6 +153,7 @@ class TapReader:
                 elif now >= deadline:
                     break
         self._single = single + 1 if read <= 1 else 0
+        self._many = self._turns >= TURNS and 2 * self._turns > read
         if size == DRAINED:
             self._emptied = True
         if self._tcp_queue or self._backlog.frames:
@@ -144,6 +161,47 @@ class TapReader:
             # Frames of known flows may wait in the kernel's queue behind others, which only reading overtakes.
             self._follow(deadline, hurries=size != DRAINED and budget > 1)
         return read
+
+    def _step_of_many(self) -> int:
+        """Take a step in which frames are carried together; see `step`."""
+        if self._columns is None:
+            self._columns = self._make_columns()
+        columns = self._columns
+        self._last = None
+        read, deadline = 0, self._clock() + STEP_SECONDS
+        failure = None
+        while read + SLOTS <= FRAMES_PER_STEP and failure is None and (not read or self._clock() < deadline):
+            count, failure = columns.step(self._tap.fd, self._row)
+            read += count
+        if columns.idle >= IDLE_STEPS:
+            self._many, columns.idle = False, 0
+        if failure is not None:
+            if failure.errno not in TRANSIENT:
+                self._backlog.drain(self._clock())
+                raise LinkGone(failure.strerror) from failure
+            self._emptied = True
+        if self._tcp_queue or self._backlog.frames:
+            self._follow(deadline, hurries=failure is None)
+        return read
+
+    def _row(self, block: memoryview, at: int, size: int) -> None:
+        """Carry one frame of those that are carried together.
+
+        :param block: where it lies.
+        :param at: where its virtio-net header begins.
+        :param size: bytes with that.
+        """
+        found = self._fastpath.lookup(block, at, size)
+        if found is None:
+            if self._tcp is None or not self._tcp.frame(block, block, at, size):
+                self._keep(block[at : at + size])
+            return
+        peer, start, length = found
+        payload = block[at + start : at + start + length]
+        if block[at + GSO_TYPE]:
+            self._superframe(peer, block[at : at + size], payload)
+        else:
+            self._datagram(peer, payload)
 
     def emptied(self) -> bool:
         """Return whether the tap's queue was found empty since the last call."""
@@ -208,32 +266,41 @@ class TapReader:
         found = self._fastpath.lookup(buffer, 0, size)
         if found is None:
             if self._tcp is None or not self._tcp.frame(buffer, self._view, 0, size):
-                self._keep(size)
+                self._keep(self._view[:size])
             return _DONE
         peer, start, length = found
         payload = self._view[start : start + length]
         if buffer[GSO_TYPE]:
-            segment = udp_segment(buffer, size)
-            if segment >= 0:
-                self._udp.send(peer, payload, segment or length)
-            else:
-                self._counters.drop(Drop.MALFORMED_UDP)
+            self._superframe(peer, self._view[:size], payload)
             return _DONE
         # Others like the one before are expected to follow.
         if peer is self._last and size == start + length:
             return self._join(peer, size, start)
+        self._turns += 1
         if self._joins:
             self._last = peer
+        self._datagram(peer, payload)
+        return _DONE
+
+    def _datagram(self, peer: Peer, payload: memoryview) -> None:
+        """Send a single datagram to its peer."""
         failure = send_one(peer.sender or sender_to(peer), payload, self._counters.udp.down, self._counters)
         if failure:
             self._icmp.refused(peer, failure, payload)
-        return _DONE
 
-    def _keep(self, size: int) -> None:
-        """Put the frame in the buffer, which is none of a known flow, into the backlog."""
-        segment = udp_segment(self._buffer, size) if self._buffer[GSO_TYPE] else 0
+    def _superframe(self, peer: Peer, frame: memoryview, payload: memoryview) -> None:
+        """Send the datagrams of a superframe, given with its virtio-net header, to their peer."""
+        segment = udp_segment(frame, len(frame))
         if segment >= 0:
-            self._backlog.add(self._view[_VIRTIO:size], segment)
+            self._udp.send(peer, payload, segment or len(payload))
+        else:
+            self._counters.drop(Drop.MALFORMED_UDP)
+
+    def _keep(self, frame: memoryview) -> None:
+        """Put a frame, given with its virtio-net header, which is none of a known flow, into the backlog."""
+        segment = udp_segment(frame, len(frame)) if frame[GSO_TYPE] else 0
+        if segment >= 0:
+            self._backlog.add(frame[_VIRTIO:], segment)
         else:
             self._counters.drop(Drop.MALFORMED_UDP)
 

@@ -288,7 +288,9 @@ def build_inside(
             found = list(udp.nat.active_ports(limit // 2))
             return found + (tcp.table.ports(limit - len(found)) if tcp else [])
 
-        reader = tap_reader = TapReader(link, fastpath, udp, icmp, backlog, counters, base.features, tcp=frames)
+        reader = tap_reader = TapReader(
+            link, fastpath, udp, icmp, backlog, counters, base.features, tcp=frames, ring=base.ring
+        )
         tap_filter = TapFilter(link, backlog, counters, routers, ports, tap_reader.emptied)
         _watch_tap(watchers, link, tap_reader, ended)
     elif isinstance(link, Stream):

@@ -5,9 +5,6 @@ from __future__ import annotations
 import _socket
 import errno
 import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -15,23 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpasst.counters import Drop
-from gpasst.features import ALL, Feature
+from gpasst.features import Feature
 from gpasst.formats import VIRTIO_NET_BLANK, VIRTIO_NET_CODEC
 from gpasst.host import sockets
 from gpasst.link.port import FREE, PASSED, TAKEN, LinkGone
-from gpasst.link.tap import Tap
-from gpasst.path.backlog import Backlog
 from gpasst.path.budget import BACKLOG_SECONDS, FRAMES_PER_STEP, STEP_SECONDS
-from gpasst.path.dispatch import Dispatch
-from gpasst.path.fastpath import FastPath
-from gpasst.path.tap_reader import FRAMES_PER_LOOK, TapReader
+from gpasst.path.tap_reader import FRAMES_PER_LOOK
 from gpasst.testing import free_port
-from tests.support.bench import NOW, Bench, server, udp_frame
+from tests.support.bench import server, udp_frame
 from tests.support.families import FAMILIES
+from tests.support.taps import WAYS, received, tap
 
-UDP = 17
 GSO_UDP_L4, NEEDS_CHECKSUM = 5, 1
-WAYS = [ALL, ALL - {Feature.JOIN}, ALL - {Feature.GSO}, frozenset[Feature]()]
 
 
 class Record:
@@ -43,76 +35,6 @@ class Record:
     def write(self, to_guest: bool, *parts: bytes) -> None:
         assert not to_guest
         self.frames.append(b"".join(parts))
-
-
-class Case:
-    """A guest behind a tap."""
-
-    def __init__(self, features: frozenset[Feature] = ALL) -> None:
-        self.bench = Bench(features)
-        self.counters = self.bench.counters
-        ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.ours = ours
-        ours.setblocking(False)
-        self.theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
-        self.tap = Tap(ours.fileno(), self.counters, {"udp": frozenset((4, 6))})
-        self.time = 0.0
-        self.ticks = 0.0  # seconds that each look at the clock takes
-        self.asked = 0
-        self.arps = 0
-        handlers = {(family, UDP): self.bench.udp.outbound for family in (4, 6)}
-        dispatch = Dispatch(self.bench.guest, self.arp, handlers, self.counters, lambda: NOW)
-        fastpath = FastPath(self.bench.nat.tables)
-        self.backlog = Backlog(dispatch.frame, fastpath.knows, self.again, self.counters, self.clock)
-        self.reader = TapReader(
-            self.tap, fastpath, self.bench.udp, self.bench.icmp, self.backlog, self.counters, features, self.clock
-        )
-
-    def clock(self) -> float:
-        self.time += self.ticks
-        return self.time
-
-    def arp(self, payload: memoryview) -> None:
-        self.arps += 1
-
-    def again(self) -> None:
-        self.asked += 1
-
-    def give(self, *frames: bytes, virtio: bytes = VIRTIO_NET_BLANK) -> None:
-        """Let the guest send frames."""
-        for frame in frames:
-            self.theirs.send(virtio + frame)
-
-    def move(self) -> int:
-        """Take steps until nothing is left; return how many frames that were."""
-        moved = 0
-        while step := self.reader.step():
-            moved += step
-        return moved
-
-    def close(self) -> None:
-        self.ours.close()
-        self.theirs.close()
-        self.bench.close()
-
-
-@contextmanager
-def tap(features: frozenset[Feature] = ALL) -> Iterator[Case]:
-    made = Case(features)
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-def received(host: socket.socket) -> list[bytes]:
-    host.setblocking(False)
-    found = []
-    while True:
-        try:
-            found.append(host.recv(65535))
-        except BlockingIOError:
-            return found
 
 
 @FAMILIES

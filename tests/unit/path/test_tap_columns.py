@@ -1,0 +1,351 @@
+"""Frames of many flows, read and carried together: the same datagrams leave as if each were carried by itself."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any, cast
+from unittest import mock
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpasst.counters import Drop
+from gpasst.features import ALL, Feature
+from gpasst.flow.sender import Sender
+from gpasst.formats import VIRTIO_NET_BLANK, VIRTIO_NET_CODEC
+from gpasst.host.ring import Ring
+from gpasst.host.ring_forms import open_ring
+from gpasst.host.send import sender_to
+from gpasst.link.port import LinkGone
+from gpasst.linux import IP_RECVTOS, IP_RECVTTL, IPPROTO_IP, IPPROTO_IPV6, IPV6_RECVHOPLIMIT, IPV6_RECVTCLASS
+from gpasst.path import tap_reader
+from gpasst.path.budget import FRAMES_PER_STEP, STEP_SECONDS
+from gpasst.path.tap_columns import SLOTS
+from gpasst.path.tap_reader import IDLE_STEPS, TURNS
+from gpasst.testing import free_port
+from tests.support.bench import server, udp_frame
+from tests.support.families import FAMILIES
+from tests.support.taps import Case, received, tap
+
+FLOWS = 6
+GSO_UDP_L4, NEEDS_CHECKSUM = 5, 1
+RINGS = pytest.mark.parametrize("ringed", [True, False], ids=["ring", "no ring"])
+
+
+@contextmanager
+def ring(wanted: bool) -> Iterator[Ring | None]:
+    """A ring, or none where none is wanted."""
+    with ExitStack() as stack:
+        made = open_ring() if wanted else None
+        if made is not None:
+            stack.callback(made.close)
+        yield made
+
+
+def ports(count: int) -> list[int]:
+    """Return ports of the guest that are free on the host."""
+    found: set[int] = set()
+    while len(found) < count:
+        found.add(free_port("udp"))
+    return sorted(found)
+
+
+def introduce(case: Case, family: int, guests: list[int], to: int) -> None:
+    """Make flows known, and let the reader expect frames of many."""
+    for _ in range(2):
+        case.give(*(udp_frame(family, port, to, b"known") for port in guests))
+        case.move()
+
+
+def by_number(datagrams: list[bytes]) -> dict[bytes, list[bytes]]:
+    """Return datagrams by flow, whose number is their first byte."""
+    flows: dict[bytes, list[bytes]] = {}
+    for data in datagrams:
+        flows.setdefault(data[:1], []).append(data)
+    return flows
+
+
+@FAMILIES
+@RINGS
+def test_each_flow_keeps_its_order(family: int, ringed: bool) -> None:
+    with ring(ringed) as made, tap(ALL, made) as case, server(family) as host:
+        guests, to = ports(100), host.getsockname()[1]
+        introduce(case, family, guests, to)
+        received(host)
+        sent = {bytes([flow]): [bytes([flow, turn]) + bytes(turn % 3) for turn in range(5)] for flow in range(100)}
+        got: dict[bytes, list[bytes]] = {}
+        with mock.patch.object(os, "readv", side_effect=os.readv) as reads:
+            for turn in range(5):
+                case.give(*(udp_frame(family, port, to, sent[bytes([i])][turn]) for i, port in enumerate(guests)))
+                assert case.move() == 100
+                for data in received(host):
+                    got.setdefault(data[:1], []).append(data)
+        assert got == sent
+        assert len({id(call.args[1][0].obj) for call in reads.call_args_list}) == 1, "all were read into one block"
+        down = case.counters.udp.down
+        assert (down.datagrams, down.bytes) == (
+            700,
+            200 * 5 + sum(len(data) for flow in sent.values() for data in flow),
+        )
+        assert (case.counters.frames_down, case.counters.drops) == (700, {})
+
+
+def test_a_ring_sends_many_at_once() -> None:
+    with ring(True) as made, tap(ALL, made) as case, server(4) as host:
+        guests, to = ports(50), host.getsockname()[1]
+        introduce(case, 4, guests, to)
+        case.give(*(udp_frame(4, port, to, b"?") for port in guests))
+        assert made is not None
+        with mock.patch.object(made, "enter", side_effect=made.enter) as enters:
+            case.move()
+        assert enters.call_count == 1
+
+
+@RINGS
+def test_datagrams_of_few_flows_leave_in_one_send_for_each(ringed: bool) -> None:
+    with ring(ringed) as made, tap(ALL, made) as case, server(4) as host:
+        guests, to = ports(FLOWS), host.getsockname()[1]
+        introduce(case, 4, guests, to)
+        received(host)
+        sizes = [200] * 5 + [100] * 3 + [0, 100]
+        sent = {bytes([i]): [bytes([i, turn]) + bytes(size) for turn, size in enumerate(sizes)] for i in range(FLOWS)}
+        for turn in range(len(sizes)):
+            case.give(*(udp_frame(4, port, to, sent[bytes([i])][turn]) for i, port in enumerate(guests)))
+        case.move()
+        assert by_number(received(host)) == sent
+        assert case.counters.udp.down.superframes == 2 * FLOWS, "one of five, one of three"
+        assert case.counters.udp.down.datagrams == FLOWS * (2 + len(sizes))
+
+
+class Refusing:
+    """A socket whose every send the kernel refuses."""
+
+    def __init__(self) -> None:
+        self._ends = os.pipe()
+
+    def fileno(self) -> int:
+        return self._ends[1]
+
+    def sendto(self, *_: object) -> int:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    sendmsg = sendto
+
+    def close(self) -> None:
+        for end in self._ends:
+            os.close(end)
+
+
+@FAMILIES
+@RINGS
+def test_what_the_kernel_refuses_is_reported_and_the_rest_is_sent(family: int, ringed: bool) -> None:
+    with ring(ringed) as made, tap(ALL, made) as case, server(family) as host, closing(Refusing()) as refusing:
+        guests, to = ports(FLOWS), host.getsockname()[1]
+        introduce(case, family, guests, to)
+        received(host)
+        first, *others = case.bench.nat.tables[family]
+        first.sender = Sender(cast(Any, refusing), sender_to(first).address)
+        for turn in range(3):
+            case.give(*(udp_frame(family, port, to, bytes([i, turn])) for i, port in enumerate(guests)))
+        case.move()
+        rest = range(1, FLOWS) if first.mapping.port == guests[0] else range(FLOWS - 1)
+        assert by_number(received(host)) == {bytes([i]): [bytes([i, turn]) for turn in range(3)] for i in rest}
+        assert case.counters.drops == {Drop.SEND_FAILED: 3}
+        assert case.counters.udp.down.datagrams == 2 * FLOWS + 3 * len(others)
+        assert len(case.bench.link.frames) == 3
+
+
+@RINGS
+def test_an_earlier_error_of_a_socket_costs_no_datagram(ringed: bool) -> None:
+    with ring(ringed) as made, tap(ALL, made) as case, server(4) as host:
+        guests, to = ports(FLOWS), host.getsockname()[1]
+        introduce(case, 4, guests, to)
+        received(host)
+        nobody = free_port("udp")
+        case.give(*(udp_frame(4, port, nobody, b"refused by ICMP") for port in guests))
+        case.move()
+        for turn in range(3):
+            case.give(*(udp_frame(4, port, to, bytes([i, turn])) for i, port in enumerate(guests)))
+        case.move()
+        assert by_number(received(host)) == {bytes([i]): [bytes([i, turn]) for turn in range(3)] for i in range(FLOWS)}
+        assert case.counters.drops == {}
+
+
+@FAMILIES
+@RINGS
+def test_sends_with_control_messages_stand_among_others(family: int, ringed: bool) -> None:
+    with ring(ringed) as made, tap(ALL, made) as case, server(family) as host:
+        guests, to = ports(FLOWS), host.getsockname()[1]
+        introduce(case, family, guests, to)
+        received(host)
+        frames = [udp_frame(family, port, to, bytes([i])) for i, port in enumerate(guests)]
+        case.give(*(marked(frame, 32 if i % 2 else 0, 64) for i, frame in enumerate(frames)))
+        case.give(*(marked(frame, 32, 64) for frame in frames))
+        case.move()
+        assert by_number(received(host)) == {bytes([i]): 2 * [bytes([i])] for i in range(FLOWS)}
+
+
+@RINGS
+def test_a_single_flow_is_joined_again(ringed: bool) -> None:
+    with ring(ringed) as made, tap(ALL, made) as case, server(4) as host:
+        guests, to = ports(FLOWS), host.getsockname()[1]
+        introduce(case, 4, guests, to)
+        for _ in range(IDLE_STEPS):
+            case.give(udp_frame(4, guests[0], to, b"lone"))
+            case.move()
+        before = case.counters.udp.down.superframes
+        with mock.patch.object(os, "readv", side_effect=os.readv) as reads:
+            case.give(*(udp_frame(4, guests[0], to, bytes([turn])) for turn in range(SLOTS)))
+            case.move()
+        assert case.counters.udp.down.superframes > before
+        assert max(len(call.args[1]) for call in reads.call_args_list) == 2, "payloads are read apart from headers"
+
+
+def test_a_step_is_bounded_in_number_and_time() -> None:
+    with tap() as case, server(4) as host:
+        guests, to = ports(FLOWS), host.getsockname()[1]
+        introduce(case, 4, guests, to)
+        case.give(*(udp_frame(4, guests[i % FLOWS], to, b"?") for i in range(2 * FRAMES_PER_STEP)))
+        case.reader.emptied()
+        assert case.reader.step() == FRAMES_PER_STEP
+        assert not case.reader.emptied()
+        case.ticks = STEP_SECONDS
+        assert case.reader.step() == SLOTS
+        case.ticks = 0.0
+        assert case.reader.step() == SLOTS
+        assert case.reader.emptied()
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EINTR, errno.EBADFD])
+def test_an_error_of_a_read_loses_nothing(number: int) -> None:
+    with tap() as case, server(4) as host:
+        guests, to = ports(FLOWS), host.getsockname()[1]
+        introduce(case, 4, guests, to)
+        received(host)
+        case.give(*(udp_frame(4, port, to, bytes([i])) for i, port in enumerate(guests)))
+        left = [os.readv] * (FLOWS - 1)
+
+        def fail_once(fd: int, buffers: list[memoryview]) -> int:
+            if not left:
+                raise OSError(number, os.strerror(number))
+            return left.pop()(fd, buffers)
+
+        with mock.patch.object(os, "readv", fail_once):
+            if number == errno.EBADFD:
+                with pytest.raises(LinkGone, match=os.strerror(number)):
+                    case.reader.step()
+            else:
+                assert case.reader.step() == FLOWS - 1
+        case.move()
+        assert sorted(received(host)) == [bytes([i]) for i in range(FLOWS)]
+
+
+def marked(frame: bytes, tos: int, ttl: int) -> bytes:
+    """Return a frame with another TOS and TTL, or traffic class and hop limit."""
+    changed = bytearray(frame)
+    if frame[14] >> 4 == 4:
+        changed[15], changed[22] = tos, ttl
+    else:
+        changed[14:16] = ((6 << 12 | tos << 4) & 0xFFFF).to_bytes(2, "big")
+        changed[21] = ttl
+    return bytes(changed)
+
+
+def spoilt(frame: bytes, kind: str) -> bytes:
+    """Return a frame as columns do not carry it, behind its virtio-net header."""
+    changed = bytearray(frame)
+    four = frame[14] >> 4 == 4
+    if kind == "padded":
+        changed += bytes(6)
+    elif kind == "length":
+        changed[17 if four else 19] ^= 1
+    elif kind == "UDP length":
+        changed[39 if four else 59] ^= 1
+    elif kind == "fragment" and four:
+        changed[20] |= 0x20
+    elif kind == "protocol":
+        changed[23 if four else 20] = 6
+    elif kind == "options" and four:
+        changed[14] = 0x46
+    elif kind == "ARP":
+        changed = bytearray(bytes(12) + b"\x08\x06" + bytes(28))
+    elif kind == "short":
+        del changed[30:]
+    elif kind == "superframe":
+        return VIRTIO_NET_CODEC.pack(flags=NEEDS_CHECKSUM, gso_type=GSO_UDP_L4, gso_size=40) + changed
+    return VIRTIO_NET_BLANK + changed
+
+
+KINDS = ["padded", "length", "UDP length", "fragment", "protocol", "options", "ARP", "short", "superframe"]
+FRAMES = st.tuples(
+    st.integers(0, FLOWS),  # the last one is new
+    st.sampled_from([4, 4, 4, 6]),
+    st.sampled_from([0, 1, 64, 64, 64, 64, 1200]),
+    st.sampled_from([0, 0, 0, 0, 0x28, 0x03]),
+    st.sampled_from([64, 64, 64, 64, 63, 255]),
+    st.one_of(st.just(""), st.just(""), st.just(""), st.sampled_from(KINDS)),
+)
+
+
+def outcome(frames: list[tuple[int, int, int, int, int, str]], features: frozenset[Feature], ringed: bool) -> Any:
+    """Let the guest send frames; return what each flow carried with which marks, and what was counted."""
+    with (
+        ring(ringed) as made,
+        tap(features, made) as case,
+        server(4) as four,
+        server(6) as six,
+    ):
+        hosts = {4: four, 6: six}
+        for option in (IP_RECVTOS, IP_RECVTTL):
+            four.setsockopt(IPPROTO_IP, option, 1)
+        for option in (IPV6_RECVTCLASS, IPV6_RECVHOPLIMIT):
+            six.setsockopt(IPPROTO_IPV6, option, 1)
+        guests = ports(FLOWS + 1)
+        for family, host in hosts.items():
+            introduce(case, family, guests[:FLOWS], host.getsockname()[1])
+            received(host)
+        for number, (flow, family, size, tos, ttl, kind) in enumerate(frames):
+            data = (bytes([flow, number]) + bytes(size))[: size + 2]
+            frame = marked(udp_frame(family, guests[flow], hosts[family].getsockname()[1], data), tos, ttl)
+            case.theirs.send(spoilt(frame, kind))
+        case.move()
+        while case.backlog.frames:
+            case.backlog.step()
+        flows: dict[tuple[int, int], list[Any]] = {}
+        for family, host in hosts.items():
+            host.setblocking(False)
+            try:
+                while True:
+                    data, control, _, _ = host.recvmsg(2000, 200)
+                    marks = sorted((kind, value[0]) for _, kind, value in control)
+                    flows.setdefault((family, data[0]), []).append((data, marks))
+            except BlockingIOError:
+                pass
+        down = case.counters.udp.down
+        return (
+            flows,
+            case.counters.drops,
+            case.counters.frames_down,
+            down.datagrams,
+            down.bytes,
+            len(case.bench.link.frames),
+        )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    frames=st.lists(FRAMES, min_size=TURNS, max_size=100),
+    features=st.sampled_from([ALL, ALL - {Feature.GSO}]),
+    ringed=st.booleans(),
+)
+def test_columns_carry_what_rows_carry(
+    frames: list[tuple[int, int, int, int, int, str]], features: frozenset[Feature], ringed: bool
+) -> None:
+    together = outcome(frames, features, ringed)
+    with mock.patch.object(tap_reader, "TURNS", 1 << 30):
+        alone = outcome(frames, features, ringed)
+    assert together == alone
