@@ -1,7 +1,7 @@
 """Errors of system calls, injected where the package calls the kernel.
 
 Theory of operation: all sockets of a proxy are objects of the interpreter's C class, which modules import under a name
-of their own, and its other calls go through `os`, `fcntl`, an epoll set and one function of libc. `injected` replaces
+of their own, and its other calls go through `os`, `fcntl`, an epoll set and two functions of libc. `injected` replaces
 these, for every module of the package, by what asks an `Injector` first. An armed `Fault` then answers in the kernel's
 place. Calls of the test itself, and of libraries, are passed on.
 """
@@ -117,11 +117,11 @@ class Injector:
             methods[name] = self.wrapped(call, getattr(_socket.socket, name))
         return type("AskingSocket", (_socket.socket,), methods)
 
-    def recvmmsg(self, function: Any) -> Callable[..., int]:
-        """Return libc's function, asking first."""
+    def of_libc(self, call: str, function: Any) -> Callable[..., int]:
+        """Return a function of libc, asking first."""
 
         def asking(*arguments: Any) -> int:
-            number = self.number("recvmmsg")
+            number = self.number(call)
             if number:
                 ctypes.set_errno(number)
                 return -1
@@ -148,7 +148,8 @@ def injected() -> Iterator[Injector]:
     injector = Injector()
     asking = injector.socket_class()
     modules: dict[str, Any] = {name: module for name, module in sys.modules.items() if name.startswith(PACKAGE)}
-    receive, pipes, build = (modules[PACKAGE + name] for name in ("host.receive", "host.pipes", "proxy.build_tcp"))
+    changed = "host.receive", "host.ring", "host.pipes", "proxy.build_tcp"
+    receive, ring, pipes, build = (modules[PACKAGE + name] for name in changed)
     original = build.original
     with ExitStack() as stack:
 
@@ -158,7 +159,8 @@ def injected() -> Iterator[Injector]:
         for module in modules.values():
             if getattr(module, "RawSocket", None) is _socket.socket:
                 replace(module, "RawSocket", asking)
-        replace(receive, "_recvmmsg", injector.recvmmsg(receive._recvmmsg))  # noqa: SLF001
+        replace(receive, "_recvmmsg", injector.of_libc("recvmmsg", receive._recvmmsg))  # noqa: SLF001
+        replace(ring, "_enter", injector.of_libc("io_uring_enter", ring._enter))  # noqa: SLF001
         replace(pipes, "fcntl", injector.wrapped("fcntl", pipes.fcntl))
         replace(build, "original", lambda module, name: injector.epoll if name == "epoll" else original(module, name))
         for call in OS_CALLS:
