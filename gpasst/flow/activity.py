@@ -6,7 +6,8 @@ timeout. A bit says "since the last scan", so an item expires late by up to one 
 
 A scan comes in pieces of a few items, behind each of which its caller may look at the clock, and items may come, go and
 be marked between two of them. The items stand in the
-order of their last activity.
+order of their last activity, the longest idle first. Those that were idle for `COLD_SECONDS` are reported once, since
+their owner may free what the next packet can make anew; they are in front of the first *warm* one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from gpasst.flow.order import Linked, Order
 
 BYTES_AT_ONCE = 64  # of the bitmap that are passed over together where none is marked; each has the bits of 8 items
 ITEMS_AT_ONCE = 16  # items that one piece of a scan lets go of, or finds active, but for those of the last byte
+COLD_SECONDS = 10  # without activity, after which an item is cold; a name is answered, and a call is silent, for less
 
 
 class Tracked(Linked):
@@ -46,7 +48,7 @@ class Ages(Generic[T]):
     :ivar now: time of the last scan, in monotonic seconds.
     """
 
-    __slots__ = ("_free", "_indexes", "_order", "_slots", "activity", "now")
+    __slots__ = ("_free", "_indexes", "_order", "_slots", "_warm", "activity", "now")
 
     def __init__(self, now: int = 0) -> None:
         self.activity = bytearray()
@@ -56,6 +58,7 @@ class Ages(Generic[T]):
         self._indexes: list[int] = []  # of the bitmap's bytes: one number for the eight items of a byte
         # The longest idle item first: a scan that sees an item active makes it the last.
         self._order: Order[T] = Order()
+        self._warm: T | None = None
 
     def __len__(self) -> int:
         return len(self._order)
@@ -86,9 +89,12 @@ class Ages(Generic[T]):
         item.byte, item.bit = self._indexes[slot >> 3], 1 << (slot & 7)
         item.seen = self.now
         self._order.append(item)
+        self._warm = self._warm or item
 
     def remove(self, item: T) -> None:
         """Release the bit of `item`, which must have been added and not removed since."""
+        if item is self._warm:
+            self._warm = item.later
         self._order.remove(item)
         slot = (item.byte << 3) + item.bit.bit_length() - 1
         self.activity[item.byte] &= ~item.bit
@@ -97,6 +103,9 @@ class Ages(Generic[T]):
 
     def touched(self, item: T) -> None:
         """Take note that a scan found `item` active; for subclasses that keep an order of their own."""
+
+    def cold(self, item: T) -> None:
+        """Take note that `item` was idle for `COLD_SECONDS`; for subclasses that can do without some of it then."""
 
     def scan(self, now: int, timeout: int) -> Iterator[list[T]]:
         """Record activity since the last scan, and yield the items idle for more than `timeout`, longest idle first.
@@ -127,7 +136,7 @@ class Ages(Generic[T]):
         while True:
             idle = [item for item in islice(self._order, ITEMS_AT_ONCE) if now - item.seen > timeout]
             if not idle:
-                return
+                break
             ended = []
             for item in idle:
                 # It may have become active between two pieces.
@@ -136,10 +145,21 @@ class Ages(Generic[T]):
                 else:
                     ended.append(item)
             yield ended
+        found = 0
+        while (warm := self._warm) is not None and now - warm.seen > COLD_SECONDS:
+            self._warm = warm.later
+            self.cold(warm)
+            found += 1
+            if found == ITEMS_AT_ONCE:
+                found = 0
+                yield []
 
     def _touch(self, item: T) -> None:
         """Record that `item` was active."""
         self.activity[item.byte] &= ~item.bit
         item.seen = self.now
+        if item is self._warm:
+            self._warm = item.later
         self._order.renew(item)
+        self._warm = self._warm or item
         self.touched(item)

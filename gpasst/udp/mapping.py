@@ -9,7 +9,8 @@ Theory of operation:
    socket reports it, the addressed local address). Both ways lead to the same record, so an answer is translated by
    the pair that was stored, never by running rules again.
 3. Each port of a scan becomes a mapping with a socket and a peer. So such a mapping holds little: what stands in a key
-   is read from there, the only peer of a socket needs no dictionary, and headers are made for the first datagram up.
+   is read from there, the only peer of a socket needs no dictionary, headers are made for the first datagram up, and
+   a peer that is idle has neither headers nor a sender.
 """
 
 from __future__ import annotations
@@ -191,9 +192,10 @@ class Peer(Tracked):
     :param shown: (address, port) as the guest sees it.
     :param remote: (address, port, scope) as the host sees it.
     :param local: the host's address that it addressed, empty if that is the kernel's choice.
-    :ivar header: headers of upward frames, `NO_HEADER` until the first one.
+    :ivar header: headers of upward frames, `NO_HEADER` until the first one and after a `rest`.
     :ivar tos_ttl: TOS and TTL of the guest's datagrams to it (`gpasst.udp.header`).
-    :ivar sender: how datagrams leave for it, with that TOS and TTL; None until the first one, and after a change.
+    :ivar sender: how datagrams leave for it, with that TOS and TTL; None until the first one and after a change
+        or a `rest`.
     :ivar down_key: its key in `gpasst.udp.table.Table.down`.
     """
 
@@ -253,6 +255,11 @@ class Peer(Tracked):
         else:
             self._aliases += (up_key,)
         self.udp_socket.enter(up_key, self)
+
+    def rest(self) -> None:
+        """Let go of headers and sender, which the next datagram each way makes anew."""
+        self.header = NO_HEADER
+        self.sender = None
 
     def set_tos_ttl(self, tos_ttl: int) -> None:
         """Send with another TOS and TTL from now on."""

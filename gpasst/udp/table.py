@@ -52,6 +52,10 @@ class _PeerAges(Ages[Peer]):
         """Take note that a scan found `item` active."""
         self._owners.renew(item.mapping)
 
+    def cold(self, item: Peer) -> None:
+        """Free what the next datagram makes anew."""
+        item.rest()
+
 
 class Table:
     """All mappings and peers of one family.

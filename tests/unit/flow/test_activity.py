@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpasst.flow.activity import BYTES_AT_ONCE, ITEMS_AT_ONCE, Ages, Tracked
+from gpasst.flow.activity import BYTES_AT_ONCE, COLD_SECONDS, ITEMS_AT_ONCE, Ages, Tracked
 
 TIMEOUT = 180
 MANY = 8 * BYTES_AT_ONCE * 3  # items
@@ -110,3 +110,45 @@ def test_the_oldest_follows_marks() -> None:
     mark(ages, items[0])
     assert list(ages.scan(1001, TIMEOUT)) == []
     assert ages.oldest() is items[1]
+
+
+class Cold(Ages[Tracked]):
+    """Keeps what has become cold."""
+
+    def __init__(self) -> None:
+        super().__init__(1000)
+        self.reported: list[Tracked] = []
+
+    def cold(self, item: Tracked) -> None:
+        self.reported.append(item)
+
+
+def test_what_becomes_cold_is_reported_once() -> None:
+    ages, items = Cold(), [Tracked() for _ in range(3)]
+    for item in items:
+        ages.add(item)
+    assert list(ages.scan(1000 + COLD_SECONDS, TIMEOUT)) == []
+    assert ages.reported == []
+    ages.activity[items[0].byte] |= items[0].bit
+    list(ages.scan(1001 + COLD_SECONDS, TIMEOUT))
+    assert ages.reported == items[1:]
+    list(ages.scan(1002 + COLD_SECONDS, TIMEOUT))
+    assert ages.reported == items[1:]
+    ages.activity[items[1].byte] |= items[1].bit
+    list(ages.scan(1002 + 2 * COLD_SECONDS, TIMEOUT))
+    assert ages.reported == [*items[1:], items[0]]
+    list(ages.scan(1003 + 3 * COLD_SECONDS, TIMEOUT))
+    assert ages.reported == [*items[1:], *items[:2]]
+
+
+def test_one_that_leaves_before_it_is_cold_is_not_reported() -> None:
+    ages, items = Cold(), [Tracked() for _ in range(MANY)]
+    for item in items:
+        ages.add(item)
+    scan = ages.scan(1001 + COLD_SECONDS, TIMEOUT)
+    assert next(scan) == []
+    assert ages.reported == items[:ITEMS_AT_ONCE], "in pieces"
+    ages.remove(items[ITEMS_AT_ONCE])
+    ages.remove(items[0])
+    assert list(scan) == [[]] * (MANY // ITEMS_AT_ONCE - 2)
+    assert ages.reported == items[:ITEMS_AT_ONCE] + items[ITEMS_AT_ONCE + 1 :]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import tracemalloc
 
+from gpasst.flow.activity import COLD_SECONDS
 from gpasst.flow.guest import Guest
 from gpasst.host.receive import sender_key
 from gpasst.host.send import sender_to
@@ -21,6 +22,7 @@ PREFIX = {4: 2, 6: 14}  # bytes that the remote ends have in common
 # Bytes of a kB that are left for what is counted here: an interpreter's socket and what watches it take 150.
 SENT = 870
 ANSWERED = 1170  # with the headers of its answers
+IDLE = 680
 
 
 class Socket:
@@ -65,6 +67,10 @@ def test_mappings_take_less_than_a_kilobyte_each(family: int) -> None:
             nat.header(peer, HOP_LIMIT).fill(1200, 1200)
         held, _ = tracemalloc.get_traced_memory()
         assert (held - before) / MAPPINGS < ANSWERED
+        for _ in nat.scan(1001 + COLD_SECONDS, 180):
+            pass
+        held, _ = tracemalloc.get_traced_memory()
+        assert (held - before) / MAPPINGS < IDLE
     finally:
         tracemalloc.stop()
     nat.close()

@@ -7,6 +7,7 @@ import socket
 import pytest
 
 from gpasst.counters import Drop
+from gpasst.flow.activity import COLD_SECONDS
 from gpasst.flow.guest import Guest
 from gpasst.flow.key import down_key
 from gpasst.flow.sender import Sender
@@ -430,6 +431,16 @@ def test_headers_are_made_for_the_first_datagram_upward() -> None:
     assert made.tos_ttl == 0xB840
     assert host.path.header(peer, 64) is made
     assert (made.tos_ttl, NO_HEADER.tos_ttl) == (64, -1)
+
+
+def test_an_idle_peer_holds_no_headers() -> None:
+    host = Host()
+    peer = host.down(33000, SERVER4, 123)
+    before = host.frame(peer, b"answer")
+    for _ in host.path.scan(1001 + COLD_SECONDS, TIMEOUT):
+        pass
+    assert (peer.header, peer.sender) == (NO_HEADER, None)
+    assert host.frame(peer, b"answer") == before
 
 
 # Failure and end.
