@@ -1,102 +1,121 @@
-"""Sending one datagram to each of many peers, whose sockets differ.
+"""Sending datagrams to many peers, whose sockets differ.
 
-Theory of operation: the payloads stand in slots of one arena. With a ring (`gpasst.host.ring`), one system call sends
-all of them; without it, each takes its own. A send that the ring reports as failed is made again by itself
+Theory of operation: the payloads stand in one arena. With a ring (`gpasst.host.ring`), one system call sends up to 64
+of them; without it, each takes its own. A send that the ring reports as failed is made again by itself
 (`gpasst.host.send.send_one`), since its error may be an earlier datagram's. Lest it should be overtaken then, no call
 has two datagrams for one peer.
 
 Where a peer has many datagrams among them, these leave in one send with UDP_SEGMENT instead.
 
-An entry of the ring has a socket address and nothing else, so a peer whose sends need control messages, or that stands
-for a service of the program, is sent to by itself.
+An entry of the ring has a socket address and nothing else, so a datagram whose send needs control messages, or whose
+peer stands for a service of the program, is sent by itself.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import groupby, pairwise
 from typing import Final
 
 from gpasst.counters import Counters
+from gpasst.flow.sender import Sender
 from gpasst.host.arena import Arena
 from gpasst.host.kernel_wire import SOCKADDR_IN6_CODEC, SOCKADDR_IN_CODEC
 from gpasst.host.receive import RUN_BYTES
-from gpasst.host.ring import Ring
+from gpasst.host.ring import ENTRIES, Ring
 from gpasst.host.ring_forms import NAME_BYTES, Sends
-from gpasst.host.send import SEGMENTS_PER_SEND, send_one, send_slices, sender_to
+from gpasst.host.send import SEGMENTS_PER_SEND, send_one, send_slices
 from gpasst.linux import AF_INET, AF_INET6
-from gpasst.packet.address import IP4_BYTES
-from gpasst.packet.joining import HEADERS
+from gpasst.packet.address import IP4_BYTES, V6
+from gpasst.records import dataclass, field
 from gpasst.udp.mapping import Peer
 
-GROUPED: Final = 8  # datagrams of each peer on average, from which one send for all of a peer's pays
+GROUPED: Final = 8  # datagrams of each sender on average, from which one send for all of a sender's pays
+WORTH: Final = 3  # datagrams from which a call of the ring pays
 
 Failures = list[tuple[int, int]]
-"""The index of each datagram that was not sent, and its errno."""
+"""The row of each datagram that was not sent, and its errno."""
+
+
+@dataclass(slots=True)
+class Rows:
+    """Datagrams that are sent together, a row each.
+
+    :ivar peers: to whom.
+    :ivar senders: how.
+    :ivar places: the addresses of the payloads.
+    :ivar lengths: bytes of the payloads.
+    """
+
+    peers: list[Peer] = field(default_factory=list)
+    senders: list[Sender] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+
+    def part(self, start: int, end: int) -> Rows:
+        """Return the rows from one to before another."""
+        return Rows(self.peers[start:end], self.senders[start:end], self.places[start:end], self.lengths[start:end])
+
+    def chosen(self, numbers: list[int]) -> Rows:
+        """Return some rows."""
+        return Rows(
+            [self.peers[row] for row in numbers],
+            [self.senders[row] for row in numbers],
+            [self.places[row] for row in numbers],
+            [self.lengths[row] for row in numbers],
+        )
 
 
 class Scatter:
-    """Sends datagrams that stand in slots.
+    """Sends datagrams.
 
-    :param arena: has the slots.
-    :param stride: bytes from one to the next.
-    :param slots: how many there are, at most `gpasst.host.ring.ENTRIES`.
+    :param arena: has the payloads.
     :param counters: where traffic and drops are counted.
     :param groups: whether one send may carry several datagrams of a peer.
     :param ring: makes many sends in one call; None for none.
     """
 
-    def __init__(
-        self, arena: Arena, stride: int, slots: int, counters: Counters, groups: bool, ring: Ring | None
-    ) -> None:
+    def __init__(self, arena: Arena, counters: Counters, groups: bool, ring: Ring | None) -> None:
         self._counters = counters
         self._groups = groups
-        starts = range(0, slots * stride, stride)
-        self._payloads = {
-            family: [arena.bytes[at + head : at + stride] for at in starts] for family, head in HEADERS.items()
-        }
-        self._addresses = {family: arena.column(slots, stride, head) for family, head in HEADERS.items()}
+        self._arena = arena
+        self._base, self._bytes = arena.address, arena.bytes
         self._sends = {} if ring is None else {family: Sends(ring, family, [arena]) for family in NAME_BYTES}
 
-    def send(self, family: int, peers: list[Peer], first: int, lengths: list[int]) -> Failures:
-        """Send a datagram to each peer; one that stands there twice gets its datagrams in order.
+    def send(self, family: int, rows: Rows) -> Failures:
+        """Send datagrams; those of one peer leave in order.
 
         :param family: of all, 4 or 6.
-        :param peers: whose datagrams stand in the slots from the first one on.
-        :param first: the first slot.
-        :param lengths: bytes of the datagrams.
         """
-        count, distinct = len(peers), len(set(peers))
-        if self._groups and distinct * GROUPED <= count:
-            return self._grouped(family, peers, first, lengths)
-        slots = range(first, first + count)
-        if not self._sends or count == 1:
-            return self._each(family, peers, slots, lengths)
-        if distinct == count:
-            return self._at_once(family, peers, slots, lengths)
+        count, distinct = len(rows.peers), len(set(rows.peers))
+        if self._groups and distinct * GROUPED <= count and len(set(rows.senders)) == distinct:
+            return self._grouped(rows)
+        if not self._sends:
+            return self._each(rows, range(count))
+        if distinct == count <= ENTRIES:
+            return self._at_once(family, rows)
         failures: Failures = []
-        for start, end in pairwise(_rounds(peers)):
-            part = self._at_once(family, peers[start:end], slots[start:end], lengths[start:end])
-            failures += [(start + i, number) for i, number in part]
+        for start, end in pairwise(_rounds(rows.peers)):
+            if end - start < WORTH:
+                failures += self._each(rows, range(start, end))
+            else:
+                failures += [(start + i, number) for i, number in self._at_once(family, rows.part(start, end))]
         return failures
 
-    def payload(self, family: int, slot: int, length: int) -> memoryview:
-        """Return the payload of `length` bytes of the datagram in a slot."""
-        return self._payloads[family][slot][:length]
+    def payload(self, rows: Rows, row: int) -> memoryview:
+        """Return the payload of a row."""
+        start = rows.places[row] - self._base
+        return self._bytes[start : start + rows.lengths[row]]
 
-    def _each(self, family: int, peers: list[Peer], slots: Iterable[int], lengths: list[int]) -> Failures:
-        """Send each datagram in a call of its own; see `send`.
-
-        :param slots: where they stand.
-        """
-        counters, payloads = self._counters, self._payloads[family]
-        tally = counters.udp.down
+    def _each(self, rows: Rows, numbers: Iterable[int]) -> Failures:
+        """Send some rows in a call each; see `send`."""
+        tally, counters = self._counters.udp.down, self._counters
+        senders = rows.senders
         failures = []
         sent = total = 0
-        for i, (peer, slot, length) in enumerate(zip(peers, slots, lengths, strict=True)):
-            sender = peer.sender or sender_to(peer)
-            payload = payloads[slot][:length]
+        for row in numbers:
+            sender, payload = senders[row], self.payload(rows, row)
             if not sender.control and sender.address is not None:
                 try:
                     sender.socket.sendto(payload, sender.address)
@@ -104,93 +123,82 @@ class Scatter:
                     pass  # which `send_one` meets again, or it was an earlier datagram's
                 else:
                     sent += 1
-                    total += length
+                    total += len(payload)
                     continue
             failure = send_one(sender, payload, tally, counters)
             if failure:
-                failures.append((i, failure))
+                failures.append((row, failure))
         tally.datagrams += sent
         tally.bytes += total
         return failures
 
-    def _at_once(self, family: int, peers: list[Peer], slots: Sequence[int], lengths: list[int]) -> Failures:
-        """Send all datagrams in one call of the ring; see `_each`. No peer has two of them."""
-        senders = [peer.sender or sender_to(peer) for peer in peers]
+    def _at_once(self, family: int, rows: Rows) -> Failures:
+        """Send at most `ENTRIES` rows in one call of the ring; see `send`. No peer has two of them."""
+        senders, lengths = rows.senders, rows.lengths
         names = [sender.name for sender in senders]
         if b"" in names:
-            names = [name or name_of(peer) for name, peer in zip(names, peers, strict=True)]
+            names = [
+                name or name_of(peer, sender) for name, peer, sender in zip(names, rows.peers, senders, strict=True)
+            ]
             if b"" in names:
-                return self._in_two_ways(family, peers, slots, lengths, names)
-        sends, count, addresses = self._sends[family], len(peers), self._addresses[family]
+                return self._in_two_ways(family, rows, names)
+        sends, count = self._sends[family], len(names)
         sends.names[: NAME_BYTES[family] * count] = b"".join(names)
         sends.descriptors[:count] = array("i", [sender.descriptor for sender in senders])
-        sends.addresses[:count] = (
-            addresses[slots.start : slots.stop]
-            if isinstance(slots, range)
-            else array("Q", [addresses[slot] for slot in slots])
-        )
+        sends.addresses[:count] = array("Q", rows.places)
         sends.lengths[:count] = array("I", lengths)
         tally = self._counters.udp.down
         tally.datagrams += count
         tally.bytes += sum(lengths)
         failures: Failures = []
-        for i, _ in sends.failures(count):
+        for row, _ in sends.failures(count):
             tally.datagrams -= 1
-            tally.bytes -= lengths[i]
-            failure = send_one(senders[i], self.payload(family, slots[i], lengths[i]), tally, self._counters)
+            tally.bytes -= lengths[row]
+            failure = send_one(senders[row], self.payload(rows, row), tally, self._counters)
             if failure:
-                failures.append((i, failure))
+                failures.append((row, failure))
         return failures
 
-    def _in_two_ways(
-        self, family: int, peers: list[Peer], slots: Sequence[int], lengths: list[int], names: list[bytes]
-    ) -> Failures:
+    def _in_two_ways(self, family: int, rows: Rows, names: list[bytes]) -> Failures:
         """Send what the ring can send in one call, and the rest one by one; see `_at_once`.
 
-        :param names: the peers' socket addresses, empty where the ring cannot send.
+        :param names: socket addresses, empty where the ring cannot send.
         """
-        failures: Failures = []
-        for way, able in ((self._at_once, True), (self._each, False)):
-            rows = [i for i, name in enumerate(names) if bool(name) is able]
-            if rows:
-                part = way(family, [peers[i] for i in rows], [slots[i] for i in rows], [lengths[i] for i in rows])
-                failures += [(rows[i], number) for i, number in part]
+        able = [row for row, name in enumerate(names) if name]
+        failures = self._each(rows, [row for row, name in enumerate(names) if not name])
+        if able:
+            failures += [(able[i], number) for i, number in self._at_once(family, rows.chosen(able))]
         return failures
 
-    def _grouped(self, family: int, peers: list[Peer], first: int, lengths: list[int]) -> Failures:
-        """Send the datagrams of each peer in as few calls as there are lengths in a row; see `send`."""
-        rows: dict[Peer, list[int]] = {}
-        for i, peer in enumerate(peers):
-            rows.setdefault(peer, []).append(i)
-        counters, payloads = self._counters, self._payloads[family]
+    def _grouped(self, rows: Rows) -> Failures:
+        """Send the datagrams of each sender in as few calls as there are lengths in a row; see `send`."""
+        own: dict[Sender, list[int]] = {}
+        for row, sender in enumerate(rows.senders):
+            own.setdefault(sender, []).append(row)
         failures: Failures = []
-        for peer, own in rows.items():
-            for length, group in groupby(own, lengths.__getitem__):
+        for sender, numbers in own.items():
+            for length, group in groupby(numbers, rows.lengths.__getitem__):
                 run = list(group)
-                slices = [payloads[first + i][:length] for i in run]
-                most = min(SEGMENTS_PER_SEND, RUN_BYTES[family] // length) if length else 1
-                for at in range(0, len(run), max(1, most)):
-                    piece = slices[at : at + most]
-                    sender = peer.sender or sender_to(peer)
-                    tally = counters.udp.down
-                    failure = (
-                        send_slices(sender, piece, length, tally, counters)
-                        if len(piece) > 1
-                        else send_one(sender, piece[0], tally, counters)
-                    )
+                # An empty datagram cannot be a segment.
+                most = min(SEGMENTS_PER_SEND, RUN_BYTES[V6] // length) if length else 1
+                for at in range(0, len(run), most):
+                    failure = self._run(sender, rows, run[at : at + most])
                     if failure:
                         failures.append((run[at], failure))
         return failures
 
+    def _run(self, sender: Sender, rows: Rows, numbers: list[int]) -> int:
+        """Send some rows of one length to one remote end; return the errno of the last refused datagram, or 0."""
+        tally, counters = self._counters.udp.down, self._counters
+        slices = [self.payload(rows, row) for row in numbers]
+        if len(slices) == 1:
+            return send_one(sender, slices[0], tally, counters)
+        return send_slices(sender, slices, len(slices[0]), tally, counters)
 
-def name_of(peer: Peer) -> bytes:
-    """Return the socket address that the ring sends to for a peer, which has a sender; empty if the ring cannot.
 
-    The sender keeps it.
-    """
-    sender, sock = peer.sender, peer.udp_socket
-    assert sender is not None
-    if sender.control or sender.address is None or sock.served:
+def name_of(peer: Peer, sender: Sender) -> bytes:
+    """Return the socket address that the ring sends to for a peer; empty if the ring cannot. The sender keeps it."""
+    if sender.control or sender.address is None or peer.udp_socket.served:
         return b""
     address, port, scope = peer.remote
     if len(address) == IP4_BYTES:
@@ -202,12 +210,12 @@ def name_of(peer: Peer) -> bytes:
 
 
 def _rounds(peers: list[Peer]) -> list[int]:
-    """Return where to cut a row of peers, so that none stands twice in a part; with both ends of the row."""
+    """Return where to cut rows so that no peer stands twice in a part of at most `ENTRIES`; with both ends."""
     cuts = [0]
     seen: set[Peer] = set()
-    for i, peer in enumerate(peers):
-        if peer in seen:
-            cuts.append(i)
+    for row, peer in enumerate(peers):
+        if peer in seen or len(seen) == ENTRIES:
+            cuts.append(row)
             seen.clear()
         seen.add(peer)
     return [*cuts, len(peers)]

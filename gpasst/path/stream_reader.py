@@ -8,6 +8,9 @@ not arrived whole is moved to the front of the buffer. Whole frames stay where t
 nothing is received until they have been moved; `again` asks for that step, since the socket may have nothing more to
 read.
 
+Where the frames of a step are of many flows, the next steps carry several together (`stream_columns`), until that is of
+no use any more.
+
 A frame of illegal length is skipped, as many bytes as its length says.
 
 The place in the stream moves past a frame before the frame is carried, and what has been received is kept whatever is
@@ -22,10 +25,13 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Callable
+from functools import partial
 
 from gpasst.counters import Counters, Drop
 from gpasst.features import ALL, Feature
+from gpasst.host.arena import Arena
 from gpasst.host.receive import RUN_BYTES
+from gpasst.host.ring import Ring
 from gpasst.host.send import SEGMENTS_PER_SEND, send_one, send_slices, sender_to
 from gpasst.link.port import FREE, PASSED, TAKEN, TRANSIENT, LinkGone
 from gpasst.link.stream import Stream
@@ -33,10 +39,13 @@ from gpasst.linux import MSG_DONTWAIT
 from gpasst.packet.joining import repeating
 from gpasst.path.backlog import Backlog
 from gpasst.path.budget import BACKLOG_SECONDS, RECEIVES_PER_STEP, STEP_SECONDS
+from gpasst.path.columns import IDLE_BATCHES, TURNS
 from gpasst.path.fastpath import FastPath
 from gpasst.path.icmp_to_guest import IcmpToGuest
+from gpasst.path.stream_columns import StreamColumns
 from gpasst.path.tcp_frames import TcpFrames
 from gpasst.switch.framing import FRAME_MAXIMUM, FRAME_MINIMUM
+from gpasst.udp.mapping import Peer
 from gpasst.wire import STREAM_LEAD_BYTES, STREAM_LENGTH_BYTES, VIRTIO_NET_BLANK
 
 BUFFER_BYTES = 1 << 19  # about what a stream's socket holds, and more than eight of the largest frames
@@ -59,6 +68,7 @@ class StreamReader:
     :param features: the ways to move more than one datagram at once.
     :param clock: returns seconds, for the budget of a step.
     :param tcp: takes segments of known connections, None where TCP is not carried.
+    :param ring: makes many sends in one call; None for none.
     """
 
     def __init__(
@@ -72,6 +82,7 @@ class StreamReader:
         features: frozenset[Feature] = ALL,
         clock: Callable[[], float] = time.perf_counter,
         tcp: TcpFrames | None = None,
+        ring: Ring | None = None,
     ) -> None:
         self._stream = stream
         self._fastpath = fastpath
@@ -83,8 +94,13 @@ class StreamReader:
         self._tcp = tcp
         self._tcp_queue = tcp.queue if tcp is not None else ()
         self._most = SEGMENTS_PER_SEND if features >= {Feature.JOIN, Feature.GSO} else 1
-        self._buffer = bytearray(BUFFER_BYTES)
-        self._view = memoryview(self._buffer)
+        arena = Arena(BUFFER_BYTES)
+        self._view = arena.bytes
+        self._many = False  # whether frames are carried together
+        self._turns = 0  # frames of this step that were of another flow than the one before, and alone
+        self._last: Peer | None = None
+        self._columns: StreamColumns | None = None
+        self._make_columns = partial(StreamColumns, fastpath, icmp, arena, counters, features, ring)
         self._at = self._end = _START
         self._skip = 0
         self._unread = False
@@ -108,7 +124,7 @@ class StreamReader:
                 self._again()
             return 0
         deadline = self._clock() + STEP_SECONDS
-        moved = 0
+        moved = self._turns = 0
         try:
             if self._unread:
                 moved = self._frames(self._end, deadline)
@@ -134,6 +150,7 @@ class StreamReader:
         finally:
             if self._unread:
                 self._again()
+        self._many = self._many or (self._turns >= TURNS and 2 * self._turns > moved)
         self._follow(deadline)
         if self._gone and not self._backlog.frames:
             raise LinkGone(self._gone)
@@ -144,7 +161,7 @@ class StreamReader:
 
         `_unread` is set if whole frames may be left, which is so after an error too.
         """
-        buffer, view, counters = self._buffer, self._view, self._counters
+        view, counters = self._view, self._counters
         watched = self._stream.recorder is not None or self._stream.gate is not None
         at, moved, runs = self._at, 0, 0
         # Also where the next line that is reached is that of an error.
@@ -161,7 +178,14 @@ class StreamReader:
                 runs += 1
                 if not runs % RUNS_PER_LOOK and self._clock() >= deadline:
                     break
-                (length,) = _length(buffer, at)
+                if self._many and not watched and (sizes := self._sizes(at, end)):
+                    start = at
+                    at += sum(sizes)
+                    moved += len(sizes)
+                    runs += RUNS_PER_LOOK - 1 - runs % RUNS_PER_LOOK
+                    self._together(start, sizes)
+                    continue
+                (length,) = _length(view, at)
                 if not FRAME_MINIMUM <= length <= FRAME_MAXIMUM:
                     counters.drop(Drop.FRAME_LENGTH)
                     self._skip = length
@@ -179,7 +203,7 @@ class StreamReader:
                     if fate == TAKEN:
                         continue
                     behind = at
-                taken = self._frame(buffer, view, start, size, behind)
+                taken = self._frame(view, start, size, behind)
                 if taken > 1:
                     moved += taken - 1
                     at += (taken - 1) * size
@@ -201,8 +225,7 @@ class StreamReader:
 
     def inject(self, data: bytes) -> None:
         """Carry a frame, given with its virtio-net header, as if it had just been received."""
-        buffer = bytearray(data)
-        self._frame(buffer, memoryview(buffer), STREAM_LEAD_BYTES, len(data) - STREAM_LEAD_BYTES, len(data))
+        self._frame(memoryview(data), STREAM_LEAD_BYTES, len(data) - STREAM_LEAD_BYTES, len(data))
 
     def settle(self) -> None:
         """Do what follows from frames that were injected."""
@@ -231,16 +254,34 @@ class StreamReader:
             return PASSED
         return fate
 
-    def _frame(self, buffer: bytearray, view: memoryview, at: int, size: int, end: int) -> int:
+    def _sizes(self, at: int, end: int) -> list[int]:
+        """Return the sizes of frames that are carried together; see `StreamColumns.sizes`."""
+        if self._columns is None:
+            self._columns = self._make_columns()
+        return self._columns.sizes(at, end)
+
+    def _together(self, at: int, sizes: list[int]) -> None:
+        """Carry frames together; parameters as for `StreamColumns.carry`."""
+        columns = self._columns
+        assert columns is not None
+        columns.carry(at, sizes, self._other)
+        if columns.idle >= IDLE_BATCHES:
+            self._many, columns.idle = False, 0
+
+    def _other(self, view: memoryview, at: int, size: int, end: int = 0) -> int:
+        """Carry a frame that is no datagram of a known peer; parameters and result are those of `_frame`."""
+        if self._tcp is not None:
+            taken = self._tcp.frame(view, view, at - STREAM_LEAD_BYTES, size + STREAM_LEAD_BYTES, end)
+            if taken:
+                return taken
+        self._backlog.add(view[at + STREAM_LENGTH_BYTES : at + size], 0)
+        return 1
+
+    def _frame(self, view: memoryview, at: int, size: int, end: int) -> int:
         """Carry the frame of `size` bytes at `at`, and those up to `end` that repeat it; return how many it was."""
-        found = self._fastpath.lookup(buffer, at - STREAM_LEAD_BYTES, size + STREAM_LEAD_BYTES)
+        found = self._fastpath.lookup(view, at - STREAM_LEAD_BYTES, size + STREAM_LEAD_BYTES)
         if found is None:
-            if self._tcp is not None:
-                taken = self._tcp.frame(buffer, view, at - STREAM_LEAD_BYTES, size + STREAM_LEAD_BYTES, end)
-                if taken:
-                    return taken
-            self._backlog.add(view[at + STREAM_LENGTH_BYTES : at + size], 0)
-            return 1
+            return self._other(view, at, size, end)
         peer, headers, length = found
         counters = self._counters
         sender = peer.sender or sender_to(peer)
@@ -248,14 +289,17 @@ class StreamReader:
         taken = 1
         if most > 1:
             repeats = _REPEATING[peer.udp_socket.family]
-            pattern = repeats(buffer, at)
+            pattern = repeats(view, at)
             behind = at + size
-            while taken < most and repeats(buffer, behind) == pattern:
+            while taken < most and repeats(view, behind) == pattern:
                 taken += 1
                 behind += size
         first = at - STREAM_LEAD_BYTES + headers
         payload = view[first : first + length]
         if taken == 1:
+            if peer is not self._last:
+                self._turns += 1
+                self._last = peer
             failure = send_one(sender, payload, counters.udp.down, counters)
         else:
             slices = [view[i : i + length] for i in range(first, first + taken * size, size)]

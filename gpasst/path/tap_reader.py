@@ -30,6 +30,7 @@ from gpasst.link.tap import FRAME_BYTES, Tap
 from gpasst.packet.joining import GSO_TYPE
 from gpasst.path.backlog import Backlog
 from gpasst.path.budget import BACKLOG_SECONDS, FRAMES_PER_STEP, STEP_SECONDS
+from gpasst.path.columns import IDLE_BATCHES, TURNS
 from gpasst.path.fastpath import FastPath, udp_segment
 from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.path.tap_columns import SLOTS, TapColumns
@@ -41,8 +42,6 @@ from gpasst.wire import VIRTIO_NET_CODEC
 FRAMES_PER_LOOK = 8  # at the clock
 SINGLE_STEPS = 2  # steps with one frame each, after which the next is expected to have one, too
 SINGLE_CHECK = 8  # of so many steps, one checks whether that still holds
-TURNS = 4  # frames of a step that each were of another flow than the one before, from which columns may pay
-IDLE_STEPS = 16  # with little use for columns, after which frames are read one by one again
 
 _VIRTIO = VIRTIO_NET_CODEC.size
 _DONE = (0, 0)
@@ -171,9 +170,9 @@ class TapReader:
         read, deadline = 0, self._clock() + STEP_SECONDS
         failure = None
         while read + SLOTS <= FRAMES_PER_STEP and failure is None and (not read or self._clock() < deadline):
-            count, failure = columns.step(self._tap.fd, self._row)
+            count, failure = columns.step(self._tap.fd, self._other, self._carry_superframe)
             read += count
-        if columns.idle >= IDLE_STEPS:
+        if columns.idle >= IDLE_BATCHES:
             self._many, columns.idle = False, 0
         if failure is not None:
             if failure.errno not in TRANSIENT:
@@ -184,24 +183,24 @@ class TapReader:
             self._follow(deadline, hurries=failure is None)
         return read
 
-    def _row(self, block: memoryview, at: int, size: int) -> None:
-        """Carry one frame of those that are carried together.
+    def _other(self, block: memoryview, at: int, size: int) -> None:
+        """Carry one frame of those that are carried together, which is no datagram of a known peer.
 
         :param block: where it lies.
         :param at: where its virtio-net header begins.
         :param size: bytes with that.
         """
+        if self._tcp is None or not self._tcp.frame(block, block, at, size):
+            self._keep(block[at : at + size])
+
+    def _carry_superframe(self, block: memoryview, at: int, size: int) -> None:
+        """Carry a superframe among these; parameters as for `_other`."""
         found = self._fastpath.lookup(block, at, size)
         if found is None:
-            if self._tcp is None or not self._tcp.frame(block, block, at, size):
-                self._keep(block[at : at + size])
+            self._other(block, at, size)
             return
         peer, start, length = found
-        payload = block[at + start : at + start + length]
-        if block[at + GSO_TYPE]:
-            self._superframe(peer, block[at : at + size], payload)
-        else:
-            self._datagram(peer, payload)
+        self._superframe(peer, block[at : at + size], block[at + start : at + start + length])
 
     def emptied(self) -> bool:
         """Return whether the tap's queue was found empty since the last call."""
@@ -279,14 +278,10 @@ class TapReader:
         self._turns += 1
         if self._joins:
             self._last = peer
-        self._datagram(peer, payload)
-        return _DONE
-
-    def _datagram(self, peer: Peer, payload: memoryview) -> None:
-        """Send a single datagram to its peer."""
         failure = send_one(peer.sender or sender_to(peer), payload, self._counters.udp.down, self._counters)
         if failure:
             self._icmp.refused(peer, failure, payload)
+        return _DONE
 
     def _superframe(self, peer: Peer, frame: memoryview, payload: memoryview) -> None:
         """Send the datagrams of a superframe, given with its virtio-net header, to their peer."""

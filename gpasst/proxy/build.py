@@ -297,7 +297,15 @@ def build_inside(
         assert isinstance(end, (GuestListener, RawSocket))
         backlog, _ = queue()
         reader = stream_reader = StreamReader(
-            link, fastpath, icmp, backlog, lambda: session_step.ask(), counters, base.features, tcp=frames
+            link,
+            fastpath,
+            icmp,
+            backlog,
+            lambda: session_step.ask(),
+            counters,
+            base.features,
+            tcp=frames,
+            ring=base.ring,
         )
         session = GuestSession(
             end,

@@ -1,10 +1,11 @@
-"""A guest behind a tap whose frames the test writes, up to the host's sockets."""
+"""A guest whose frames the test writes, behind a tap or a stream, up to the host's sockets."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from typing import Any, cast
 
 from gpasst.features import ALL, Feature
 from gpasst.formats import VIRTIO_NET_BLANK
@@ -13,6 +14,7 @@ from gpasst.link.tap import Tap
 from gpasst.path.backlog import Backlog
 from gpasst.path.dispatch import Dispatch
 from gpasst.path.fastpath import FastPath
+from gpasst.path.stream_reader import StreamReader
 from gpasst.path.tap_reader import TapReader
 from tests.support.bench import NOW, Bench
 
@@ -37,9 +39,9 @@ class Case:
         self.arps = 0
         handlers = {(family, UDP): self.bench.udp.outbound for family in (4, 6)}
         dispatch = Dispatch(self.bench.guest, self.arp, handlers, self.counters, lambda: NOW)
-        fastpath = FastPath(self.bench.nat.tables)
+        self.fastpath = fastpath = FastPath(self.bench.nat.tables)
         self.backlog = Backlog(dispatch.frame, fastpath.knows, self.again, self.counters, self.clock)
-        self.reader = TapReader(
+        self.reader: Any = TapReader(
             self.tap,
             fastpath,
             self.bench.udp,
@@ -79,14 +81,51 @@ class Case:
         self.bench.close()
 
 
+class StreamCase(Case):
+    """The same behind a stream."""
+
+    def __init__(self, features: frozenset[Feature] = ALL, ring: Ring | None = None) -> None:
+        super().__init__(features, ring)
+        self.ours.close()
+        self.theirs.close()
+        self.ours, self.theirs = socket.socketpair()
+        self.ours.setblocking(False)
+        self.theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 << 20)
+        self.recorder = self.gate = None
+        self.reader = StreamReader(
+            cast(Any, self),
+            self.fastpath,
+            self.bench.icmp,
+            self.backlog,
+            self.again,
+            self.counters,
+            features,
+            self.clock,
+            ring=ring,
+        )
+
+    @property
+    def socket(self) -> socket.socket:
+        """What the reader takes for the stream's socket."""
+        return self.ours
+
+    def give(self, *frames: bytes, virtio: bytes = b"") -> None:
+        """Let the guest send frames."""
+        self.theirs.sendall(b"".join(len(frame).to_bytes(4, "big") + frame for frame in frames))
+
+
 @contextmanager
 def tap(features: frozenset[Feature] = ALL, ring: Ring | None = None) -> Iterator[Case]:
     """A case that is cleared in the end."""
-    made = Case(features, ring)
-    try:
+    with closing(Case(features, ring)) as made:
         yield made
-    finally:
-        made.close()
+
+
+@contextmanager
+def stream(features: frozenset[Feature] = ALL, ring: Ring | None = None) -> Iterator[StreamCase]:
+    """The same behind a stream."""
+    with closing(StreamCase(features, ring)) as made:
+        yield made
 
 
 def received(host: socket.socket) -> list[bytes]:

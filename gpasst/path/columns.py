@@ -1,0 +1,229 @@
+"""Frames of many flows, looked at as columns, and their datagrams gathered for one call.
+
+Theory of operation: where each frame belongs to another flow than the one before, nothing joins, and what costs is the
+Python around each frame. So a reader takes several frames before it carries them. Where these are of one size, or stand
+in slots of one size, a field of all of them is one strided view, a *column*, and the few comparisons that make frames
+ordinary (`gpasst.path.fastpath`) are made once for all: a column's bytes are those of the first frame, repeated. The
+keys of all frames leave the buffer in one call, and the table of peers is asked by one `map`.
+
+1. Frames that are not all ordinary, of one family, with one TOS and TTL and of known peers, are looked at in halves,
+   and at last row by row.
+2. A datagram keeps the sender that its peer had when it was looked at, so marks that change among the frames stay with
+   theirs.
+3. Datagrams of one flow leave in order (`gpasst.host.scatter`); those of different flows may swap places, and overtake
+   frames of other kinds.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Final
+
+from gpasst.host.ring import ENTRIES
+from gpasst.host.scatter import Rows, Scatter
+from gpasst.host.send import sender_to
+from gpasst.packet.address import V4, V6
+from gpasst.packet.joining import HEADERS
+from gpasst.path.fastpath import FastPath
+from gpasst.path.icmp_to_guest import IcmpToGuest
+from gpasst.records import dataclass
+from gpasst.wire import (
+    ETHERTYPE_IPV4,
+    ETHERTYPE_IPV6,
+    IPV4_FRAGMENT_MASK,
+    IPV4_VERSION_IHL,
+    IPV6_VERSION,
+    PROTOCOL_UDP,
+    UDP4,
+    UDP6,
+    UDP_CODEC,
+)
+
+MOST: Final = ENTRIES  # frames that are carried together; some 0.2 ms
+TURNS: Final = 4  # frames of a step that each were of another flow than the one before, from which this may pay
+IDLE_BATCHES: Final = 16  # with little use for this, after which frames are carried one by one again
+HALVED: Final = 4  # frames that are not looked at in halves, but row by row
+
+_WORD_BYTES: Final = 2  # of a column's fields
+_WORD: Final = 0xFFFF
+_NIBBLE, _BYTE_BITS, _BYTE = 4, 8, 0xFF
+_KEYS_KEPT: Final = 256  # numbers and sizes of frames
+
+Column = Callable[[int], bytes]
+"""Returns the two bytes of each frame at an even offset from its virtio-net header, or from where that would be."""
+
+Carry = Callable[[memoryview, int, int], object]
+"""Carries one frame: the block, where the link's header of the frame begins, and bytes of both."""
+
+Keys = Callable[[int, int], tuple[bytes, ...]]
+"""Returns the bytes of each frame at such an offset: the offset, and how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where the fields of one family's frames are, as offsets of columns."""
+
+    family: int
+    kind: int  # IP version, header length and TOS; of IPv6 with the upper bits of the flow label
+    life: int  # protocol and TTL
+    ip_length: int
+    udp_length: int
+    ip_lead: int  # bytes of a frame that the IP length does not count
+    key: int
+    key_bytes: int
+
+
+def _layout(family: int, kind: str, life: str, ip_length: str, counted: str) -> _Layout:
+    """Make a layout of names of fields; `counted` is the first one that the IP length counts."""
+    at = (UDP4 if family == V4 else UDP6).offset
+    key, end = at("ip.source"), at("udp.length")
+    return _Layout(family, at(kind), at(life), at(ip_length), end, at(counted), key, end - key)
+
+
+_V4 = _layout(V4, "ip.version", "ip.ttl", "ip.total_length", "ip.version")
+_V6 = _layout(V6, "ip.version", "ip.next_header", "ip.payload_length", "udp.source")
+_LAYOUTS: Final = {kind.to_bytes(2, "big"): layout for kind, layout in ((ETHERTYPE_IPV4, _V4), (ETHERTYPE_IPV6, _V6))}
+_ETHERTYPE: Final = UDP4.offset("ethernet.ethertype")
+_FRAGMENT: Final = UDP4.offset("ip.flags")
+_UDP_LEAD: Final = {family: size - UDP_CODEC.size for family, size in HEADERS.items()}
+_FRAGMENTS = int.from_bytes(IPV4_FRAGMENT_MASK.to_bytes(_WORD_BYTES, "big") * MOST, "big")
+# All but the upper bits of the flow label.
+_VERSIONS_CLASSES = int.from_bytes(b"\xff\xf0" * MOST, "big")
+
+
+class Gathered:
+    """Datagrams of known peers, gathered until they are sent together.
+
+    :param fastpath: the peers of the guest.
+    :param icmp: reports to the guest the datagrams that the kernel refuses.
+    :param scatter: sends them.
+    """
+
+    __slots__ = ("_fastpath", "_icmp", "_rows", "_scatter")
+
+    def __init__(self, fastpath: FastPath, icmp: IcmpToGuest, scatter: Scatter) -> None:
+        self._fastpath = fastpath
+        self._icmp = icmp
+        self._scatter = scatter
+        self._rows = {V4: Rows(), V6: Rows()}
+
+    def columns(self, sizes: list[int], column: Column, keys: Keys, places: dict[int, list[int]]) -> bool:
+        """Take frames that are all ordinary, alike and of known peers; return whether they were.
+
+        :param sizes: bytes of each, with its virtio-net header, or as if there were one.
+        :param column: returns two bytes of each.
+        :param keys: returns more bytes of each.
+        :param places: the addresses of their payloads, by family.
+        """
+        count = len(sizes)
+        kinds = column(_ETHERTYPE)
+        layout = _LAYOUTS.get(kinds[:_WORD_BYTES])
+        if layout is None or kinds != kinds[:_WORD_BYTES] * count:
+            return False
+        tos_ttl = _tos_ttl(layout, column)
+        if tos_ttl < 0 or not _lengths_agree(layout, sizes, column):
+            return False
+        family = layout.family
+        table = self._fastpath.tables[family]
+        try:
+            peers = list(map(table.down.__getitem__, keys(layout.key, layout.key_bytes)))
+        except KeyError:
+            return False
+        activity = table.activity
+        for peer in peers:
+            activity[peer.byte] |= peer.bit
+            if peer.tos_ttl != tos_ttl:
+                peer.set_tos_ttl(tos_ttl)
+        head = HEADERS[family]
+        alike = sizes.count(sizes[0]) == count
+        rows = self._rows[family]
+        rows.peers += peers
+        rows.senders += [peer.sender or sender_to(peer) for peer in peers]
+        rows.places += places[family]
+        rows.lengths += [sizes[0] - head] * count if alike else [size - head for size in sizes]
+        return True
+
+    def row(self, block: memoryview, at: int, size: int, base: int) -> bool:
+        """Take a frame if it is an ordinary one of a known peer; return whether it was.
+
+        :param block: where it lies.
+        :param at: where its virtio-net header begins, or would.
+        :param size: bytes from there to its end.
+        :param base: the address of the block.
+        """
+        found = self._fastpath.lookup(block, at, size)
+        if found is None:
+            return False
+        peer, start, length = found
+        rows = self._rows[peer.udp_socket.family]
+        rows.peers.append(peer)
+        rows.senders.append(peer.sender or sender_to(peer))
+        rows.places.append(base + at + start)
+        rows.lengths.append(length)
+        return True
+
+    def send(self) -> None:
+        """Send what was gathered."""
+        for family, rows in self._rows.items():
+            if not rows.peers:
+                continue
+            self._rows[family] = Rows()
+            for i, failure in self._scatter.send(family, rows):
+                self._icmp.refused(rows.peers[i], failure, self._scatter.payload(rows, i))
+
+
+@lru_cache(_KEYS_KEPT)
+def key_reader(count: int, size: int, stride: int) -> struct.Struct:
+    """Return what reads some bytes of each of so many frames, from those of the first one on.
+
+    :param count: of frames, at least 1.
+    :param size: bytes of each that are read.
+    :param stride: bytes from one frame to the next.
+    """
+    return struct.Struct(f"{size}s" + f"{stride - size}x{size}s" * (count - 1))
+
+
+def _tos_ttl(layout: _Layout, column: Column) -> int:
+    """Return TOS and TTL of frames, if all have the same and are UDP without options or fragments; else -1."""
+    kind, life = column(layout.kind), column(layout.life)
+    count = len(kind) // _WORD_BYTES
+    if life != life[:_WORD_BYTES] * count:
+        return -1
+    if layout.family == V4:
+        if (
+            kind != kind[:_WORD_BYTES] * count
+            or kind[0] != IPV4_VERSION_IHL
+            or life[1] != PROTOCOL_UDP
+            or int.from_bytes(column(_FRAGMENT), "big") & _FRAGMENTS
+        ):
+            return -1
+        return kind[1] << _BYTE_BITS | life[0]
+    first = int.from_bytes(kind[:_WORD_BYTES] * count, "big")
+    if (
+        (int.from_bytes(kind, "big") ^ first) & _VERSIONS_CLASSES
+        or kind[0] >> _NIBBLE != IPV6_VERSION
+        or life[0] != PROTOCOL_UDP
+    ):
+        return -1
+    tos = int.from_bytes(kind[:_WORD_BYTES], "big") >> _NIBBLE & _BYTE
+    return tos << _BYTE_BITS | life[1]
+
+
+def _lengths_agree(layout: _Layout, sizes: list[int], column: Column) -> bool:
+    """Return whether frames have the lengths that their headers say."""
+    if min(sizes) < HEADERS[layout.family] or max(sizes) - layout.ip_lead > _WORD:
+        return False
+    return all(
+        column(at) == _words(sizes, lead)
+        for at, lead in ((layout.ip_length, layout.ip_lead), (layout.udp_length, _UDP_LEAD[layout.family]))
+    )
+
+
+def _words(sizes: list[int], lead: int) -> bytes:
+    """Return sizes without their first bytes, as fields of a column."""
+    count = len(sizes)
+    if sizes.count(sizes[0]) == count:
+        return (sizes[0] - lead).to_bytes(_WORD_BYTES, "big") * count
+    return struct.pack(f">{count}H", *[size - lead for size in sizes])

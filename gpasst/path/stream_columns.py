@@ -1,0 +1,124 @@
+"""From the stream to host sockets, where many flows take turns: frames are carried together, from where they lie.
+
+Theory of operation: frames stand one behind the other, each behind its length, so fields of frames of one length are
+columns (`gpasst.path.columns`). Frames that differ in length are looked at one by one, but their datagrams leave
+together all the same.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from gpasst.counters import Counters
+from gpasst.features import ALL, Feature
+from gpasst.host.arena import Arena
+from gpasst.host.ring import Ring
+from gpasst.host.scatter import Scatter
+from gpasst.packet.joining import HEADERS
+from gpasst.path.columns import MOST, Carry, Gathered, key_reader
+from gpasst.path.fastpath import FastPath
+from gpasst.path.icmp_to_guest import IcmpToGuest
+from gpasst.switch.framing import FRAME_MAXIMUM, FRAME_MINIMUM
+from gpasst.wire import STREAM_LEAD_BYTES, STREAM_LENGTH_BYTES
+
+_FEW = 4  # frames that are not worth columns
+_length = struct.Struct(">I").unpack_from
+
+
+class StreamColumns:
+    """Carries frames of many flows.
+
+    :param fastpath: the peers of the guest.
+    :param icmp: reports to the guest the datagrams that the kernel refuses.
+    :param arena: where the frames lie.
+    :param counters: where traffic is counted.
+    :param features: the ways to move more than one datagram at once.
+    :param ring: makes many sends in one call; None for none.
+    :ivar idle: batches in a row that had little use for this.
+    """
+
+    def __init__(
+        self,
+        fastpath: FastPath,
+        icmp: IcmpToGuest,
+        arena: Arena,
+        counters: Counters,
+        features: frozenset[Feature] = ALL,
+        ring: Ring | None = None,
+    ) -> None:
+        self._base = arena.address
+        self._block = arena.bytes
+        scatter = Scatter(arena, counters, features >= {Feature.JOIN, Feature.GSO}, ring)
+        self._gathered = Gathered(fastpath, icmp, scatter)
+        self.idle = 0
+
+    def sizes(self, at: int, end: int) -> list[int]:
+        """Return the bytes of frames, at most `MOST`, each with its length.
+
+        One that is not whole, or has an illegal length, ends them.
+
+        :param at: where the first one's length begins.
+        :param end: where the last one ends that has arrived.
+        """
+        block = self._block
+        sizes: list[int] = []
+        while len(sizes) < MOST and end - at >= STREAM_LENGTH_BYTES:
+            (length,) = _length(block, at)
+            size = STREAM_LENGTH_BYTES + length
+            if not FRAME_MINIMUM <= length <= FRAME_MAXIMUM or end - at < size:
+                break
+            sizes.append(size)
+            at += size
+        return sizes
+
+    def carry(self, at: int, sizes: list[int], other: Carry) -> None:
+        """Carry frames.
+
+        :param at: where the first one's length begins.
+        :param sizes: bytes of each with its length, at most `MOST` of them.
+        :param other: carries a frame that is no datagram of a known peer.
+        """
+        count = len(sizes)
+        known = 0
+        try:
+            if count >= _FEW and sizes.count(sizes[0]) == count and self._columns(at, sizes):
+                known = count
+            else:
+                known = self._rows(at, sizes, other)
+        finally:
+            self._gathered.send()
+        self.idle = 0 if 2 * known > count > 1 else self.idle + 1
+
+    def _rows(self, at: int, sizes: list[int], other: Carry) -> int:
+        """Look at frames one by one, and return how many were datagrams of known peers; see `carry`."""
+        known = 0
+        block, base, row = self._block, self._base, self._gathered.row
+        for size in sizes:
+            if row(block, at - STREAM_LEAD_BYTES, size + STREAM_LEAD_BYTES, base):
+                known += 1
+            else:
+                other(block, at, size)
+            at += size
+        return known
+
+    def _columns(self, at: int, sizes: list[int]) -> bool:
+        """Gather frames of one size that are all ordinary, alike and of known peers; return whether they were."""
+        count, size, block = len(sizes), sizes[0], self._block
+        start = at - STREAM_LEAD_BYTES
+        fields = bytearray(2 * count)
+
+        def column(offset: int) -> bytes:
+            first = start + offset
+            stop = first + count * size
+            fields[::2] = block[first:stop:size]
+            fields[1::2] = block[first + 1 : stop + 1 : size]
+            return bytes(fields)
+
+        def keys(offset: int, length: int) -> tuple[bytes, ...]:
+            return key_reader(count, length, size).unpack_from(block, start + offset)
+
+        base = self._base + start
+        places = {
+            family: list(range(base + head, base + head + count * size, size)) for family, head in HEADERS.items()
+        }
+        return self._gathered.columns([size + STREAM_LEAD_BYTES] * count, column, keys, places)
