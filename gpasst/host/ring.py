@@ -82,20 +82,14 @@ TRIES = 3  # of io_uring_enter, where the kernel has no memory for the moment
 _SETUP = IORING_SETUP_R_DISABLED | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_SINGLE_ISSUER
 _PASSING = errno.EAGAIN, errno.EINTR, errno.EBUSY
 _ENTRY, _DONE = IO_URING_SQE_CODEC.size, IO_URING_CQE_CODEC.size
+_RING = _ENTRY * ENTRIES
 _WORD, _LONG = 4, 8  # bytes of 32 and of 64 bits
 _WRAP = 0xFFFFFFFF  # heads and tails count modulo 2**32
-_NUMBERS = range(ENTRIES)
+_NUMBERS = list(range(ENTRIES))
 
-_libc = ctypes.PyDLL(None, use_errno=True)
-_syscall = _libc.syscall
+# Arguments of declared types take ctypes twice as long; an int becomes one of C, of which all these are.
+_enter = _syscall = ctypes.PyDLL(None, use_errno=True).syscall
 _syscall.restype = ctypes.c_long
-# A function of its own, since its arguments always have the same types.
-_enter = ctypes.PyDLL(None, use_errno=True).syscall
-_enter.argtypes = [
-    *(ctypes.c_long, ctypes.c_int, ctypes.c_uint, ctypes.c_uint, ctypes.c_uint),
-    *(ctypes.c_void_p, ctypes.c_size_t),
-]
-_enter.restype = ctypes.c_long
 
 _rings: weakref.WeakSet[Ring] = weakref.WeakSet()
 
@@ -104,9 +98,11 @@ class Ring:
     """A ring of the calling thread.
 
     :raises OSError: if the kernel does not allow one; nothing stays open then.
+    :ivar refusal: the errno for which calls were not made last.
     """
 
     def __init__(self) -> None:
+        self.refusal = 0
         params = ctypes.create_string_buffer(IO_URING_PARAMS_CODEC.pack(flags=_SETUP), IO_URING_PARAMS_CODEC.size)
         self._fd = _called(SYS_IO_URING_SETUP, ctypes.c_uint(ENTRIES), params)
         self._maps: list[mmap] = []
@@ -134,7 +130,7 @@ class Ring:
         completions, done_at = found["completions"], found["completion_array"]
         size = max(found["submission_array"] + _WORD * ENTRIES, done_at + _DONE * completions)
         self._maps.append(mmap(self._fd, size, flags, offset=IORING_OFF_SQ_RING))
-        self._maps.append(mmap(self._fd, _ENTRY * ENTRIES, flags, offset=IORING_OFF_SQES))
+        self._maps.append(mmap(self._fd, _RING, flags, offset=IORING_OFF_SQES))
         shared, self._entries = (memoryview(mapped) for mapped in self._maps)
         self._words = words = shared[: size - size % _WORD].cast("I")
         done = shared[done_at : done_at + _DONE * completions]
@@ -175,48 +171,49 @@ class Ring:
             arena.hold()
             self._arenas.append(arena)
 
-    def enter(self, entries: memoryview) -> tuple[int, int]:
+    def enter(self, entries: memoryview, count: int) -> int:
         """Have the kernel make calls.
 
-        :param entries: them, at most `ENTRIES`, one behind the other.
-        :return: how many were made, and the errno for which the others were not, 0 if there are none.
-        :raises ValueError: if there are more, or the ring is closed.
+        :param entries: they, one behind the other, and perhaps more.
+        :param count: how many.
+        :return: how many were made; `refusal` is the errno for which the others were not.
+        :raises ValueError: if there are more than `ENTRIES`, or the ring is closed.
         """
-        size = len(entries)
-        count = size // _ENTRY
-        if count > ENTRIES:
-            raise ValueError(f"{count} entries in a ring of {ENTRIES}")
         tail = self._tail
         at = tail % ENTRIES * _ENTRY
-        room = _ENTRY * ENTRIES - at
-        if size <= room:
-            self._entries[at : at + size] = entries
+        size = count * _ENTRY
+        end = at + size
+        if end <= _RING:
+            self._entries[at:end] = entries[:size]
+        elif count <= ENTRIES:
+            self._entries[at:] = entries[: _RING - at]
+            self._entries[: end - _RING] = entries[_RING - at : size]
         else:
-            self._entries[at:] = entries[:room]
-            self._entries[: size - room] = entries[room:]
-        words = self._words
-        words[self._entries_tail] = self._tail = (tail + count) & _WRAP
+            raise ValueError(f"{count} entries in a ring of {ENTRIES}")
+        self._words[self._entries_tail] = self._tail = (tail + count) & _WRAP
         made: int = _enter(SYS_IO_URING_ENTER, self._fd, count, 0, 0, None, 0)
-        return (count, 0) if made == count else self._enter_again(count, max(made, 0), made < 0)
+        return made if made == count else self._enter_again(count, made)
 
-    def _enter_again(self, count: int, made: int, failed: bool) -> tuple[int, int]:
+    def _enter_again(self, count: int, made: int) -> int:
         """Go on where the kernel made fewer calls; parameters and result are those of `enter`.
 
-        :param failed: whether the last one failed, instead of making less.
+        :param made: how many it made, -1 if it failed.
         """
-        number = ctypes.get_errno() if failed else 0
-        tries = TRIES
-        while made < count and tries and (not number or number in _PASSING):
+        total, tries = 0, TRIES
+        while True:
+            number = ctypes.get_errno() if made < 0 else 0
+            total += max(made, 0)
+            if total == count:
+                return count
+            if not tries or (number and number not in _PASSING):
+                break
             tries -= 1
-            more = _enter(SYS_IO_URING_ENTER, self._fd, count - made, 0, 0, None, 0)
-            number = ctypes.get_errno() if more < 0 else 0
-            made += max(more, 0)
-        if made == count:
-            return count, 0
+            made = _enter(SYS_IO_URING_ENTER, self._fd, count - total, 0, 0, None, 0)
         # What was not made must not be made with the next batch.
         words = self._words
         words[self._entries_tail] = self._tail = words[self._entries_head]
-        return made, number or errno.EAGAIN
+        self.refusal = number or errno.EAGAIN
+        return total
 
     def completed(self) -> bool:
         """Return whether there are completions."""
@@ -305,12 +302,12 @@ class Form:
         :raises ValueError: if the ring is closed, or there are more calls than `ENTRIES`.
         """
         ring = self._ring
-        made, number = ring.enter(self._entries[: _ENTRY * count])
+        made = ring.enter(self._entries, count)
         failed: list[tuple[int, int]] = []
         if ring.completed():
             failed = sorted((row, -result) for row, result in zip(*ring.completions(), strict=True))
-        if number:
-            failed += [(row, number) for row in range(made, count)]
+        if made < count:
+            failed += [(row, ring.refusal) for row in range(made, count)]
         return failed
 
     def results(self, count: int) -> list[int]:
@@ -320,11 +317,11 @@ class Form:
         :raises ValueError: if the ring is closed, or there are more calls than `ENTRIES`.
         """
         ring = self._ring
-        made, number = ring.enter(self._entries[: _ENTRY * count])
+        made = ring.enter(self._entries, count)
         rows, results = ring.completions()
-        if rows != [*_NUMBERS[:made]]:
+        if rows != _NUMBERS[:made]:
             results = [result for _, result in sorted(zip(rows, results, strict=True))]
-        return results + [-number] * (count - made) if number else results
+        return results if made == count else results + [-ring.refusal] * (count - made)
 
 
 def _called(number: int, *arguments: object) -> int:

@@ -9,11 +9,12 @@ What one call costs, in us (payloads of 64 bytes to differing sockets of the hos
 
 | without a ring | | in batches of 64 | |
 |---|---|---|---|
-| `sendto` | 1.41 | `Sends` | 1.19, of which 0.09 to fill the columns from lists |
+| `sendto` | 1.41 | `Sends` | 1.18, of which 0.09 to fill the columns from lists |
 | `recvmsg_into` | 1.01 | `Receives` | 0.49 |
 | `writev` of header and payload; `write` | 0.90; 0.76 | `Writes` | 0.74 |
 
-So a batch of writes spares what Python does for each frame, rather than what the kernel does.
+So a batch of writes spares what Python does for each frame, rather than what the kernel does. A batch by itself costs 2
+us: sends pay from 9 in a batch on, and receives from 5.
 """
 
 from __future__ import annotations

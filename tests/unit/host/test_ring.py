@@ -331,7 +331,7 @@ def test_messages_have_pieces_control_messages_and_results(ring: Ring, arena: Ar
 
 def test_a_batch_of_more_than_there_are_entries_is_refused(ring: Ring, arena: Arena) -> None:
     with pytest.raises(ValueError, match="65 entries in a ring of 64"):
-        ring.enter(memoryview(bytes(64 * 65)))
+        ring.enter(memoryview(bytes(64 * 65)), 65)
     receives = Receives(ring, 4, [arena])
     with pytest.raises(ValueError):
         receives.receive(array("i", [0] * (ENTRIES + 1)))
@@ -344,7 +344,7 @@ def test_the_kernel_makes_no_other_calls(ring: Ring, operation: int, flags: int)
     form.descriptors[0] = 1 << 20
     entries = memoryview(bytearray(form._entries[:64]))  # noqa: SLF001
     entries[1] = flags
-    assert ring.enter(entries) == (1, 0)
+    assert ring.enter(entries, 1) == 1
     assert ring.completions() == ([0], [-errno.EACCES])
 
 

@@ -29,6 +29,7 @@ LISTS = {
     "keeper": keeper_calls(),
     "remover": remover_calls(),
 }
+IORING_ENTER_GETEVENTS = 1  # linux/io_uring.h
 I386 = 0x40000003  # AUDIT_ARCH_I386 (linux/audit.h)
 X32 = 0x40000000  # __X32_SYSCALL_BIT (asm/unistd.h)
 
@@ -101,6 +102,8 @@ def test_paths_lead_nowhere_and_an_unknown_call_does_not_exist(name: str) -> Non
         ("fcntl", (5, linux.F_SETPIPE_SZ), MADE),
         ("fcntl", (5, fcntl.F_SETOWN, PROGRAM + 1), fails(errno.ENOSYS)),
         ("fcntl", (5, fcntl.F_SETSIG, 9), fails(errno.ENOSYS)),
+        ("io_uring_enter", (5, 64, 0, 0), MADE),
+        ("io_uring_enter", (5, 64, 1, IORING_ENTER_GETEVENTS), fails(errno.ENOSYS)),
         ("kill", (PROGRAM, 9), MADE),
         ("kill", (PROGRAM + 1, 9), fails(errno.ENOSYS)),
         # All bits above the lower word are the kernel's to ignore.
