@@ -232,33 +232,25 @@ class Contender:
         """Return the processes of the proxy, its helper and children included."""
         found = [self.program.pid, *self.extra] if self.program else []
         for pid in found:  # which grows meanwhile
-            for task in Path(f"/proc/{pid}/task").glob("*/children"):
-                found += [child for child in map(int, task.read_text(encoding="ascii").split()) if child not in found]
+            for text in texts(pid, "task/*/children"):
+                found += [child for child in map(int, text.split()) if child not in found]
         return found
 
-    def processor_seconds(self) -> float:
-        total = 0
+    def _texts(self, pattern: str) -> Iterator[str]:
         for pid in self.processes():
-            for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-                total += int(task.read_text(encoding="ascii").split()[0])
-        return total / 1e9
+            yield from texts(pid, pattern)
+
+    def processor_seconds(self) -> float:
+        return sum(int(text.split()[0]) for text in self._texts("task/*/schedstat")) / 1e9
 
     def memory_kb(self) -> int:
-        total = 0
-        for pid in self.processes():
-            for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
-                if line.startswith("VmRSS:"):
-                    total += int(line.split()[1])
-        return total
+        lines = (line for text in self._texts("status") for line in text.splitlines())
+        return sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
 
     def private_kb(self) -> int:
         """Return the memory that would be free without the proxy, in kB."""
-        total = 0
-        for pid in self.processes():
-            for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
-                if line.startswith(("Private_Clean:", "Private_Dirty:")):
-                    total += int(line.split()[1])
-        return total
+        lines = (line for text in self._texts("smaps_rollup") for line in text.splitlines())
+        return sum(int(line.split()[1]) for line in lines if line.startswith(("Private_Clean:", "Private_Dirty:")))
 
     def descriptors(self) -> int:
         return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in self.processes())
@@ -280,6 +272,16 @@ class Contender:
         if self.program is not None:
             self.program.terminate()
             self.program.wait(10)
+
+
+def texts(pid: int, pattern: str) -> Iterator[str]:
+    """Yield what the files of a process in /proc say; those of one that has ended say nothing."""
+    for path in Path(f"/proc/{pid}").glob(pattern):
+        try:
+            text = path.read_text(encoding="ascii")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        yield text
 
 
 def comma_list(ports: Iterable[int]) -> str:

@@ -109,14 +109,16 @@ class Bench:
     def run(self, loads: Sequence[Load], rounds: int) -> list[dict[str, Any]]:
         """Run the loads; return rows of medians and ratios."""
         results = {load.label: {name: Figures() for name in self._names if load.suits(name)} for load in loads}
-        for turn in range(rounds):
-            for number, load in enumerate(loads):
-                for name, figures in results[load.label].items():
-                    say(f"round {turn + 1} of {rounds}, load {number + 1} of {len(loads)}: {name}, {load.label}")
-                    try:
-                        self._measure(name, load, figures)
-                    except Failed as problem:
-                        print(f"{name}, {load.label}: {problem}", file=sys.stderr)
+        with suppress(KeyboardInterrupt):  # the figures until then are figures, too
+            for turn in range(rounds):
+                for number, load in enumerate(loads):
+                    progress = f"round {turn + 1} of {rounds}, load {number + 1} of {len(loads)}"
+                    for name, figures in results[load.label].items():
+                        say(f"{progress}: {name}, {load.label}")
+                        try:
+                            self._measure(name, load, figures)
+                        except Failed as problem:
+                            print(f"{name}, {load.label}: {problem}", file=sys.stderr)
         return table(results)
 
     def _measure(self, name: str, load: Load, figures: Figures) -> None:
@@ -263,5 +265,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
-        sys.exit(main())
+    sys.exit(main())
