@@ -90,7 +90,7 @@ def print_table(rows: list[dict[str, Any]]) -> str:
     before, veth = (any(f"of_{name}" in row for row in rows) for name in (BEFORE, VETH))
     head = (
         f"{'load':<60}{'delivered/s':>12}{'peer':>10}{'ratio':>7}{'loss':>7}{'peer':>7}{'us each':>9}{'peer':>8}"
-        f"{'ratio':>7}{'rtt us':>9}{'peer':>9}{'p99 us':>9}{'peer':>9}{'kB each':>9}{'peer':>7}"
+        f"{'ratio':>7}{'rtt us':>11}{'peer':>11}{'p99 us':>11}{'peer':>11}{'kB each':>9}{'peer':>7}"
         + (f"{'of before':>11}{'us':>7}{'rtt':>7}" if before else "")
         + (f"{'of veth':>9}" if veth else "")
     )
@@ -107,10 +107,10 @@ def print_table(rows: list[dict[str, Any]]) -> str:
             + cell(ours.get("processor_us"), 9, 2)
             + cell(theirs.get("processor_us"), 8, 2)
             + cell(ratios.get("processor"), 7, 2)
-            + cell(ours.get("median_us"), 9, 1)
-            + cell(theirs.get("median_us"), 9, 1)
-            + cell(ours.get("p99_us"), 9, 1)
-            + cell(theirs.get("p99_us"), 9, 1)
+            + cell(ours.get("median_us"), 11, 1)
+            + cell(theirs.get("median_us"), 11, 1)
+            + cell(ours.get("p99_us"), 11, 1)
+            + cell(theirs.get("p99_us"), 11, 1)
             + cell(ours.get("memory_kb"), 9, 2)
             + cell(theirs.get("memory_kb"), 7, 2)
         )
