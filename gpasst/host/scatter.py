@@ -32,7 +32,7 @@ from gpasst.records import dataclass, field
 from gpasst.udp.mapping import Peer
 
 GROUPED: Final = 8  # datagrams of each sender on average, from which one send for all of a sender's pays
-WORTH: Final = 3  # datagrams from which a call of the ring pays
+WORTH: Final = 8  # datagrams from which a call of the ring pays
 
 Failures = list[tuple[int, int]]
 """The row of each datagram that was not sent, and its errno."""
