@@ -22,11 +22,14 @@ from tests.support.tcp_world import Remote
 
 FRAMES = 24
 RUN = 6
+ONE_IN = 16  # frames of those that take turns, which is spoilt
+LENGTH_BYTES, HEADERS_BYTES = 4, 42
 LENGTHS = (0, 13, 65536, 1 << 31, (1 << 32) - 1)
 ILLEGAL_BYTES = 300
 ROOM = 1 << 20  # bytes that a program takes, more than a stream here has
 FAMILIES = (4, 6)
 SYN_SEQUENCE = 7
+PORTS = tuple(port.to_bytes(2, "big") for port in range(5000, 5008))  # of flows that take turns
 SECONDS = 1.0
 ARP_TYPE, ETHERNET_BYTES = b"\x08\x06", 14
 
@@ -38,7 +41,7 @@ def take(data: bytes) -> None:
     frames: list[bytes] = []
     sequences = dict.fromkeys(FAMILIES, SYN_SEQUENCE + 1)
     while choices.more and len(frames) < FRAMES:
-        kind = choices.number(8)
+        kind = choices.number(9)
         if kind == 0:
             length = choices.pick(LENGTHS)
             frames.append(length.to_bytes(4, "big") + bytes(min(length, ILLEGAL_BYTES)))
@@ -53,6 +56,15 @@ def take(data: bytes) -> None:
             for _ in range(choices.number(RUN)):
                 frames.append(_framed(_segment(family, sequences[family], payload, TCP_ACK | flags)))
                 sequences[family] += len(payload)
+        elif kind == 8:
+            family, payload = choices.pick(FAMILIES), choices.piece(512)
+            for turn in range(choices.number(RUN)):
+                for port in PORTS:
+                    udp = port + datagram(payload + bytes((turn,)))[len(port) :]
+                    frame = bytearray(_framed(framed(family, PROTOCOL_UDP, udp)))
+                    if choices.number(ONE_IN) == 1:
+                        frame[LENGTH_BYTES + choices.number(HEADERS_BYTES)] = choices.number(256)
+                    frames.append(bytes(frame))
         else:
             frames.append(_framed(any_frame(choices, HOST_MAC, GUEST_MAC, ADDRESSES)))
     assert _carried(_cut(b"".join(frames), cuts)) == _carried(frames)
