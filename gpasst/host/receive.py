@@ -208,6 +208,12 @@ class Receiver(ABC):
         self._dirty = count
         return count
 
+    def _take_one(self, fd: int, slot: int) -> int:
+        """Let the kernel fill a slot; return the payload's bytes, or the negated errno."""
+        if _recvmmsg(fd, self._headers_at + _HEADER * slot, 1, MSG_DONTWAIT, None) == 1:
+            return self._lengths[slot]
+        return -(ctypes.get_errno() or errno.EIO)
+
     def _uniform(self, count: int) -> bool:
         """Return whether the first `count` datagrams have the sender and the control messages of the first."""
         name, names = self._name, self._names

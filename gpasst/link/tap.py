@@ -95,32 +95,42 @@ class Tap:
 
     @property
     def bare(self) -> bool:
-        """Whether frames may be written by `write_each`: nobody records them, and no rule of weather is in force."""
+        """Whether frames may be written past `write_run`: nobody records them, and no rule of weather is in force."""
         return self.recorder is None and "write_run" not in self.__dict__
 
     def joins(self, protocol: str, family: int) -> bool:
         """Return whether a run of a protocol and family crosses as one superframe."""
         return family in self._superframes[protocol]
 
-    def write_each(self, protocol: str, head: int, frames: Iterable[memoryview], sizes: Sequence[int]) -> None:
-        """Write frames, each of one segment; what cannot be written is counted.
+    def write_each(self, frames: Iterable[memoryview], lengths: Iterable[int]) -> list[tuple[int, int]]:
+        """Write frames, and return the indices of those that could not be written, each with the errno.
 
-        :param protocol: what they count for, such as ``"udp"``.
-        :param head: bytes of the headers, virtio-net included, that each begins with.
-        :param frames: where they lie; what is behind their end does not matter.
-        :param sizes: payload bytes of each.
+        :param frames: where they lie, from their virtio-net headers on; what is behind their end does not matter.
+        :param lengths: bytes of each.
         """
         fd, write = self.fd, os.write
+        failures: list[tuple[int, int]] = []
+        for i, (frame, length) in enumerate(zip(frames, lengths, strict=True)):
+            try:
+                write(fd, frame[:length])
+            except OSError as error:
+                failures.append((i, error.errno or errno.EIO))
+        return failures
+
+    def count_each(self, protocol: str, sizes: Sequence[int], failures: Iterable[tuple[int, int]]) -> None:
+        """Count frames of one segment each that were written past `write_run`.
+
+        :param protocol: what they count for, such as ``"udp"``.
+        :param sizes: payload bytes of each.
+        :param failures: indices of those that could not be written, each with the errno.
+        """
         tally = self._tallies[protocol]
         tally.datagrams += len(sizes)
         tally.bytes += sum(sizes)
-        for frame, size in zip(frames, sizes, strict=False):
-            try:
-                write(fd, frame[: head + size])
-            except OSError as error:
-                tally.datagrams -= 1
-                tally.bytes -= size
-                self._lost(error.errno or errno.EIO, [frame[: head + size]])
+        for i, failure in failures:
+            tally.datagrams -= 1
+            tally.bytes -= sizes[i]
+            self._counters.drop(_reason(failure))
 
     def write_bare(self, header: RunHeader) -> None:
         """Write one frame without payload."""
@@ -190,7 +200,12 @@ class Tap:
         return 0
 
     def _lost(self, failure: int, parts: Parts, count: int = 1) -> None:
-        reason = Drop.TAP_FULL if failure == errno.EAGAIN else Drop.TAP_FAILED
+        reason = _reason(failure)
         self._counters.drop(reason, count)
         if self.recorder is not None:
             self.recorder.write(True, *parts, comment=reason.value)
+
+
+def _reason(failure: int) -> Drop:
+    """Return the reason of a drop that the errno of a write means."""
+    return Drop.TAP_FULL if failure == errno.EAGAIN else Drop.TAP_FAILED

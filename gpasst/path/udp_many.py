@@ -3,23 +3,31 @@
 Theory of operation: a datagram that differs from the one before in its sender cannot join it, so each costs a frame of
 its own. What the interpreter does for each is what counts then:
 
-1. A listener whose batches come from many senders receives into slots with headroom (`gpasst.host.receive_headed`)
+1. A socket whose batches come from many senders is received into slots with headroom (`gpasst.host.receive_headed`)
    until few senders are left. Its batch is read by column, and all peers are looked up by one `map`.
-2. The headers of each peer are copied before its datagram, and the frame is written from where it lies.
-3. Several datagrams of one flow within a batch leave as superframes where the link takes these, in their order. The
+2. Sockets of mappings that are ready together (`gpasst.path.udp_ready`) give one datagram each to such a batch.
+3. The headers of each peer are copied before its datagram, and the frame is written from where it lies; with a ring all
+   frames of a batch in one call.
+4. Several datagrams of one flow within a batch leave as superframes where the link takes these, in their order. The
    order among flows changes then, which no network promises.
-4. Senders without a peer are carried behind the others, by the caller, as in any batch.
+5. Senders without a peer are carried behind the others, by the caller, as in any batch.
 
-Everything else goes row by row: while the link is recorded or has weather, and what the kernel had joined already.
+Everything else goes row by row: while the link is recorded or has weather, and a batch with datagrams that the kernel
+had joined already.
 """
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
+from errno import EAGAIN
 from operator import ne
 from typing import Any
 
 from gpasst.host.receive import RUN_BYTES, Run
-from gpasst.host.receive_headed import HeadedReceiver
+from gpasst.host.receive_headed import Columns, HeadedReceiver
+from gpasst.host.ring import ENTRIES, Ring
+from gpasst.host.ring_forms import Writes
 from gpasst.link.tap import Tap
 from gpasst.udp.header import Header
 from gpasst.udp.mapping import Peer, UdpSocket
@@ -30,6 +38,48 @@ FEW = 4  # datagrams in each run of a batch, on average, from which on it is not
 JOIN_FROM = 5  # datagrams of one flow in a batch that leave as superframes; these cost the kernel more than a frame
 
 PROTOCOL = Header.protocol
+Left = list[tuple[UdpSocket, list[Run]]]
+"""What a batch has left to the caller: sockets, each with runs that are valid until the next batch."""
+
+
+class _Slots:
+    """The receiver of a family, and what writes from its slots.
+
+    :param receiver: the receiver.
+    :param tap: the guest's end.
+    :param ring: makes many calls in one, None without one.
+    """
+
+    __slots__ = ("_addresses", "_form", "_tap", "receiver")
+
+    def __init__(self, receiver: HeadedReceiver, tap: Tap, ring: Ring | None) -> None:
+        self.receiver = receiver
+        self._tap = tap
+        self._addresses = receiver.addresses
+        self._form: Writes | None = None
+        if ring is not None:
+            form = Writes(ring, [receiver.arena])
+            if form.accepted(tap.fd):
+                form.descriptors[:] = array("i", [tap.fd]) * ENTRIES
+                self._form = form
+
+    def write(self, slots: Sequence[int], sizes: list[int]) -> None:
+        """Write the frames in some slots.
+
+        :param slots: their indices.
+        :param sizes: payload bytes of each.
+        """
+        head, form, count = self.receiver.headroom, self._form, len(sizes)
+        if form is None or count == 1:
+            frames = self.receiver.frames
+            failures = self._tap.write_each([frames[i] for i in slots], [head + size for size in sizes])
+        else:
+            addresses = self._addresses
+            whole = isinstance(slots, range)
+            form.addresses[:count] = addresses[:count] if whole else array("Q", [addresses[i] for i in slots])
+            form.lengths[:count] = array("I", [head + size for size in sizes])
+            failures = form.failures(count)
+        self._tap.count_each(PROTOCOL, sizes, failures)
 
 
 class ManySenders:
@@ -37,12 +87,19 @@ class ManySenders:
 
     :param nat: the rules and tables.
     :param tap: the guest's end.
+    :param ring: makes many calls in one, None without one.
     """
 
-    def __init__(self, nat: UdpNat, tap: Tap) -> None:
+    def __init__(self, nat: UdpNat, tap: Tap, ring: Ring | None = None) -> None:
         self._nat = nat
         self._tap = tap
-        self._receivers: dict[int, HeadedReceiver] = {}
+        self._ring = ring
+        self._slots: dict[int, _Slots] = {}
+
+    @property
+    def ready(self) -> bool:
+        """Whether batches may be carried as columns now."""
+        return self._tap.bare
 
     def look(self, udp_socket: UdpSocket, runs: list[Run]) -> None:
         """Receive from a socket with headroom from now on, if the senders of a batch's lone datagrams change often."""
@@ -59,103 +116,120 @@ class ManySenders:
         :raises OSError: the pending error of the socket; nothing was received then.
         """
         assert udp_socket.socket is not None
-        receiver = self._receivers.get(udp_socket.family)
-        if receiver is None:
-            receiver = self._receivers[udp_socket.family] = HeadedReceiver(udp_socket.family)
+        slots = self._of(udp_socket.family)
+        receiver = slots.receiver
         columns = receiver.columns(udp_socket.socket.fileno())
         count = len(columns.keys)
         more = count == receiver.slots
         if not self._tap.bare or columns.segments is not None:
             udp_socket.scattered = False
-            return receiver.runs(columns, range(count)), more, 0
+            return receiver.runs(columns), more, 0
         peers: list[Any] = list(map(udp_socket.others.get, columns.keys))
         if None in peers:
             peers = list(map(udp_socket.find, columns.keys))
         distinct = len(set(peers))
         if distinct * FEW <= count and (sum(map(ne, peers, peers[1:])) + 1) * FEW <= count:
             udp_socket.scattered = False
-        sizes, tos_ttls, frames = columns.sizes, columns.tos_ttls, receiver.frames
         left: list[Run] = []
         if None in peers:
-            left = receiver.runs(columns, [i for i, peer in enumerate(peers) if peer is None])
-            known = [i for i, peer in enumerate(peers) if peer is not None]
-            peers, sizes = [peers[i] for i in known], [sizes[i] for i in known]
-            tos_ttls, frames = [tos_ttls[i] for i in known], [frames[i] for i in known]
+            left = receiver.runs(columns.some([i for i, peer in enumerate(peers) if peer is None]))
+            columns, peers = _known(columns, peers)
         if JOIN_FROM * distinct <= len(peers) and self._tap.joins(PROTOCOL, udp_socket.family):
-            peers, sizes, tos_ttls, frames = self._join(receiver, peers, sizes, tos_ttls, frames)
-        self._carry(receiver, peers, sizes, tos_ttls, frames)
+            columns, peers = self._join(receiver, columns, peers)
+        self._carry(slots, columns, peers)
         return left, more, count - len(left)
 
-    def _carry(
-        self,
-        receiver: HeadedReceiver,
-        peers: list[Peer],
-        sizes: list[int],
-        tos_ttls: list[int],
-        frames: list[memoryview],
-    ) -> None:
-        """Write a frame for each datagram of known peers.
+    def round(self, sockets: list[UdpSocket]) -> tuple[int, Left, list[UdpSocket]]:
+        """Take one datagram from each of some sockets of a family, and carry those that are lone and known.
 
-        :param sizes: payload bytes of each.
-        :param tos_ttls: their TOS and TTL.
-        :param frames: their slots.
+        :param sockets: open sockets, at most `gpasst.host.receive.SLOTS`.
+        :return: how many were carried; what is left; and the sockets that have a pending error.
         """
-        nat, guest, head = self._nat, self._nat.guest, receiver.headroom
+        slots = self._of(sockets[0].family)
+        receiver = slots.receiver
+        columns, failed = receiver.one_of_each([one.socket.fileno() for one in sockets])  # type: ignore[union-attr]
+        broken = [sockets[i] for i, number in failed.items() if number != EAGAIN] if failed else []
+        if failed:
+            sockets = [sockets[i] for i in columns.slots]
+        if columns.segments is not None:
+            return 0, [(one, [run]) for one, run in zip(sockets, receiver.runs(columns), strict=True)], broken
+        peers: list[Any] = [
+            one.first if key == one.first_key else one.others.get(key)
+            for one, key in zip(sockets, columns.keys, strict=True)
+        ]
+        left: Left = []
+        if None in peers:
+            unknown = [i for i, peer in enumerate(peers) if peer is None]
+            runs = receiver.runs(columns.some(unknown))
+            left = [(sockets[i], [run]) for i, run in zip(unknown, runs, strict=True)]
+            columns, peers = _known(columns, peers)
+        self._carry(slots, columns, peers)
+        return len(peers), left, broken
+
+    def _of(self, family: int) -> _Slots:
+        """Return the slots of a family, 4 or 6, made when they are used first."""
+        found = self._slots.get(family)
+        if found is None:
+            receiver = HeadedReceiver(family, ring=self._ring)
+            found = self._slots[family] = _Slots(receiver, self._tap, self._ring)
+        return found
+
+    def _carry(self, slots: _Slots, columns: Columns, peers: list[Peer]) -> None:
+        """Write a frame for each datagram of known peers."""
+        if not peers:
+            return
+        receiver = slots.receiver
+        nat, guest, head, frames = self._nat, self._nat.guest, receiver.headroom, receiver.frames
         activity, stamp = nat.tables[receiver.family].activity, guest.stamp
-        for peer, size, tos_ttl, frame in zip(peers, sizes, tos_ttls, frames, strict=False):
+        sizes = columns.sizes
+        for peer, size, tos_ttl, slot in zip(peers, sizes, columns.tos_ttls, columns.slots, strict=True):
             header = peer.header
             activity[peer.byte] |= peer.bit
             if tos_ttl != header.tos_ttl:
                 header = nat.header(peer, tos_ttl)
             if header.stamp is not stamp:
                 guest.readdress(header, peer.mapping.guest)
-            frame[:head] = header.buffer if header.total == size == header.segment else header.fill(size, size)
-        self._tap.write_each(PROTOCOL, head, frames, sizes)
+            frames[slot][:head] = header.buffer if header.total == size == header.segment else header.fill(size, size)
+        slots.write(columns.slots, sizes)
 
-    def _join(
-        self,
-        receiver: HeadedReceiver,
-        peers: list[Peer],
-        sizes: list[int],
-        tos_ttls: list[int],
-        frames: list[memoryview],
-    ) -> tuple[list[Peer], list[int], list[int], list[memoryview]]:
-        """Write the datagrams of flows that have several of one size as superframes; return the others.
-
-        The parameters are those of `_carry`.
-        """
+    def _join(self, receiver: HeadedReceiver, columns: Columns, peers: list[Peer]) -> tuple[Columns, list[Peer]]:
+        """Write the datagrams of flows that have several as superframes; return the others."""
         flows: dict[Peer, list[int]] = {}
         for i, peer in enumerate(peers):
             flows.setdefault(peer, []).append(i)
-        head, limit = receiver.headroom, RUN_BYTES[receiver.family]
+        nat, activity = self._nat, self._nat.tables[receiver.family].activity
         lone: list[int] = []
         for peer, rows in flows.items():
             if len(rows) < JOIN_FROM:
                 lone += rows
                 continue
-            self._nat.tables[receiver.family].activity[peer.byte] |= peer.bit
-            start = 0
-            while start < len(rows):
-                first = rows[start]
-                segment, tos_ttl = sizes[first], tos_ttls[first]
-                total, end = segment, start + 1
-                while end < len(rows) and total + segment <= limit and tos_ttls[rows[end]] == tos_ttl:
-                    size = sizes[rows[end]]
-                    if not 0 < size <= segment:
-                        break
-                    total += size
-                    end += 1
-                    if size < segment:
-                        break
-                payload = [frames[i][head : head + sizes[i]] for i in rows[start:end]]
-                header = self._nat.header(peer, tos_ttl)
-                if header.stamp is not self._nat.guest.stamp:
-                    self._nat.guest.readdress(header, peer.mapping.guest)
-                self._tap.write_run(header, total, segment, payload)
-                start = end
-        return (
-            [peers[i] for i in lone],
-            [sizes[i] for i in lone],
-            [tos_ttls[i] for i in lone],
-            [frames[i] for i in lone],
-        )
+            activity[peer.byte] |= peer.bit
+            for run in _joined(columns, rows, RUN_BYTES[receiver.family]):
+                header = nat.header(peer, columns.tos_ttls[run[0]])
+                if header.stamp is not nat.guest.stamp:
+                    nat.guest.readdress(header, peer.mapping.guest)
+                payload = [part for _, _, _, parts, _ in receiver.runs(columns.some(run)) for part in parts]
+                self._tap.write_run(header, sum(map(len, payload)), columns.sizes[run[0]], payload)
+        return columns.some(lone), [peers[i] for i in lone]
+
+
+def _known(columns: Columns, peers: list[Any]) -> tuple[Columns, list[Peer]]:
+    """Return the datagrams that have a peer."""
+    known = [i for i, peer in enumerate(peers) if peer is not None]
+    return columns.some(known), [peers[i] for i in known]
+
+
+def _joined(columns: Columns, rows: list[int], limit: int) -> list[list[int]]:
+    """Cut the datagrams of one flow, given by their indices, into runs of at most `limit` bytes."""
+    runs: list[list[int]] = []
+    sizes, tos_ttls = columns.sizes, columns.tos_ttls
+    segment = tos_ttl = room = 0
+    for i in rows:
+        size = sizes[i]
+        if 0 < size <= min(segment, room) and tos_ttls[i] == tos_ttl:
+            runs[-1].append(i)
+            room = room - size if size == segment else 0
+        else:
+            runs.append([i])
+            segment, tos_ttl, room = size, tos_ttls[i], limit - size
+    return runs

@@ -71,15 +71,19 @@ class MappingSockets:
     def open(self, family: int, port: int) -> UdpSocket:
         """Open a socket of `family`, 4 or 6, at `port` if that is free, else at another one; any for port 0.
 
-        :raises PacketError: if no socket can be had.
+        :raises PacketError: if no socket can be had, or the kernel watches no more.
         """
         network = self._guest.addresses[family].network
         udp_socket = self._descriptors.make(lambda: open_own(network, port, self._gro))
         assert udp_socket.socket is not None
         udp_socket.socket = self._descriptors.settle(udp_socket.socket)
+        try:
+            self._watch(udp_socket)
+        except OSError as error:
+            udp_socket.socket.close()
+            raise PacketError(Drop.NO_SOCKET, f"no host socket: {error.strerror}") from error
         if port and udp_socket.port != port:
             log.info("IPv%d source port %d is taken on the host; port changed to %d", family, port, udp_socket.port)
-        self._watch(udp_socket)
         return udp_socket
 
     def close(self, udp_socket: UdpSocket) -> None:
@@ -136,9 +140,10 @@ class UdpSockets:
 
     # --- Host to guest ----------------------------------------------------------------------------------------------
 
-    def step(self, udp_socket: UdpSocket) -> int:
-        """Move up to `BATCHES_PER_STEP` batches from a socket, for at most `STEP_SECONDS`.
+    def step(self, udp_socket: UdpSocket, batches: int = BATCHES_PER_STEP) -> int:
+        """Move batches from a socket, for at most `STEP_SECONDS`.
 
+        :param batches: how many at most.
         :return: runs moved; a run of several datagrams counts as two.
         """
         family = udp_socket.family
@@ -148,7 +153,7 @@ class UdpSockets:
         stamp = guest.stamp
         moved = 0
         deadline = 0.0
-        for _ in range(BATCHES_PER_STEP):
+        for _ in range(batches):
             sock = udp_socket.socket
             if sock is None:
                 break
@@ -190,12 +195,12 @@ class UdpSockets:
                         continue
                     moved += 1 if segment >= total else 2
                 if unknown:
-                    moved += self._carry_unknown(udp_socket, unknown)
+                    moved += self.carry_unknown(udp_socket, unknown)
             finally:
                 # Whatever happens, before the next receive: gathered frames lie in the receiver's buffers.
                 if link is not None:
                     link.flush()
-            if not more:
+            if not more or batches == 1:
                 break
             now = self._clock()
             if deadline and now >= deadline:
@@ -203,8 +208,8 @@ class UdpSockets:
             deadline = deadline or now + STEP_SECONDS
         return moved
 
-    def _carry_unknown(self, udp_socket: UdpSocket, runs: list[Run]) -> int:
-        """Set up splice pairs or peers for runs of unknown senders, and carry them; return as `step` does."""
+    def carry_unknown(self, udp_socket: UdpSocket, runs: list[Run]) -> int:
+        """Carry runs of a socket; set up splice pairs or peers for unknown senders. Return as `step` does."""
         moved = 0
         for key, total, segment, payload, tos_ttl in runs:
             try:

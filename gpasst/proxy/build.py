@@ -39,11 +39,12 @@ from gpasst.path.stream_reader import StreamReader
 from gpasst.path.tap_filter import TapFilter
 from gpasst.path.tap_reader import TapReader
 from gpasst.path.udp_many import ManySenders
+from gpasst.path.udp_ready import ReadyMappings
 from gpasst.path.udp_sockets import MappingSockets, UdpSockets
 from gpasst.path.udp_splice import UdpSplice
 from gpasst.proxy.advertiser import Advertiser
 from gpasst.proxy.base import TSO_FAMILIES, USO_FAMILIES, Base
-from gpasst.proxy.build_tcp import Tcp
+from gpasst.proxy.build_tcp import Tcp, epoll_set
 from gpasst.proxy.guest_session import GuestSession
 from gpasst.proxy.workers import READ, WRITE, Watchers
 from gpasst.records import dataclass, replace
@@ -149,7 +150,7 @@ def build_udp(
     link: AnyLink | None,
     icmp: IcmpToGuest,
     handlers: ServiceHandlers | None,
-) -> tuple[UdpSockets, UdpSplice | None]:
+) -> tuple[UdpSockets, UdpSplice | None, ReadyMappings]:
     """Make the sockets of UDP.
 
     :param handlers: the services that answer on ports of their own, None without a link.
@@ -165,16 +166,17 @@ def build_udp(
     def watch(udp_socket: UdpSocket) -> None:
         assert udp_socket.socket is not None
         base.own.exclude(udp_socket.socket)
-        watchers.watch(udp_socket, udp_socket.socket.fileno(), worker.wake, udp_socket)
+        ready.watch(udp_socket)
 
     def unwatch(udp_socket: UdpSocket) -> None:
         assert udp_socket.socket is not None
-        watchers.unwatch(udp_socket)
+        ready.unwatch(udp_socket)
         base.own.include(udp_socket.socket)
 
     services = {(4, DHCP_SERVER_PORT): handlers.dhcp, (6, DHCPV6_SERVER_PORT): handlers.dhcpv6} if handlers else {}
     opener = MappingSockets(base.guest, Feature.GRO in features, watch, unwatch, base.descriptors)
     nat = UdpNat(base.guest, opener, sender_key, config.udp_filter == "address", base.clock.now())
+    many = ManySenders(nat, link, base.ring) if isinstance(link, Tap) else None
     udp = UdpSockets(
         nat,
         link,
@@ -185,11 +187,21 @@ def build_udp(
         base.counters,
         features,
         carried=not config.no_udp,
-        many=ManySenders(nat, link) if isinstance(link, Tap) else None,
+        many=many,
     )
-    worker = watchers.worker(udp.step)
+    alone = watchers.worker(udp.step)
+    ready = ReadyMappings(
+        epoll_set(),
+        lambda udp_socket: watchers.watch(udp_socket, udp_socket.socket.fileno(), alone.wake, udp_socket),  # type: ignore[union-attr]
+        watchers.unwatch,
+        udp.step,
+        udp.carry_unknown,
+        many,
+        base.counters,
+    )
+    watchers.watch(ready, ready.fileno(), watchers.worker(ready.step).wake)
     base.descriptors.add(nat)
-    return udp, splice
+    return udp, splice, ready
 
 
 def watch_listener(watchers: Watchers, listener: Listener, step: Callable[[UdpSocket], int]) -> None:

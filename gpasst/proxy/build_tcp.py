@@ -66,7 +66,7 @@ def build_tcp(base: Base, link: Tap | Stream | Uplink, icmp: IcmpToGuest, timers
     watchers, guest, counters, clock = base.watchers, base.guest, base.counters, base.clock.precise
     table = ConnectionTable()
     peek_offset = Feature.PEEK in base.features
-    epoll = _epoll()
+    epoll = epoll_set()
     peeker: Peeker = StreamPeeker() if isinstance(link, Stream) else TapPeeker()
     sockets = TcpSockets(
         TcpWriter(link, guest, peeker, peek_offset),
@@ -101,7 +101,7 @@ def build_tcp_splice(base: Base) -> TcpSplice | None:
     if not base.targets or not base.pool or base.config.no_tcp:
         return None
     watchers = base.watchers
-    epoll = _epoll()
+    epoll = epoll_set()
     splice = TcpSplice(
         base.targets,
         base.pool,
@@ -136,7 +136,7 @@ def build_tcp_listeners(
     )
 
 
-def _epoll() -> Epoll:
+def epoll_set() -> Epoll:
     """Make an epoll set.
 
     :raises PlatformError: if there are too many open files.

@@ -148,7 +148,9 @@ class Proxy:
             closing(base.watchers.unwatch, self.tcp_splice)
         listeners = build_tcp_listeners(base, link, self.tcp, self.tcp_splice, timers)
         closing(listeners.close)
-        self.udp, self.splice = build_udp(base, link, icmp, handlers)
+        self.udp, self.splice, ready = build_udp(base, link, icmp, handlers)
+        closing(ready.close)
+        closing(base.watchers.unwatch, ready)
         closing(self.udp.nat.close)
         if self.splice:
             closing(self.splice.close)

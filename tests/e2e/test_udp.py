@@ -317,6 +317,23 @@ def test_a_hundred_senders_to_one_port_in_turns(net: gpasst.Pasta, remote: Remot
         assert [client.recv(99) for client in clients] == [b"to %d" % port for port in ports]
 
 
+def test_a_hundred_ports_that_are_answered_at_once(net: gpasst.Pasta, remote: Remote, family: int) -> None:
+    with ExitStack() as stack:
+        server = stack.enter_context(bound(remote.socket(FAMILY[family]), FAR[family]))
+        guests = [stack.enter_context(guest_socket(net, family)) for _ in range(100)]
+        ports = []
+        for guest in guests:
+            guest.sendto(b"?", (FAR[family], server.getsockname()[1]))
+            ports.append(server.recvfrom(9)[1])
+        for turn in range(3):
+            for number, port in enumerate(ports):
+                for copy in range(1 + number % 3):
+                    server.sendto(b"%d.%d.%d" % (turn, number, copy), port)
+            for number, guest in enumerate(guests):
+                expected = [b"%d.%d.%d" % (turn, number, copy) for copy in range(1 + number % 3)]
+                assert [guest.recv(99) for _ in expected] == expected
+
+
 def test_a_source_port_that_the_host_uses_is_changed(net: gpasst.Pasta, remote: Remote, family: int) -> None:
     with ExitStack() as stack:
         taken = stack.enter_context(bound(host_socket(FAMILY[family]), ANY[family]))

@@ -5,9 +5,10 @@ The guest's gateway stands for the host's loopback, so what it sends there reach
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,12 +18,15 @@ from gpasst.flow.guest import Guest
 from gpasst.host.descriptors import Descriptors
 from gpasst.host.receive import sender_key
 from gpasst.host.receive_contiguous import ContiguousReceiver
+from gpasst.host.ring import Ring
+from gpasst.host.ring_forms import open_ring
 from gpasst.link.port import RunHeader
 from gpasst.link.recorder import Recorder
 from gpasst.link.tap import Tap
 from gpasst.packet.parse import Packet, parse_ip
 from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.path.udp_many import ManySenders
+from gpasst.path.udp_ready import ReadyMappings
 from gpasst.path.udp_sockets import MappingSockets, ServiceHandler, UdpSockets
 from gpasst.testing import free_port
 from gpasst.udp.mapping import UdpSocket
@@ -74,25 +78,32 @@ class Bench:
     """UDP between a guest and the host, with all that it needs.
 
     :param tap: takes the place of the link, and batches of many senders are carried as columns.
+    :param ring: for these, None for none.
+    :ivar ready: watches the sockets of mappings.
+    :ivar watched: these sockets.
+    :ivar alone: those of them that have a watcher each.
     """
 
     def __init__(
-        self, features: frozenset[Feature] = ALL, carried: bool = True, tap: Callable[[Counters], Tap] | None = None
+        self,
+        features: frozenset[Feature] = ALL,
+        carried: bool = True,
+        tap: Callable[[Counters], Tap] | None = None,
+        ring: Ring | None = None,
     ) -> None:
         self.link = Link()
         self.counters = Counters()
         self.tap = tap(self.counters) if tap else None
         self.guest = Guest(guest_network(), GUEST_MAC, ip(GUEST_LINK_LOCAL))
         self.watched: list[UdpSocket] = []
-        opener = MappingSockets(
-            self.guest, Feature.GRO in features, self.watched.append, self.watched.remove, Descriptors()
-        )
+        opener = MappingSockets(self.guest, Feature.GRO in features, self._watch, self._unwatch, Descriptors())
         self.nat = UdpNat(self.guest, opener, sender_key, now=NOW)
         end = self.tap or self.link
         self.icmp = IcmpToGuest(end, self.guest, self.counters)
         self.services: dict[tuple[int, int], ServiceHandler] = {}
         receivers = {family: ContiguousReceiver(family) for family in (4, 6)}
         self.time = 0.0
+        many = ManySenders(self.nat, self.tap, ring) if self.tap else None
         self.udp = UdpSockets(
             self.nat,
             end,
@@ -104,8 +115,22 @@ class Bench:
             features,
             carried,
             lambda: self.time,
-            ManySenders(self.nat, self.tap) if self.tap else None,
+            many,
         )
+        self.epoll = select.epoll()
+        step, carry = self.udp.step, self.udp.carry_unknown
+        self.alone: list[UdpSocket] = []
+        self.ready = ReadyMappings(
+            self.epoll, self.alone.append, self.alone.remove, step, carry, many, self.counters, lambda: self.time
+        )
+
+    def _watch(self, udp_socket: UdpSocket) -> None:
+        self.ready.watch(udp_socket)
+        self.watched.append(udp_socket)
+
+    def _unwatch(self, udp_socket: UdpSocket) -> None:
+        self.ready.unwatch(udp_socket)
+        self.watched.remove(udp_socket)
 
     def send(
         self, family: int, target: tuple[Any, ...], payload: bytes = b"?", port: int = 0, segment: int = 0
@@ -121,19 +146,54 @@ class Bench:
 
     def close(self) -> None:
         self.nat.close()
-        assert self.watched == [], "everything has been closed"
+        assert self.watched == self.alone == [], "everything has been closed"
+        self.ready.close()
 
 
 @contextmanager
 def bench(
-    features: frozenset[Feature] = ALL, carried: bool = True, tap: Callable[[Counters], Tap] | None = None
+    features: frozenset[Feature] = ALL,
+    carried: bool = True,
+    tap: Callable[[Counters], Tap] | None = None,
+    ring: Ring | None = None,
 ) -> Iterator[Bench]:
     """A bench that is cleared in the end."""
-    made = Bench(features, carried, tap)
+    made = Bench(features, carried, tap, ring)
     try:
         yield made
     finally:
         made.close()
+
+
+@contextmanager
+def ringed(wanted: bool) -> Iterator[Ring | None]:
+    """A ring, or none where none is wanted."""
+    with ExitStack() as stack:
+        made = open_ring() if wanted else None
+        if made is not None:
+            stack.callback(made.close)
+        yield made
+
+
+@contextmanager
+def far_end(room: int = 1 << 22) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """What stands for a tap here, and its other end; `room` is in bytes."""
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with near, far:
+        for sock in (near, far):
+            sock.setblocking(False)
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, room)
+        yield near, far
+
+
+def frames_of(far: socket.socket) -> list[bytes]:
+    """Return the frames that have been written to a tap, each behind its virtio-net header."""
+    found = []
+    while True:
+        try:
+            found.append(far.recv(1 << 17))
+        except BlockingIOError:
+            return [frame for frame in found if frame]  # to find out whether it takes a ring's writes, one is empty
 
 
 @contextmanager

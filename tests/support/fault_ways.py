@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import gpasst
 from gpasst.linux import SOL_UDP, UDP_SEGMENT
+from gpasst.path.udp_ready import ALONE
 from tests.support.lab import FAR, HOST, Remote, bound, host_socket
 from tests.support.ready import PATIENCE, STEP
 from tests.support.scripted import Guest
@@ -122,6 +123,15 @@ Way = Callable[[Attempt], None]
 def datagrams_out(attempt: Attempt) -> None:
     with bound(attempt.inside(socket.SOCK_DGRAM), "0.0.0.0") as guest:
         with bound(attempt.far(socket.SOCK_DGRAM), FAR[4]) as far:
+            attempt.exchange(guest, far.getsockname(), far)
+
+
+def ports_out(attempt: Attempt) -> None:
+    """Datagrams of more ports than have a watcher each."""
+    with ExitStack() as stack:
+        far = stack.enter_context(bound(attempt.far(socket.SOCK_DGRAM), FAR[4]))
+        for _ in range(ALONE + 2):
+            guest = stack.enter_context(bound(attempt.inside(socket.SOCK_DGRAM), "0.0.0.0"))
             attempt.exchange(guest, far.getsockname(), far)
 
 
@@ -233,6 +243,7 @@ def stream_guest(attempt: Attempt) -> None:
 
 WAYS: dict[str, Way] = {
     "datagrams out": datagrams_out,
+    "datagrams of many ports out": ports_out,
     "datagrams in": datagrams_in,
     "runs of datagrams": runs,
     "spliced datagrams out": spliced_datagrams_out,

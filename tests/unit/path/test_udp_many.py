@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -23,13 +24,12 @@ from gpasst.udp.header import Header
 from gpasst.udp.mapping import Listener
 from gpasst.wire import UDP4, UDP6
 from tests.support.addresses import GUEST_MAC, HOST_MAC
-from tests.support.bench import Bench, bench
+from tests.support.bench import Bench, bench, far_end, frames_of, ringed
 from tests.support.families import FAMILIES, FAMILY, LOOPBACK
 
+RINGS = pytest.mark.parametrize("ring", [True, False], ids=["ring", "no ring"])
 SENDERS = 12
 HEAD = {4: UDP4.size, 6: UDP6.size}
-VIRTIO_BYTES = 10
-HOPS = {4: (socket.IPPROTO_IP, socket.IP_TTL), 6: (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)}
 MARKS = {4: (socket.IPPROTO_IP, socket.IP_TOS), 6: (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)}
 Datagram = tuple[int, bytes]  # TOS and TTL, payload
 # Sender, payload bytes, TOS.
@@ -72,12 +72,7 @@ class Ground:
         return self.it.udp.step(self.listener)
 
     def frames(self) -> list[bytes]:
-        found = []
-        while True:
-            try:
-                found.append(self.far.recv(1 << 17))
-            except BlockingIOError:
-                return found
+        return frames_of(self.far)
 
     def flows(self) -> dict[int, list[Datagram]]:
         """Return what the guest receives, by the sender's index."""
@@ -101,19 +96,17 @@ class Ground:
 
 
 @contextmanager
-def ground(family: int, superframes: bool = True, recorded: bool = False, room: int = 1 << 22) -> Iterator[Ground]:
+def ground(
+    family: int, superframes: bool = True, recorded: bool = False, room: int = 1 << 22, ring: bool = True
+) -> Iterator[Ground]:
     with ExitStack() as stack:
-        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        for sock in (near, far):
-            stack.enter_context(sock)
-            sock.setblocking(False)
-        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, room)
+        near, far = stack.enter_context(far_end(room))
         families = frozenset((4, 6)) if superframes else frozenset[int]()
 
         def tap(counters: Counters) -> Tap:
             return Tap(near.fileno(), counters, {"udp": families})
 
-        it = stack.enter_context(bench(tap=tap))
+        it = stack.enter_context(bench(tap=tap, ring=stack.enter_context(ringed(ring))))
         senders = [stack.enter_context(socket.socket(FAMILY[family], socket.SOCK_DGRAM)) for _ in range(SENDERS)]
         made = Ground(it, family, far, senders)
         if recorded:
@@ -125,14 +118,15 @@ def ground(family: int, superframes: bool = True, recorded: bool = False, room: 
         made.listener.socket.close()
 
 
+@RINGS
 @FAMILIES
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @example([(i % SENDERS, 64, 0) for i in range(48)])
 @example([(0, 64, 0)] * 20 + [(1, 64, 8), (1, 64, 0)] * 9)
 @example([(i % 2, 64 if i % 7 else 10, 0) for i in range(60)])
 @given(sends=SENDS)
-def test_columns_and_rows_carry_the_same_datagrams(family: int, sends: list[tuple[int, int, int]]) -> None:
-    with ground(family) as columns, ground(family, recorded=True) as rows:
+def test_columns_and_rows_carry_the_same_datagrams(family: int, ring: bool, sends: list[tuple[int, int, int]]) -> None:
+    with ground(family, ring=ring) as columns, ground(family, recorded=True, ring=ring) as rows:
         flows = []
         for it in (columns, rows):
             it.meet()
@@ -145,9 +139,10 @@ def test_columns_and_rows_carry_the_same_datagrams(family: int, sends: list[tupl
         assert columns.it.counters.udp.up.bytes == rows.it.counters.udp.up.bytes
 
 
+@RINGS
 @FAMILIES
-def test_a_lone_datagram_is_a_frame_like_that_of_its_header(family: int) -> None:
-    with ground(family) as it:
+def test_a_lone_datagram_is_a_frame_like_that_of_its_header(family: int, ring: bool) -> None:
+    with ground(family, ring=ring) as it:
         it.meet()
         it.send([(i, 10 * i, 8 * (i % 2)) for i in range(SENDERS)])
         it.step()
@@ -196,8 +191,9 @@ def test_the_layout_follows_the_senders() -> None:
         assert it.listener.scattered
 
 
-def test_new_senders_come_behind_known_ones() -> None:
-    with ground(4) as it, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as new:
+@RINGS
+def test_new_senders_come_behind_known_ones(ring: bool) -> None:
+    with ground(4, ring=ring) as it, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as new:
         it.meet()
         new.connect((LOOPBACK[4], it.listener.port))
         it.senders.append(new)
@@ -225,8 +221,9 @@ def test_weather_takes_every_run() -> None:
         assert it.frames() == []
 
 
-def test_what_the_tap_does_not_take_is_counted() -> None:
-    with ground(4, room=1) as it:
+@RINGS
+def test_what_the_tap_does_not_take_is_counted(ring: bool) -> None:
+    with ground(4, room=1, ring=ring) as it:
         it.meet()
         it.it.counters.drops.clear()
         before = it.it.counters.udp.up.datagrams
