@@ -46,6 +46,7 @@ _HOPS6 = UDP6.offset("ip.hop_limit")
 _VERSION6 = 0x6000
 _LENGTH4 = UDP4.offset("ip.total_length")
 _CHECKSUM4 = UDP4.offset("ip.checksum")
+_SOURCE4 = UDP4.offset("ip.source")
 _LENGTH6 = UDP6.offset("ip.payload_length")
 _UDP4 = UDP4.offset("udp.source")
 _UDP6 = UDP6.offset("udp.source")
@@ -73,7 +74,6 @@ class Header:
     :ivar stamp: of the guest (`gpasst.flow.guest`) when they were addressed last; `readdress` changes it.
     :ivar tos_ttl: their TOS and TTL; TOS 0 and TTL 255 until a socket reports others.
     :ivar size: bytes from the Ethernet header to the payload.
-    :ivar repeats: whether datagrams of one size have equal headers where nothing is offloaded.
     """
 
     protocol = "udp"
@@ -84,7 +84,6 @@ class Header:
         "framing",
         "ip_sum",
         "pseudo",
-        "repeats",
         "segment",
         "size",
         "stamp",
@@ -105,18 +104,23 @@ class Header:
         template = udp4_template if family == V4 else udp6_template
         self.family = family
         self.stamp: object = destination_mac
-        # A checksum, which IPv6 demands, differs with the payload.
-        self.repeats = family == V4
         self.tos_ttl = HOP_LIMIT
         self.buffer = bytearray(
             template(destination_mac, source_mac, source, destination, source_port, destination_port)
         )
         self.size = len(self.buffer) - VIRTIO_SIZE
         start = _UDP4 if family == V4 else _UDP6
-        self.pseudo = checksum.pseudo_sum(source, destination, PROTOCOL_UDP)
+        # Over IPv4 a superframe alone has a sum, and most flows have none; -1 until then, which takes no memory.
+        self.pseudo = -1 if family == V4 else checksum.pseudo_sum(source, destination, PROTOCOL_UDP)
         self.ip_sum = checksum.ones_sum(self.buffer[_IP:start]) if family == V4 else 0
         self.total = self.segment = -1
         self.framing: tuple[int, tuple[bytes, bytes]] = NO_FRAMING
+
+    @property
+    def repeats(self) -> bool:
+        """Whether datagrams of one size have equal headers where nothing is offloaded."""
+        # A checksum, which IPv6 demands, differs with the payload.
+        return self.family == V4
 
     def readdress(self, destination_mac: bytes, stamp: object) -> None:
         """Send to another MAC address from now on; see `gpasst.flow.guest.Addressed`."""
@@ -175,6 +179,9 @@ class Header:
                 self.buffer[:VIRTIO_SIZE] = bytes(VIRTIO_SIZE)
         else:
             begin, size = start - VIRTIO_SIZE, start - VIRTIO_SIZE + UDP_SIZE
+            if self.pseudo < 0:
+                addresses = bytes(self.buffer[_SOURCE4:start])
+                self.pseudo = checksum.pseudo_sum(addresses[:IP4_BYTES], addresses[IP4_BYTES:], PROTOCOL_UDP)
             _put_virtio(
                 self.buffer,
                 0,

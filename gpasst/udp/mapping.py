@@ -153,13 +153,12 @@ class Mapping(Linked):
         kept only where senders are filtered.
     """
 
-    __slots__ = ("_first", "_spare", "admitted", "end", "peers")
+    __slots__ = ("_sockets", "admitted", "end", "peers")
 
     def __init__(self, guest: bytes, port: int) -> None:
         self.unlink()
         self.end = flow_key.end_key(guest, port)
-        self._first: UdpSocket | None = None
-        self._spare: tuple[UdpSocket, ...] = ()
+        self._sockets: UdpSocket | tuple[UdpSocket, ...] = ()  # a single one without a tuple around it
         self.peers = 0
         self.admitted: Counter[bytes] | None = None
 
@@ -176,12 +175,13 @@ class Mapping(Linked):
     @property
     def sockets(self) -> list[UdpSocket]:
         """A list of the host sockets for new peers, in order of preference: its own or a listener, then spare ones."""
-        return [] if self._first is None else [self._first, *self._spare]
+        sockets = self._sockets
+        return [*sockets] if isinstance(sockets, tuple) else [sockets]
 
     @sockets.setter
     def sockets(self, sockets: Iterable[UdpSocket]) -> None:
         found = tuple(sockets)
-        self._first, self._spare = (found[0], found[1:]) if found else (None, ())
+        self._sockets = found[0] if len(found) == 1 else found
 
 
 class Peer(Tracked):
@@ -200,9 +200,8 @@ class Peer(Tracked):
     """
 
     __slots__ = (
-        "_aliases",
         "_remote",
-        "_up_key",
+        "_up_keys",
         "down_key",
         "header",
         "local",
@@ -229,8 +228,7 @@ class Peer(Tracked):
         self.header = NO_HEADER
         self.tos_ttl = DEFAULT_TOS_TTL
         self.sender: Sender | None = None
-        self._up_key = NO_KEY
-        self._aliases: tuple[bytes, ...] = ()
+        self._up_keys: bytes | tuple[bytes, ...] = ()  # a single one without a tuple around it
 
     @property
     def shown(self) -> tuple[bytes, int]:
@@ -246,14 +244,13 @@ class Peer(Tracked):
     @property
     def up_keys(self) -> tuple[bytes, ...]:
         """The raw sender keys under which its host socket finds it."""
-        return () if self._up_key == NO_KEY else (self._up_key, *self._aliases)
+        keys = self._up_keys
+        return keys if isinstance(keys, tuple) else (keys,)
 
     def enter(self, up_key: bytes) -> None:
         """Let its host socket find it under another raw sender key."""
-        if self._up_key == NO_KEY:
-            self._up_key = up_key
-        else:
-            self._aliases += (up_key,)
+        known = self.up_keys
+        self._up_keys = (*known, up_key) if known else up_key
         self.udp_socket.enter(up_key, self)
 
     def rest(self) -> None:

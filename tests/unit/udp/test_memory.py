@@ -21,8 +21,8 @@ FIRST_PORT = 20000
 PREFIX = {4: 2, 6: 14}  # bytes that the remote ends have in common
 # Bytes of a kB that are left for what is counted here: an interpreter's socket and what watches it take 150.
 SENT = 870
-ANSWERED = 1170  # with the headers of its answers
-IDLE = 680
+ANSWERED = 1140  # with the headers of its answers
+IDLE = 665
 
 
 class Socket:
