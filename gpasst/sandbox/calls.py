@@ -75,7 +75,7 @@ PROXY = {
 }
 KEEPER = {
     "requests and answers": "recvfrom recvmsg sendmsg poll",
-    "sockets of every family that the proxy asks for": "socket bind getsockname getsockopt",
+    "sockets that the proxy asks for, and those that it sends to be bound": "bind getsockname getsockopt",
 }
 REMOVER = {
     "the answer to its caller, and the end of that": "sendmsg recvfrom recvmsg poll",
@@ -92,6 +92,8 @@ open openat openat2 stat lstat newfstatat statx access faccessat faccessat2 read
 FATAL = tuple(_INTRUDERS.split())
 REFUSED = dict.fromkeys(_OF_PATHS.split(), errno.EACCES)
 _FLAGS = FIONBIO, FIOCLEX  # as Python sets them
+# Of the proxy, and of the keeper, which makes for it what it asks for. Some others (AF_VSOCK) know no namespaces.
+_FAMILIES = AF_INET, AF_INET6, AF_NETLINK
 # The index of an interface that a forward names, and changes of a tap.
 _REQUESTS = *_FLAGS, SIOCGIFINDEX, TUNATTACHFILTER, TUNDETACHFILTER, TUNSETCARRIER
 # Others let the kernel send a signal to any process of the user (F_SETOWN, F_SETSIG).
@@ -115,7 +117,7 @@ def proxy_calls(programs: Iterable[int] = (), looks: bool = False) -> Calls:
         **_named(INTERPRETER, PROXY),
         **_NARROWED,
         **_OF_DESCRIPTOR,
-        "socket": _one_of(0, (AF_INET, AF_INET6, AF_NETLINK)),
+        "socket": _one_of(0, _FAMILIES),
         "ioctl": _one_of(1, _REQUESTS, REQUEST),
         # Of the ring that is open and restricted (`gpasst.host.ring`); without flags, the call never waits.
         "io_uring_enter": _one_of(3, (0,)),
@@ -126,7 +128,13 @@ def proxy_calls(programs: Iterable[int] = (), looks: bool = False) -> Calls:
 
 def keeper_calls() -> Calls:
     """Return the calls of the process that keeps a namespace and makes sockets there."""
-    return {**_named(INTERPRETER, KEEPER), **_NARROWED, **_OF_DESCRIPTOR, "ioctl": _one_of(1, _FLAGS)}
+    return {
+        **_named(INTERPRETER, KEEPER),
+        **_NARROWED,
+        **_OF_DESCRIPTOR,
+        "socket": _one_of(0, _FAMILIES),
+        "ioctl": _one_of(1, _FLAGS),
+    }
 
 
 def remover_calls() -> Calls:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import re
+import socket
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,6 +113,14 @@ def test_paths_lead_nowhere_and_an_unknown_call_does_not_exist(name: str) -> Non
 )
 def test_arguments_decide(call: str, arguments: tuple[int, ...], expected: int) -> None:
     assert outcome(LISTS["proxy"], X86_64[call], *arguments) == expected
+
+
+@pytest.mark.parametrize("name", ["proxy", "keeper"])
+def test_sockets_are_of_the_families_that_are_carried(name: str) -> None:
+    """The keeper makes sockets for the proxy, so it must make no others than that may itself."""
+    families = {int(family) for family in socket.AddressFamily if family >= 0}
+    made = {family for family in families if outcome(LISTS[name], X86_64["socket"], family) == MADE}
+    assert made == {socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK}
 
 
 def test_the_numbers_of_another_table_mean_nothing() -> None:
