@@ -19,6 +19,7 @@ from gpasst.proxy.forwarder import Forwarder
 from gpasst.proxy.timers import Timers
 
 FOLLOW_SECONDS = 0.5  # so that a new port is forwarded within a second
+FAILURES = 2  # of looks in a row, before they are logged
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class Follower:
     def __init__(self, forwarder: Forwarder, timers: Timers, counters: Counters) -> None:
         self._forwarder = forwarder
         self._counters = counters
-        self._failed = False
+        self._failures = 0  # looks since the last one that succeeded
         self._due = gevent.event.Event()
         self._due.set()
         self._deadline = timers.every(FOLLOW_SECONDS, lambda now: self._due.set())
@@ -68,11 +69,11 @@ class Follower:
             self._due.clear()
             try:
                 self.look()
-                self._failed = False
+                self._failures = 0
             except PlatformError as error:
-                # It may be the kernel's want of memory, and over at the next look.
-                if not self._failed:
-                    self._failed = True
+                # It may be over at the next look: want of memory, or the keeper's being asked to enter its sandbox.
+                self._failures += 1
+                if self._failures == FAILURES:
                     log.warning("ports are not forwarded automatically: %s", error)
             except Exception:
                 self._counters.drop(Drop.INTERNAL)
