@@ -74,6 +74,7 @@ class HeadedReceiver(Receiver):
     :ivar arena: the memory of the slots.
     :ivar addresses: of the slots.
     :ivar frames: the slots, each from its headroom on.
+    :ivar heads: the headroom of each.
     :ivar headroom: bytes before each payload.
     :ivar slots: as above.
     """
@@ -85,6 +86,7 @@ class HeadedReceiver(Receiver):
         self.arena = Arena(SLOT_BYTES * SLOTS)
         view = self.arena.bytes
         self.frames = [view[at : at + SLOT_BYTES] for at in range(0, SLOT_BYTES * SLOTS, SLOT_BYTES)]
+        self.heads = [frame[:head] for frame in self.frames]
         self.addresses = self.arena.column(SLOTS, SLOT_BYTES)
         self._place(self.arena.address + head, SLOT_BYTES, DATAGRAM_BYTES, SLOTS)
         layout = f"{self._sender}s{self._name - self._sender}x"

@@ -34,7 +34,7 @@ from gpasst.udp.mapping import Peer, UdpSocket
 from gpasst.udp.nat import UdpNat
 
 MANY = 8  # changes of the sender in a batch of a socket from which on it is received with headroom
-FEW = 4  # datagrams in each run of a batch, on average, from which on it is not any more
+FEW = 4  # fewer datagrams in a batch, or as many in each run of it on average, and it is not any more
 JOIN_FROM = 5  # datagrams of one flow in a batch that leave as superframes; these cost the kernel more than a frame
 
 PROTOCOL = Header.protocol
@@ -128,7 +128,7 @@ class ManySenders:
         if None in peers:
             peers = list(map(udp_socket.find, columns.keys))
         distinct = len(set(peers))
-        if distinct * FEW <= count and (sum(map(ne, peers, peers[1:])) + 1) * FEW <= count:
+        if count < FEW or (distinct * FEW <= count and (sum(map(ne, peers, peers[1:])) + 1) * FEW <= count):
             udp_socket.scattered = False
         left: list[Run] = []
         if None in peers:
@@ -179,7 +179,7 @@ class ManySenders:
         if not peers:
             return
         receiver = slots.receiver
-        nat, guest, head, frames = self._nat, self._nat.guest, receiver.headroom, receiver.frames
+        nat, guest, heads = self._nat, self._nat.guest, receiver.heads
         activity, stamp = nat.tables[receiver.family].activity, guest.stamp
         sizes = columns.sizes
         for peer, size, tos_ttl, slot in zip(peers, sizes, columns.tos_ttls, columns.slots, strict=True):
@@ -189,7 +189,7 @@ class ManySenders:
                 header = nat.header(peer, tos_ttl)
             if header.stamp is not stamp:
                 guest.readdress(header, peer.mapping.guest)
-            frames[slot][:head] = header.buffer if header.total == size == header.segment else header.fill(size, size)
+            heads[slot][:] = header.buffer if header.total == size == header.segment else header.fill(size, size)
         slots.write(columns.slots, sizes)
 
     def _join(self, receiver: HeadedReceiver, columns: Columns, peers: list[Peer]) -> tuple[Columns, list[Peer]]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from gpasst.counters import Counters, Drop
 from gpasst.host.receive import SLOTS, Run
@@ -68,7 +69,7 @@ class ReadyMappings:
         self._clock = clock
         self._alone: set[UdpSocket] = set()
         self._by_fd: list[UdpSocket | None] = []  # a dictionary would take ten times the memory
-        self._together = 0
+        self._together = self._of_ipv6 = 0  # sockets in the set
         self._unsearched = 0  # rounds to go until the next search for sockets that have more
 
     def watch(self, udp_socket: UdpSocket) -> None:
@@ -97,6 +98,7 @@ class ReadyMappings:
         self._epoll.unregister(fd)
         self._by_fd[fd] = None
         self._together -= 1
+        self._of_ipv6 -= udp_socket.family == V6
 
     def step(self) -> int:
         """Move datagrams from the sockets of the set, for at most `STEP_SECONDS`; return the number of runs."""
@@ -105,20 +107,18 @@ class ReadyMappings:
         if many is None or not many.ready or len(ready) <= FEW_READY:
             return moved + self._each(ready)
         deadline = self._clock() + STEP_SECONDS
-        while True:
-            for family in (V4, V6):
-                turn = [one for one in ready if one.family == family]
-                if turn:
-                    moved += self._round(many, turn)
+        while ready:
+            moved += self._round(many, ready)
             if self._unsearched:
                 self._unsearched -= 1
             else:
                 moved += self._search(ready)
             if len(ready) < SLOTS or self._clock() >= deadline:
                 # The rest has its turn in the next step, when there may be more of it.
-                return moved
+                break
             ready, more = self._ready()
             moved += more
+        return moved
 
     def _search(self, sockets: list[UdpSocket]) -> int:
         """Let those sockets that are ready again take a step of their own; return the number of runs.
@@ -148,19 +148,16 @@ class ReadyMappings:
             self._by_fd += [None] * (fd + 1 - len(self._by_fd))
         self._by_fd[fd] = udp_socket
         self._together += 1
+        self._of_ipv6 += udp_socket.family == V6
 
     def _ready(self) -> tuple[list[UdpSocket], int]:
         """Return sockets that have datagrams, at most `SLOTS`; and how many runs those moved that had errors."""
-        by_fd = self._by_fd
-        ready: list[UdpSocket] = []
-        failed: list[UdpSocket] = []
-        for fd, event in self._epoll.poll(0, SLOTS):
-            udp_socket = by_fd[fd]
-            if udp_socket is not None:
-                (ready if event == EPOLLIN else failed).append(udp_socket)
-        if not failed:
+        found = self._epoll.poll(0, SLOTS)
+        by_fd: Any = self._by_fd  # every descriptor in the set has its socket there
+        ready = [by_fd[fd] for fd, event in found if event == EPOLLIN]
+        if len(ready) == len(found):
             return ready, 0
-        moved = self._each(failed)
+        moved = self._each([by_fd[fd] for fd, event in found if event != EPOLLIN])
         return [one for one in ready if one.socket is not None], moved
 
     def _each(self, sockets: list[UdpSocket]) -> int:
@@ -177,12 +174,26 @@ class ReadyMappings:
         return moved
 
     def _round(self, many: ManySenders, sockets: list[UdpSocket]) -> int:
-        """Take one datagram from each of some sockets of a family; return the number of runs."""
+        """Take one datagram from each of some sockets; return the number of runs."""
+        if 0 < self._of_ipv6 < self._together:
+            others = [one for one in sockets if one.family == V6]
+            if 0 < len(others) < len(sockets):
+                moved = self._turn(many, [one for one in sockets if one.family == V4])
+                others = [one for one in others if one.socket is not None]
+                return moved + (self._turn(many, others) if others else 0)
+        return self._turn(many, sockets)
+
+    def _turn(self, many: ManySenders, sockets: list[UdpSocket]) -> int:
+        """Do so with sockets of one family."""
         moved, left, broken = many.round(sockets)
-        for udp_socket, runs in left:
-            if udp_socket.socket is None:
-                # It has been closed to make room for the peer of another one.
-                self._counters.drop(Drop.NO_SOCKET)
-                continue
-            moved += self._carry(udp_socket, runs)
+        for one, runs in left:
+            moved += self._carry_left(one, runs)
         return moved + (self._each(broken) if broken else 0)
+
+    def _carry_left(self, udp_socket: UdpSocket, runs: list[Run]) -> int:
+        """Carry what a batch has left; return the number of runs."""
+        if udp_socket.socket is None:
+            # It has been closed to make room for the peer of another one.
+            self._counters.drop(Drop.NO_SOCKET)
+            return 0
+        return self._carry(udp_socket, runs)
