@@ -119,7 +119,7 @@ class TcpOpener:
         if packet.destination in self._guest.network.broadcasts:
             raise PacketError(Drop.NOT_UNICAST)
         now = self._clock()
-        self._make_room()
+        self._make_room(now)
         served = self.served.get((packet.destination, port))
         sock = self._socket(lambda: open_outbound(addresses.network) if served is None else served.socket())
         remote = (target.address, port, target.scope) if served is None else (packet.destination, port, 0)
@@ -130,7 +130,7 @@ class TcpOpener:
             served.expect(local_port(sock), (packet.source, guest_port))
         self._enter(connection, sock)
         if number == 0:
-            self._sockets.mark(connection, connection.connected())
+            self._sockets.mark(connection, self._table.connected(connection))
         elif number != errno.EINPROGRESS:
             self._sockets.mark(connection, self._sockets.unconnected(connection, number))
         elif target.own or served is not None:
@@ -155,7 +155,7 @@ class TcpOpener:
         try:
             now = self._clock()
             view = self._guest.addresses[family].to_guest(source, target_address)
-            self._make_room()
+            self._make_room(now)
             key = self._free_key(view.destination, view.source, target, port)
             prepare(sock, self._peek_offset)
             connection = self._connection(key, State.SYN_SENT, (source, port, scope), now)
@@ -197,16 +197,20 @@ class TcpOpener:
 
     def let_go(self) -> bool:
         """End the connection that was idle longest; return whether a descriptor is free then."""
-        connection = self._table.longest_idle()
+        return self._end(self._table.longest_idle())
+
+    def _end(self, connection: Connection | None) -> bool:
+        """End a connection that gives way to others; return whether there is one."""
         if connection is None:
             return False
         self._drop(Drop.CONNECTIONS_FULL)
         self._sockets.end(connection)
         return True
 
-    def _make_room(self) -> None:
+    def _make_room(self, now: float) -> None:
         if self._table.full:
             self.let_go()
+        self._end(self._table.unanswered(now))
 
     def _socket(self, opened: Callable[[], RawSocket]) -> RawSocket:
         """Return a socket for a connection of the guest, which `opened` opens.

@@ -267,7 +267,7 @@ class TcpSockets:
         if connection.state is State.CONNECTING:
             if event & (EPOLLERR | EPOLLHUP):
                 return self.unconnected(connection, sock.getsockopt(SOL_SOCKET, SO_ERROR))
-            return connection.connected() if event & EPOLLOUT else 0
+            return self._table.connected(connection) if event & EPOLLOUT else 0
         if event & EPOLLERR:
             return connection.abort()
         work = 0

@@ -2,6 +2,9 @@
 
 Theory of operation: the table is in order of entry, and `gpasst.flow.second_chance` finds the connection that gives
 way, so nothing moves while segments are carried.
+
+Connections whose remote end has not answered are kept apart as well, in the order in which they were opened: for a host
+that does not exist the kernel tries for two minutes (tcp_syn_retries), in which a guest could open any number.
 """
 
 from __future__ import annotations
@@ -12,7 +15,10 @@ from itertools import islice
 
 from gpasst.flow.second_chance import LOOKS, longest_idle
 from gpasst.tcp.connection import Connection
+from gpasst.tcp.states import State
 
+CONNECTING = 1024  # connections that are being opened, beyond which the oldest may give way
+CONNECTING_SECONDS = 10.0  # that each of them has at least
 CONNECTIONS = 131072  # at most, for both families together
 
 
@@ -26,6 +32,7 @@ class ConnectionTable:
     def __init__(self, limit: int = CONNECTIONS) -> None:
         self.by_key: OrderedDict[bytes, Connection] = OrderedDict()
         self._limit = limit
+        self._connecting: OrderedDict[bytes, Connection] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.by_key)
@@ -42,10 +49,29 @@ class ConnectionTable:
         """Enter a new connection."""
         self.by_key[connection.key] = connection
         connection.entered = connection.heard
+        if connection.state is State.CONNECTING:
+            self._connecting[connection.key] = connection
 
     def remove(self, connection: Connection) -> None:
         """Take a connection out."""
         del self.by_key[connection.key]
+        self._connecting.pop(connection.key, None)
+
+    def connected(self, connection: Connection) -> int:
+        """Take note that the remote end of a connection has answered; return the work that follows."""
+        self._connecting.pop(connection.key, None)
+        return connection.connected()
+
+    def unanswered(self, now: float) -> Connection | None:
+        """Return the connection whose remote end has not answered for longest; None while it need not give way.
+
+        :param now: monotonic seconds.
+        """
+        if len(self._connecting) >= CONNECTING:
+            connection = next(iter(self._connecting.values()))
+            if now - connection.entered >= CONNECTING_SECONDS:
+                return connection
+        return None
 
     def ports(self, limit: int) -> list[int]:
         """Return the guest's ports of established connections, at most `limit`, those of the oldest first."""

@@ -22,6 +22,7 @@ from gpasst.host.tcp import open_outbound
 from gpasst.packet.parse import parse_ip
 from gpasst.path import tcp_opener
 from gpasst.path.tcp_opener import PORTS_TRIED
+from gpasst.tcp import table
 from gpasst.tcp.states import State
 from tests.support.addresses import GATEWAY4, GATEWAY6, GUEST4, GUEST_MAC, HOST_MAC, ip
 from tests.support.families import FAMILIES, FAMILY, LOOPBACK
@@ -318,6 +319,20 @@ def test_in_a_full_table_what_was_idle_longest_gives_way(monkeypatch: pytest.Mon
         answers = made.link.take()
         assert [(answer.flags, answer.source[1]) for answer in answers] == [(TCP_RST | TCP_ACK, joined[1].port)]
         assert was_reset(joined[1].remote)
+        assert made.counters.drops == {Drop.CONNECTIONS_FULL: 1}
+        assert len(made.tcp.table) == 3
+
+
+def test_of_many_that_nobody_has_answered_the_oldest_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "CONNECTING", 2)
+    with house() as made:
+        dialled(monkeypatch)
+        for port in (80, 81, 82):
+            syn(made, 4, port, THEIRS[4])
+        assert made.link.take() == []
+        made.time += table.CONNECTING_SECONDS
+        syn(made, 4, 83, THEIRS[4])
+        assert [(answer.flags, answer.source[1]) for answer in made.link.take()] == [(TCP_RST | TCP_ACK, 80)]
         assert made.counters.drops == {Drop.CONNECTIONS_FULL: 1}
         assert len(made.tcp.table) == 3
 

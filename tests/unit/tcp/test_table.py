@@ -5,8 +5,9 @@ from __future__ import annotations
 from gpasst.flow.second_chance import LOOKS
 from gpasst.tcp.connection import Connection
 from gpasst.tcp.header import Header
+from gpasst.tcp.segment import Offer
 from gpasst.tcp.states import State
-from gpasst.tcp.table import ConnectionTable
+from gpasst.tcp.table import CONNECTING, CONNECTING_SECONDS, ConnectionTable
 from gpasst.tcp.window import Budget
 from tests.support.addresses import GUEST4, GUEST_MAC, HOST_MAC, SERVER4, ip
 
@@ -16,6 +17,12 @@ def held(port: int, heard: float = 0.0, established: bool = True) -> Connection:
     header, remote = Header(GUEST_MAC, HOST_MAC, key), (ip(SERVER4), 80, 0)
     made = Connection(key, State.ESTABLISHED, header, 0, Budget(), 1460, remote, heard, lambda reason: None)
     made.established = established
+    return made
+
+
+def connecting(port: int, now: float) -> Connection:
+    made = held(port, now, established=False)
+    made.state = State.CONNECTING
     return made
 
 
@@ -78,3 +85,27 @@ def test_ports_of_established_connections_once_each() -> None:
 
 def test_the_ends_of_a_connection() -> None:
     assert held(40000).ends == (ip(GUEST4), ip(SERVER4), 40000, 80)
+
+
+def test_what_was_not_answered_for_longest_gives_way_when_there_are_many() -> None:
+    connections = [connecting(port, 1.0) for port in range(CONNECTING)]
+    table = filled(*connections[:-1], limit=2 * CONNECTING)
+    late = 1.0 + CONNECTING_SECONDS
+    assert table.unanswered(late) is None, "they are not many"
+    table.add(connections[-1])
+    assert table.unanswered(late - 0.1) is None, "they have not waited long"
+    assert table.unanswered(late) is connections[0]
+    table.remove(connections[0])
+    assert table.unanswered(late) is None
+    table.add(connecting(CONNECTING, late))
+    assert table.unanswered(late) is connections[1]
+
+
+def test_what_was_answered_does_not_give_way() -> None:
+    connections = [connecting(port, 1.0) for port in range(CONNECTING + 1)]
+    table = filled(*connections, limit=2 * CONNECTING)
+    for connection in connections[:2]:
+        connection.opened(0, Offer(), 1000)
+        assert table.connected(connection)
+    assert len(table) == CONNECTING + 1
+    assert table.unanswered(1.0 + CONNECTING_SECONDS) is None
