@@ -66,3 +66,8 @@ class Admission:
         if len(self._full) > SOURCES_LIMIT:
             self._full.popitem(last=False)
         return True
+
+    def refuses(self, source: bytes, now: float) -> bool:
+        """Return whether a frame would not be admitted; parameters are those of `admit`."""
+        latest = now + self._ahead
+        return self._full.get(source, now) > latest or self._full_all > latest

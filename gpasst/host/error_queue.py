@@ -38,7 +38,7 @@ from gpasst.packet.icmp_error import MESSAGE_BYTES, TYPES, Problem, too_big
 from gpasst.records import dataclass
 from gpasst.wire import IPV6_CODEC
 
-ERRORS_LIMIT = 64  # errors read at once; a socket may hold thousands
+ERRORS_LIMIT = 16  # errors read at once, each of which may be reported; a socket may hold thousands
 _PAYLOAD_BYTES = MESSAGE_BYTES[V6] - IPV6_CODEC.size
 _CONTROL_BYTES = 256  # the error 64, packet info 40, TTL and TOS 24 each
 _OFFENDER = {V4: SOCKADDR_IN_CODEC, V6: SOCKADDR_IN6_CODEC}
@@ -80,6 +80,16 @@ def read_errors(sock: HostSocket, family: int) -> list[QueuedError]:
             break
         errors.append(parse_error(family, payload, control, name))
     return errors
+
+
+def discard_errors(sock: HostSocket) -> int:
+    """Take up to `ERRORS_LIMIT` errors from the queue of a socket, without waiting; return how many it was."""
+    for number in range(ERRORS_LIMIT):
+        try:
+            sock.recvmsg(1, 0, MSG_ERRQUEUE | MSG_DONTWAIT)
+        except OSError:
+            return number
+    return ERRORS_LIMIT
 
 
 def parse_error(family: int, payload: bytes, control: Iterable[ControlMessage], name: SocketAddress) -> QueuedError:

@@ -7,6 +7,7 @@ host as the guest's router.
 
 Errors about datagrams are limited, as a router's have to be (RFC 1812, section 4.3.2.8; RFC 4443, section 2.4 (f)): a
 guest may send any number to a port that is closed, and an error costs ten times what a datagram of a known flow costs.
+While none of a mapping would be reported, its queue is emptied unread.
 
 NOTE: an error never answers a datagram to a multicast or broadcast address (RFC 1122, section 3.2.2; RFC 4443,
 section 2.4).
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from gpasst.counters import Counters, Drop
 from gpasst.flow.admission import Admission, Rate
 from gpasst.flow.guest import Guest
-from gpasst.host.error_queue import QueuedError, read_errors
+from gpasst.host.error_queue import QueuedError, discard_errors, read_errors
 from gpasst.host.receive import sender_key
 from gpasst.link.port import Link
 from gpasst.packet import icmp_error
@@ -31,7 +32,7 @@ from gpasst.udp.header import TTL_MASK
 from gpasst.udp.mapping import Peer, UdpSocket
 
 QUOTED_BYTES = 1280  # of a refused datagram; no error holds more (RFC 4443, section 2.4 (c))
-ERRORS = Rate(1024, 1000)  # about datagrams of one address; Linux sends as many (net.ipv4.icmp_msgs_per_sec)
+ERRORS = Rate(256, 250)  # about datagrams of one address; Linux sends one a second for each (net.ipv4.icmp_ratelimit)
 
 
 class IcmpToGuest:
@@ -59,6 +60,12 @@ class IcmpToGuest:
     def queued(self, udp_socket: UdpSocket) -> int:
         """Report the errors in the queue of a mapping's or listener's socket; return how many it held."""
         assert udp_socket.socket is not None
+        mapping = udp_socket.mapping
+        if mapping is not None and self._admission.refuses(mapping.guest, self._clock()):
+            count = discard_errors(udp_socket.socket)
+            self._counters.socket_errors += count
+            self._counters.drop(Drop.ERROR_RATE, count)
+            return count
         errors = read_errors(udp_socket.socket, udp_socket.family)
         self._counters.socket_errors += len(errors)
         for error in errors:

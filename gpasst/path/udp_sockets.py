@@ -167,6 +167,10 @@ class UdpSockets:
                         many.look(udp_socket, runs)
             except OSError:
                 # The error that an earlier datagram met. There may be datagrams behind it.
+                now = self._clock()
+                if deadline and now >= deadline:
+                    break
+                deadline = deadline or now + STEP_SECONDS
                 if not self._icmp.queued(udp_socket):
                     self._counters.socket_errors += 1
                 continue

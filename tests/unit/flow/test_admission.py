@@ -84,3 +84,14 @@ def test_no_more_than_burst_and_rate_are_admitted_in_any_time(
         for first in range(len(seen)):
             passed = seen[-1] - seen[first]
             assert len(seen) - first <= burst + per_second * passed + EARLY + ROUNDING
+
+
+def test_whether_a_frame_would_be_refused_takes_no_token() -> None:
+    admission = Admission(Rate(2, 1))
+    assert not any(admission.refuses(b"a", START) for _ in range(10))
+    assert admitted(admission, b"a", START, 10) == 2
+    assert admission.refuses(b"a", START)
+    assert not admission.refuses(b"b", START)
+    assert admitted(admission, b"b", START, 10) == 2
+    assert admission.refuses(b"c", START), "what all have together is used up"
+    assert not admission.refuses(b"a", START + 1)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gpasst.flow.sender import SocketAddress
-from gpasst.host.error_queue import ERRORS_LIMIT, QueuedError, parse_error, read_errors
+from gpasst.host.error_queue import ERRORS_LIMIT, QueuedError, discard_errors, parse_error, read_errors
 from gpasst.host.sockets import new_udp_socket, stand_in
 from gpasst.packet.icmp_error import CLOSED_PORT, Problem
 from tests.support.addresses import ip
@@ -98,6 +98,16 @@ def test_a_closed_port_is_reported_with_the_datagram(family: int) -> None:
         loopback = ip(LOOPBACK[family])
         expected = QueuedError(loopback, name[1], 0, b"", CLOSED_PORT[family], loopback, b"nobody there")
         assert read_errors(sock, family) == [expected]
+        assert read_errors(sock, family) == []
+
+
+@FAMILIES
+def test_errors_may_be_discarded(family: int) -> None:
+    name = closed_port(family)
+    with sender(family) as sock:
+        for _ in range(ERRORS_LIMIT + 3):
+            send(sock, b"nobody there", name)
+        assert [discard_errors(sock) for _ in range(3)] == [ERRORS_LIMIT, 3, 0]
         assert read_errors(sock, family) == []
 
 

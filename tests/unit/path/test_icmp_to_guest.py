@@ -169,3 +169,20 @@ def test_errors_are_limited_as_those_of_a_router(family: int) -> None:
                 icmp.refused(peer, errno.EHOSTUNREACH, memoryview(b"payload"))
         assert it.counters.errors_up == ERRORS.burst + ERRORS.per_second
         assert it.counters.drops[Drop.ERROR_RATE] == 3 * ERRORS.burst - ERRORS.per_second
+
+
+@FAMILIES
+def test_a_queue_of_which_nothing_would_be_reported_is_emptied_unread(
+    family: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with bench() as it:
+        udp_socket, peer, _, _ = asked(it, family)
+        icmp = IcmpToGuest(it.link, it.guest, it.counters, lambda: 100.0)
+        for _ in range(ERRORS.burst):
+            icmp.refused(peer, errno.EHOSTUNREACH, memoryview(b"payload"))
+        with monkeypatch.context() as patch:
+            patch.setattr("gpasst.path.icmp_to_guest.read_errors", None)
+            assert icmp.queued(udp_socket) == 1
+            assert icmp.queued(udp_socket) == 0
+        assert (it.counters.errors_up, it.counters.socket_errors) == (ERRORS.burst, 1)
+        assert it.counters.drops == {Drop.ERROR_RATE: 1}
