@@ -4,7 +4,8 @@ Theory of operation: before each frame stand 4 bytes, its length in network byte
 or later). Frames carry no offloads here, so a run from a host socket is split into its frames: its segments arrive with
 room for headers between them (`gpasst.host.receive_framed`), and leave in one call.
 
-1. Frames are gathered until `flush`, and then sent in one call, up to 1024 pieces.
+1. Frames are gathered until `flush`, and then sent in one call, up to 1024 pieces. Answers of services leave one by
+   one, but for those of a step that is `gathering`.
 2. A frame is sent whole or not at all. What a full socket does not take waits in a queue, beginning with the rest of
    the frame that was cut; a watcher empties it as the guest reads. Frames that do not fit the queue are dropped and
    counted, so a guest that stops reading costs its own traffic and nothing else.
@@ -18,6 +19,7 @@ from __future__ import annotations
 from _socket import socket as RawSocket  # a class
 from collections import deque
 from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 from gpasst.counters import Counters, Drop, Tally
 from gpasst.hub import readable
@@ -31,6 +33,8 @@ from gpasst.wire import FRAME_MINIMUM_BYTES, STREAM_LENGTH_BYTES, VIRTIO_NET_BLA
 QUEUE_BYTES = 4 << 20  # of frames that wait for the guest to read
 FLAGS = MSG_DONTWAIT | MSG_NOSIGNAL
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 # The frames of one piece that waits for `Stream.flush`: their number, bytes from one to the next, payload bytes in all
 # and of each but perhaps the last, and where they are counted (None for the frame of a service).
@@ -68,6 +72,7 @@ class Stream:
         self._full = full
         self._gone = gone
         self.emptied: list[Callable[[], None]] = []
+        self._gathering = False
         self._pieces: list[memoryview] = []
         self._gathered: list[_Gathered] = []
         # Layout of the receiver's buffer, and which header stands how often at its start.
@@ -155,7 +160,24 @@ class Stream:
     def write_frame(self, frame: bytes) -> None:
         """Write one complete Ethernet frame."""
         self._gather(frame, 0, None)
-        self.flush()
+        if not self._gathering:
+            self.flush()
+
+    def gathering(self, step: Callable[_P, _T]) -> Callable[_P, _T]:
+        """Return `step`, but what it writes by `write_frame` leaves in one call at its end.
+
+        Each send wakes the guest, which costs as much as building the frame.
+        """
+
+        def gathering(*args: _P.args, **keywords: _P.kwargs) -> _T:
+            self._gathering = True
+            try:
+                return step(*args, **keywords)
+            finally:
+                self._gathering = False
+                self.flush()
+
+        return gathering
 
     def gather(self, frame: bytes) -> None:
         """Gather one complete Ethernet frame of a switch, to be sent by `flush`."""

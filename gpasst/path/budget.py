@@ -13,9 +13,43 @@ from collections.abc import Callable
 STEP_SECONDS = 0.002  # of any step
 TURN_SECONDS = 0.0005  # of work that no traffic waits for: ending what is idle, following what is bound
 BACKLOG_SECONDS = 0.0005  # of a step that sets up new state, so that frames of known flows wait no longer
+CROWDED_BACKLOG_SECONDS = 0.00025  # of the same, while the link has always more to read
 FRAMES_PER_STEP = 128  # from the tap
+CROWDED_PER_STEP = 1024  # likewise, where that has not sufficed for `CROWDED_SECONDS`
+CROWDED_SECONDS = 0.02  # of a link that always has more to read, after which less is made of frames of no known flow
 RECEIVES_PER_STEP = 2  # from a stream
 BATCHES_PER_STEP = 4  # from a host socket
+
+
+class Crowd:
+    """Whether a link has had more to read, whenever a step of its reader ended, for `CROWDED_SECONDS`.
+
+    :ivar lasting: whether it has.
+    :ivar notice: called when a step first leaves something, with 0, and then every `CROWDED_SECONDS`, with the time
+        since the call before.
+    """
+
+    __slots__ = ("_since", "lasting", "notice")
+
+    def __init__(self) -> None:
+        self.lasting = False
+        self.notice: Callable[[float], object] = float
+        self._since = 0.0
+
+    def left(self, now: float) -> None:
+        """Take note that a step has left something, at `now` in seconds."""
+        if not self._since:
+            self._since = now
+            self.notice(0.0)
+        elif now - self._since >= CROWDED_SECONDS:
+            self.lasting = True
+            self.notice(now - self._since)
+            self._since = now
+
+    def emptied(self) -> None:
+        """Take note that a step has left nothing."""
+        self.lasting = False
+        self._since = 0.0
 
 
 class Turns:

@@ -42,7 +42,7 @@ from gpasst.wire import (
     VIRTIO_NET_CODEC,
 )
 
-SAMPLED = 32  # frames of which one passes; a power of two
+SAMPLED = 64  # frames of which one passes; a power of two
 PORTS_LIMIT = 128  # that may be named: each costs the kernel one comparison a frame
 
 # Code, distances of the jump where the condition holds and where it does not, operand (struct sock_filter).

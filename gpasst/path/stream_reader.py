@@ -49,6 +49,7 @@ from gpasst.udp.mapping import Peer
 from gpasst.wire import STREAM_LEAD_BYTES, STREAM_LENGTH_BYTES, VIRTIO_NET_BLANK
 
 BUFFER_BYTES = 1 << 19  # about what a stream's socket holds, and more than eight of the largest frames
+WINDOW_LEAST = 1 << 14  # bytes
 RUNS_PER_LOOK = 16  # at the clock; a frame of illegal length counts as one
 
 _START = 16  # of the first frame in the buffer, so that there is room for that header
@@ -102,6 +103,7 @@ class StreamReader:
         self._columns: StreamColumns | None = None
         self._make_columns = partial(StreamColumns, fastpath, icmp, arena, counters, features, ring)
         self._at = self._end = _START
+        self._window = BUFFER_BYTES
         self._skip = 0
         self._unread = False
         self._gone = ""  # why the guest has gone, while frames of it wait
@@ -125,6 +127,7 @@ class StreamReader:
             return 0
         deadline = self._clock() + STEP_SECONDS
         moved = self._turns = 0
+        hurries = False
         try:
             if self._unread:
                 moved = self._frames(self._end, deadline)
@@ -132,9 +135,9 @@ class StreamReader:
                 sock = self._stream.socket
                 if sock is None or self._unread or self._gone:
                     break
-                room = BUFFER_BYTES - self._end
+                room = min(BUFFER_BYTES - self._end, self._window)
                 try:
-                    size = sock.recv_into(self._view[self._end :], room, MSG_DONTWAIT)
+                    size = sock.recv_into(self._view[self._end : self._end + room], room, MSG_DONTWAIT)
                 except BlockingIOError:
                     break
                 except OSError as error:
@@ -145,12 +148,22 @@ class StreamReader:
                     self._gone = "end of stream"
                     break
                 moved += self._frames(self._end + size, deadline)
+                if self._unread:
+                    self._window = max(WINDOW_LEAST, self._window >> 1)
+                elif size == self._window:
+                    self._window = min(BUFFER_BYTES, self._window << 1)
                 if size < room:
+                    hurries = False
                     break
+                hurries = True
         finally:
             if self._unread:
                 self._again()
         self._many = self._many or (self._turns >= TURNS and 2 * self._turns > moved)
+        if hurries or self._unread or self._backlog.full:
+            self._backlog.crowd.left(self._clock())
+        else:
+            self._backlog.crowd.emptied()
         self._follow(deadline)
         if self._gone and not self._backlog.frames:
             raise LinkGone(self._gone)
@@ -163,7 +176,8 @@ class StreamReader:
         """
         view, counters = self._view, self._counters
         watched = self._stream.recorder is not None or self._stream.gate is not None
-        at, moved, runs = self._at, 0, 0
+        backlog = self._backlog
+        at, moved, runs, passed = self._at, 0, 0, 0
         # Also where the next line that is reached is that of an error.
         self._unread = True
         try:
@@ -172,6 +186,9 @@ class StreamReader:
                     skipped = min(self._skip, end - at)
                     at += skipped
                     self._skip -= skipped
+                if backlog.full and not watched and not self._skip:
+                    at, count = self._fastpath.pass_over(view, at, end)
+                    passed += count
                 if end - at < STREAM_LENGTH_BYTES:
                     self._unread = False
                     break
@@ -214,8 +231,10 @@ class StreamReader:
                     view[_START : _START + left] = bytes(view[at:end])
                 at, end = _START, _START + left
             self._at, self._end = at, end
-            counters.frames_down += moved
-        return moved
+            counters.frames_down += moved + passed
+            if passed:
+                counters.drop(Drop.BACKLOG, passed)
+        return moved + passed
 
     def caught_up(self) -> bool:
         """Let frames of known flows that wait in the backlog be carried; return whether none is left."""
@@ -236,8 +255,10 @@ class StreamReader:
         if self._tcp_queue:
             assert self._tcp is not None
             self._tcp.run(deadline)
-        if self._backlog.frames:
-            self._backlog.drain(deadline)
+        if self._backlog.crowd.lasting:
+            self._backlog.ask()  # its own steps are enough then
+        elif self._backlog.frames:
+            self._backlog.drain(min(deadline, self._clock() + BACKLOG_SECONDS))
             if self._tcp_queue:
                 assert self._tcp is not None
                 self._tcp.run(self._clock() + BACKLOG_SECONDS)

@@ -5,11 +5,11 @@ they are read costs 2 to 3 us each, and where the guest sends faster than that, 
 drops frames of every flow alike. So the kernel is asked to drop most of the flood where the guest sends it: once a
 second, those kinds are sampled (`gpasst.path.filter_program`) of which more than `FLOOD_PER_SECOND` frames came, and
 more than twice the rate that is admitted. Where the queue was not empty once in that second, a quarter of that rate is
-enough, and half of the share: a flood of several kinds is read too slowly for any of them to show. The sample shows
-whether the flood goes on.
+enough, and half of the share: a flood of several kinds is read too slowly for any of them to show. That is looked at as
+soon as the queue was not empty for `gpasst.path.budget.CROWDED_SECONDS`. The sample shows whether the flood goes on.
 
 1. UDP and TCP are sampled only where most frames of the guest belong to no known flow. Those ports of the guest pass
-   whole that are forwarded or have active flows, the oldest first, but for ports that the refused frames came from.
+   whole that are forwarded or have active flows, the oldest first, but for ports that send frames of no known flow.
 2. The kernel counts what it drops, in the device's own counters (``ip -s link``: TX dropped).
 
 NOTE: a tap that outlives its owner keeps the filter, and cannot be opened again with one (tun_attach of Linux reads the
@@ -31,6 +31,9 @@ from gpasst.path.unknown import FLOW, KINDS, RATES
 
 FLOOD_PER_SECOND = 10000  # frames of one kind
 FULL_SHARE = 4  # of a kind's rate, the part that is a flood where the tap's queue was full for a second
+
+FLOODING_SCANS = 8  # for which a port is not spared; while it is sampled, others show more
+CROWD_SHARE = 128  # of what was read from a queue that is not empty, the part that is no flood
 
 log = logging.getLogger(__name__)
 
@@ -61,25 +64,54 @@ class TapFilter:
         self._ports = ports
         self._emptied = emptied
         self._counters = counters
-        self._seen = list(backlog.seen)
-        self._read = counters.frames_down
+        self._scanned = self._looked = self._now()
         self._kinds: frozenset[int] = frozenset()
+        self._flooding: dict[int, int] = {}  # scans for which each of these ports is not spared
         self._program = b""
         self._usable = True
 
     def scan(self, now: int) -> None:
         """Sample what was flooded in the second before `now`, and nothing else."""
         del now
-        seen, read = list(self._backlog.seen), self._counters.frames_down
-        fresh = [count - before for count, before in zip(seen, self._seen, strict=True)]
-        others = read - self._read - fresh[FLOW]
-        self._seen, self._read = seen, read
-        sent = [count * (SAMPLED if kind in self._kinds else 1) for kind, count in enumerate(fresh)]
+        fresh, read = self._since(self._scanned)
+        self._scanned = self._now()
+        self._flooding = {port: scans - 1 for port, scans in self._flooding.items() if scans > 1}
         full = not self._emptied()
+        sent = [count * (SAMPLED if kind in self._kinds else 1) for kind, count in enumerate(fresh)]
         kinds = {kind for kind, rate in enumerate(RATES) if sent[kind] > self._limit(kind, rate, full)}
-        if sent[FLOW] * (2 if full else 1) <= others:
-            kinds.discard(FLOW)
-        self._apply(frozenset(kinds), self._spared() if FLOW in kinds else [])
+        self._sample(_flooded(kinds, sent[FLOW], read - fresh[FLOW], full))
+
+    def look(self, seconds: float) -> None:
+        """Sample what was flooded while the tap's queue was not empty once, too.
+
+        :param seconds: how long that has been by now; 0 where it begins.
+        """
+        if seconds:
+            fresh, read = self._since(self._looked)
+            least = read // CROWD_SHARE
+            kinds = {
+                kind
+                for kind, rate in enumerate(RATES)
+                if fresh[kind] > max(least, seconds * rate.per_second / FULL_SHARE)
+            }
+            flooded = _flooded(kinds, fresh[FLOW], read - fresh[FLOW], full=True)
+            if flooded:
+                # Also where no kind is new: it may have come out which ports are not to be spared.
+                self._sample(flooded | self._kinds)
+        self._looked = self._now()
+
+    def _now(self) -> tuple[list[int], int]:
+        """Return how many frames of each kind have come, and how many frames in all."""
+        return list(self._backlog.seen), self._counters.frames_down
+
+    def _since(self, then: tuple[list[int], int]) -> tuple[list[int], int]:
+        """Return how many have come since."""
+        before, read = then
+        fresh = [count - old for count, old in zip(self._backlog.seen, before, strict=True)]
+        return fresh, self._counters.frames_down - read
+
+    def _sample(self, kinds: frozenset[int]) -> None:
+        self._apply(kinds, self._spared() if FLOW in kinds else [])
 
     def close(self) -> None:
         """Sample nothing more; more calls do nothing."""
@@ -93,8 +125,10 @@ class TapFilter:
 
     def _spared(self) -> list[int]:
         """Return the ports whose UDP and TCP pass whole."""
-        senders = Counter(self._backlog.refused_ports)
-        return [port for port in self._ports(PORTS_LIMIT) if senders[port] <= 1]
+        for port, looks in Counter(self._backlog.new_ports).items():
+            if looks > 1:
+                self._flooding[port] = FLOODING_SCANS
+        return [port for port in self._ports(PORTS_LIMIT) if port not in self._flooding]
 
     def _apply(self, kinds: frozenset[int], ports: list[int]) -> None:
         wanted = program(kinds, ports, self._routers) if kinds else b""
@@ -114,3 +148,15 @@ class TapFilter:
                 log.info("the guest floods: the kernel drops %d of %d frames: %s", SAMPLED - 1, SAMPLED, names)
             else:
                 log.info("the guest no longer floods")
+
+
+def _flooded(kinds: set[int], flows: int, others: int, full: bool) -> frozenset[int]:
+    """Return those kinds, without `FLOW` if too few frames are of that.
+
+    :param flows: how many frames of that kind were sent.
+    :param others: how many others came.
+    :param full: whether the tap's queue was not empty once in that time.
+    """
+    if flows * (2 if full else 1) <= others:
+        kinds.discard(FLOW)
+    return frozenset(kinds)

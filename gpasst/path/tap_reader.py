@@ -29,7 +29,7 @@ from gpasst.link.run_reader import DRAINED, RunReader
 from gpasst.link.tap import FRAME_BYTES, Tap
 from gpasst.packet.joining import GSO_TYPE
 from gpasst.path.backlog import Backlog
-from gpasst.path.budget import BACKLOG_SECONDS, FRAMES_PER_STEP, STEP_SECONDS
+from gpasst.path.budget import BACKLOG_SECONDS, CROWDED_PER_STEP, FRAMES_PER_STEP, STEP_SECONDS
 from gpasst.path.columns import IDLE_BATCHES, TURNS
 from gpasst.path.fastpath import FastPath, udp_segment
 from gpasst.path.icmp_to_guest import IcmpToGuest
@@ -116,9 +116,11 @@ class TapReader:
         single = self._single
         # While others wait in the backlog, that call is the lesser cost.
         alone = single > SINGLE_STEPS and single % SINGLE_CHECK and not self._backlog.frames
-        budget = 1 if alone else FRAMES_PER_STEP
+        budget = 1 if alone else CROWDED_PER_STEP if self._backlog.crowd.lasting else FRAMES_PER_STEP
         if budget == 1:
             self._last = None
+        backlog, may_matter = self._backlog, self._fastpath.may_matter
+        crowd = backlog.crowd
         read = size = self._turns = 0
         look, deadline = FRAMES_PER_LOOK, 0.0
         while read < budget:
@@ -140,6 +142,10 @@ class TapReader:
                 if watched and self._show(size):
                     read += 1
                     break
+                if backlog.full and not may_matter(self._buffer, 0):
+                    backlog.overflow(self._view[_VIRTIO:size])
+                    read += 1
+                    break
                 size, joined = self._frame(size)
                 counters.frames_down += joined
                 read += 1 + joined
@@ -155,6 +161,10 @@ class TapReader:
         self._many = self._turns >= TURNS and 2 * self._turns > read
         if size == DRAINED:
             self._emptied = True
+        if backlog.full or (size != DRAINED and budget > 1):
+            crowd.left(self._clock())
+        elif size == DRAINED:
+            crowd.emptied()
         if self._tcp_queue or self._backlog.frames:
             deadline = deadline or self._clock() + STEP_SECONDS
             # Frames of known flows may wait in the kernel's queue behind others, which only reading overtakes.
@@ -179,6 +189,10 @@ class TapReader:
                 self._backlog.drain(self._clock())
                 raise LinkGone(failure.strerror) from failure
             self._emptied = True
+        if failure is None or self._backlog.full:
+            self._backlog.crowd.left(self._clock())
+        else:
+            self._backlog.crowd.emptied()
         if self._tcp_queue or self._backlog.frames:
             self._follow(deadline, hurries=failure is None)
         return read
@@ -236,7 +250,9 @@ class TapReader:
         if self._tcp_queue:
             assert self._tcp is not None
             self._tcp.run(deadline)
-        if self._backlog.frames:
+        if self._backlog.crowd.lasting:
+            self._backlog.ask()  # its own steps are enough then
+        elif self._backlog.frames:
             self._backlog.drain(self._clock() + BACKLOG_SECONDS if hurries else deadline)
             if self._tcp_queue:
                 assert self._tcp is not None

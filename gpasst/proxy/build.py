@@ -276,7 +276,7 @@ def build_inside(
     echoes = watchers.worker(pings.step, conversational=False)
     table = _handlers(base, udp, pings, handlers, tcp)
     dispatch = Dispatch(base.guest, handlers.arp, table, counters, base.clock.now, link)
-    fastpath = FastPath({} if config.no_udp else udp.nat.tables)
+    fastpath = FastPath({} if config.no_udp else udp.nat.tables, tcp.table.by_key if tcp else None)
     frames = tcp.frames if tcp else None
     knows = fastpath.knows
 
@@ -287,7 +287,8 @@ def build_inside(
 
     def queue() -> Queue:
         backlog = Backlog(dispatch.frame, known, lambda: step.ask(), counters, routers=routers, link=link)
-        step = watchers.repeat(watchers.worker(backlog.step, conversational=False))
+        run = link.gathering(backlog.step) if isinstance(link, Stream) else backlog.step
+        step = watchers.repeat(watchers.worker(run, conversational=False))
         return Queue(backlog, step.ask)
 
     advertiser = Advertiser(link, base.guest, router, counters, base.clock.now)
@@ -304,6 +305,7 @@ def build_inside(
             link, fastpath, udp, icmp, backlog, counters, base.features, tcp=frames, ring=base.ring
         )
         tap_filter = TapFilter(link, backlog, counters, routers, ports, tap_reader.emptied)
+        backlog.crowd.notice = tap_filter.look
         _watch_tap(watchers, link, tap_reader, ended)
     elif isinstance(link, Stream):
         assert isinstance(end, (GuestListener, RawSocket))
@@ -332,7 +334,7 @@ def build_inside(
             config.one_off or not isinstance(end, GuestListener),
             tcp.departure if tcp else None,
         )
-        worker = watchers.worker(session.step)
+        worker = watchers.worker(link.gathering(session.step))
         session_step = watchers.repeat(worker)
     else:
         from gpasst.flow.guests import Guests

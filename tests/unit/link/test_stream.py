@@ -431,6 +431,36 @@ def test_a_services_frame_behind_as_many_pieces_as_one_call_takes() -> None:
     assert frames(kernel.data) == case.written
 
 
+def test_frames_of_services_in_a_step_leave_in_one_call() -> None:
+    kernel = Kernel()
+    case = Case(kernel)
+
+    def step(number: int) -> int:
+        for _ in range(number):
+            case.frame(b"\xee" * 61)
+        assert kernel.calls == 0
+        return number
+
+    assert case.stream.gathering(step)(3) == 3
+    assert kernel.calls == 1
+    assert frames(kernel.data) == case.written
+    case.frame(b"\xdd" * 61)
+    assert kernel.calls == 2, "outside such a step it leaves at once"
+
+
+def test_a_step_that_fails_sends_what_it_has_written() -> None:
+    kernel = Kernel()
+    case = Case(kernel)
+
+    def step() -> None:
+        case.frame(b"\xee" * 61)
+        raise RuntimeError("a defect")
+
+    with pytest.raises(RuntimeError):
+        case.stream.gathering(step)()
+    assert frames(kernel.data) == case.written
+
+
 def test_nothing_is_sent_where_nothing_was_written() -> None:
     kernel = Kernel()
     case = Case(kernel)

@@ -10,8 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpasst.counters import Counters, Drop
-from gpasst.path.backlog import BYTES_LIMIT, FRAMES_LIMIT, FRAMES_PER_LOOK, GROUP_SHARE, Backlog
-from gpasst.path.budget import BACKLOG_SECONDS
+from gpasst.path.backlog import (
+    BYTES_LIMIT,
+    COUNTED,
+    CROWDED_LIMIT,
+    FRAMES_LIMIT,
+    FRAMES_PER_LOOK,
+    GROUP_SHARE,
+    ROOM,
+    Backlog,
+)
+from gpasst.path.budget import BACKLOG_SECONDS, CROWDED_BACKLOG_SECONDS, CROWDED_SECONDS
 from gpasst.path.unknown import ARP, FLOW, RATES, flow_of
 
 FOREVER = 1e9  # seconds
@@ -66,6 +75,11 @@ class Case:
 
     def again(self) -> None:
         self.asked += 1
+
+    def crowd(self) -> None:
+        """Let the link have had more than could be read for long enough."""
+        self.backlog.crowd.left(1.0)
+        self.backlog.crowd.left(1.0 + CROWDED_SECONDS)
 
     def add(self, *frames: bytes, segment: int = 0) -> None:
         for frame in frames:
@@ -214,19 +228,21 @@ def test_a_step_ends_when_its_time_is_over_but_moves_one_frame() -> None:
 
 def test_the_reason_of_a_drop_is_noted_while_somebody_records() -> None:
     case = Case(remembers=False)
-    share = FRAMES_LIMIT // GROUP_SHARE
+    share = FRAMES_LIMIT // (GROUP_SHARE + 1)
     case.add(*[ip4(9, b"flood")] * (share + 1))
     case.recorder = case
     case.add(ip4(9, b"flood"))
     assert case.noted == [(ip4(9, b"flood"), Drop.BACKLOG)]
     rate = RATES[ARP].burst
-    case.add(*[arp(bytes((i & 1,))) for i in range(rate + 1)])
+    for _ in range(rate + 1):
+        case.add(arp(b"\0"))
+        case.backlog.drain(FOREVER)
     assert case.noted[1:] == [(arp(b"\0"), Drop.RATE)]
 
 
 def test_one_flood_fills_only_its_share() -> None:
     case = Case(remembers=False)
-    share = FRAMES_LIMIT // GROUP_SHARE
+    share = FRAMES_LIMIT // (GROUP_SHARE + 1)
     case.add(*[ip4(9, b"flood")] * (share + 10))
     assert case.backlog.frames == share
     assert case.counters.drops == {Drop.BACKLOG: 10}
@@ -237,7 +253,7 @@ def test_one_flood_fills_only_its_share() -> None:
 def test_large_frames_are_bounded_by_their_bytes() -> None:
     case = Case(remembers=False)
     large = ip4(67, bytes(65000))
-    most = BYTES_LIMIT // GROUP_SHARE // len(large)
+    most = (BYTES_LIMIT + len(large)) // len(large) // (GROUP_SHARE + 1)
     case.add(*[large] * (most + 1))
     assert (case.backlog.frames, case.counters.drops) == (most, {Drop.BACKLOG: 1})
     for port in range(1000, 1000 + BYTES_LIMIT // len(large)):
@@ -290,19 +306,64 @@ def test_frames_of_a_guest_that_has_gone_are_counted() -> None:
     assert case.dispatched == []
 
 
-def test_frames_that_find_no_room_show_their_port() -> None:
+def test_the_room_of_one_group_shrinks_with_what_is_left() -> None:
+    case = Case(remembers=False)
+    for source in range(3):
+        case.add(*(ip4(port, source=source + 1) for port in range(1, 2000)))
+    case.add(*[ip4(9, b"flood")] * FRAMES_LIMIT)
+    left = FRAMES_LIMIT - 3 * 1999
+    taken = case.backlog.frames - 3 * 1999
+    assert (left - taken) // GROUP_SHARE <= taken <= left // GROUP_SHARE
+
+
+def test_while_the_link_is_crowded_fewer_frames_wait() -> None:
     case = Case()
-    frames = FRAMES_LIMIT // GROUP_SHARE
-    case.add(*[ip4(9, protocol=TCP)] * frames)
-    assert not case.backlog.refused_ports
-    case.add(*[ip4(9, protocol=TCP)] * FRAMES_PER_LOOK)
-    assert case.counters.drops == {Drop.BACKLOG: FRAMES_PER_LOOK}
-    assert list(case.backlog.refused_ports) == [9]
+    case.crowd()
+    case.add(*(ip4(port) for port in range(1, CROWDED_LIMIT + 1)))
+    assert (case.backlog.frames, case.backlog.full) == (CROWDED_LIMIT, False)
+    case.add(ip4(CROWDED_LIMIT + 1))
+    assert case.counters.drops == {Drop.BACKLOG: 1}
+    assert case.backlog.full
+    case.add(ip4(1, protocol=ICMP))
+    assert case.backlog.frames == CROWDED_LIMIT + 1, "services are apart"
+    assert case.backlog.full
+    case.cost = CROWDED_BACKLOG_SECONDS / (ROOM - 1.5)
+    case.backlog.step()
+    assert case.backlog.full
+    case.backlog.step()
+    assert not case.backlog.full, "there is room for some"
+    assert case.backlog.frames > CROWDED_LIMIT - 3 * ROOM
+    case.backlog.crowd.emptied()
+    case.add(*(ip4(port, source=1) for port in range(1, CROWDED_LIMIT + 1)))
+    assert case.backlog.frames > CROWDED_LIMIT
 
 
-def test_frames_are_counted_by_kind_and_refused_ones_show_their_port() -> None:
+def test_frames_beyond_are_counted_by_the_kind_of_some() -> None:
+    case = Case()
+    for _ in range(10 * COUNTED):
+        case.backlog.overflow(memoryview(arp(bytes(28))))
+    assert case.counters.drops == {Drop.BACKLOG: 10 * COUNTED}
+    assert case.backlog.seen[ARP] == 10 * COUNTED
+    for _ in range(2 * FRAMES_PER_LOOK):
+        case.backlog.overflow(memoryview(ip4(9)))
+    assert list(case.backlog.new_ports) == [9, 9]
+    case.recorder = case
+    case.backlog.overflow(memoryview(arp(b"beyond")))
+    assert case.noted == [(arp(b"beyond"), Drop.BACKLOG)]
+
+
+def test_a_step_is_asked_for_where_frames_wait() -> None:
+    case = Case()
+    case.backlog.ask()
+    assert case.asked == 0
+    case.add(arp())
+    case.backlog.ask()
+    assert case.asked == 1
+
+
+def test_frames_are_counted_by_kind_and_show_their_port() -> None:
     case = Case()
     burst = RATES[FLOW].burst
     case.add(*[ip4(9, protocol=TCP)] * (2 * burst), arp(bytes(28)))
     assert (case.backlog.seen[FLOW], case.backlog.seen[ARP]) == (2 * burst, 1)
-    assert set(case.backlog.refused_ports) == {9}
+    assert set(case.backlog.new_ports) == {9}

@@ -10,7 +10,7 @@ from gpasst.errors import PacketError
 from gpasst.formats import VIRTIO_NET_BLANK
 from gpasst.packet.joining import HEADERS
 from gpasst.packet.parse import parse_ip, parse_udp
-from gpasst.path.fastpath import FastPath
+from gpasst.path.fastpath import PASSED_BYTES, FastPath
 from tests.support.addresses import GATEWAY4, GATEWAY6, GUEST4, GUEST_LINK_LOCAL, ip
 from tests.support.bench import udp_frame
 from tests.support.families import FAMILIES
@@ -24,6 +24,10 @@ ETHERNET = 14
 PROTOCOL = {4: ETHERNET + 9, 6: ETHERNET + 6}  # offset in a frame
 UDP = 17
 TOS_TTL = 64  # of frames that are built here
+
+
+def changed(frame: bytes, at: int, value: int) -> bytes:
+    return frame[:at] + bytes((value,)) + frame[at + 1 :]
 
 
 class Case:
@@ -159,3 +163,64 @@ def parsed(frame: bytes) -> tuple[bytes, bytes, int, int, bytes] | None:
     if not direct or packet.protocol != UDP or packet.fragment is not None:
         return None
     return packet.source, packet.destination, source, destination, bytes(data)
+
+
+@FAMILIES
+def test_what_may_be_of_a_known_flow(family: int) -> None:
+    case = Case()
+    known, other = udp_frame(family, PORT, TO, b"?"), udp_frame(family, PORT + 1, TO, b"?")
+    key = bytes(other[HEADERS[family] - VIRTIO - 8 - (8 if family == 4 else 32) :][: 12 if family == 4 else 36])
+    for fastpath, expected in ((case.fastpath, [True, False]), (FastPath({}, {key: None}), [False, True])):
+        for number, frame in enumerate((known, other)):
+            buffer = bytearray(VIRTIO_NET_BLANK + frame + bytes(36))
+            assert fastpath.may_matter(buffer, 0) is expected[number]
+            stream = memoryview(len(frame).to_bytes(4, "big") + frame + bytes(36))
+            assert fastpath.pass_over(stream, 0, len(stream))[1] == (0 if expected[number] else 1)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([4, 6]), st.booleans(), st.integers(0, 2000)), max_size=30), st.integers(0, 99)
+)
+def test_frames_of_a_stream_are_passed_over_up_to_the_first_of_a_known_flow(
+    frames: list[tuple[int, bool, int]], cut: int
+) -> None:
+    case = Case()
+    made = [udp_frame(family, PORT + (not known), TO, bytes(size)) for family, known, size in frames]
+    data = b"start" + b"".join(len(frame).to_bytes(4, "big") + frame for frame in made)
+    data = data[: len(data) - cut] if cut < len(data) - 5 else data
+    at, passed = case.fastpath.pass_over(memoryview(data), 5, len(data))
+    assert at == 5 + sum(4 + len(frame) for frame in made[:passed])
+    assert at <= len(data)
+    assert not any(known for _, known, _ in frames[:passed])
+    rest = data[at : 5 + PASSED_BYTES]
+    if passed < len(made) and not frames[passed][1] and len(made[passed]) + 4 <= len(rest):
+        # All but what is shorter than the longest key.
+        assert len(rest) < 70
+
+
+@pytest.mark.parametrize("length", [0, 13, 65536, 2**32 - 1])
+def test_a_frame_of_illegal_length_is_not_passed_over(length: int) -> None:
+    stream = memoryview(length.to_bytes(4, "big") + bytes(200))
+    assert FastPath({}).pass_over(stream, 0, len(stream)) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("frame", "expected"),
+    [
+        (bytes(12) + b"\x08\x06" + bytes(28), True),
+        (bytes(12) + b"\x88\xcc" + bytes(28), False),
+        (udp_frame(4, 68, 67, b"DHCP"), True),
+        (udp_frame(6, 546, 547, b"DHCPv6"), True),
+        (udp_frame(4, 67, 68, b""), False),
+        (changed(udp_frame(4, 1, 2, b""), PROTOCOL[4], 1), True),
+        (changed(udp_frame(6, 1, 2, b""), PROTOCOL[6], 58), True),
+        (changed(udp_frame(6, 1, 2, b""), PROTOCOL[6], 0), False),
+        (b"", False),
+    ],
+)
+def test_what_is_for_a_service_matters(frame: bytes, expected: bool) -> None:
+    fastpath = FastPath({})
+    assert fastpath.may_matter(bytearray(VIRTIO_NET_BLANK + frame + bytes(62)), 0) is expected
+    if frame:
+        stream = memoryview(len(frame).to_bytes(4, "big") + frame + bytes(62))
+        assert fastpath.pass_over(stream, 0, len(stream))[1] == (not expected)

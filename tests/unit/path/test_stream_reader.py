@@ -18,13 +18,13 @@ from gpasst.features import ALL, Feature
 from gpasst.formats import ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_TCP, PROTOCOL_UDP, VIRTIO_NET_BLANK
 from gpasst.link.port import FREE, PASSED, TAKEN
 from gpasst.linux import SOL_UDP, UDP_SEGMENT
-from gpasst.path.backlog import Backlog
-from gpasst.path.budget import RECEIVES_PER_STEP, STEP_SECONDS
+from gpasst.path.backlog import CROWDED_LIMIT, Backlog
+from gpasst.path.budget import CROWDED_SECONDS, RECEIVES_PER_STEP, STEP_SECONDS
 from gpasst.path.dispatch import Dispatch, Handler
 from gpasst.path.fastpath import FastPath
 from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.path.service_handlers import ServiceHandlers
-from gpasst.path.stream_reader import BUFFER_BYTES, RUNS_PER_LOOK, StreamReader
+from gpasst.path.stream_reader import BUFFER_BYTES, RUNS_PER_LOOK, WINDOW_LEAST, StreamReader
 from gpasst.path.udp_sockets import UdpSockets
 from gpasst.udp.mapping import UdpSocket
 from tests.support.addresses import GUEST4, GUEST6, GUEST_MAC, HOST_MAC, SERVER4, SERVER6, ip
@@ -723,3 +723,49 @@ def test_frames_that_weather_took_come_back_later(family: int) -> None:
         case.reader.settle()
     assert case.payloads == [bytes((number,)) * 100 for number in range(5)] * 2
     assert case.reader.caught_up()
+
+
+def test_in_a_crowd_known_flows_are_carried_and_the_rest_is_dropped_unread() -> None:
+    case = Case()
+    case.move(framed(udp(b"known")))
+    for time in (1.0, 1.0 + CROWDED_SECONDS):
+        case.backlog.crowd.left(time)
+    for port in range(CROWDED_LIMIT + 1):
+        case.backlog.add(memoryview(udp(b"new", port=6000 + port)), 0)
+    assert case.backlog.full
+    before, dropped = case.counters.frames_down, case.counters.drops[Drop.BACKLOG]
+    flood = [udp(bytes(port), port=5900 + port) for port in range(90)]
+    sent = [*flood[:60], udp(b"1"), ARP, flood[60], udp(b"2"), *flood[61:]]
+    case.asked = 0
+    assert case.move(joined(*sent)) == len(sent)
+    assert case.payloads == [b"known", b"1", b"2"]
+    assert case.counters.frames_down - before == len(sent)
+    assert case.counters.drops[Drop.BACKLOG] - dropped == len(sent) - 3
+    assert case.asked, "the backlog has steps of its own"
+    assert not case.answers.frames
+    while case.backlog.frames:
+        case.backlog.step()
+    assert len(case.answers.frames) == 1, "ARP was kept"
+    case.move(framed(udp(b"later", port=5999)))
+    assert case.payloads[-1] == b"later"
+
+
+def test_less_is_received_where_a_step_has_no_time_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case()
+    case.move(framed(udp(b"known")))
+    case.tick = STEP_SECONDS / 4
+    guest = case.link.socket = Guest(joined(*[udp(bytes(i % 5)) for i in range(3000)]), ends=True)
+    rooms: list[int] = []
+    receive = guest.recv_into
+
+    def recv_into(buffer: memoryview, room: int, flags: int) -> int:
+        rooms.append(room)
+        return receive(buffer, room, flags)
+
+    monkeypatch.setattr(guest, "recv_into", recv_into)
+    with pytest.raises(ConnectionError):
+        while True:
+            case.reader.step()
+    assert rooms[1] < rooms[0]
+    assert min(rooms) >= WINDOW_LEAST
+    assert case.payloads == [b"known", *(bytes(i % 5) for i in range(3000))]

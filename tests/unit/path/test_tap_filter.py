@@ -10,8 +10,8 @@ import pytest
 
 from gpasst.counters import Counters
 from gpasst.path.filter_program import PORTS_LIMIT, SAMPLED, program
-from gpasst.path.tap_filter import FLOOD_PER_SECOND, FULL_SHARE, TapFilter
-from gpasst.path.unknown import ARP, FLOW, NDP, PART, RATES
+from gpasst.path.tap_filter import CROWD_SHARE, FLOOD_PER_SECOND, FLOODING_SCANS, FULL_SHARE, TapFilter
+from gpasst.path.unknown import ARP, DHCP, FLOW, NDP, PART, RATES
 
 FLOOD = 10 * FLOOD_PER_SECOND
 GATEWAY = frozenset((bytes((192, 0, 2, 1)),))
@@ -23,7 +23,7 @@ class Backlog:
 
     def __init__(self) -> None:
         self.seen = [0] * len(RATES)
-        self.refused_ports: list[int] = []
+        self.new_ports: list[int] = []
 
 
 class Tap:
@@ -99,12 +99,24 @@ def test_two_floods_are_sampled_by_one_program() -> None:
 def test_active_ports_are_spared_but_for_those_that_flood() -> None:
     case = Case()
     case.active = [5000, 33000]
-    case.backlog.refused_ports = [33000, 5000, 33000, 40000]
+    case.backlog.new_ports = [33000, 5000, 33000, 40000]
     case.second(FLOW, FLOOD)
     assert case.tap.programs == [expected(FLOW, ports=(5000,))]
     case.active = [5000, 5001]
     case.second(FLOW, FLOOD // SAMPLED)
     assert case.tap.programs[1:] == [expected(FLOW, ports=(5000, 5001))]
+
+
+def test_a_port_that_floods_is_not_spared_as_soon_as_it_shows_less() -> None:
+    case = Case()
+    case.active = [5000, 33000]
+    case.backlog.new_ports = [33000, 33000]
+    case.second(FLOW, FLOOD)
+    case.backlog.new_ports = []
+    for _ in range(FLOODING_SCANS):
+        assert case.tap.programs[-1] == expected(FLOW, ports=(5000,))
+        case.second(FLOW, FLOOD // SAMPLED)
+    assert case.tap.programs[-1] == expected(FLOW, ports=(5000, 33000))
 
 
 def test_new_flows_beside_more_traffic_of_known_ones_are_not_sampled() -> None:
@@ -141,6 +153,55 @@ def test_a_flood_that_was_sampled_goes_on_while_it_exceeds_its_rate() -> None:
     assert case.tap.programs == [expected(ARP)]
     case.second(ARP, RATES[ARP].per_second // SAMPLED)
     assert case.tap.programs == [expected(ARP), NOTHING]
+
+
+def crowded(case: Case, kind: int, frames: int, known: int = 0) -> None:
+    """Let so many frames come while the queue is not empty once in a tenth of a second."""
+    case.filter.look(0.0)
+    case.backlog.seen[kind] += frames
+    case.counters.frames_down += frames + known
+    case.filter.look(0.1)
+
+
+@pytest.mark.parametrize("kind", range(len(RATES)))
+def test_a_queue_that_stays_full_is_looked_at_at_once(kind: int) -> None:
+    limit = RATES[kind].per_second // (10 * FULL_SHARE)
+    for frames, sampled in ((limit, False), (limit + 1, True)):
+        case = Case()
+        crowded(case, kind, frames)
+        assert (case.tap.programs == [expected(kind)]) == sampled
+
+
+def test_what_came_before_the_queue_was_full_does_not_count() -> None:
+    case = Case()
+    case.backlog.seen[ARP] += FLOOD
+    crowded(case, ARP, 1)
+    assert case.tap.programs == []
+
+
+def test_few_frames_of_a_kind_beside_much_traffic_are_no_flood() -> None:
+    case = Case()
+    crowded(case, DHCP, 4, known=4 * CROWD_SHARE)
+    assert case.tap.programs == []
+    crowded(case, DHCP, 5, known=4 * CROWD_SHARE)
+    assert case.tap.programs == [expected(DHCP)]
+
+
+def test_a_look_ends_no_sampling() -> None:
+    case = Case()
+    case.second(ARP, FLOOD)
+    crowded(case, NDP, FLOOD)
+    crowded(case, NDP, 0)
+    assert case.tap.programs == [expected(ARP), expected(ARP, NDP)]
+
+
+def test_a_look_takes_note_of_ports_that_have_turned_out_to_flood() -> None:
+    case = Case()
+    case.active = [5000, 33000]
+    crowded(case, FLOW, FLOOD)
+    case.backlog.new_ports = [33000, 33000]
+    crowded(case, FLOW, FLOOD)
+    assert case.tap.programs == [expected(FLOW, ports=(5000, 33000)), expected(FLOW, ports=(5000,))]
 
 
 def test_nothing_is_left_on_the_tap() -> None:

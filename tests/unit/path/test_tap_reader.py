@@ -16,7 +16,8 @@ from gpasst.features import Feature
 from gpasst.formats import VIRTIO_NET_BLANK, VIRTIO_NET_CODEC
 from gpasst.host import sockets
 from gpasst.link.port import FREE, PASSED, TAKEN, LinkGone
-from gpasst.path.budget import BACKLOG_SECONDS, FRAMES_PER_STEP, STEP_SECONDS
+from gpasst.path.backlog import CROWDED_LIMIT
+from gpasst.path.budget import BACKLOG_SECONDS, CROWDED_SECONDS, FRAMES_PER_STEP, STEP_SECONDS
 from gpasst.path.tap_reader import FRAMES_PER_LOOK
 from gpasst.testing import free_port
 from tests.support.bench import server, udp_frame
@@ -244,6 +245,32 @@ def test_while_more_frames_wait_in_the_kernel_little_time_is_taken_for_the_unkno
         assert case.reader.step() == FRAMES_PER_STEP
         assert 0 < case.arps <= looks + 1
         assert case.asked == 1
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_in_a_crowd_known_flows_are_carried_and_the_rest_is_dropped(
+    watched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tap() as case, server(4) as host:
+        port, to = free_port("udp"), host.getsockname()[1]
+        case.give(udp_frame(4, port, to, b"known"))
+        case.move()
+        for time in (1.0, 1.0 + CROWDED_SECONDS):
+            case.backlog.crowd.left(time)
+        for other in range(CROWDED_LIMIT + 1):
+            case.backlog.add(memoryview(udp_frame(4, 1 + other, 9, b"new")), 0)
+        assert case.backlog.full
+        dropped = case.counters.drops[Drop.BACKLOG]
+        if watched:
+            monkeypatch.setattr(case.tap, "recorder", Record())
+        new = [udp_frame(4, 40000 + other, 9, b"new") for other in range(5)]
+        case.give(*new[:2], udp_frame(4, port, to, b"1"), *new[2:], udp_frame(4, port, to, b"2"))
+        case.ticks = 0.0
+        assert case.reader.step() == 7
+        assert received(host) == [b"known", b"1", b"2"]
+        assert case.counters.drops[Drop.BACKLOG] - dropped == 5
+        assert case.backlog.frames == CROWDED_LIMIT
+        assert case.asked
 
 
 def test_nothing_is_read_while_frames_wait_whose_flow_is_known_by_now() -> None:

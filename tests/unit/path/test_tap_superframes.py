@@ -9,6 +9,7 @@ import pytest
 
 from gpasst.counters import Counters, Drop
 from gpasst.linux import UDP_MAX_SEGMENTS
+from gpasst.path.budget import Crowd
 from gpasst.path.fastpath import FastPath
 from gpasst.path.tap_reader import TapReader
 from gpasst.udp.header import Header
@@ -24,7 +25,8 @@ class Kept:
 
     def __init__(self) -> None:
         self.frames = 0
-        self.behind = False
+        self.behind = self.full = False
+        self.crowd = Crowd()
         self.segments: list[int] = []
 
     def add(self, frame: memoryview, segment: int) -> None:
