@@ -49,6 +49,24 @@ def frame_bytes(family: int, segment: int) -> int:
     return GAP[family] + max(segment, MINIMUM_PAYLOAD[family])
 
 
+def with_gaps(family: int, whole: bytes, segment: int) -> memoryview:
+    """Return a copy of datagrams of a family, with room for the headers of their frames.
+
+    :param whole: their payload, one behind the other.
+    :param segment: payload bytes of each but perhaps the last.
+    """
+    gap, minimum = GAP[family], MINIMUM_PAYLOAD[family]
+    if not whole:
+        return memoryview(bytearray(gap + minimum))
+    step, count = frame_bytes(family, segment), -(-len(whole) // segment)
+    frames = bytearray((count - 1) * step + gap + max(len(whole) - (count - 1) * segment, minimum))
+    for i in range(count):
+        piece = whole[i * segment : (i + 1) * segment]
+        at = i * step + gap
+        frames[at : at + len(piece)] = piece
+    return memoryview(frames)
+
+
 class FramedReceiver(Receiver):
     """A `Receiver` whose runs have room for the headers of their frames.
 
@@ -137,7 +155,7 @@ class FramedReceiver(Receiver):
         else:
             self._use(False)
             self._set_stride(length)
-        return key, length, segment or length, [self._copied(whole, segment or length)], tos_ttl
+        return key, length, segment or length, [with_gaps(self.family, whole, segment or length)], tos_ttl
 
     def _runs(self, lengths: list[int]) -> list[Run]:
         """Split a batch in the layout for single datagrams, of these lengths in bytes, into runs."""
@@ -166,7 +184,9 @@ class FramedReceiver(Receiver):
                 whole = bytes(self._view[i * step + self._gap : i * step + self._gap + min(length, stride)])
                 over = i * DATAGRAM_BYTES
                 whole += self._overflow_view[over : over + max(0, length - stride)]
-                runs.append((key, length, segment or length, [self._copied(whole, segment or length)], tos_ttl))
+                runs.append(
+                    (key, length, segment or length, [with_gaps(self.family, whole, segment or length)], tos_ttl)
+                )
         if open_key is not None:
             runs.append((open_key, total, stride, [self._frames(start, total, stride)], open_tos_ttl))
         self._prepare(lengths, joined)
@@ -198,15 +218,3 @@ class FramedReceiver(Receiver):
         count = -(-total // segment) if total else 1
         before, last = (count - 1) * frame_bytes(self.family, segment), total - (count - 1) * segment
         return self._view[start : start + before + self._gap + max(last, self._minimum)]
-
-    def _copied(self, whole: bytes, segment: int) -> memoryview:
-        """Return a copy of the datagrams of `segment` bytes in `whole`, with room for the headers of their frames."""
-        if not whole:
-            return memoryview(bytearray(self._gap + self._minimum))
-        step, count = frame_bytes(self.family, segment), -(-len(whole) // segment)
-        frames = bytearray((count - 1) * step + self._gap + max(len(whole) - (count - 1) * segment, self._minimum))
-        for i in range(count):
-            piece = whole[i * segment : (i + 1) * segment]
-            at = i * step + self._gap
-            frames[at : at + len(piece)] = piece
-        return memoryview(frames)

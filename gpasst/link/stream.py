@@ -137,6 +137,30 @@ class Stream:
         if len(self._pieces) == UIO_MAXIOV:
             self.flush()
 
+    @property
+    def bare(self) -> bool:
+        """Whether frames may be written past `write_run`: nobody records them, and no rule of weather is in force."""
+        return self.recorder is None and "write_run" not in self.__dict__
+
+    def joins(self, protocol: str, family: int) -> bool:
+        """Return whether a run of a protocol and family crosses as one superframe: none does."""
+        del protocol, family
+        return False
+
+    def write_each(self, protocol: str, frames: list[memoryview], sizes: list[int]) -> None:
+        """Send frames of one segment each, and what was gathered before.
+
+        :param protocol: what they count for, such as ``"udp"``.
+        :param frames: the frames, each with its length before it.
+        :param sizes: payload bytes of each.
+        """
+        tally = self._tallies[protocol]
+        if len(self._pieces) + len(frames) > UIO_MAXIOV:
+            self.flush()
+        self._pieces += frames
+        self._gathered += [(1, len(frame), size, size, tally) for frame, size in zip(frames, sizes, strict=True)]
+        self.flush()
+
     def _already_written(self, payload: list[memoryview], head: bytes, equal: int, ends: bool) -> int:
         """Return how many gaps at the start of the buffer hold `head` already, and note that `equal` will.
 

@@ -6,8 +6,8 @@ its own. What the interpreter does for each is what counts then:
 1. A socket whose batches come from many senders is received into slots with headroom (`gpasst.host.receive_headed`)
    until few senders are left. Its batch is read by column, and all peers are looked up by one `map`.
 2. Sockets of mappings that are ready together (`gpasst.path.udp_ready`) give one datagram each to such a batch.
-3. The headers of each peer are copied before its datagram, and the frame is written from where it lies; with a ring all
-   frames of a batch in one call.
+3. The headers of each peer are copied before its datagram, and the frame is written from where it lies
+   (`gpasst.path.udp_slots`).
 4. Several datagrams of one flow within a batch leave as superframes where the link takes these, in their order. The
    order among flows changes then, which no network promises.
 5. Senders without a peer are carried behind the others, by the caller, as in any batch.
@@ -18,18 +18,16 @@ had joined already.
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Sequence
 from errno import EAGAIN
 from operator import ne
 from typing import Any
 
 from gpasst.host.receive import RUN_BYTES, Run
 from gpasst.host.receive_headed import Columns, HeadedReceiver
-from gpasst.host.ring import ENTRIES, Ring
-from gpasst.host.ring_forms import Writes
+from gpasst.host.ring import Ring
+from gpasst.link.stream import Stream
 from gpasst.link.tap import Tap
-from gpasst.udp.header import Header
+from gpasst.path.udp_slots import PROTOCOL, Slots, StreamSlots, TapSlots
 from gpasst.udp.mapping import Peer, UdpSocket
 from gpasst.udp.nat import UdpNat
 
@@ -37,75 +35,34 @@ MANY = 8  # changes of the sender in a batch of a socket from which on it is rec
 FEW = 4  # fewer datagrams in a batch, or as many in each run of it on average, and it is not any more
 JOIN_FROM = 5  # datagrams of one flow in a batch that leave as superframes; these cost the kernel more than a frame
 
-PROTOCOL = Header.protocol
 Left = list[tuple[UdpSocket, list[Run]]]
 """What a batch has left to the caller: sockets, each with runs that are valid until the next batch."""
-
-
-class _Slots:
-    """The receiver of a family, and what writes from its slots.
-
-    :param receiver: the receiver.
-    :param tap: the guest's end.
-    :param ring: makes many calls in one, None without one.
-    """
-
-    __slots__ = ("_addresses", "_form", "_tap", "receiver")
-
-    def __init__(self, receiver: HeadedReceiver, tap: Tap, ring: Ring | None) -> None:
-        self.receiver = receiver
-        self._tap = tap
-        self._addresses = receiver.addresses
-        self._form: Writes | None = None
-        if ring is not None:
-            form = Writes(ring, [receiver.arena])
-            if form.accepted(tap.fd):
-                form.descriptors[:] = array("i", [tap.fd]) * ENTRIES
-                self._form = form
-
-    def write(self, slots: Sequence[int], sizes: list[int]) -> None:
-        """Write the frames in some slots.
-
-        :param slots: their indices.
-        :param sizes: payload bytes of each.
-        """
-        head, form, count = self.receiver.headroom, self._form, len(sizes)
-        if form is None or count == 1:
-            frames = self.receiver.frames
-            failures = self._tap.write_each([frames[i] for i in slots], [head + size for size in sizes])
-        else:
-            addresses = self._addresses
-            whole = isinstance(slots, range)
-            form.addresses[:count] = addresses[:count] if whole else array("Q", [addresses[i] for i in slots])
-            form.lengths[:count] = array("I", [head + size for size in sizes])
-            failures = form.failures(count)
-        self._tap.count_each(PROTOCOL, sizes, failures)
 
 
 class ManySenders:
     """Carries batches of many senders to the guest.
 
     :param nat: the rules and tables.
-    :param tap: the guest's end.
+    :param link: the guest's end.
     :param ring: makes many calls in one, None without one.
     """
 
-    def __init__(self, nat: UdpNat, tap: Tap, ring: Ring | None = None) -> None:
+    def __init__(self, nat: UdpNat, link: Tap | Stream, ring: Ring | None = None) -> None:
         self._nat = nat
-        self._tap = tap
+        self._link = link
         self._ring = ring
-        self._slots: dict[int, _Slots] = {}
+        self._slots: dict[int, Slots] = {}
 
     @property
     def ready(self) -> bool:
         """Whether batches may be carried as columns now."""
-        return self._tap.bare
+        return self._link.bare
 
     def look(self, udp_socket: UdpSocket, runs: list[Run]) -> None:
         """Receive from a socket with headroom from now on, if the senders of a batch's lone datagrams change often."""
         find = udp_socket.find
         lone = [key for key, total, segment, _, _ in runs if segment >= total and find(key) is not None]
-        udp_socket.scattered = sum(map(ne, lone, lone[1:])) >= MANY and self._tap.bare
+        udp_socket.scattered = sum(map(ne, lone, lone[1:])) >= MANY and self._link.bare
 
     def receive(self, udp_socket: UdpSocket) -> tuple[list[Run], bool, int]:
         """Take the datagrams that a socket has, without waiting, and carry those that are lone and known.
@@ -121,9 +78,9 @@ class ManySenders:
         columns = receiver.columns(udp_socket.socket.fileno())
         count = len(columns.keys)
         more = count == receiver.slots
-        if not self._tap.bare or columns.segments is not None:
+        if not self._link.bare or columns.segments is not None:
             udp_socket.scattered = False
-            return receiver.runs(columns), more, 0
+            return slots.runs(columns), more, 0
         peers: list[Any] = list(map(udp_socket.others.get, columns.keys))
         if None in peers:
             peers = list(map(udp_socket.find, columns.keys))
@@ -132,11 +89,12 @@ class ManySenders:
             udp_socket.scattered = False
         left: list[Run] = []
         if None in peers:
-            left = receiver.runs(columns.some([i for i, peer in enumerate(peers) if peer is None]))
+            left = slots.runs(columns.some([i for i, peer in enumerate(peers) if peer is None]))
             columns, peers = _known(columns, peers)
-        if JOIN_FROM * distinct <= len(peers) and self._tap.joins(PROTOCOL, udp_socket.family):
-            columns, peers = self._join(receiver, columns, peers)
-        self._carry(slots, columns, peers)
+        if JOIN_FROM * distinct <= len(peers) and self._link.joins(PROTOCOL, udp_socket.family):
+            columns, peers = self._join(slots, columns, peers)
+        if peers:
+            slots.carry(self._nat, columns, peers)
         return left, more, count - len(left)
 
     def round(self, sockets: list[UdpSocket]) -> tuple[int, Left, list[UdpSocket]]:
@@ -152,7 +110,7 @@ class ManySenders:
         if failed:
             sockets = [sockets[i] for i in columns.slots]
         if columns.segments is not None:
-            return 0, [(one, [run]) for one, run in zip(sockets, receiver.runs(columns), strict=True)], broken
+            return 0, [(one, [run]) for one, run in zip(sockets, slots.runs(columns), strict=True)], broken
         peers: list[Any] = [
             one.first if key == one.first_key else one.others.get(key)
             for one, key in zip(sockets, columns.keys, strict=True)
@@ -160,44 +118,29 @@ class ManySenders:
         left: Left = []
         if None in peers:
             unknown = [i for i, peer in enumerate(peers) if peer is None]
-            runs = receiver.runs(columns.some(unknown))
+            runs = slots.runs(columns.some(unknown))
             left = [(sockets[i], [run]) for i, run in zip(unknown, runs, strict=True)]
             columns, peers = _known(columns, peers)
-        self._carry(slots, columns, peers)
+        if peers:
+            slots.carry(self._nat, columns, peers)
         return len(peers), left, broken
 
-    def _of(self, family: int) -> _Slots:
+    def _of(self, family: int) -> Slots:
         """Return the slots of a family, 4 or 6, made when they are used first."""
         found = self._slots.get(family)
         if found is None:
-            receiver = HeadedReceiver(family, ring=self._ring)
-            found = self._slots[family] = _Slots(receiver, self._tap, self._ring)
+            receiver, link = HeadedReceiver(family, ring=self._ring), self._link
+            made = TapSlots(receiver, link, self._ring) if isinstance(link, Tap) else StreamSlots(receiver, link)
+            found = self._slots[family] = made
         return found
 
-    def _carry(self, slots: _Slots, columns: Columns, peers: list[Peer]) -> None:
-        """Write a frame for each datagram of known peers."""
-        if not peers:
-            return
-        receiver = slots.receiver
-        nat, guest, heads = self._nat, self._nat.guest, receiver.heads
-        activity, stamp = nat.tables[receiver.family].activity, guest.stamp
-        sizes = columns.sizes
-        for peer, size, tos_ttl, slot in zip(peers, sizes, columns.tos_ttls, columns.slots, strict=True):
-            header = peer.header
-            activity[peer.byte] |= peer.bit
-            if tos_ttl != header.tos_ttl:
-                header = nat.header(peer, tos_ttl)
-            if header.stamp is not stamp:
-                guest.readdress(header, peer.mapping.guest)
-            heads[slot][:] = header.buffer if header.total == size == header.segment else header.fill(size, size)
-        slots.write(columns.slots, sizes)
-
-    def _join(self, receiver: HeadedReceiver, columns: Columns, peers: list[Peer]) -> tuple[Columns, list[Peer]]:
+    def _join(self, slots: Slots, columns: Columns, peers: list[Peer]) -> tuple[Columns, list[Peer]]:
         """Write the datagrams of flows that have several as superframes; return the others."""
         flows: dict[Peer, list[int]] = {}
         for i, peer in enumerate(peers):
             flows.setdefault(peer, []).append(i)
-        nat, activity = self._nat, self._nat.tables[receiver.family].activity
+        nat, receiver = self._nat, slots.receiver
+        activity = nat.tables[receiver.family].activity
         lone: list[int] = []
         for peer, rows in flows.items():
             if len(rows) < JOIN_FROM:
@@ -208,8 +151,8 @@ class ManySenders:
                 header = nat.header(peer, columns.tos_ttls[run[0]])
                 if header.stamp is not nat.guest.stamp:
                     nat.guest.readdress(header, peer.mapping.guest)
-                payload = [part for _, _, _, parts, _ in receiver.runs(columns.some(run)) for part in parts]
-                self._tap.write_run(header, sum(map(len, payload)), columns.sizes[run[0]], payload)
+                payload = [part for _, _, _, parts, _ in slots.runs(columns.some(run)) for part in parts]
+                self._link.write_run(header, sum(map(len, payload)), columns.sizes[run[0]], payload)
         return columns.some(lone), [peers[i] for i in lone]
 
 

@@ -176,7 +176,7 @@ def build_udp(
     services = {(4, DHCP_SERVER_PORT): handlers.dhcp, (6, DHCPV6_SERVER_PORT): handlers.dhcpv6} if handlers else {}
     opener = MappingSockets(base.guest, Feature.GRO in features, watch, unwatch, base.descriptors)
     nat = UdpNat(base.guest, opener, sender_key, config.udp_filter == "address", base.clock.now())
-    many = ManySenders(nat, link, base.ring) if isinstance(link, Tap) else None
+    many = ManySenders(nat, link, base.ring) if isinstance(link, (Tap, Stream)) else None
     udp = UdpSockets(
         nat,
         link,

@@ -16,12 +16,14 @@ from gpasst.counters import Counters
 from gpasst.features import ALL, Feature
 from gpasst.flow.guest import Guest
 from gpasst.host.descriptors import Descriptors
-from gpasst.host.receive import sender_key
+from gpasst.host.receive import Receiver, sender_key
 from gpasst.host.receive_contiguous import ContiguousReceiver
+from gpasst.host.receive_framed import FramedReceiver
 from gpasst.host.ring import Ring
 from gpasst.host.ring_forms import open_ring
 from gpasst.link.port import RunHeader
 from gpasst.link.recorder import Recorder
+from gpasst.link.stream import Stream
 from gpasst.link.tap import Tap
 from gpasst.packet.parse import Packet, parse_ip
 from gpasst.path.icmp_to_guest import IcmpToGuest
@@ -77,7 +79,7 @@ class Link:
 class Bench:
     """UDP between a guest and the host, with all that it needs.
 
-    :param tap: takes the place of the link, and batches of many senders are carried as columns.
+    :param end: takes the place of the link, and batches of many senders are carried as columns.
     :param ring: for these, None for none.
     :ivar ready: watches the sockets of mappings.
     :ivar watched: these sockets.
@@ -88,25 +90,26 @@ class Bench:
         self,
         features: frozenset[Feature] = ALL,
         carried: bool = True,
-        tap: Callable[[Counters], Tap] | None = None,
+        end: Callable[[Counters], Tap | Stream] | None = None,
         ring: Ring | None = None,
     ) -> None:
         self.link = Link()
         self.counters = Counters()
-        self.tap = tap(self.counters) if tap else None
+        self.end = end(self.counters) if end else None
         self.guest = Guest(guest_network(), GUEST_MAC, ip(GUEST_LINK_LOCAL))
         self.watched: list[UdpSocket] = []
         opener = MappingSockets(self.guest, Feature.GRO in features, self._watch, self._unwatch, Descriptors())
         self.nat = UdpNat(self.guest, opener, sender_key, now=NOW)
-        end = self.tap or self.link
-        self.icmp = IcmpToGuest(end, self.guest, self.counters)
+        link = self.end or self.link
+        self.icmp = IcmpToGuest(link, self.guest, self.counters)
         self.services: dict[tuple[int, int], ServiceHandler] = {}
-        receivers = {family: ContiguousReceiver(family) for family in (4, 6)}
+        kind = FramedReceiver if isinstance(self.end, Stream) else ContiguousReceiver
+        receivers: dict[int, Receiver] = {family: kind(family) for family in (4, 6)}
         self.time = 0.0
-        many = ManySenders(self.nat, self.tap, ring) if self.tap else None
+        many = ManySenders(self.nat, self.end, ring) if self.end else None
         self.udp = UdpSockets(
             self.nat,
-            end,
+            link,
             self.icmp,
             None,
             receivers,
@@ -154,11 +157,11 @@ class Bench:
 def bench(
     features: frozenset[Feature] = ALL,
     carried: bool = True,
-    tap: Callable[[Counters], Tap] | None = None,
+    end: Callable[[Counters], Tap | Stream] | None = None,
     ring: Ring | None = None,
 ) -> Iterator[Bench]:
     """A bench that is cleared in the end."""
-    made = Bench(features, carried, tap, ring)
+    made = Bench(features, carried, end, ring)
     try:
         yield made
     finally:

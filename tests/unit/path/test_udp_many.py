@@ -53,8 +53,8 @@ class Ground:
 
     def __init__(self, it: Bench, family: int, far: socket.socket, senders: list[socket.socket]) -> None:
         self.it, self.family, self.far, self.senders = it, family, far, senders
-        assert it.tap is not None
-        self.tap = it.tap
+        assert isinstance(it.end, Tap)
+        self.tap = it.end
         sock = new_udp_socket(family, gro=True, packet_info=True)
         stand_in(sock, family)
         sock.bind((LOOPBACK[family], 0))
@@ -106,7 +106,7 @@ def ground(
         def tap(counters: Counters) -> Tap:
             return Tap(near.fileno(), counters, {"udp": families})
 
-        it = stack.enter_context(bench(tap=tap, ring=stack.enter_context(ringed(ring))))
+        it = stack.enter_context(bench(end=tap, ring=stack.enter_context(ringed(ring))))
         senders = [stack.enter_context(socket.socket(FAMILY[family], socket.SOCK_DGRAM)) for _ in range(SENDERS)]
         made = Ground(it, family, far, senders)
         if recorded:

@@ -34,8 +34,8 @@ class Ground:
 
     def __init__(self, it: Bench, far: socket.socket) -> None:
         self.it, self.far = it, far
-        assert it.tap is not None
-        self.tap = it.tap
+        assert isinstance(it.end, Tap)
+        self.tap = it.end
 
     def map(self, host: socket.socket, family: int = 4, count: int = MANY) -> dict[int, tuple[Any, ...]]:
         """Let the guest send from new ports; return by each where its answer goes."""
@@ -66,7 +66,7 @@ def ground(ring: bool = True, features: frozenset[Feature] = ALL) -> Iterator[Gr
         def tap(counters: Counters) -> Tap:
             return Tap(near.fileno(), counters, {"udp": frozenset((4, 6))})
 
-        it = stack.enter_context(bench(features, tap=tap, ring=stack.enter_context(ringed(ring))))
+        it = stack.enter_context(bench(features, end=tap, ring=stack.enter_context(ringed(ring))))
         yield Ground(it, far)
 
 
