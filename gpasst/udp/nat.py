@@ -25,19 +25,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from itertools import islice
 from typing import Protocol
 
 from gpasst.counters import Drop
 from gpasst.errors import PacketError
 from gpasst.flow.guest import Guest
-from gpasst.flow.key import down_key, end_key
+from gpasst.flow.key import down_key, end_key, split
 from gpasst.flow.translation import Target
 from gpasst.packet.address import UNSPECIFIED
 from gpasst.udp.header import NO_HEADER, Header
 from gpasst.udp.mapping import Listener, Mapping, Peer, UdpSocket
 from gpasst.udp.table import Table
 
+MODELS = 256  # pairs of addresses whose headers are made once for all ports
 PEERS_LOOKED_AT = 1024  # in half a millisecond
 
 # Returns the raw sender key under which datagrams of (family, address, port, scope) arrive.
@@ -166,11 +168,11 @@ class UdpNat:
         """
         header = peer.header
         if header is NO_HEADER:
-            guest, (shown, port), mapping = self.guest, peer.shown, peer.mapping
-            address = mapping.guest
-            mac, host_mac, family = guest.mac_of(address), guest.network.host_mac, peer.udp_socket.family
-            header = peer.header = Header(family, mac, host_mac, shown, address, port, mapping.port)
-        if header.tos_ttl != tos_ttl:
+            guest, shown, guest_port, port = split(peer.down_key)
+            mac, host_mac = self.guest.mac_of(guest), self.guest.network.host_mac
+            model = _model(peer.udp_socket.family, mac, host_mac, shown, guest, tos_ttl)
+            header = peer.header = model.between(port, guest_port, mac)
+        elif header.tos_ttl != tos_ttl:
             header.set_tos_ttl(tos_ttl)
         return header
 
@@ -307,6 +309,14 @@ class UdpNat:
     def _close_all(self, sockets: Iterable[UdpSocket]) -> None:
         for udp_socket in sockets:
             self._opener.close(udp_socket)
+
+
+@lru_cache(MODELS)
+def _model(family: int, mac: bytes, host_mac: bytes, shown: bytes, guest: bytes, tos_ttl: int) -> Header:
+    """Return headers between two addresses, which those between their ports are copied from."""
+    model = Header(family, mac, host_mac, shown, guest, 0, 0)
+    model.set_tos_ttl(tos_ttl)
+    return model
 
 
 def _general_key(listener: Listener) -> tuple[int, bytes, int]:
