@@ -93,7 +93,7 @@ class Scatter:
             return self._grouped(rows)
         if not self._sends:
             return self._each(rows, range(count))
-        if distinct == count <= ENTRIES:
+        if distinct == count and WORTH <= count <= ENTRIES:
             return self._at_once(family, rows)
         failures: Failures = []
         for start, end in pairwise(_rounds(rows.peers)):
