@@ -89,7 +89,7 @@ class Scatter:
         :param family: of all, 4 or 6.
         """
         count, distinct = len(rows.peers), len(set(rows.peers))
-        if self._groups and distinct * GROUPED <= count and len(set(rows.senders)) == distinct:
+        if self._groups and distinct * GROUPED <= count:
             return self._grouped(rows)
         if not self._sends:
             return self._each(rows, range(count))
@@ -172,6 +172,7 @@ class Scatter:
 
     def _grouped(self, rows: Rows) -> Failures:
         """Send the datagrams of each sender in as few calls as there are lengths in a row; see `send`."""
+        # A peer's sender is another one after each change of marks, so these keep the order of its datagrams.
         own: dict[Sender, list[int]] = {}
         for row, sender in enumerate(rows.senders):
             own.setdefault(sender, []).append(row)

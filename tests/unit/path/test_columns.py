@@ -28,7 +28,7 @@ from gpasst.path.budget import FRAMES_PER_STEP, STEP_SECONDS
 from gpasst.path.columns import IDLE_BATCHES, TURNS
 from gpasst.path.tap_columns import SLOTS
 from gpasst.testing import free_port
-from tests.support.bench import server, udp_frame
+from tests.support.bench import NOW, server, udp_frame
 from tests.support.families import FAMILIES
 from tests.support.taps import Case, received, stream, tap
 
@@ -200,6 +200,22 @@ def test_sends_with_control_messages_stand_among_others(family: int, link: Link,
         assert by_number(received(host)) == {bytes([i]): 2 * [bytes([i])] for i in range(FLOWS)}
 
 
+@FAMILIES
+@LINKS
+def test_peers_are_active(family: int, link: Link) -> None:
+    with link(ALL, None) as case, server(family) as host:
+        guests, to = ports(FLOWS), host.getsockname()[1]
+        introduce(case, family, guests, to)
+        table = case.bench.nat.tables[family]
+        for now in (NOW + 1, NOW + 2):
+            assert not any(expired.mappings for expired in table.scan(now, 10))
+        assert {table.idle_seconds(peer) for peer in table} == {1}
+        case.give(*(udp_frame(family, port, to, b"?") for port in guests))
+        case.move()
+        assert not any(expired.mappings for expired in table.scan(NOW + 3, 10))
+        assert {table.idle_seconds(peer) for peer in table} == {0}
+
+
 @RINGS
 def test_a_single_flow_is_joined_again(ringed: bool) -> None:
     with ring(ringed) as made, tap(ALL, made) as case, server(4) as host:
@@ -282,6 +298,8 @@ def spoilt(frame: bytes, kind: str) -> tuple[bytes, bytes]:
         changed[23 if four else 20] = 6
     elif kind == "options" and four:
         changed[14] = 0x46
+    elif kind == "ethertype":
+        changed[13] ^= 1
     elif kind == "ARP":
         changed = bytearray(bytes(12) + b"\x08\x06" + bytes(28))
     elif kind == "short":
@@ -291,15 +309,28 @@ def spoilt(frame: bytes, kind: str) -> tuple[bytes, bytes]:
     return VIRTIO_NET_BLANK, bytes(changed)
 
 
-KINDS = ["padded", "length", "UDP length", "fragment", "protocol", "options", "ARP", "short", "superframe"]
-FRAMES = st.tuples(
-    st.integers(0, FLOWS),  # the last one is new
-    st.sampled_from([4, 4, 4, 6]),
-    st.sampled_from([0, 1, 64, 64, 64, 64, 1200]),
-    st.sampled_from([0, 0, 0, 0, 0x28, 0x03]),
-    st.sampled_from([64, 64, 64, 64, 63, 255]),
-    st.one_of(st.just(""), st.just(""), st.just(""), st.sampled_from(KINDS)),
+KINDS = ["padded", "length", "UDP length", "fragment", "protocol", "options", "ethertype", "ARP", "short", "superframe"]
+CHANGES = st.one_of(
+    st.tuples(st.just(0), st.integers(0, FLOWS)),  # flow; the last one is new
+    st.tuples(st.just(1), st.sampled_from([4, 6])),  # family
+    st.tuples(st.just(2), st.sampled_from([0, 1, 1200])),  # bytes
+    st.tuples(st.just(3), st.sampled_from([0x28, 0x03])),  # TOS
+    st.tuples(st.just(4), st.sampled_from([63, 255])),  # TTL
+    st.tuples(st.just(5), st.sampled_from(KINDS)),
+    st.tuples(st.just(5), st.sampled_from(KINDS)),
 )
+
+
+@st.composite
+def frames_of_many(draw: st.DrawFn) -> list[Sent]:
+    """Frames of flows that take turns, all alike but for a few."""
+    count, family = draw(st.integers(TURNS, 90)), draw(st.sampled_from([4, 6]))
+    flows = draw(st.sampled_from([1, 3, FLOWS, FLOWS]))
+    kind = draw(st.sampled_from(["", "", "", *KINDS]))
+    frames: list[list[Any]] = [[i % flows, family, 64, 0, 64, kind] for i in range(count)]
+    for at, (field, value) in draw(st.lists(st.tuples(st.integers(0, count - 1), CHANGES), max_size=5)):
+        frames[at][field] = value
+    return [cast(Sent, tuple(frame)) for frame in frames]
 
 
 def outcome(link: Link, frames: list[Sent], features: frozenset[Feature], ringed: bool) -> Any:
@@ -351,7 +382,7 @@ def outcome(link: Link, frames: list[Sent], features: frozenset[Feature], ringed
 @settings(max_examples=100, deadline=None)
 @given(
     link=st.sampled_from([tap, stream]),
-    frames=st.lists(FRAMES, min_size=TURNS, max_size=100),
+    frames=frames_of_many(),
     features=st.sampled_from([ALL, ALL - {Feature.GSO}]),
     ringed=st.booleans(),
 )
