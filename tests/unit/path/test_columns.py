@@ -326,8 +326,7 @@ def frames_of_many(draw: st.DrawFn) -> list[Sent]:
     """Frames of flows that take turns, all alike but for a few."""
     count, family = draw(st.integers(TURNS, 90)), draw(st.sampled_from([4, 6]))
     flows = draw(st.sampled_from([1, 3, FLOWS, FLOWS]))
-    kind = draw(st.sampled_from(["", "", "", *KINDS]))
-    frames: list[list[Any]] = [[i % flows, family, 64, 0, 64, kind] for i in range(count)]
+    frames: list[list[Any]] = [[i % flows, family, 64, 0, 64, ""] for i in range(count)]
     for at, (field, value) in draw(st.lists(st.tuples(st.integers(0, count - 1), CHANGES), max_size=5)):
         frames[at][field] = value
     return [cast(Sent, tuple(frame)) for frame in frames]
@@ -389,6 +388,20 @@ def outcome(link: Link, frames: list[Sent], features: frozenset[Feature], ringed
 def test_columns_carry_what_rows_carry(
     link: Link, frames: list[Sent], features: frozenset[Feature], ringed: bool
 ) -> None:
+    assert_alike(link, frames, features, ringed)
+
+
+@FAMILIES
+@LINKS
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [1, 3], ids=["all", "some"])
+def test_columns_leave_to_rows_what_is_odd(family: int, link: Link, kind: str, share: int) -> None:
+    frames = [(i % FLOWS, family, 64, 0, 64, "" if i % share else kind) for i in range(4 * FLOWS)]
+    assert_alike(link, frames, ALL, True)
+
+
+def assert_alike(link: Link, frames: list[Sent], features: frozenset[Feature], ringed: bool) -> None:
+    """Check that frames carried together have the outcome of those carried one by one."""
     together = outcome(link, frames, features, ringed)
     with mock.patch.object(tap_reader, "TURNS", 1 << 30), mock.patch.object(stream_reader, "TURNS", 1 << 30):
         alone = outcome(link, frames, features, ringed)
