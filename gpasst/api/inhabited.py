@@ -230,6 +230,18 @@ class Inhabited:
         assert self._runtime is not None
         self._runtime.call(lambda: _await_bound(namespace, protocol, port, timeout))
 
+    def confine_keeper(self) -> None:
+        """Have the process that keeps the namespace do less from now on, since this one enters a sandbox.
+
+        It names no further files that it deletes, and makes no sockets of families that are not carried. When there is
+        no other namespace to keep, it enters a sandbox as well.
+
+        :raises LateError: if it does not answer in time.
+        :raises PlatformError: if it has ended.
+        """
+        namespace = self._joined()
+        patiently(namespace, lambda: namespace.confine(wait_read))
+
     def ask_programs(self) -> None:
         """Ask the programs that were started to end, and return at once; closing ends them."""
         if self._asked is None:

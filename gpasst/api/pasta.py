@@ -95,10 +95,6 @@ class Pasta(Inhabited, Connection):
         if namespace is not None:
             namespace.close()
 
-    def confine_keeper(self) -> None:
-        """Have the process that keeps the namespace enter a sandbox, when there is no other one to set up."""
-        self._joined().confine(wait_read)
-
     def can_lose_sight(self) -> bool:
         """Return whether this process may lose all files, and get ready for that."""
         if self._watch is None:

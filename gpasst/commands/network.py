@@ -71,6 +71,8 @@ def bring_up(helper: Helper, invocation: NetworkInvocation, topology: Topology) 
         # There will be no more namespaces.
         here.close_helper()
         if not invocation.no_sandbox:
+            for kept in parts.hosts.values():
+                kept.confine_keeper()
             sandbox = Sandbox(None, own_user=True)
             sandbox.load()
             sandbox.enter(running)

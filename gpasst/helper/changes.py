@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from gpasst.errors import PlatformError
-from gpasst.helper import netlink
+from gpasst.helper import netlink, pool
 from gpasst.helper.channel import Message, close_all, describe
 from gpasst.helper.discovery import FAMILIES
 from gpasst.helper.request import OpenRequest, open_request, routes
@@ -62,6 +62,8 @@ class Taps:
                 close_all([] if tap is None else [tap])
                 return {}, []
             if message["do"] == "delete":
+                if pool.wanted:
+                    raise PlatformError("a caller in a sandbox names no file", "name it before")
                 self.files.append(message["path"])
                 return {}, []
             if message["do"] == "route":

@@ -34,10 +34,11 @@ REQUEST_SIZE = 32 * 1024 + 1  # bytes; a request for sockets has a few numbers, 
 LAST = b"."
 UNCHANGEABLE = "the namespace cannot be changed any more, since the helper process has ended"
 TRANSIENT = (errno.ENOBUFS, errno.ENOMEM)
-
+FAMILIES = _socket.AF_INET, _socket.AF_INET6, _socket.AF_NETLINK
+"""Of the sockets that a caller in a sandbox may have. Some others (AF_VSOCK) know no namespaces."""
 
 wanted: list[bool] = []
-"""Whether the caller has asked for a sandbox of the process; filled once."""
+"""Whether the caller has asked for a sandbox of the process, and so is in one; filled once."""
 
 
 def become(descriptor: int) -> None:
@@ -58,8 +59,10 @@ def make_sockets(family: int, kind: int, proto: int, count: int) -> list[_socket
     """Make sockets in the namespace of the calling thread.
 
     :raises OSError: if the kernel refuses one.
-    :raises ValueError: if `count` is not from 1 to 64.
+    :raises ValueError: if `count` is not from 1 to 64, or a caller in a sandbox may have none of the family.
     """
+    if wanted and family not in FAMILIES:
+        raise ValueError(f"family {family} is not carried")
     if not 1 <= count <= MAX_COUNT:
         raise ValueError(f"between 1 and {MAX_COUNT} sockets can be asked for, not {count}")
     return [_socket.socket(family, kind, proto) for _ in range(count)]
@@ -192,6 +195,7 @@ def confine() -> None:
 
 if __name__ == "__main__":
     if "--confine" in sys.argv:
+        wanted.append(True)
         sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
         confine()
     serve(int(sys.argv[1]))

@@ -183,6 +183,23 @@ def test_files_end_with_a_namespace(helper: Helper, tun: None, tmp_path: Path) -
     until(lambda: not paths[1].exists(), "the file gone")
 
 
+def test_a_caller_in_a_sandbox_has_no_file_deleted_and_gets_sockets_that_are_carried(tun: None, tmp_path: Path) -> None:
+    path = tmp_path / "of somebody"
+    path.touch()
+    # A process of its own, since what others keep is confined with it.
+    with Helper.start() as helper, helper.open(CONFIGURED) as namespace:
+        namespace.confine()
+        with pytest.raises(PlatformError, match="names no file"):
+            namespace.delete_at_end(str(path))
+        for family in (socket.AF_UNIX, socket.AF_VSOCK, socket.AF_PACKET):
+            with pytest.raises(PlatformError, match="not carried"):
+                namespace.sockets(family, socket.SOCK_DGRAM)
+        send(namespace, "10.1.2.99")
+        pid = namespace.pid
+    until(lambda: not os.path.exists(f"/proc/{pid}"), "the keeper gone")
+    assert path.exists()
+
+
 def test_a_namespace_that_is_closed_takes_no_changes(helper: Helper, tun: None) -> None:
     namespace = helper.open(CONFIGURED)
     namespace.close()
