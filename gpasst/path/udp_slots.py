@@ -3,7 +3,8 @@
 Theory of operation: a slot has headroom before the payload (`gpasst.host.receive_headed`). The headers of the peer are
 copied there, and the frame is one piece of memory.
 
-* A tap takes one frame in one write; with a ring, a batch of them in one call.
+* A tap takes one frame in one write; with a ring, a batch of them in one call. What a ring failed, other than because
+  the tap's queue is full, is written once more without it.
 * A stream takes a batch in one send. Its frames have no virtio-net header: in the place of the last bytes of that
   stands the frame's length. What is behind the payload of a short frame is its padding.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from array import array
+from errno import EAGAIN
 
 from gpasst.host.receive import Run
 from gpasst.host.receive_framed import MINIMUM_PAYLOAD, with_gaps
@@ -95,12 +97,22 @@ class TapSlots(Slots):
             whole = isinstance(slots, range)
             form.addresses[:count] = addresses[:count] if whole else array("Q", [addresses[i] for i in slots])
             form.lengths[:count] = array("I", [head + size for size in sizes])
-            failures = form.failures(count)
+            failures = self._repeated(columns, form.failures(count))
         self._tap.count_each(PROTOCOL, sizes, failures)
 
     def runs(self, columns: Columns) -> list[Run]:
         """Return datagrams as runs."""
         return self.receiver.runs(columns)
+
+    def _repeated(self, columns: Columns, failures: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Write frames again that a ring may have failed rather than the tap; return the failures that are left."""
+        again = [i for i, number in failures if number != EAGAIN]
+        if not again:
+            return failures
+        head, frames = self.receiver.headroom, self.receiver.frames
+        left = self._tap.write_each([frames[columns.slots[i]] for i in again], [head + columns.sizes[i] for i in again])
+        full = [(i, number) for i, number in failures if number == EAGAIN]
+        return full + [(again[i], number) for i, number in left]
 
 
 class StreamSlots(Slots):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import socket
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from gpasst.counters import Counters, Drop
 from gpasst.errors import PacketError
 from gpasst.features import ALL, Feature
+from gpasst.host import ring as ring_module
 from gpasst.host.receive import SLOTS
 from gpasst.link.tap import Tap
 from gpasst.packet.parse import parse_ip, parse_udp
@@ -250,6 +252,29 @@ class Record:
         assert to_guest
         assert not comment
         self.count += 1
+
+
+def test_a_ring_that_fails_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> int:
+        ctypes.set_errno(errno.ENOMEM)
+        return -1
+
+    with ground() as it, server(4) as host:
+        to = it.map(host)
+        for turn in range(2):
+            for port, address in to.items():
+                host.sendto(b"%d %d" % (port, turn), address)
+            it.it.ready.step()
+            assert it.payloads() == {port: [b"%d %d" % (port, turn)] for port in to}
+            monkeypatch.setattr(ring_module, "_enter", fail)
+        monkeypatch.undo()
+        for address in to.values():
+            host.sendto(b"x", address)
+        real = ring_module._enter  # noqa: SLF001  # the one that makes the calls
+        calls = iter((real, fail))
+        monkeypatch.setattr(ring_module, "_enter", lambda *words: next(calls, fail)(*words))
+        it.it.ready.step()
+        assert it.payloads() == {port: [b"x"] for port in to}, "received by the ring, and written without it"
 
 
 def test_while_the_link_is_recorded_each_goes_by_itself() -> None:
