@@ -34,6 +34,8 @@ REQUEST_SIZE = 32 * 1024 + 1  # bytes; a request for sockets has a few numbers, 
 LAST = b"."
 UNCHANGEABLE = "the namespace cannot be changed any more, since the helper process has ended"
 TRANSIENT = (errno.ENOBUFS, errno.ENOMEM)
+SO_NETNS_COOKIE = 71  # asm-generic/socket.h (Linux 5.14)
+COOKIE_BYTES = 8  # of that
 FAMILIES = _socket.AF_INET, _socket.AF_INET6, _socket.AF_NETLINK
 """Of the sockets that a caller in a sandbox may have. Some others (AF_VSOCK) know no namespaces."""
 
@@ -77,12 +79,16 @@ def platform_error(error: Exception) -> dict[str, str]:
 def bind(descriptors: array[int], address: Any) -> dict[str, object]:
     """Bind a socket that came with a request; return the fields of the answer.
 
+    It has to be of this namespace, since the process may have a right to low ports of others, as root of the host.
+
     :param descriptors: that of the socket, which stays the caller's.
     :param address: as `socket.socket.bind` takes it, as a list.
     """
     try:
         sock = _socket.socket(fileno=descriptors[0])
         try:
+            if not _is_inside(sock):
+                return {"errno": errno.EACCES}
             sock.bind(tuple(address))
         finally:
             sock.detach()
@@ -91,6 +97,18 @@ def bind(descriptors: array[int], address: Any) -> dict[str, object]:
     except (ValueError, TypeError, OverflowError, IndexError):
         return {"errno": errno.EINVAL}
     return {}
+
+
+def _is_inside(sock: _socket.socket) -> bool:
+    """Return whether a socket is of the namespace of the calling thread; a kernel before 5.14 does not know it."""
+    own = _socket.socket()
+    try:
+        cookie = own.getsockopt(_socket.SOL_SOCKET, SO_NETNS_COOKIE, COOKIE_BYTES)
+    except OSError:
+        return True
+    finally:
+        own.close()
+    return sock.getsockopt(_socket.SOL_SOCKET, SO_NETNS_COOKIE, COOKIE_BYTES) == cookie
 
 
 def answer(

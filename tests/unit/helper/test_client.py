@@ -33,6 +33,17 @@ def test_sockets_live_in_the_namespace(configured: Namespace) -> None:
             outside.bind(("10.1.2.3", 0))
 
 
+def test_only_sockets_of_the_namespace_are_bound(configured: Namespace) -> None:
+    """As root, the process may bind to low ports of the host, and its caller in a sandbox may not."""
+    (descriptor,) = configured.sockets(socket.AF_INET, socket.SOCK_DGRAM)
+    with socket.socket(fileno=descriptor) as sock, socket.socket(type=socket.SOCK_DGRAM) as outside:
+        configured.bind(sock.fileno(), ("127.0.0.1", 77))
+        assert sock.getsockname() == ("127.0.0.1", 77)
+        with pytest.raises(PermissionError):
+            configured.bind(outside.fileno(), ("127.0.0.1", 0))
+        assert outside.getsockname() == ("0.0.0.0", 0)
+
+
 def test_more_sockets_than_fit_in_a_message(bare: Namespace) -> None:
     made = bare.sockets(socket.AF_INET6, socket.SOCK_DGRAM, 0, 150)
     assert len(set(made)) == 150
