@@ -93,7 +93,7 @@ class Report:
 
 def own_user(report: Report) -> None:
     """Move the process into a user namespace of its own, which knows none of the ids outside."""
-    report.attempt("user namespace", lambda: _call("unshare", ctypes.c_int(CLONE_NEWUSER)))
+    _unshare(report, "user", CLONE_NEWUSER)
 
 
 def isolate(report: Report, root: bool = True) -> None:
@@ -103,10 +103,12 @@ def isolate(report: Report, root: bool = True) -> None:
 
     :param root: empty the root.
     """
-    others = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS
-    moved = report.attempt("mount, IPC and UTS namespaces", lambda: _call("unshare", ctypes.c_int(others)))
-    if moved and root:
+    for what, flag in (("IPC", CLONE_NEWIPC), ("UTS", CLONE_NEWUTS), ("mount", CLONE_NEWNS)):
+        moved = _unshare(report, what, flag)
+    if root and moved:
         report.attempt("empty root", _empty_root)
+    elif root:
+        report.missing.append("empty root: it takes a mount namespace")
 
 
 def renounce(report: Report, kept: Iterable[int] = ()) -> None:
@@ -130,6 +132,10 @@ def filter_calls(report: Report, calls: Calls, library: Any = None) -> None:
         report.attempt("system calls filtered by libseccomp", lambda: _load(library, calls))
     else:
         report.attempt("system calls filtered", lambda: _load_own(calls))
+
+
+def _unshare(report: Report, what: str, flag: int) -> bool:
+    return report.attempt(f"{what} namespace", lambda: _call("unshare", ctypes.c_int(flag)))
 
 
 def _empty_root() -> None:

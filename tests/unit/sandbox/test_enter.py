@@ -31,7 +31,8 @@ def outcome(function):
 ENTER = "own_user(report); isolate(report); renounce(report); filter_calls(report, proxy_calls(), library)\n"
 PRINT = "print(json.dumps([report.held, report.missing, found]))"
 FILTERS = pytest.mark.parametrize("filtered", ["own", "libseccomp"])
-HELD = ["user namespace", "mount, IPC and UTS namespaces", "empty root", "no capabilities", "no new privileges"]
+OWN = ["user namespace", "IPC namespace", "UTS namespace", "mount namespace", "empty root"]
+HELD = [*OWN, "no capabilities", "no new privileges"]
 
 
 def run(filtered: str, text: str, *before: str) -> subprocess.CompletedProcess[str]:
@@ -100,7 +101,7 @@ found["above"] = os.listdir("/../..")
 found["cwd"] = os.getcwd()
 """
     held, missing, found = inside("own", text)
-    assert (held, missing) == (HELD[:3], [])
+    assert (held, missing) == (OWN, [])
     read_only = 30  # EROFS
     assert found == {"root": [], "write": read_only, "above": [], "cwd": "/"}
 
@@ -113,7 +114,7 @@ filter_calls(report, keeper_calls())
 found.update(line.split(":", 1) for line in status.read().splitlines() if line.startswith("Cap"))
 """
     held, missing, found = inside("own", text)
-    assert (held[3], missing) == ("few capabilities", [])
+    assert (held[len(OWN)], missing) == ("few capabilities", [])
     bits = 1 << 10 | 1 << 13
     assert [int(found[name], 16) for name in ("CapEff", "CapPrm", "CapBnd", "CapInh")] == [bits, bits, bits, 0]
 
@@ -123,5 +124,16 @@ def test_what_the_kernel_forbids_is_named_and_the_rest_holds() -> None:
     before = [need("unshare"), "--user", "--map-root-user", "sh", "-c", forbidding, "sh"]
     held, missing, _ = inside("own", ENTER, *before)
     full = "unshare: No space left on device"
-    assert missing == [f"user namespace: {full}", f"mount, IPC and UTS namespaces: {full}"]
-    assert held == ["no capabilities", "no new privileges", "not dumpable", "system calls filtered"]
+    assert missing == [
+        f"user namespace: {full}",
+        f"mount namespace: {full}",
+        "empty root: it takes a mount namespace",
+    ]
+    assert held == [
+        "IPC namespace",
+        "UTS namespace",
+        "no capabilities",
+        "no new privileges",
+        "not dumpable",
+        "system calls filtered",
+    ]
