@@ -33,13 +33,12 @@ LAST_WORDS = 4000  # characters of what a target has written that has found some
 
 
 def fuzz(name: str, seconds: int, keep: Path, seed: int) -> str:
-    """Fuzz one target; return what it has to say, empty if it has found nothing.
+    """Fuzz one target; return what it has to say, empty if it has found nothing and ends by itself.
 
     :param name: the target.
     :param seconds: how long.
     :param keep: where inputs are kept that reach something new, and what has been found.
     :param seed: of chance; 0 for another one in each run.
-    :raises subprocess.TimeoutExpired: if it does not end by itself.
     """
     inputs, found = keep / name, keep / "found" / name
     inputs.mkdir(parents=True, exist_ok=True)
@@ -47,14 +46,18 @@ def fuzz(name: str, seconds: int, keep: Path, seed: int) -> str:
     command = [sys.executable, "-m", "tests.support.fuzz.child", name, str(inputs), str(CORPUS / name)]
     command += [f"-max_total_time={seconds}", f"-timeout={STEP_SECONDS}", f"-max_len={LENGTH}"]
     command += [f"-rss_limit_mb={MEMORY_MEGABYTES}", f"-artifact_prefix={found}/", "-print_final_stats=1"]
-    ended = subprocess.run(
-        [*command, f"-seed={seed}"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        timeout=seconds + PATIENCE,
-    )
+    try:
+        ended = subprocess.run(
+            [*command, f"-seed={seed}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=seconds + PATIENCE,
+        )
+    except subprocess.TimeoutExpired:
+        print(f"{name}: ended after {seconds + PATIENCE} seconds, since it did not end by itself")
+        return f"{name}: did not end by itself"
     runs = [line.split()[-1] for line in ended.stdout.splitlines() if "stat::number_of_executed_units" in line]
     print(f"{name}: {runs[0] if runs else 'no'} inputs, {'found something' if ended.returncode else 'nothing found'}")
     return f"{name}:\n{ended.stdout[-LAST_WORDS:]}" if ended.returncode else ""
