@@ -102,11 +102,12 @@ class TapReader:
 
         :raises LinkGone: if the device is gone. The frames that were read before are moved, or in the backlog.
         """
-        if self._backlog.behind:
-            self._backlog.step()
+        backlog, tap = self._backlog, self._tap
+        if backlog.behind:
+            backlog.step()
             return 0
-        fd, counters = self._tap.fd, self._counters
-        watched = self._tap.recorder is not None or self._tap.gate is not None
+        fd, counters = tap.fd, self._counters
+        watched = tap.recorder is not None or tap.gate is not None
         if self._many and not watched:
             return self._step_of_many()
         vector = [self._buffer]
@@ -115,12 +116,10 @@ class TapReader:
         # which calls again at once if there is one, but for now and then.
         single = self._single
         # While others wait in the backlog, that call is the lesser cost.
-        alone = single > SINGLE_STEPS and single % SINGLE_CHECK and not self._backlog.frames
-        budget = 1 if alone else CROWDED_PER_STEP if self._backlog.crowd.lasting else FRAMES_PER_STEP
+        alone = single > SINGLE_STEPS and single % SINGLE_CHECK and not backlog.frames
+        budget = 1 if alone else CROWDED_PER_STEP if backlog.crowd.lasting else FRAMES_PER_STEP
         if budget == 1:
             self._last = None
-        backlog, may_matter = self._backlog, self._fastpath.may_matter
-        crowd = backlog.crowd
         read = size = self._turns = 0
         look, deadline = FRAMES_PER_LOOK, 0.0
         while read < budget:
@@ -134,7 +133,7 @@ class TapReader:
                     size = DRAINED
                     break
                 # What the guest sent before it went is not lost: the backlog asks for its own next step.
-                self._backlog.drain(self._clock())
+                backlog.drain(self._clock())
                 raise LinkGone(error.strerror) from error
             while size > 0:
                 # A frame that ended a run is in the buffer already, and may begin the next one.
@@ -142,7 +141,7 @@ class TapReader:
                 if watched and self._show(size):
                     read += 1
                     break
-                if backlog.full and not may_matter(self._buffer, 0):
+                if backlog.full and not self._fastpath.may_matter(self._buffer, 0):
                     backlog.overflow(self._view[_VIRTIO:size])
                     read += 1
                     break
@@ -158,14 +157,15 @@ class TapReader:
                 elif now >= deadline:
                     break
         self._single = single + 1 if read <= 1 else 0
-        self._many = self._turns >= TURNS and 2 * self._turns > read
+        if self._turns >= TURNS:
+            self._many = 2 * self._turns > read
         if size == DRAINED:
             self._emptied = True
         if backlog.full or (size != DRAINED and budget > 1):
-            crowd.left(self._clock())
+            backlog.crowd.left(self._clock())
         elif size == DRAINED:
-            crowd.emptied()
-        if self._tcp_queue or self._backlog.frames:
+            backlog.crowd.emptied()
+        if self._tcp_queue or backlog.frames:
             deadline = deadline or self._clock() + STEP_SECONDS
             # Frames of known flows may wait in the kernel's queue behind others, which only reading overtakes.
             self._follow(deadline, hurries=size != DRAINED and budget > 1)
