@@ -90,7 +90,7 @@ class PathListener:
             if _identity(self._file) == self._identity:
                 os.unlink(self._file)
         except OSError as error:
-            log.debug("%s stays behind: %s", self.path, error.strerror)
+            log.debug("%s is not removed by this process: %s", self.path, error.strerror)
 
 
 class GuestListener(PathListener):
