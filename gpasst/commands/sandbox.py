@@ -68,14 +68,18 @@ class Sandbox:
         :param root: empty the root; else files may be looked at.
         """
         report = Report()
-        if not self._own_user:
-            # The last step that takes a right over the namespace that the process is in.
+        if self._identity or not self._own_user:
+            # Root has the right to do so even where the kernel forbids user namespaces, and loses it here.
             isolate(report, root)
         if self._identity:
             take_on(self._identity)
         if self._own_user:
+            before, report = report, Report()
             own_user(report)
-            isolate(report, root)
+            if before.held and not before.missing:
+                report.held += before.held
+            else:
+                isolate(report, root)
         renounce(report)
         filter_calls(report, proxy_calls(programs, looks=not root), self._library)
         announce("sandbox", report.held, report.missing)

@@ -125,6 +125,43 @@ def test_a_program_that_embeds_gpasst_keeps_its_rights() -> None:
         assert status(os.getpid()) == before
 
 
+# Becomes root of a user namespace that knows all users and permits no further one, and executes a command there.
+NO_USER_NAMESPACES = """
+import ctypes, os, sys
+ready, made = os.pipe(), os.pipe()
+pid = os.fork()
+if pid == 0:
+    assert ctypes.CDLL(None).unshare(0x10000000) == 0  # CLONE_NEWUSER
+    os.write(made[1], b"x")
+    os.read(ready[0], 1)
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    with open("/proc/sys/user/max_user_namespaces", "w") as file:
+        file.write("0")
+    os.execvp(sys.argv[1], sys.argv[1:])
+os.read(made[0], 1)
+for kind in ("uid", "gid"):
+    with open(f"/proc/{pid}/{kind}_map", "w") as file:
+        file.write("0 0 65536")
+os.write(ready[1], b"x")
+os.waitpid(pid, 0)
+"""
+FULL = "unshare: No space left on device"
+
+
+@ONLY_ROOT
+def test_root_has_all_but_a_user_namespace_where_these_are_forbidden(tmp_path: Path) -> None:
+    log_file = tmp_path / "log"
+    options = ["passt", "-f", "-d", "--runas", "65534", "-l", str(log_file), "--socket", str(tmp_path / "socket")]
+    with started([sys.executable, "-c", NO_USER_NAMESPACES, *GPASST, *options], start_new_session=True) as program:
+        until(lambda: log_file.exists() and "sandbox: no" in log_file.read_text(encoding="utf-8"), "the lines")
+        os.killpg(program.pid, signal.SIGTERM)
+        program.wait(10)
+    lines = [line for line in log_file.read_text(encoding="utf-8").splitlines() if " sandbox: " in line]
+    assert [line.partition("sandbox: ")[2] for line in lines[1:]] == ["no user namespace: " + FULL]
+    assert "mount namespace, empty root, no capabilities" in lines[0]
+
+
 @ONLY_ROOT
 def test_without_a_user_namespace_the_others_are_its_own() -> None:
     with started([*GPASST, "pasta", *AS_ROOT, "--netns-only", "--config-net", "--", "sleep", "1000"]) as program:
