@@ -8,8 +8,8 @@ Theory of operation:
 2. Up to `FEW_READY` sockets that are ready take a step of their own (`gpasst.path.udp_sockets`), with all datagrams
    that they have. More of them give one datagram each to a batch (`gpasst.path.udp_many`).
 3. A socket that is ready again after such a batch may have many more, and takes a step of its own then: datagrams of
-   one flow are joined there. Where that finds none to join, nobody looks for it for a while. The set hands sockets out
-   in turn, so none waits for ever.
+   one flow are joined there. As long as there are any to join, all take steps of their own; else nobody looks for them
+   for a while. The set hands sockets out in turn, so none waits for ever.
 4. What a step may end, such as the mapping that was idle longest, may be ready in the same batch. So the set's events
    are turned into sockets at once, and a socket that has been closed meanwhile is passed over. Its descriptor may be
    another one's by then.
@@ -71,6 +71,7 @@ class ReadyMappings:
         self._by_fd: list[UdpSocket | None] = []  # a dictionary would take ten times the memory
         self._together = self._of_ipv6 = 0  # sockets in the set
         self._unsearched = 0  # rounds to go until the next search for sockets that have more
+        self._joins = False  # whether the last that took steps of their own had datagrams to join
 
     def watch(self, udp_socket: UdpSocket) -> None:
         """Receive from a socket from now on.
@@ -106,6 +107,8 @@ class ReadyMappings:
         many = self._many
         if many is None or not many.ready or len(ready) <= FEW_READY:
             return moved + self._each(ready)
+        if self._joins:
+            return moved + self._joined(ready)
         deadline = self._clock() + STEP_SECONDS
         while ready:
             moved += self._round(many, ready)
@@ -127,10 +130,15 @@ class ReadyMappings:
         """
         found, moved = self._ready()
         again = set(sockets).intersection(found)
-        runs = self._each(list(again))
-        if 2 * runs < 3 * len(again) or not again:
+        return moved + self._joined(list(again))
+
+    def _joined(self, sockets: list[UdpSocket]) -> int:
+        """Let sockets take a step of their own, and note whether that joins datagrams; return the number of runs."""
+        moved = self._each(sockets)
+        self._joins = 2 * moved >= 3 * len(sockets) > 0  # a run of several counts as two
+        if not self._joins:
             self._unsearched = ROUNDS_UNSEARCHED
-        return moved + runs
+        return moved
 
     def fileno(self) -> int:
         """Return the descriptor of the set."""
