@@ -113,7 +113,7 @@ class TcpFrames:
     :param guest: the guest.
     :param counters: where drops are counted.
     :ivar queue: connections with work.
-    :ivar run: does it (`TcpSockets.run`).
+    :ivar run: does it (`TcpSockets.follow`).
     :ivar ask: lets it be done in a step of its own (`TcpSockets.ask`).
     """
 
@@ -133,7 +133,7 @@ class TcpFrames:
         self._guest = guest
         self._counters = counters
         self._clock = sockets.clock
-        self.run = sockets.run
+        self.run = sockets.follow
         self.ask = sockets.ask
         self.queue = sockets.queue
 

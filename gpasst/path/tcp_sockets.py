@@ -8,7 +8,7 @@ Theory of operation:
 2. An event, a segment or a deadline adds *work* to its connection (`gpasst.tcp.work`), and the connection joins a
    queue. `run` does the work, connection by connection, until the step's time is over; the rest waits for the next
    step, which `again` asks for. So one acknowledgement, one discard and one look at the socket serve all segments that
-   were read together.
+   were read together. Where many requests were, one look at the set finds the answers that are there already.
 3. A connection that has more to send goes to the end of the queue after a few superframes.
 """
 
@@ -19,7 +19,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any
 
 from gpasst.counters import Counters
 from gpasst.flow.sender import StreamSocket
@@ -40,11 +39,12 @@ from gpasst.linux import (
     SOL_SOCKET,
 )
 from gpasst.path.budget import STEP_SECONDS
+from gpasst.path.tcp_delayed import Delayed, nothing
 from gpasst.path.tcp_writer import TcpWriter
 from gpasst.tcp.connection import Connection
 from gpasst.tcp.states import State
 from gpasst.tcp.table import ConnectionTable
-from gpasst.tcp.timers import DELAY_SECONDS
+from gpasst.tcp.timers import DELAY_OF_MANY_SECONDS, DELAY_SECONDS
 from gpasst.tcp.work import (
     ABORT,
     ACKNOWLEDGE,
@@ -53,6 +53,7 @@ from gpasst.tcp.work import (
     DISCARD,
     KEEP_ALIVE,
     LATER,
+    LOOK,
     PROBE,
     REFUSE,
     RESET,
@@ -64,11 +65,13 @@ from gpasst.tcp.work import (
 from gpasst.wire import TCP_ACK
 
 EVENTS = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
-EVENTS_AT_ONCE = 64
+EVENTS_AT_ONCE = 128
 PIECES_AT_ONCE = 64  # of kept data, offered to a socket in one call
 CONNECTIONS_PER_LOOK = 4  # at the clock
+MANY = 8  # connections with work at once, from which requests leave it to events when their answers come
 
 _SEND_FLAGS = MSG_DONTWAIT | MSG_NOSIGNAL
+_REQUEST = DISCARD | LOOK | LATER
 _RARE = SYNCHRONISE | PROBE | KEEP_ALIVE | REFUSE | RESET | ABORT | CLOSE
 
 
@@ -110,13 +113,12 @@ class TcpSockets:
         self._down = counters.tcp.down
         self._failed = failed
         self._again = again
-        self._later = later
         self._arm = arm
         self.clock = clock
         self._stopwatch = stopwatch
         self._by_fd: list[Connection | None] = []  # a dictionary would take ten times the memory
         self.queue: deque[Connection] = deque()
-        self._delayed: list[Connection] = []
+        self._delayed = Delayed(later, lambda connection, now: self._do(connection, ACKNOWLEDGE, now), writer.flush)
 
     def watch(self, connection: Connection) -> None:
         """Take the events of a connection's socket from now on.
@@ -180,18 +182,30 @@ class TcpSockets:
         self._take(iter(events))
         return len(events)
 
+    def follow(self, deadline: float) -> None:
+        """Do the work that a batch of segments has added; parameters as for `run`.
+
+        One call says which of many requests have their answers already.
+        """
+        if len(self.queue) >= MANY:
+            self.look()
+        self.run(deadline)
+
     def run(self, deadline: float) -> None:
         """Do the work of connections until `deadline`, in seconds of the stopwatch; ask for a step for the rest.
 
         A connection that meets an internal error is closed, since it might meet that with every event.
         """
         queue, now = self.queue, self.clock()
+        many = len(queue) >= MANY
         done = 0
         try:
             while queue:
                 connection = queue.popleft()
                 work, connection.work = connection.work, 0
-                if connection.socket is not None:
+                if many and work & LATER and not work & ~_REQUEST:
+                    self._delayed.add(connection, now + DELAY_OF_MANY_SECONDS)
+                elif connection.socket is not None:
                     self._do(connection, work, now)
                 done += 1
                 if not done % CONNECTIONS_PER_LOOK and queue:
@@ -237,7 +251,8 @@ class TcpSockets:
         self._writer.waiting.clear()
         self._epoll.close()
         # Their owners refer back to this one, and all would have to wait for the garbage collector.
-        self._failed = self._again = self._later = self._arm = _nothing
+        self._failed = self._again = self._arm = nothing
+        self._delayed.close()
 
     def _take(self, events: Iterator[tuple[int, int]]) -> None:
         """Take events; a connection that meets an internal error is closed."""
@@ -281,11 +296,10 @@ class TcpSockets:
         """Do work, in the order of its flags."""
         sock, sender = connection.socket, connection.sender
         assert sock is not None
-        if work & DISCARD:
+        if sender.discard:
             count, sender.discard = sender.discard, 0
             try:
-                if count:
-                    discard(sock, count)
+                discard(sock, count)
             except OSError as error:
                 work |= self._broken(connection, error)
         if work & REWIND and self._writer.peek_offset:
@@ -301,7 +315,7 @@ class TcpSockets:
                 return
         if work & CONFIRM:
             self._writer.segment(connection, TCP_ACK)
-        if work & SEND and connection.established:
+        if work & (SEND | LOOK) and connection.established:
             try:
                 sent, more = self._writer.send(connection, sock, now)
             except OSError as error:
@@ -313,21 +327,9 @@ class TcpSockets:
                 self.mark(connection, SEND)
         if work & ACKNOWLEDGE:
             self._writer.segment(connection, TCP_ACK)
-        elif work & LATER and not connection.delayed:
-            connection.delayed = True
-            if not self._delayed:
-                self._later(now + DELAY_SECONDS, self._acknowledge)
-            self._delayed.append(connection)
+        elif work & LATER:
+            self._delayed.add(connection, now + DELAY_SECONDS)
         self._arm(connection, now)
-
-    def _acknowledge(self, now: float) -> None:
-        """Send the acknowledgements that no other segment has carried meanwhile."""
-        delayed, self._delayed = self._delayed, []
-        for connection in delayed:
-            connection.delayed = False
-            if connection.receiver.owes and connection.socket is not None:
-                self._writer.segment(connection, TCP_ACK)
-        self._writer.flush()
 
     def _write(self, connection: Connection, sock: StreamSocket) -> int:
         """Offer to the socket what is kept, and shut it behind a FIN; return the work that follows."""
@@ -393,8 +395,3 @@ class TcpSockets:
         connection.release()
         self._arm(connection, 0.0)  # a closed one is looked at no more
         self._table.remove(connection)
-
-
-def _nothing(*_: object) -> Any:  # as each of them returns
-    """Do nothing: a callback of closed sockets."""
-    return False

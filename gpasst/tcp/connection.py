@@ -38,6 +38,7 @@ from gpasst.tcp.work import (
     DISCARD,
     KEEP_ALIVE,
     LATER,
+    LOOK,
     PROBE,
     REFUSE,
     RESET,
@@ -262,13 +263,11 @@ class Connection:
         if not flags & TCP_ACK:
             self._drop(Drop.TCP_UNACCEPTABLE)
             return 0
-        work = 0
-        if acknowledgement != sender.unacknowledged and sender.is_foreign(acknowledgement):
+        if acknowledgement not in (sender.unacknowledged, sender.highest) and sender.is_foreign(acknowledgement):
             self._drop(Drop.TCP_UNACCEPTABLE)
             return ACKNOWLEDGE if receiver.answers(size, now) else 0
         bare = not size and not flags & TCP_FIN
-        if sender.acknowledge(sequence, acknowledgement, window, bare, now):
-            work = REWIND | SEND
+        work = REWIND | SEND if sender.acknowledge(sequence, acknowledgement, window, bare, now) else 0
         if sender.discard:
             work |= DISCARD
         if sender.fin != NO_FIN and sender.fin_acknowledged:
@@ -287,7 +286,7 @@ class Connection:
             self.fresh = receiver.admit(sequence, payload, flags & TCP_FIN != 0)
             if self.fresh:
                 # The answer may be there as soon as the socket has taken it, and then carries the acknowledgement.
-                work |= (LATER if late else ACKNOWLEDGE) | (SEND if sender.fin == NO_FIN else 0)
+                work |= (LATER if late else ACKNOWLEDGE) | (LOOK if sender.fin == NO_FIN else 0)
             else:
                 work |= ACKNOWLEDGE
                 if receiver.waits:

@@ -17,6 +17,8 @@ from typing import Generic, Protocol, TypeVar
 # A short segment is mostly a request, whose answer then carries the acknowledgement. RFC 9293, section 3.8.6.3 allows
 # half a second; the link's round trip is so short that much less will do.
 DELAY_SECONDS = 0.001
+# The same where many segments come at once, whose answers take their turns.
+DELAY_OF_MANY_SECONDS = 0.02
 # Seconds to wait for the answer to a SYN, first to last: linear, then doubling (net.ipv4.tcp_syn_linear_timeouts).
 SYN_SECONDS = (1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 4.0, 8.0)
 RETRANSMIT_SECONDS = 1.0  # RFC 6298, section 2

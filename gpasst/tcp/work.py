@@ -14,6 +14,8 @@ SYNCHRONISE: Final = 1 << 3
 """Send the SYN, or the SYN with an acknowledgement."""
 SEND: Final = 1 << 4
 """Look for data in the socket, and send it."""
+LOOK: Final = 1 << 14
+"""Look for an answer of the socket, which an event would report as well: only worth a call where little else waits."""
 CONFIRM: Final = 1 << 12
 """Send the acknowledgement that ends the handshake: some stacks drop data that comes with it."""
 ACKNOWLEDGE: Final = 1 << 5

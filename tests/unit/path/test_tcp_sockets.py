@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from typing import Any
 
@@ -13,14 +15,16 @@ from gpasst.counters import Drop
 from gpasst.flow.sender import StreamSocket
 from gpasst.formats import TCP_ACK, TCP_FIN, TCP_PSH, TCP_RST
 from gpasst.host.peek import RUNS, TapPeeker
+from gpasst.host.tcp import peek_from_start
 from gpasst.path.budget import STEP_SECONDS
+from gpasst.path.tcp_sockets import MANY
 from gpasst.tcp.connection import Connection
 from gpasst.tcp.states import State
-from gpasst.tcp.timers import DELAY_SECONDS
+from gpasst.tcp.timers import DELAY_OF_MANY_SECONDS, DELAY_SECONDS
 from gpasst.tcp.work import SEND
 from tests.support.families import FAMILIES
 from tests.support.streams import noise
-from tests.support.tcp import House, Joined, breaks, house, was_reset
+from tests.support.tcp import NEVER, House, Joined, breaks, house, was_reset
 
 OFFSETS = pytest.mark.parametrize("offset", [None, False], ids=["as-it-is", "no-offset"])
 LARGE = 1460  # bytes of a full segment; its acknowledgement is not put off
@@ -152,6 +156,59 @@ def test_connections_share_the_deadline_of_their_acknowledgements() -> None:
         made.link.take()
         answers = made.wait(DELAY_SECONDS)
         assert [answer.source[1] for answer in answers] == [joined[2].port], "the others have it, or have ended"
+
+
+def requests() -> Iterator[tuple[House, list[Joined]]]:
+    """Yield a house with many connections, each of which has a request of the guest behind an earlier answer."""
+    with house() as made:
+        joined = [made.join() for _ in range(MANY)]
+        for one in joined:
+            one.remote.send(b"earlier")
+            one.hear(made.event((one, EPOLLIN)))
+        for one in joined:
+            one.tell(b"request")
+            assert one.remote.recv(99) == b"request"
+        yield made, joined
+
+
+many_requests = contextmanager(requests)
+
+
+def test_answers_to_many_requests_are_taken_where_the_set_reports_them() -> None:
+    with many_requests() as (made, joined):
+        joined[1].remote.send(b"answer")
+        made.ready.events = [(joined[1].fd, EPOLLIN)]
+        made.frames.run(NEVER)
+        (answer,) = made.link.take()
+        assert (answer.source[1], answer.payload) == (joined[1].port, b"answer")
+        assert answer.acknowledgement == joined[1].sequence
+        joined[2].remote.send(b"later")
+        (answer,) = made.event((joined[2], EPOLLIN))
+        assert (answer.payload, answer.acknowledgement) == (b"later", joined[2].sequence)
+
+
+def test_acknowledgements_of_many_requests_wait_longer_and_discard_what_the_guest_has() -> None:
+    with many_requests() as (made, joined):
+        made.frames.run(NEVER)
+        assert made.link.take() == []
+        assert [when for when, _ in made.tcp.later] == [DELAY_OF_MANY_SECONDS]
+        made.sockets.end(joined[0].connection)
+        made.link.take()
+        answers = made.wait(DELAY_OF_MANY_SECONDS)
+        assert [answer.source[1] for answer in answers] == [one.port for one in joined[1:]]
+        for one in joined[1:]:
+            assert one.connection.socket is not None
+            peek_from_start(one.connection.socket)
+            with pytest.raises(BlockingIOError):
+                one.connection.socket.recv_into(memoryview(bytearray(1)))
+
+
+def test_closed_sockets_send_no_acknowledgement_any_more() -> None:
+    with many_requests() as (made, _):
+        made.frames.run(NEVER)
+        made.sockets.close()
+        made.link.take()
+        assert made.wait(DELAY_OF_MANY_SECONDS) == []
 
 
 # --- Upwards ----------------------------------------------------------------------------------------------------------
