@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
 from typing import Any, cast
 from unittest import mock
 
@@ -18,7 +18,6 @@ from gpasst.features import ALL, Feature
 from gpasst.flow.sender import Sender
 from gpasst.formats import VIRTIO_NET_BLANK, VIRTIO_NET_CODEC
 from gpasst.host.ring import Ring
-from gpasst.host.ring_forms import open_ring
 from gpasst.host.scatter import WORTH
 from gpasst.host.send import sender_to
 from gpasst.link.port import LinkGone
@@ -29,6 +28,7 @@ from gpasst.path.columns import IDLE_BATCHES, TURNS
 from gpasst.path.tap_columns import SLOTS
 from gpasst.testing import free_port
 from tests.support.bench import NOW, server, udp_frame
+from tests.support.bench import ringed as ring
 from tests.support.families import FAMILIES
 from tests.support.taps import Case, received, stream, tap
 
@@ -40,16 +40,6 @@ FEW = 4  # flows whose datagrams are worth a send for each
 GSO_UDP_L4, NEEDS_CHECKSUM = 5, 1
 LINKS = pytest.mark.parametrize("link", [tap, stream])
 RINGS = pytest.mark.parametrize("ringed", [True, False], ids=["ring", "no ring"])
-
-
-@contextmanager
-def ring(wanted: bool) -> Iterator[Ring | None]:
-    """A ring, or none where none is wanted."""
-    with ExitStack() as stack:
-        made = open_ring() if wanted else None
-        if made is not None:
-            stack.callback(made.close)
-        yield made
 
 
 def ports(count: int) -> list[int]:
