@@ -41,7 +41,7 @@ class ReadyMappings:
     """Watches the sockets of mappings, and receives from those that are ready.
 
     :param epoll: an empty epoll set, which becomes this one's to close.
-    :param watch: lets a watcher call `step_alone` with a socket when it is readable.
+    :param watch: lets a watcher of its own wake a step of a socket when that is readable.
     :param unwatch: ends that.
     :param step: moves up to so many batches of a socket, and returns the number of runs.
     :param carry: carries runs of senders of a socket that may have no peer; returns as `step` does.
@@ -83,10 +83,13 @@ class ReadyMappings:
             self._watch(udp_socket)
             return
         self._register(udp_socket)
-        alone, self._alone = self._alone, set()
-        for other in alone:
+        for other in list(self._alone):
+            try:
+                self._register(other)
+            except OSError:
+                return  # the rest keep their watchers
             self._unwatch(other)
-            self._register(other)
+            self._alone.remove(other)
 
     def unwatch(self, udp_socket: UdpSocket) -> None:
         """Stop that; called before the socket is closed."""

@@ -313,3 +313,25 @@ def test_a_socket_that_the_kernel_does_not_watch_is_closed() -> None:
         assert caught.value.reason is Drop.NO_SOCKET
         assert len(it.it.watched) == count
         it.it.ready._epoll = epoll  # noqa: SLF001
+
+
+def test_those_that_the_set_does_not_take_keep_their_watchers() -> None:
+    with ground() as it, server(4) as host:
+        it.map(host, count=ALONE)
+        epoll = it.it.epoll
+        room = iter((True, True))
+
+        class Full:
+            unregister = epoll.unregister
+
+            def register(self, fd: int, events: int) -> None:
+                if not next(room, False):
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                epoll.register(fd, events)
+
+        it.it.ready._epoll = cast(Any, Full())  # noqa: SLF001  # a limit of the whole machine
+        it.map(host, count=1)
+        assert len(it.it.alone) == ALONE - 1
+        it.it.ready._epoll = epoll  # noqa: SLF001
+        it.map(host, count=1)
+        assert not it.it.alone
