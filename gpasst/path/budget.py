@@ -21,6 +21,10 @@ RECEIVES_PER_STEP = 2  # from a stream
 BATCHES_PER_STEP = 4  # from a host socket
 
 
+UNNOTICED: Callable[[float], object] = float
+"""Takes note of nothing."""
+
+
 class Crowd:
     """Whether a link has had more to read, whenever a step of its reader ended, for `CROWDED_SECONDS`.
 
@@ -33,7 +37,7 @@ class Crowd:
 
     def __init__(self) -> None:
         self.lasting = False
-        self.notice: Callable[[float], object] = float
+        self.notice = UNNOTICED
         self._since = 0.0
 
     def left(self, now: float) -> None:

@@ -26,6 +26,7 @@ from gpasst.counters import Counters
 from gpasst.flow.admission import Rate
 from gpasst.link.tap import Tap
 from gpasst.path.backlog import Backlog
+from gpasst.path.budget import UNNOTICED
 from gpasst.path.filter_program import PORTS_LIMIT, SAMPLED, program
 from gpasst.path.unknown import FLOW, KINDS, RATES
 
@@ -116,6 +117,8 @@ class TapFilter:
     def close(self) -> None:
         """Sample nothing more; more calls do nothing."""
         self._apply(frozenset(), [])
+        # It refers to this one, and both would have to wait for the garbage collector.
+        self._backlog.crowd.notice = UNNOTICED
 
     def _limit(self, kind: int, rate: Rate, full: bool) -> int:
         """Return how many frames of a kind in a second are a flood."""

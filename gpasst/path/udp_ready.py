@@ -150,6 +150,8 @@ class ReadyMappings:
     def close(self) -> None:
         """Close the set, once no socket is watched any more."""
         self._epoll.close()
+        # Their owners refer back to this one, and all would have to wait for the garbage collector.
+        self._watch = self._unwatch = self._step = self._carry = _nothing
 
     def _register(self, udp_socket: UdpSocket) -> None:
         assert udp_socket.socket is not None
@@ -208,3 +210,7 @@ class ReadyMappings:
             self._counters.drop(Drop.NO_SOCKET)
             return 0
         return self._carry(udp_socket, runs)
+
+
+def _nothing(*_: object) -> Any:  # as each of them returns
+    """Do nothing: a callback of a closed set."""

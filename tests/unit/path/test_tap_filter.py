@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from gpasst.counters import Counters
+from gpasst.path.budget import Crowd
 from gpasst.path.filter_program import PORTS_LIMIT, SAMPLED, program
 from gpasst.path.tap_filter import CROWD_SHARE, FLOOD_PER_SECOND, FLOODING_SCANS, FULL_SHARE, TapFilter
 from gpasst.path.unknown import ARP, DHCP, FLOW, NDP, PART, RATES
@@ -24,6 +25,7 @@ class Backlog:
     def __init__(self) -> None:
         self.seen = [0] * len(RATES)
         self.new_ports: list[int] = []
+        self.crowd = Crowd()
 
 
 class Tap:
