@@ -63,7 +63,8 @@ class TapPeeker:
 
     def peek(self, sock: StreamSocket, family: int, mss: int, room: int, skip: int) -> tuple[int, memoryview]:
         """Peek at what a socket has; see `Peeker.peek`."""
-        room = min(room, RUN_BYTES // mss * mss)
+        if room > RUN_BYTES - mss:
+            room = min(room, RUN_BYTES // mss * mss)
         view = self._view
         count = received(sock, [_scratch[:skip], view[:room]], skip) if skip else sock.recv_into(view, room, _FLAGS)
         return count, view[:count]

@@ -37,13 +37,15 @@ from gpasst.path.tap_columns import SLOTS, TapColumns
 from gpasst.path.tcp_frames import TcpFrames
 from gpasst.path.udp_sockets import UdpSockets
 from gpasst.udp.mapping import Peer
-from gpasst.wire import VIRTIO_NET_CODEC
+from gpasst.wire import ETHERTYPE_IPV4, PROTOCOL_TCP, TCP4, VIRTIO_NET_CODEC
 
 FRAMES_PER_LOOK = 8  # at the clock
 SINGLE_STEPS = 2  # steps with one frame each, after which the next is expected to have one, too
 SINGLE_CHECK = 8  # of so many steps, one checks whether that still holds
 
 _VIRTIO = VIRTIO_NET_CODEC.size
+_ETHERTYPE, _PROTOCOL4 = TCP4.offset("ethernet.ethertype"), TCP4.offset("ip.protocol")
+_IPV4 = ETHERTYPE_IPV4 >> 8  # the first byte, which differs from that of IPv6
 _DONE = (0, 0)
 
 
@@ -278,7 +280,8 @@ class TapReader:
             and how many frames were joined.
         """
         buffer = self._buffer
-        found = self._fastpath.lookup(buffer, 0, size)
+        tcp4 = buffer[_PROTOCOL4] == PROTOCOL_TCP and buffer[_ETHERTYPE] == _IPV4
+        found = None if tcp4 else self._fastpath.lookup(buffer, 0, size)
         if found is None:
             if self._tcp is None or not self._tcp.frame(buffer, self._view, 0, size):
                 self._keep(self._view[:size])

@@ -72,7 +72,7 @@ MANY = 8  # connections with work at once, from which requests leave it to event
 
 _SEND_FLAGS = MSG_DONTWAIT | MSG_NOSIGNAL
 _REQUEST = DISCARD | LOOK | LATER
-_RARE = SYNCHRONISE | PROBE | KEEP_ALIVE | REFUSE | RESET | ABORT | CLOSE
+_UNUSUAL = REWIND | WRITE | SYNCHRONISE | PROBE | KEEP_ALIVE | REFUSE | RESET | ABORT | CLOSE | CONFIRM
 
 
 class TcpSockets:
@@ -227,7 +227,7 @@ class TcpSockets:
     def end(self, connection: Connection) -> None:
         """Reset a connection on both sides, at once."""
         if connection.socket is not None:
-            self._rare(connection, connection.abort(), self.clock())
+            self._unusual(connection, connection.abort(), self.clock())
             self._writer.flush()
 
     def drop(self, connection: Connection) -> None:
@@ -302,19 +302,10 @@ class TcpSockets:
                 discard(sock, count)
             except OSError as error:
                 work |= self._broken(connection, error)
-        if work & REWIND and self._writer.peek_offset:
-            try:
-                peek_from_start(sock)
-            except OSError as error:
-                work |= self._broken(connection, error)
-        if work & WRITE:
-            work |= self._write(connection, sock)
-        if work & _RARE:
-            self._rare(connection, work, now)
+        if work & _UNUSUAL:
+            work = self._unusual(connection, work, now)
             if connection.socket is None:
                 return
-        if work & CONFIRM:
-            self._writer.segment(connection, TCP_ACK)
         if work & (SEND | LOOK) and connection.established:
             try:
                 sent, more = self._writer.send(connection, sock, now)
@@ -357,10 +348,17 @@ class TcpSockets:
             sock.shutdown(SHUT_WR)
         return work | connection.shut()
 
-    def _rare(self, connection: Connection, work: int, now: float) -> None:
-        """Do the work that a connection has once, or hardly ever."""
+    def _unusual(self, connection: Connection, work: int, now: float) -> int:
+        """Do the work that stands between discarding and sending, most of it once or hardly ever; return the rest."""
         sock = connection.socket
         assert sock is not None
+        if work & REWIND and self._writer.peek_offset:
+            try:
+                peek_from_start(sock)
+            except OSError as error:
+                work |= self._broken(connection, error)
+        if work & WRITE:
+            work |= self._write(connection, sock)
         if work & SYNCHRONISE and not connection.established:
             # A guest may repeat its SYN, and answer ours, in one batch.
             self._writer.synchronise(connection, now)
@@ -376,6 +374,9 @@ class TcpSockets:
             if work & ACKNOWLEDGE and not work & ABORT:
                 self._writer.segment(connection, TCP_ACK)
             self._close(connection, work & ABORT != 0)
+        elif work & CONFIRM:
+            self._writer.segment(connection, TCP_ACK)
+        return work
 
     def _broken(self, connection: Connection, error: OSError) -> int:
         """Return the work that follows from a call that the kernel refused."""

@@ -68,6 +68,7 @@ def build_tcp(base: Base, link: Tap | Stream | Uplink, icmp: IcmpToGuest, timers
     peek_offset = Feature.PEEK in base.features
     epoll = epoll_set()
     peeker: Peeker = StreamPeeker() if isinstance(link, Stream) else TapPeeker()
+    deadlines = TcpDeadlines(timers.at, lambda *work: sockets.mark(*work), lambda: sockets.ask())
     sockets = TcpSockets(
         TcpWriter(link, guest, peeker, peek_offset),
         table,
@@ -76,13 +77,12 @@ def build_tcp(base: Base, link: Tap | Stream | Uplink, icmp: IcmpToGuest, timers
         lambda connection, number: opener.failed(connection, number),
         lambda: again.ask(),
         timers.at,
-        lambda connection, now: deadlines.arm(connection, now),
+        deadlines.arm,
         clock,
     )
     worker = watchers.worker(sockets.step)
     again = watchers.repeat(worker)
     watchers.watch(sockets, epoll.fileno(), worker.wake)
-    deadlines = TcpDeadlines(timers.at, sockets.mark, sockets.ask)
     mtu = guest.network.mtu or MTU_DEFAULT
     limits = {family: min(mtu, MTU_DEFAULT) - size - TCP_BYTES for family, size in IP_BYTES.items()}
     hashed = keyed_hash(os.urandom(SECRET_BYTES))

@@ -148,10 +148,11 @@ class Receiver:
 
         :param more: what followed that, if the receiver was extended.
         """
-        self.acknowledged = (self.acknowledged + taken) & SEQUENCE_MASK
-        if self.next == self.acknowledged:
+        acknowledged = (self.acknowledged + taken) & SEQUENCE_MASK
+        if self.next == acknowledged:
             self.acknowledged = self.next  # one number, so that an idle connection takes less memory
             return
+        self.acknowledged = acknowledged
         for piece in (payload, *more):
             if taken < len(piece):
                 self._keep(piece[taken:])

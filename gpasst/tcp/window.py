@@ -78,8 +78,17 @@ class ReceiveWindow:
         :param acknowledged: the header's acknowledgement number.
         :param full: whether data is kept, so that no more may be promised.
         """
-        if acknowledged == self.acknowledged and self._field:
-            return self._field
+        if self._field:
+            if acknowledged == self.acknowledged:
+                return self._field
+            size = self._size
+            advance = (acknowledged - self.acknowledged) & SEQUENCE_MASK
+            fills = advance >= size // _GROWTH_SHARE
+            if not (full or fills) and self.promise >= size and self._budget.promised <= self._budget.limit:
+                # The window is as large as it is to be, so the field stays, and so does the budget.
+                self.acknowledged = acknowledged
+                self.edge = (acknowledged + self.promise) & SEQUENCE_MASK
+                return self._field
         outstanding = (self.edge - acknowledged) & SEQUENCE_MASK
         target = outstanding
         if not full:
