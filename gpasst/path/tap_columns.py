@@ -49,7 +49,7 @@ class TapColumns:
         ring: Ring | None = None,
     ) -> None:
         self._counters = counters
-        arena = Arena(SLOTS * _STRIDE)
+        self._arena = arena = Arena(SLOTS * _STRIDE)
         self._base = arena.address
         self._block = arena.bytes
         self._halves = self._block.cast("H")
@@ -86,6 +86,10 @@ class TapColumns:
                 self._gathered.send()
         self.idle = 0 if 2 * self._found > count > 1 else self.idle + 1
         return count, failure
+
+    def give_back(self) -> None:
+        """Give back the memory of large frames; not to be called within a step."""
+        self._arena.give_back()
 
     def _carry(self, first: int, sizes: list[int], other: Carry, superframe: Carry) -> None:
         """Carry frames, or gather them; see `step`.

@@ -64,6 +64,11 @@ class ManySenders:
         lone = [key for key, total, segment, _, _ in runs if segment >= total and find(key) is not None]
         udp_socket.scattered = sum(map(ne, lone, lone[1:])) >= MANY and self._link.bare
 
+    def give_back(self) -> None:
+        """Give back the memory of large datagrams, which may have been few; not to be called within a step."""
+        for slots in self._slots.values():
+            slots.receiver.arena.give_back()
+
     def receive(self, udp_socket: UdpSocket) -> tuple[list[Run], bool, int]:
         """Take the datagrams that a socket has, without waiting, and carry those that are lone and known.
 

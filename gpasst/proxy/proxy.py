@@ -29,6 +29,7 @@ from gpasst.link.stream import Stream
 from gpasst.link.tap import Tap
 from gpasst.path.budget import Turns
 from gpasst.path.icmp_to_guest import IcmpToGuest
+from gpasst.path.tap_reader import TapReader
 from gpasst.portspec import EPHEMERAL, ForwardRule
 from gpasst.proxy import observe
 from gpasst.proxy.base import Gateway, build_base
@@ -190,8 +191,10 @@ class Proxy:
         tables: list[Callable[[int, int], Iterable[int]]] = [self.udp.nat.scan]
         if self.splice:
             tables.append(self.splice.scan)
-        seconds: list[Callable[[int], object]] = []
+        seconds: list[Callable[[int], object]] = [self.udp.scan]
         if inside:
+            if isinstance(inside.reader, TapReader):
+                seconds.append(inside.reader.scan)
             pings = inside.pings
             tables.append(lambda now, timeout: pings.scan(now))
             seconds += inside.dispatch.scan, inside.advertiser.scan

@@ -38,9 +38,9 @@ STILL_SECONDS = 60.0  # without a record, after which a flow counts as stuck; TC
 SILENCE_SECONDS = 60.0  # until all flows must have ended
 IDLE_SECONDS = 2  # --udp-timeout
 ALLOWED_KIB = 8192  # of memory, that the allocator and the caches may keep
-# Kept in numbers that are bounded: connections whose headers were written last, fates of the last rules, and deadlines
-# that were cancelled.
-CACHED = {"Connection", "Sender", "Receiver", "ReceiveWindow", "Header", "Fate", "FateLog", "Flow", "Deadline"}
+# Kept in numbers that are bounded: connections whose headers were written last, fates of the last rules, deadlines that
+# were cancelled, and the arenas of batches of many flows, a few for each link and family once there was one.
+CACHED = {"Connection", "Sender", "Receiver", "ReceiveWindow", "Header", "Fate", "FateLog", "Flow", "Deadline", "Arena"}
 SPARE_OBJECTS = 8  # of a kind; readers know the last peer, and pipes are kept for the next splice pair
 REFILL_SECONDS = 1.5
 SPARE_DESCRIPTORS = 4  # of raw sockets, which are made for the first error of each family

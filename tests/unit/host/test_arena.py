@@ -25,6 +25,16 @@ def test_a_column_has_the_address_of_each_place() -> None:
     arena.close()
 
 
+def test_pages_that_were_given_back_are_blank() -> None:
+    arena = Arena(10_000)
+    arena.bytes[9_000:9_005] = b"there"
+    arena.give_back()
+    assert arena.bytes[9_000:9_005] == bytes(5)
+    arena.bytes[9_000:9_005] = b"again"
+    assert ctypes.string_at(arena.address + 9_000, 5) == b"again"
+    arena.close()
+
+
 @pytest.mark.parametrize(("count", "stride", "offset"), [(11, 100, 0), (1, 1, 1000), (1, 1, -1), (3, -100, 100)])
 def test_no_place_begins_outside(count: int, stride: int, offset: int) -> None:
     arena = Arena(1000)
