@@ -80,6 +80,17 @@ class Host(Inhabited, Forwarded):
         return f"<host {self.name}>"
 
     @property
+    def nsenter(self) -> list[str]:
+        """The command line of nsenter(1) that runs what is put behind it, or a shell, in the host; see `Pasta.nsenter`.
+
+        Other processes of this user may run it even if this one lets nobody look at its descriptors.
+        """
+        namespace = self._joined()
+        assert self._runtime is not None
+        doors = self._runtime.call(lambda: patiently(namespace, lambda: namespace.doors(wait_read)))
+        return ["nsenter", "--preserve-credentials", *(f"--{group}={path}" for group, path in doors.items())]
+
+    @property
     def interfaces(self) -> tuple[Interface, ...]:
         """Its interfaces, one in each of its networks."""
         return tuple(self._interfaces)

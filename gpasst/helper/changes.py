@@ -33,25 +33,29 @@ FORWARDING = ("/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forw
 class Taps:
     """The taps of the namespace of the calling thread, and files that end with it, however the caller ends.
 
+    A door is a descriptor of the namespace in this process, by whose path others can enter it.
+
     :param first: descriptors of those that are there already, by the names of their devices.
     """
 
     def __init__(self, first: dict[str, int]) -> None:
         self._taps = first
+        self._doors: dict[str, int] = {}
         self.files: list[str] = []
 
     @property
     def descriptors(self) -> Iterable[int]:
-        """One descriptor of each tap."""
-        return self._taps.values()
+        """One descriptor of each tap, and those of the doors."""
+        return (*self._taps.values(), *self._doors.values())
 
     def close(self) -> None:
         """Delete the files, and close the descriptors here; a tap goes with its last one, in up to 40 ms."""
         for path in self.files:
             with suppress(OSError):
                 os.unlink(path)
-        taps, self._taps = self._taps, {}
-        close_all(taps.values())
+        descriptors = self.descriptors
+        self._taps, self._doors = {}, {}
+        close_all(descriptors)
 
     def answer(self, message: Message) -> tuple[Message, list[int]]:
         """Do what a request says, and return the answer and the descriptors that go with it; they stay open here."""
@@ -66,6 +70,8 @@ class Taps:
                     raise PlatformError("a caller in a sandbox names no file", "name it before")
                 self.files.append(message["path"])
                 return {}, []
+            if message["do"] == "doors":
+                return {"doors": self._open_doors(message["groups"])}, []
             if message["do"] == "route":
                 netlink.change_routes(message["name"], *(routes(message[kind]) for kind in ("added", "removed")))
                 return {}, []
@@ -78,6 +84,16 @@ class Taps:
             return self._change(message["name"], request), []
         except Exception as error:
             return describe(error), []
+
+    def _open_doors(self, groups: Iterable[str]) -> dict[str, str]:
+        """Return paths of the namespaces of the calling thread, by which others of its user can enter them.
+
+        :param groups: which of them, as in /proc/PID/ns.
+        """
+        for group in groups:
+            if group not in self._doors:
+                self._doors[group] = os.open(f"/proc/thread-self/ns/{group}", os.O_RDONLY | os.O_CLOEXEC)
+        return {group: f"/proc/{os.getpid()}/fd/{descriptor}" for group, descriptor in self._doors.items()}
 
     def _attach(self, request: OpenRequest) -> tuple[Message, list[int]]:
         descriptor = open_tun()

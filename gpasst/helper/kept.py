@@ -179,6 +179,19 @@ class Namespace:
         """Have the process that keeps the namespace enter a sandbox, when it has no other one to set up."""
         self._change({"do": "confine"}, wait)
 
+    def doors(self, wait: Wait | None = None) -> dict[str, str]:
+        """Return paths by which any process of this user can enter the namespace, as long as it is open.
+
+        :return: by the names of /proc/PID/ns; those that are the caller's own are missing.
+        :raises LateError: if another change or sockets are on their way.
+        :raises PlatformError: if there are too many open files, or the process that keeps the namespace has ended.
+        """
+        own = {"user": self.userns, "net": self.netns, "uts": self.uts, "ipc": self.ipc}
+        groups = [group for group, descriptor in own.items() if descriptor is not None]
+        reply, _ = self._change({"do": "doors", "groups": groups}, wait)
+        doors: dict[str, str] = reply["doors"]
+        return doors
+
     def attach(self, request: OpenRequest, wait: Wait | None = None) -> Tap:
         """Make a further tap in a namespace that was made, and configure it as the request says.
 

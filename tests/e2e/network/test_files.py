@@ -166,17 +166,28 @@ def test_without_commands_a_signal_is_the_ordinary_end(file: Path) -> None:
         assert program.wait(PATIENCE) == 0
 
 
-def test_a_shell_from_elsewhere(file: Path) -> None:
+@pytest.mark.parametrize("table", [TWO, "[network.dmz]\n[host.b]\n"], ids=["two hosts", "one"])
+def test_a_shell_from_elsewhere(file: Path, table: str) -> None:
+    """Also in the sandbox, in which nobody else of the user may look at the descriptors of the program."""
     need("nsenter")
     need("ip")
-    file.write_text(TWO, encoding="utf-8")
+    file.write_text(table, encoding="utf-8")
     with up(file) as (program, event):
         command = next(event)["hosts"]["b"]["nsenter"]
+        (keeper,) = {int(option.split("/")[2]) for option in command if "/proc/" in option}
+        until(lambda: filtered(program.pid), "the sandbox")
+        if table != TWO:
+            until(lambda: filtered(keeper), "the sandbox of the process that keeps the only host")
         done = subprocess.run(
             [*command, "ip", "-o", "-4", "addr", "show", "dev", "dmz"], capture_output=True, text=True, check=True
         )
-        assert "10.77.1.2/24" in done.stdout
+        assert "dmz    inet 10.77." in done.stdout
         program.send_signal(signal.SIGTERM)
+
+
+def filtered(pid: int) -> bool:
+    """Return whether the system calls of a process are filtered, which is the last step into a sandbox."""
+    return "\nSeccomp:\t2\n" in Path(f"/proc/{pid}/status").read_text(encoding="ascii")
 
 
 def test_a_forward_leads_to_a_host(file: Path) -> None:
