@@ -15,6 +15,7 @@ import gpasst
 from gpasst.linux import UDP_SEGMENT
 from tests.support.engines import ENGINES, SENDERS, bursts, datagrams, receive_all, send_all
 from tests.support.families import ANY, FAMILY
+from tests.support.guests import resolve_gateway
 from tests.support.lab import (
     FAR,
     FAR4,
@@ -33,8 +34,9 @@ PORT = 5000
 
 @pytest.fixture(params=ENGINES, scope="module")
 def net(request: pytest.FixtureRequest, tun: None, remote: Remote) -> Iterator[gpasst.Pasta]:
-    del tun, remote
+    del tun
     with gpasst.Pasta(config_net=True, udp_ports=str(PORT), **ENGINES[request.param]) as opened:
+        resolve_gateway(opened, remote)
         yield opened
 
 

@@ -14,7 +14,7 @@ import gpasst
 from gpasst.linux import UDP_GRO, UDP_SEGMENT
 from tests.support.engines import ENGINES
 from tests.support.families import ANY, FAMILY, LOOPBACK
-from tests.support.guests import expire, gateway, guest_socket, tap_index
+from tests.support.guests import expire, gateway, guest_socket, resolve_gateway, tap_index
 from tests.support.lab import (
     FAR,
     FAR4,
@@ -45,19 +45,8 @@ def net(request: pytest.FixtureRequest, tun: None, remote: Remote) -> Iterator[g
     del tun
     ports = ("5000-5004", "8053:53", "6053:53", f"{HOST4}/7001:7000", f"%{UPSTREAM}/7100:7100")
     with gpasst.Pasta(config_net=True, udp_ports=ports, no_splice=True, **ENGINES[request.param]) as opened:
-        for version in FAR:
-            resolve_gateway(opened, remote, version)
+        resolve_gateway(opened, remote)
         yield opened
-
-
-def resolve_gateway(net: gpasst.Pasta, remote: Remote, family: int) -> None:
-    """Let the guest find the MAC address of its gateway.
-
-    Its kernel keeps datagrams until it has, and one that is sent just then may overtake these on another processor.
-    """
-    with bound(remote.socket(FAMILY[family]), FAR[family]) as server, guest_socket(net, family) as guest:
-        guest.sendto(b"?", (FAR[family], server.getsockname()[1]))
-        assert server.recv(9) == b"?"
 
 
 def test_the_guest_has_the_hosts_configuration(net: gpasst.Pasta) -> None:

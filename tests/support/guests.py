@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import gpasst
 from gpasst.proxy.proxy import Proxy
 from tests.support.families import ANY, FAMILY
-from tests.support.lab import bound, host_socket
+from tests.support.lab import FAR, Remote, bound, host_socket
 
 SIOCGIFINDEX = 0x8933  # linux/sockios.h
 TIMEOUT = 180  # seconds of --udp-timeout unless it is given
@@ -33,6 +33,18 @@ def guest_socket(net: gpasst.Pasta, family: int, port: int = 0) -> Iterator[sock
     finally:
         for guest in rejected:
             guest.__exit__(None, None, None)
+
+
+def resolve_gateway(net: gpasst.Pasta, remote: Remote) -> None:
+    """Let a guest find the MAC addresses of its gateways.
+
+    Its kernel keeps datagrams until it has, some 200 kB of them, and one that is sent just when it has may overtake
+    these on another processor.
+    """
+    for family, far in FAR.items():
+        with bound(remote.socket(FAMILY[family]), far) as server, guest_socket(net, family) as guest:
+            guest.sendto(b"?", (far, server.getsockname()[1]))
+            assert server.recv(9) == b"?"
 
 
 def free_on_host(family: int, port: int) -> bool:
