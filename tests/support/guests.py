@@ -36,13 +36,20 @@ def guest_socket(net: gpasst.Pasta, family: int, port: int = 0) -> Iterator[sock
 
 
 def resolve_gateway(net: gpasst.Pasta, remote: Remote) -> None:
+    """Let a guest find the MAC addresses of its gateways; see `resolve_by`."""
+    resolve_by(lambda family: net.socket(FAMILY[family], socket.SOCK_DGRAM), remote)
+
+
+def resolve_by(make: Callable[[int], socket.socket], remote: Remote) -> None:
     """Let a guest find the MAC addresses of its gateways.
 
     Its kernel keeps datagrams until it has, some 200 kB of them, and one that is sent just when it has may overtake
     these on another processor.
+
+    :param make: makes a socket of the guest, of family 4 or 6.
     """
     for family, far in FAR.items():
-        with bound(remote.socket(FAMILY[family]), far) as server, guest_socket(net, family) as guest:
+        with bound(remote.socket(FAMILY[family]), far) as server, make(family) as guest:
             guest.sendto(b"?", (far, server.getsockname()[1]))
             assert server.recv(9) == b"?"
 

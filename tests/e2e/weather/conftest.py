@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.support import machines
+from tests.support.guests import resolve_by
 from tests.support.lab import Remote
 from tests.support.machines import Machine
 
@@ -21,9 +23,10 @@ MACHINES: dict[str, tuple[Any, dict[str, Any]]] = {
 @pytest.fixture(scope="package", params=MACHINES)
 def machine(request: pytest.FixtureRequest, tun: None, remote: Remote) -> Iterator[Machine]:
     """A guest, which the tests share."""
-    del tun, remote
+    del tun
     make, options = MACHINES[request.param]
     with make(mtu=1500, **options) as opened:
+        resolve_by(lambda family: opened.socket(family, socket.SOCK_DGRAM), remote)
         yield opened
 
 
