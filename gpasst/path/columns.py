@@ -21,7 +21,10 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Final
 
-from gpasst.host.ring import ENTRIES
+from gpasst.counters import Counters
+from gpasst.features import Feature
+from gpasst.host.arena import Arena
+from gpasst.host.ring import ENTRIES, Ring
 from gpasst.host.scatter import Rows, Scatter
 from gpasst.host.send import sender_to
 from gpasst.packet.address import V4, V6
@@ -98,15 +101,26 @@ class Gathered:
 
     :param fastpath: the peers of the guest.
     :param icmp: reports to the guest the datagrams that the kernel refuses.
-    :param scatter: sends them.
+    :param counters: where traffic and drops are counted.
+    :param features: the ways to move more than one datagram at once.
+    :param ring: makes many sends in one call; None for none.
+    :param arena: where the frames lie.
     """
 
     __slots__ = ("_fastpath", "_icmp", "_rows", "_scatter")
 
-    def __init__(self, fastpath: FastPath, icmp: IcmpToGuest, scatter: Scatter) -> None:
+    def __init__(
+        self,
+        fastpath: FastPath,
+        icmp: IcmpToGuest,
+        counters: Counters,
+        features: frozenset[Feature],
+        ring: Ring | None,
+        arena: Arena,
+    ) -> None:
         self._fastpath = fastpath
         self._icmp = icmp
-        self._scatter = scatter
+        self._scatter = Scatter(arena, counters, features >= {Feature.JOIN, Feature.GSO}, ring)
         self._rows = {V4: Rows(), V6: Rows()}
 
     def columns(self, sizes: list[int], column: Column, keys: Keys, places: dict[int, list[int]]) -> bool:
@@ -172,6 +186,10 @@ class Gathered:
             self._rows[family] = Rows()
             for i, failure in self._scatter.send(family, rows):
                 self._icmp.refused(rows.peers[i], failure, self._scatter.payload(rows, i))
+
+
+Gather = Callable[[Arena], Gathered]
+"""Makes what gathers datagrams of frames that lie in an arena."""
 
 
 @lru_cache(_KEYS_KEPT)

@@ -9,15 +9,9 @@ from __future__ import annotations
 
 import struct
 
-from gpasst.counters import Counters
-from gpasst.features import ALL, Feature
 from gpasst.host.arena import Arena
-from gpasst.host.ring import Ring
-from gpasst.host.scatter import Scatter
 from gpasst.packet.joining import HEADERS
-from gpasst.path.columns import MOST, Carry, Gathered, key_reader
-from gpasst.path.fastpath import FastPath
-from gpasst.path.icmp_to_guest import IcmpToGuest
+from gpasst.path.columns import MOST, Carry, Gather, key_reader
 from gpasst.switch.framing import FRAME_MAXIMUM, FRAME_MINIMUM
 from gpasst.wire import STREAM_LEAD_BYTES, STREAM_LENGTH_BYTES
 
@@ -28,28 +22,15 @@ _length = struct.Struct(">I").unpack_from
 class StreamColumns:
     """Carries frames of many flows.
 
-    :param fastpath: the peers of the guest.
-    :param icmp: reports to the guest the datagrams that the kernel refuses.
+    :param gather: makes what sends datagrams of known peers.
     :param arena: where the frames lie.
-    :param counters: where traffic is counted.
-    :param features: the ways to move more than one datagram at once.
-    :param ring: makes many sends in one call; None for none.
     :ivar idle: batches in a row that had little use for this.
     """
 
-    def __init__(
-        self,
-        fastpath: FastPath,
-        icmp: IcmpToGuest,
-        arena: Arena,
-        counters: Counters,
-        features: frozenset[Feature] = ALL,
-        ring: Ring | None = None,
-    ) -> None:
+    def __init__(self, gather: Gather, arena: Arena) -> None:
         self._base = arena.address
         self._block = arena.bytes
-        scatter = Scatter(arena, counters, features >= {Feature.JOIN, Feature.GSO}, ring)
-        self._gathered = Gathered(fastpath, icmp, scatter)
+        self._gathered = gather(arena)
         self.idle = 0
 
     def sizes(self, at: int, end: int) -> list[int]:

@@ -39,7 +39,7 @@ from gpasst.linux import MSG_DONTWAIT
 from gpasst.packet.joining import repeating
 from gpasst.path.backlog import Backlog
 from gpasst.path.budget import BACKLOG_SECONDS, RECEIVES_PER_STEP, STEP_SECONDS
-from gpasst.path.columns import IDLE_BATCHES, TURNS
+from gpasst.path.columns import IDLE_BATCHES, TURNS, Gathered
 from gpasst.path.fastpath import FastPath
 from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.path.stream_columns import StreamColumns
@@ -101,7 +101,7 @@ class StreamReader:
         self._turns = 0  # frames of this step that were of another flow than the one before, and alone
         self._last: Peer | None = None
         self._columns: StreamColumns | None = None
-        self._make_columns = partial(StreamColumns, fastpath, icmp, arena, counters, features, ring)
+        self._make_columns = partial(StreamColumns, partial(Gathered, fastpath, icmp, counters, features, ring), arena)
         self._at = self._end = _START
         self._window = BUFFER_BYTES
         self._skip = 0

@@ -11,15 +11,10 @@ import os
 from typing import Final
 
 from gpasst.counters import Counters
-from gpasst.features import ALL, Feature
 from gpasst.host.arena import Arena
-from gpasst.host.ring import Ring
-from gpasst.host.scatter import Scatter
 from gpasst.link.tap import FRAME_BYTES
 from gpasst.packet.joining import GSO_TYPE, HEADERS
-from gpasst.path.columns import HALVED, MOST, Carry, Gathered, key_reader
-from gpasst.path.fastpath import FastPath
-from gpasst.path.icmp_to_guest import IcmpToGuest
+from gpasst.path.columns import HALVED, MOST, Carry, Gather, key_reader
 
 SLOTS: Final = MOST
 
@@ -32,22 +27,12 @@ _GSO_TYPES: Final = int.from_bytes(b"\x00\xff" * SLOTS, "big")
 class TapColumns:
     """Reads and carries frames of many flows.
 
-    :param fastpath: the peers of the guest.
-    :param icmp: reports to the guest the datagrams that the kernel refuses.
-    :param counters: where traffic is counted.
-    :param features: the ways to move more than one datagram at once.
-    :param ring: makes many sends in one call; None for none.
+    :param gather: makes what sends datagrams of known peers.
+    :param counters: count the frames.
     :ivar idle: steps in a row that had little use for columns.
     """
 
-    def __init__(
-        self,
-        fastpath: FastPath,
-        icmp: IcmpToGuest,
-        counters: Counters,
-        features: frozenset[Feature] = ALL,
-        ring: Ring | None = None,
-    ) -> None:
+    def __init__(self, gather: Gather, counters: Counters) -> None:
         self._counters = counters
         self._arena = arena = Arena(SLOTS * _STRIDE)
         self._base = arena.address
@@ -55,8 +40,7 @@ class TapColumns:
         self._halves = self._block.cast("H")
         self._vectors = [[self._block[at : at + FRAME_BYTES]] for at in range(0, SLOTS * _STRIDE, _STRIDE)]
         self._places = {family: arena.column(SLOTS, _STRIDE, head).tolist() for family, head in HEADERS.items()}
-        scatter = Scatter(arena, counters, features >= {Feature.JOIN, Feature.GSO}, ring)
-        self._gathered = Gathered(fastpath, icmp, scatter)
+        self._gathered = gather(arena)
         self._found = 0  # frames of the step that were carried as columns
         self.idle = 0
 

@@ -30,7 +30,7 @@ from gpasst.link.tap import FRAME_BYTES, Tap
 from gpasst.packet.joining import GSO_TYPE
 from gpasst.path.backlog import Backlog
 from gpasst.path.budget import BACKLOG_SECONDS, CROWDED_PER_STEP, FRAMES_PER_STEP, STEP_SECONDS
-from gpasst.path.columns import IDLE_BATCHES, TURNS
+from gpasst.path.columns import IDLE_BATCHES, TURNS, Gathered
 from gpasst.path.fastpath import FastPath, udp_segment
 from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.path.tap_columns import SLOTS, TapColumns
@@ -97,7 +97,7 @@ class TapReader:
         self._emptied = True
         self._many = False  # whether frames are read and carried together
         self._columns: TapColumns | None = None
-        self._make_columns = partial(TapColumns, fastpath, icmp, counters, features, ring)
+        self._make_columns = partial(TapColumns, partial(Gathered, fastpath, icmp, counters, features, ring), counters)
 
     def step(self) -> int:
         """Move up to `FRAMES_PER_STEP` frames, for at most `STEP_SECONDS`; return how many.
