@@ -19,6 +19,7 @@ from __future__ import annotations
 from _socket import socket as RawSocket  # a class
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import ParamSpec, TypeVar
 
 from gpasst.counters import Counters, Drop, Tally
@@ -155,11 +156,23 @@ class Stream:
         :param sizes: payload bytes of each.
         """
         tally = self._tallies[protocol]
-        if len(self._pieces) + len(frames) > UIO_MAXIOV:
-            self.flush()
-        self._pieces += frames
-        self._gathered += [(1, len(frame), size, size, tally) for frame, size in zip(frames, sizes, strict=True)]
         self.flush()
+        sent = 0
+        if self.socket is not None and not self._queue and self.recorder is None:
+            with suppress(OSError):  # which `flush` meets again
+                sent = self.socket.sendmsg(frames, (), FLAGS)
+            if sent == sum(map(len, frames)):
+                tally.datagrams += len(frames)
+                tally.bytes += sum(sizes)
+                return
+        gathered: list[_Gathered] = [
+            (1, len(frame), size, size, tally) for frame, size in zip(frames, sizes, strict=True)
+        ]
+        if sent:
+            self._rest(frames, gathered, sent)
+        else:
+            self._pieces, self._gathered = frames, gathered
+            self.flush()
 
     def _already_written(self, payload: list[memoryview], head: bytes, equal: int, ends: bool) -> int:
         """Return how many gaps at the start of the buffer hold `head` already, and note that `equal` will.

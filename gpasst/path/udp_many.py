@@ -67,7 +67,7 @@ class ManySenders:
     def give_back(self) -> None:
         """Give back the memory of large datagrams, which may have been few; not to be called within a step."""
         for slots in self._slots.values():
-            slots.receiver.arena.give_back()
+            slots.give_back()
 
     def receive(self, udp_socket: UdpSocket) -> tuple[list[Run], bool, int]:
         """Take the datagrams that a socket has, without waiting, and carry those that are lone and known.
@@ -88,7 +88,8 @@ class ManySenders:
             return slots.runs(columns), more, 0
         peers: list[Any] = list(map(udp_socket.others.get, columns.keys))
         if None in peers:
-            peers = list(map(udp_socket.find, columns.keys))
+            find = udp_socket.find
+            peers = [find(key) if peer is None else peer for key, peer in zip(columns.keys, peers, strict=True)]
         distinct = len(set(peers))
         if count < FEW or (distinct * FEW <= count and (sum(map(ne, peers, peers[1:])) + 1) * FEW <= count):
             udp_socket.scattered = False

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
+from unittest import mock
 
 import pytest
 from hypothesis import example, given, settings
@@ -19,7 +20,9 @@ from gpasst.link.port import divert
 from gpasst.link.tap import Tap
 from gpasst.packet.parse import parse_ip, parse_udp
 from gpasst.packet.segmentation import split
+from gpasst.path import udp_slots
 from gpasst.path.udp_many import FEW, JOIN_FROM, MANY
+from gpasst.path.udp_slots import Heads
 from gpasst.udp.header import Header
 from gpasst.udp.mapping import Listener
 from gpasst.wire import UDP4, UDP6
@@ -27,6 +30,7 @@ from tests.support.addresses import GUEST_MAC, HOST_MAC
 from tests.support.bench import Bench, bench, far_end, frames_of, ringed
 from tests.support.families import FAMILIES, FAMILY, LOOPBACK
 
+MOVED = bytes.fromhex("0200000000aa")
 RINGS = pytest.mark.parametrize("ring", [True, False], ids=["ring", "no ring"])
 SENDERS = 12
 HEAD = {4: UDP4.size, 6: UDP6.size}
@@ -85,6 +89,17 @@ class Ground:
                 port, _, payload = parse_udp(packet.payload)
                 flows.setdefault(indices[ports[port]], []).append((packet.tos_ttl, bytes(payload)))
         return flows
+
+    def headers(self, mac: bytes, tos_ttl: int) -> list[Header]:
+        """Return new headers of each sender's frames."""
+        peers = {peer.remote[1]: peer for peer in self.listener.peers()}
+        found = []
+        for sender in self.senders:
+            peer = peers[sender.getsockname()[1]]
+            (address, port), mapping = peer.shown, peer.mapping
+            found.append(Header(self.family, mac, HOST_MAC, address, mapping.guest, port, mapping.port))
+            found[-1].set_tos_ttl(tos_ttl)
+        return found
 
     def meet(self) -> None:
         """Let every sender become known, and leave the listener as it is after a batch of many senders."""
@@ -148,13 +163,63 @@ def test_a_lone_datagram_is_a_frame_like_that_of_its_header(family: int, ring: b
         it.step()
         frames = it.frames()
         assert len(frames) == SENDERS
-        peers = {peer.remote[1]: peer for peer in it.listener.peers()}
-        for i, frame in enumerate(frames):
-            peer = peers[it.senders[i].getsockname()[1]]
-            (address, port), mapping = peer.shown, peer.mapping
-            header = Header(family, GUEST_MAC, HOST_MAC, address, mapping.guest, port, mapping.port)
+        for i, (frame, header) in enumerate(zip(frames, it.headers(GUEST_MAC, 64), strict=True)):
             header.set_tos_ttl((8 * (i % 2)) << 8 | 64)
             assert frame == bytes(header.fill(10 * i, 10 * i)) + bytes([i]) * (10 * i)
+
+
+@RINGS
+@FAMILIES
+def test_headers_that_are_kept_are_those_of_each_datagram(family: int, ring: bool) -> None:
+    """Whatever changes from one batch of equal datagrams to the next."""
+    with ground(family, ring=ring) as it:
+        it.meet()
+        guest = it.it.nat.guest
+        for size, tos, mac in (
+            [(64, 0, GUEST_MAC)] * 2 + [(65, 0, GUEST_MAC)] * 2 + [(65, 8, GUEST_MAC), (65, 8, MOVED)]
+        ):
+            guest.learn_mac(mac)
+            for _ in range(2):
+                it.send([(i, size, tos) for i in range(SENDERS)])
+                it.step()
+                assert [frame[:-size] for frame in it.frames()] == [
+                    bytes(header.fill(size, size)) for header in it.headers(mac, tos << 8 | 64)
+                ]
+
+
+@FAMILIES
+def test_a_peer_whose_header_is_kept_counts_as_active(family: int) -> None:
+    with ground(family) as it:
+        it.meet()
+        activity = it.it.nat.tables[family].activity
+        everybody = [(i, 64, 0) for i in range(SENDERS)]
+        for now in range(3):
+            activity[:] = bytes(len(activity))
+            it.it.udp.scan(now)
+            for _ in range(2):
+                it.send(everybody)
+                it.step()
+                assert all(activity[peer.byte] & peer.bit for peer in it.listener.peers())
+
+
+@RINGS
+def test_headers_of_too_many_peers_are_not_kept(ring: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(udp_slots, "KEPT", SENDERS - 1)
+    made: list[int] = []
+    with (
+        ground(4, ring=ring) as it,
+        mock.patch.object(Heads, "forget", autospec=True, side_effect=Heads.forget) as forget,
+    ):
+        it.meet()
+        forget.reset_mock()
+        for second in range(2):
+            for _ in range(3):
+                it.send([(i, 64, 0) for i in range(SENDERS)])
+                it.step()
+                made.append(len(it.frames()))
+            it.it.udp.scan(second)
+        assert made == [SENDERS] * 6
+        assert forget.call_count == 4, "once a second, and once in each when they are too many"
 
 
 def test_several_datagrams_of_a_flow_are_a_superframe() -> None:
