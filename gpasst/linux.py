@@ -232,6 +232,7 @@ IORING_RESTRICTION_SQE_FLAGS_ALLOWED: Final = 2
 IOSQE_CQE_SKIP_SUCCESS: Final = 1 << 6  # Linux 5.17
 IORING_OP_SENDMSG: Final = 9  # Linux 5.3
 IORING_OP_RECVMSG: Final = 10  # Linux 5.3
+IORING_OP_READ: Final = 22  # Linux 5.6
 IORING_OP_WRITE: Final = 23  # Linux 5.6
 IORING_OP_SEND: Final = 26  # Linux 5.6; to an address 6.1
 RWF_NOWAIT: Final = 0x8  # linux/fs.h; Linux 4.14, for a tap 6.4

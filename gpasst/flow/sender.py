@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+from gpasst.records import dataclass
+
 SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 """(address, port) of IPv4; (address, port, flow label, scope) of IPv6."""
 
@@ -85,6 +87,20 @@ class StreamSocket(Protocol):
         """Return the local address."""
 
 
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What a sender gives to a ring for a message.
+
+    :ivar descriptor: of the socket; -1 for a sender that only its socket object serves.
+    :ivar name: the address as the kernel reads it (struct sockaddr).
+    :ivar control: the control messages as the kernel reads them.
+    """
+
+    descriptor: int
+    name: bytes
+    control: bytes
+
+
 class Sender:
     """The arguments of every send to one remote end.
 
@@ -92,11 +108,12 @@ class Sender:
     :ivar address: the remote end's address, None for a connected socket.
     :ivar control: control messages that choose the source address, TOS and TTL; empty where the kernel's choice and the
         defaults serve.
-    :ivar name: the address as the kernel reads it (struct sockaddr), once a ring has sent to it; else empty.
-    :ivar descriptor: of the socket, likewise.
+    :ivar target: what it gives to a ring for a plain send (`gpasst.host.ring_forms.target`), once it has done so; empty
+        if it needs messages.
+    :ivar message: what it gives to a ring for a message, once it has done so.
     """
 
-    __slots__ = ("address", "control", "descriptor", "name", "socket")
+    __slots__ = ("address", "control", "message", "socket", "target")
 
     def __init__(
         self,
@@ -107,5 +124,5 @@ class Sender:
         self.socket = sock
         self.address = address
         self.control = control
-        self.name = b""
-        self.descriptor = -1
+        self.target = b""
+        self.message: Message | None = None

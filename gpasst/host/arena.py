@@ -8,8 +8,13 @@ that is dropped without `close` goes when the last reference to it or to its byt
 from __future__ import annotations
 
 import ctypes
+import struct
 from array import array
+from functools import lru_cache
 from mmap import MADV_DONTNEED, MAP_ANONYMOUS, MAP_PRIVATE, mmap
+
+_UNPACKED = 64  # fields that are read in one call
+_READERS = 256  # numbers, sizes and distances of fields whose readers are kept
 
 
 class Arena:
@@ -71,3 +76,24 @@ class Arena:
         except BufferError:
             self.bytes = memoryview(self._map)
             raise
+
+
+def fields(block: bytes | bytearray | memoryview, first: int, count: int, size: int, stride: int) -> list[bytes]:
+    """Return some bytes of each of several structures that are equally far apart.
+
+    :param block: where these lie.
+    :param first: where the bytes of the first one begin.
+    :param count: how many.
+    :param size: bytes of each.
+    :param stride: bytes from one to the next.
+    """
+    found: list[bytes] = []
+    for at in range(0, count, _UNPACKED):
+        found += _reader(min(_UNPACKED, count - at), size, stride).unpack_from(block, first + at * stride)
+    return found
+
+
+@lru_cache(_READERS)
+def _reader(count: int, size: int, stride: int) -> struct.Struct:
+    """Return what reads some bytes of each of so many structures; parameters as of `fields`."""
+    return struct.Struct(f"{size}s" + f"{stride - size}x{size}s" * (count - 1))

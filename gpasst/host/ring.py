@@ -19,7 +19,7 @@ Theory of operation: the process writes entries of 64 bytes into memory that it 
 6. **Fork.** A child shares the ring with its parent, and would write into the parent's entries. So a child closes its
    copies of all rings at once; it finds them closed. A ring belongs to the thread that opened it: calls from others
    fail with EEXIST, as by 4.
-7. **Restrictions.** Calls through a ring pass no seccomp filter. So the ring is opened disabled, restricted to the four
+7. **Restrictions.** Calls through a ring pass no seccomp filter. So the ring is opened disabled, restricted to the five
    calls of `CALLS` and to one flag of entries, and enabled; from then on neither can be changed
    (IORING_REGISTER_RESTRICTIONS, Linux 5.10).
 
@@ -51,6 +51,7 @@ from gpasst.linux import (
     IORING_FEAT_SINGLE_MMAP,
     IORING_OFF_SQ_RING,
     IORING_OFF_SQES,
+    IORING_OP_READ,
     IORING_OP_RECVMSG,
     IORING_OP_SEND,
     IORING_OP_SENDMSG,
@@ -75,7 +76,13 @@ if TYPE_CHECKING:
     from typing import Literal
 
 ENTRIES = 64  # of a ring, and of a form; a power of two
-CALLS = IORING_OP_SEND, IORING_OP_SENDMSG, IORING_OP_WRITE, IORING_OP_RECVMSG
+CALLS = (
+    IORING_OP_SEND,
+    IORING_OP_SENDMSG,
+    IORING_OP_RECVMSG,
+    IORING_OP_WRITE,
+    IORING_OP_READ,
+)
 """What a ring may be asked for."""
 TRIES = 3  # of io_uring_enter, where the kernel has no memory for the moment
 

@@ -18,11 +18,53 @@ FRAMES_PER_STEP = 128  # from the tap
 CROWDED_PER_STEP = 1024  # likewise, where that has not sufficed for `CROWDED_SECONDS`
 CROWDED_SECONDS = 0.02  # of a link that always has more to read, after which less is made of frames of no known flow
 RECEIVES_PER_STEP = 2  # from a stream
+SHALLOW = 64  # frames or datagrams of many flows that are taken at once at first
+GOAL_SECONDS = 0.0015  # of a step that takes more of them
+RESTS = 256  # full steps without an attempt to take more, after that was of no use
 BATCHES_PER_STEP = 4  # from a host socket
 
 
 UNNOTICED: Callable[[float], object] = float
 """Takes note of nothing."""
+
+
+class Depth:
+    """How many frames or datagrams of many flows are taken at once, while there are always more.
+
+    At first these are few. Where they take turns, a flow has several only among many, so steps that were full take more
+    and more, as many as can be carried in `GOAL_SECONDS`. If even these have nothing to be joined, few serve better,
+    since they stay in the processor's caches.
+
+    :param most: how many at most.
+    :ivar now: how many now.
+    """
+
+    __slots__ = ("_most", "_rest", "now")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._rest = 0  # full steps until more are tried again
+        self.now = SHALLOW
+
+    def step(self, full: bool, joined: bool, seconds: float = 0.0) -> None:
+        """Choose for the next step.
+
+        :param full: whether one has taken, and been able to join, as many as it could.
+        :param joined: whether some of them were joined.
+        :param seconds: how long it took; 0 if that does not matter.
+        """
+        now = self.now
+        if not full:
+            self.now = SHALLOW
+        elif self._rest:
+            self._rest -= 1
+        else:
+            fitting = int(now * GOAL_SECONDS / seconds) // SHALLOW * SHALLOW if seconds else self._most
+            most = max(min(fitting, self._most), SHALLOW)
+            if now >= most and not joined:
+                self.now, self._rest = SHALLOW, RESTS
+            else:
+                self.now = min(2 * now, most)
 
 
 class Crowd:

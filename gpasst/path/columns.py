@@ -18,17 +18,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Final
 
 from gpasst.counters import Counters
 from gpasst.features import Feature
 from gpasst.host.arena import Arena
-from gpasst.host.ring import ENTRIES, Ring
-from gpasst.host.scatter import Rows, Scatter
+from gpasst.host.ring import Ring
+from gpasst.host.scatter import GROUPED, ROWS, Refused, Rows, Scatter, most
 from gpasst.host.send import sender_to
 from gpasst.packet.address import V4, V6
 from gpasst.packet.joining import HEADERS
+from gpasst.path.budget import SHALLOW
 from gpasst.path.fastpath import FastPath
 from gpasst.path.icmp_to_guest import IcmpToGuest
 from gpasst.records import dataclass
@@ -44,7 +44,7 @@ from gpasst.wire import (
     UDP_CODEC,
 )
 
-MOST: Final = ENTRIES  # frames that are carried together; some 0.2 ms
+MOST: Final = ROWS  # frames that are carried together; one by one they take less than 2 ms
 TURNS: Final = 4  # frames of a step that each were of another flow than the one before, from which this may pay
 IDLE_BATCHES: Final = 16  # with little use for this, after which frames are carried one by one again
 HALVED: Final = 4  # frames that are not looked at in halves, but row by row
@@ -52,7 +52,6 @@ HALVED: Final = 4  # frames that are not looked at in halves, but row by row
 _WORD_BYTES: Final = 2  # of a column's fields
 _WORD: Final = 0xFFFF
 _NIBBLE, _BYTE_BITS, _BYTE = 4, 8, 0xFF
-_KEYS_KEPT: Final = 256  # numbers and sizes of frames
 
 Column = Callable[[int], bytes]
 """Returns the two bytes of each frame at an even offset from its virtio-net header, or from where that would be."""
@@ -60,8 +59,11 @@ Column = Callable[[int], bytes]
 Carry = Callable[[memoryview, int, int], object]
 """Carries one frame: the block, where the link's header of the frame begins, and bytes of both."""
 
-Keys = Callable[[int, int], tuple[bytes, ...]]
+Keys = Callable[[int, int], list[bytes]]
 """Returns the bytes of each frame at such an offset: the offset, and how many."""
+
+Places = Callable[[int], list[int]]
+"""Returns the addresses of the payloads of frames of a family."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +125,13 @@ class Gathered:
         self._scatter = Scatter(arena, counters, features >= {Feature.JOIN, Feature.GSO}, ring)
         self._rows = {V4: Rows(), V6: Rows()}
 
-    def columns(self, sizes: list[int], column: Column, keys: Keys, places: dict[int, list[int]]) -> bool:
+    def columns(self, sizes: list[int], column: Column, keys: Keys, places: Places) -> bool:
         """Take frames that are all ordinary, alike and of known peers; return whether they were.
 
         :param sizes: bytes of each, with its virtio-net header, or as if there were one.
         :param column: returns two bytes of each.
         :param keys: returns more bytes of each.
-        :param places: the addresses of their payloads, by family.
+        :param places: returns the addresses of their payloads.
         """
         count = len(sizes)
         kinds = column(_ETHERTYPE)
@@ -139,10 +141,19 @@ class Gathered:
         tos_ttl = _tos_ttl(layout, column)
         if tos_ttl < 0 or not _lengths_agree(layout, sizes, column):
             return False
-        family = layout.family
+        family, found = layout.family, keys(layout.key, layout.key_bytes)
+        head = HEADERS[family]
+        alike = sizes.count(sizes[0]) == count
+        if alike and count > SHALLOW and self._scatter.groups:
+            distinct = dict.fromkeys(found)
+            if len(distinct) * GROUPED <= count:
+                flows: dict[bytes, list[int]] = {key: [] for key in distinct}
+                for key, place in zip(found, places(family), strict=True):
+                    flows[key].append(place)
+                return self._runs(family, flows, sizes[0] - head, tos_ttl)
         table = self._fastpath.tables[family]
         try:
-            peers = list(map(table.down.__getitem__, keys(layout.key, layout.key_bytes)))
+            peers = list(map(table.down.__getitem__, found))
         except KeyError:
             return False
         activity = table.activity
@@ -150,13 +161,38 @@ class Gathered:
             activity[peer.byte] |= peer.bit
             if peer.tos_ttl != tos_ttl:
                 peer.set_tos_ttl(tos_ttl)
-        head = HEADERS[family]
-        alike = sizes.count(sizes[0]) == count
         rows = self._rows[family]
         rows.peers += peers
         rows.senders += [peer.sender or sender_to(peer) for peer in peers]
-        rows.places += places[family]
+        rows.places += places(family)
         rows.lengths += [sizes[0] - head] * count if alike else [size - head for size in sizes]
+        return True
+
+    def _runs(self, family: int, flows: dict[bytes, list[int]], length: int, tos_ttl: int) -> bool:
+        """Send datagrams of several known flows that have several each; return whether the flows are known.
+
+        :param flows: the addresses of their payloads, by key.
+        :param length: bytes of each.
+        :param tos_ttl: TOS times 256 plus TTL of all.
+        """
+        table = self._fastpath.tables[family]
+        try:
+            peers = list(map(table.down.__getitem__, flows))
+        except KeyError:
+            return False
+        self._send(family)  # what these flows may have had before
+        activity, step = table.activity, most(length)
+        for peer in peers:
+            activity[peer.byte] |= peer.bit
+            if peer.tos_ttl != tos_ttl:
+                peer.set_tos_ttl(tos_ttl)
+        for start in range(0, max(map(len, flows.values())), step):
+            runs = [
+                (peer, peer.sender or sender_to(peer), length, part)
+                for peer, places in zip(peers, flows.values(), strict=True)
+                if (part := places[start : start + step])
+            ]
+            self._report(self._scatter.send_runs(family, runs))
         return True
 
     def row(self, block: memoryview, at: int, size: int, base: int) -> bool:
@@ -180,27 +216,24 @@ class Gathered:
 
     def send(self) -> None:
         """Send what was gathered."""
-        for family, rows in self._rows.items():
-            if not rows.peers:
-                continue
+        for family in self._rows:
+            self._send(family)
+
+    def _send(self, family: int) -> None:
+        """Send what was gathered of a family."""
+        rows = self._rows[family]
+        if rows.peers:
             self._rows[family] = Rows()
-            for i, failure in self._scatter.send(family, rows):
-                self._icmp.refused(rows.peers[i], failure, self._scatter.payload(rows, i))
+            self._report(self._scatter.send(family, rows))
+
+    def _report(self, refused: Refused) -> None:
+        """Report to the guest what the kernel refused."""
+        for peer, failure, payload in refused:
+            self._icmp.refused(peer, failure, payload)
 
 
 Gather = Callable[[Arena], Gathered]
 """Makes what gathers datagrams of frames that lie in an arena."""
-
-
-@lru_cache(_KEYS_KEPT)
-def key_reader(count: int, size: int, stride: int) -> struct.Struct:
-    """Return what reads some bytes of each of so many frames, from those of the first one on.
-
-    :param count: of frames, at least 1.
-    :param size: bytes of each that are read.
-    :param stride: bytes from one frame to the next.
-    """
-    return struct.Struct(f"{size}s" + f"{stride - size}x{size}s" * (count - 1))
 
 
 def _tos_ttl(layout: _Layout, column: Column) -> int:

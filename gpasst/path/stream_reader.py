@@ -198,9 +198,10 @@ class StreamReader:
                 if self._many and not watched and (sizes := self._sizes(at, end)):
                     start = at
                     at += sum(sizes)
-                    moved += len(sizes)
                     runs += RUNS_PER_LOOK - 1 - runs % RUNS_PER_LOOK
-                    self._together(start, sizes)
+                    count = self._together(start, sizes)
+                    at -= sum(sizes[count:])
+                    moved += count
                     continue
                 (length,) = _length(view, at)
                 if not FRAME_MINIMUM <= length <= FRAME_MAXIMUM:
@@ -281,13 +282,14 @@ class StreamReader:
             self._columns = self._make_columns()
         return self._columns.sizes(at, end)
 
-    def _together(self, at: int, sizes: list[int]) -> None:
-        """Carry frames together; parameters as for `StreamColumns.carry`."""
+    def _together(self, at: int, sizes: list[int]) -> int:
+        """Carry frames together; parameters and result as for `StreamColumns.carry`."""
         columns = self._columns
         assert columns is not None
-        columns.carry(at, sizes, self._other)
+        count = columns.carry(at, sizes, self._other)
         if columns.idle >= IDLE_BATCHES:
             self._many, columns.idle = False, 0
+        return count
 
     def _other(self, view: memoryview, at: int, size: int, end: int = 0) -> int:
         """Carry a frame that is no datagram of a known peer; parameters and result are those of `_frame`."""

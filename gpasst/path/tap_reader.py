@@ -33,7 +33,7 @@ from gpasst.path.budget import BACKLOG_SECONDS, CROWDED_PER_STEP, FRAMES_PER_STE
 from gpasst.path.columns import IDLE_BATCHES, TURNS, Gathered
 from gpasst.path.fastpath import FastPath, udp_segment
 from gpasst.path.icmp_to_guest import IcmpToGuest
-from gpasst.path.tap_columns import SLOTS, TapColumns
+from gpasst.path.tap_columns import TapColumns
 from gpasst.path.tcp_frames import TcpFrames
 from gpasst.path.udp_sockets import UdpSockets
 from gpasst.udp.mapping import Peer
@@ -97,7 +97,12 @@ class TapReader:
         self._emptied = True
         self._many = False  # whether frames are read and carried together
         self._columns: TapColumns | None = None
-        self._make_columns = partial(TapColumns, partial(Gathered, fastpath, icmp, counters, features, ring), counters)
+        # Of a step in which frames are carried together.
+        self._deadline = 0.0
+        self._others = 0  # frames that were no datagrams of known peers
+        self._late = False  # whether its time was over when one of these came
+        gather = partial(Gathered, fastpath, icmp, counters, features, ring)
+        self._make_columns = partial(TapColumns, gather, counters, ring)
 
     def step(self) -> int:
         """Move up to `FRAMES_PER_STEP` frames, for at most `STEP_SECONDS`; return how many.
@@ -179,11 +184,11 @@ class TapReader:
             self._columns = self._make_columns()
         columns = self._columns
         self._last = None
-        read, deadline = 0, self._clock() + STEP_SECONDS
-        failure = None
-        while read + SLOTS <= FRAMES_PER_STEP and failure is None and (not read or self._clock() < deadline):
-            count, failure = columns.step(self._tap.fd, self._other, self._carry_superframe)
-            read += count
+        start = self._clock()
+        self._deadline = deadline = start + STEP_SECONDS
+        self._others, self._late = 0, False
+        read, failure = columns.step(self._tap.fd, self._other, self._carry_superframe)
+        columns.pace(self._clock() - start)
         if columns.idle >= IDLE_BATCHES:
             self._many, columns.idle = False, 0
         if failure is not None:
@@ -202,11 +207,16 @@ class TapReader:
     def _other(self, block: memoryview, at: int, size: int) -> None:
         """Carry one frame of those that are carried together, which is no datagram of a known peer.
 
+        When the step's time is over, it is left to the backlog.
+
         :param block: where it lies.
         :param at: where its virtio-net header begins.
         :param size: bytes with that.
         """
-        if self._tcp is None or not self._tcp.frame(block, block, at, size):
+        self._others += 1
+        if not self._others % FRAMES_PER_LOOK:
+            self._late = self._clock() >= self._deadline
+        if self._tcp is None or self._late or not self._tcp.frame(block, block, at, size):
             self._keep(block[at : at + size])
 
     def _carry_superframe(self, block: memoryview, at: int, size: int) -> None:

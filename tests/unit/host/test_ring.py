@@ -8,7 +8,6 @@ import gc
 import mmap
 import os
 import socket
-import struct
 import threading
 from array import array
 from collections.abc import Callable, Iterator
@@ -21,36 +20,15 @@ import pytest
 
 from gpasst.host import ring as module
 from gpasst.host.arena import Arena
-from gpasst.host.kernel_wire import SOCKADDR_IN6_CODEC, SOCKADDR_IN_CODEC
-from gpasst.host.ring import ENTRIES, TRIES, Form, Ring
-from gpasst.host.ring_forms import CONTROL_BYTES, NAME_BYTES, Messages, Receives, Sends, Writes, open_ring
-from gpasst.linux import (
-    IORING_OP_SEND,
-    IP_RECVTOS,
-    IPV6_RECVTCLASS,
-    MSG_DONTWAIT,
-    MSG_TRUNC,
-    SOL_UDP,
-    SYS_IO_URING_ENTER,
-    SYS_IO_URING_REGISTER,
-    SYS_IO_URING_SETUP,
-    UDP_GRO,
-    UDP_SEGMENT,
-)
-from tests.support.families import FAMILIES, FAMILY, LOOPBACK
+from gpasst.host.ring import CALLS, ENTRIES, TRIES, Form, Ring
+from gpasst.host.ring_forms import NAME_BYTES, Messages, Receives, Sends, Writes, open_ring, target
+from gpasst.linux import MSG_DONTWAIT, SYS_IO_URING_ENTER, SYS_IO_URING_REGISTER, SYS_IO_URING_SETUP
+from tests.support.families import FAMILIES
+from tests.support.rings import PATIENCE, STRIDE, aims, available, descriptors, receives_into, sockets
 
-STRIDE = 4096
-READ = 22  # IORING_OP_READ (linux/io_uring.h)
+# Of linux/io_uring.h.
+WRITEV, OPENAT, RECV = 2, 18, 27
 FORCED_TO_A_WORKER = 1 << 4  # IOSQE_ASYNC
-PATIENCE = 2  # seconds
-
-
-def available() -> bool:
-    try:
-        open_ring().close()
-    except OSError:
-        return False
-    return True
 
 
 pytestmark = pytest.mark.skipif(not available(), reason="needs io_uring (Linux 6.1, kernel.io_uring_disabled 0)")
@@ -68,35 +46,14 @@ def arena() -> Arena:
     return Arena(STRIDE * ENTRIES)
 
 
-def sockets(stack: ExitStack, family: int, count: int) -> list[socket.socket]:
-    """Return bound sockets that do not wait."""
-    made = [stack.enter_context(socket.socket(FAMILY[family], socket.SOCK_DGRAM)) for _ in range(count)]
-    for sock in made:
-        sock.bind((LOOPBACK[family], 0))
-        sock.setblocking(False)
-    return made
-
-
-def packed(family: int, sock: socket.socket) -> bytes:
-    """Return a socket's address as the kernel has it."""
-    address, port = sock.getsockname()[:2]
-    codec = SOCKADDR_IN_CODEC if family == 4 else SOCKADDR_IN6_CODEC
-    return codec.pack(family=FAMILY[family], port=port, address=socket.inet_pton(FAMILY[family], address))
-
-
-def descriptors(found: list[socket.socket]) -> array[int]:
-    return array("i", [sock.fileno() for sock in found])
-
-
 def fill(sends: Sends, arena: Arena, family: int, senders: list[socket.socket], to: list[socket.socket]) -> int:
     """Have each sender send its own number, of 8 bytes, to its own receiver."""
     count = len(senders)
     for number in range(count):
         arena.bytes[STRIDE * number : STRIDE * number + 8] = number.to_bytes(8, "big")
-    sends.descriptors[:count] = descriptors(senders)
     sends.addresses[:count] = arena.column(count, STRIDE)
     sends.lengths[:count] = array("I", [8] * count)
-    sends.names[: count * NAME_BYTES[family]] = b"".join(packed(family, sock) for sock in to)
+    assert sends.aim(aims(family, senders, to), count)
     return count
 
 
@@ -145,10 +102,11 @@ def test_failures_are_reported_by_row_and_the_others_are_sent(ring: Ring, arena:
         senders, receivers = sockets(stack, family, 10), sockets(stack, family, 10)
         sends = Sends(ring, family, [arena])
         fill(sends, arena, family, senders, receivers)
+        nowhere = target(senders[9].fileno(), bytes(NAME_BYTES[family]))
+        assert sends.aim(aims(family, senders[:9], receivers[:9]) + nowhere, 10)
         sends.lengths[3] = 65_530
         sends.addresses[5] = 1
         sends.descriptors[7] = 1 << 20
-        sends.names[9 * NAME_BYTES[family] : 10 * NAME_BYTES[family]] = bytes(NAME_BYTES[family])
         numbers = dict(sends.failures(10))
         assert numbers.pop(9) in (errno.EAFNOSUPPORT, errno.EINVAL, errno.EDESTADDRREQ)
         assert numbers == {3: errno.EMSGSIZE, 5: errno.EFAULT, 7: errno.EBADF}
@@ -187,7 +145,7 @@ def test_a_full_socket_fails_at_once(ring: Ring, arena: Arena) -> None:
         messages.descriptors[0], messages.name_lengths[0] = one.fileno(), 0
         messages.bases[0], messages.sizes[0] = arena.address, 100
         messages.control_lengths[0] = 0
-        assert messages.results(1) == [-errno.EAGAIN]
+        assert messages.failures(1) == [(0, errno.EAGAIN)]
         assert not ring.completed()
         other.setblocking(False)
         with pytest.raises(BlockingIOError):
@@ -240,95 +198,6 @@ def test_writes_to_one_descriptor_keep_their_order(ring: Ring, arena: Arena, cou
             assert [os.read(reader, 100) for _ in part] == [number.to_bytes(8, "big") for number in part]
 
 
-def receives_into(ring: Ring, arena: Arena, family: int, size: int = STRIDE - 100) -> Receives:
-    """Return a form that receives behind a headroom of 100 bytes."""
-    receives = Receives(ring, family, [arena])
-    receives.bases[:] = arena.column(ENTRIES, STRIDE, 100)
-    receives.sizes[:] = array("Q", [size]) * ENTRIES
-    return receives
-
-
-@FAMILIES
-def test_one_datagram_of_each_socket_is_received(ring: Ring, arena: Arena, family: int) -> None:
-    """With its sender, behind the headroom; a socket without one says so at once."""
-    with ExitStack() as stack:
-        senders, receivers = sockets(stack, family, ENTRIES), sockets(stack, family, ENTRIES)
-        receives = receives_into(ring, arena, family)
-        for turn in range(3):
-            sent = {}
-            for number, (sender, receiver) in enumerate(zip(senders, receivers, strict=True)):
-                if (number + turn) % 3:
-                    sent[number] = bytes([number, turn]) * (number + 1)
-                    sender.sendto(sent[number], receiver.getsockname())
-                    receiver.settimeout(PATIENCE)
-                    receiver.recv(1, socket.MSG_PEEK)
-            results = receives.receive(descriptors(receivers))
-            assert results == [len(sent.get(number, b"")) or -errno.EAGAIN for number in range(ENTRIES)]
-            for number, data in sent.items():
-                start = STRIDE * number + 100
-                assert arena.bytes[start : start + len(data)] == data
-                name = NAME_BYTES[family]
-                assert receives.names[number * name : (number + 1) * name] == packed(family, senders[number])
-                assert receives.control_lengths[number] == 0
-
-
-@FAMILIES
-def test_control_messages_and_flags_come_with_each_datagram(ring: Ring, arena: Arena, family: int) -> None:
-    level, reports, sets = (
-        (socket.IPPROTO_IP, IP_RECVTOS, socket.IP_TOS)
-        if family == 4
-        else (socket.IPPROTO_IPV6, IPV6_RECVTCLASS, socket.IPV6_TCLASS)
-    )
-    with ExitStack() as stack:
-        (sender,), receivers = sockets(stack, family, 1), sockets(stack, family, 3)
-        for receiver in receivers:
-            receiver.setsockopt(level, reports, 1)
-            receiver.settimeout(PATIENCE)
-        receivers[1].setsockopt(SOL_UDP, UDP_GRO, 1)
-        receives = receives_into(ring, arena, family, size=1000)
-        for turn in range(2):
-            marks = [0x28 + 4 * turn, 0x48, 0]
-            for mark, receiver, size in zip(marks, receivers, (10, 300, 2000), strict=True):
-                sender.setsockopt(level, sets, mark)
-                if size == 300:
-                    sender.sendmsg(
-                        [bytes(size)], [(SOL_UDP, UDP_SEGMENT, struct.pack("@H", 100))], 0, receiver.getsockname()
-                    )
-                else:
-                    sender.sendto(bytes(size), receiver.getsockname())
-                receiver.recv(1, socket.MSG_PEEK)
-            assert receives.receive(descriptors(receivers)) == [10, 300, 1000]
-            assert [receives.flags[row] & MSG_TRUNC for row in range(3)] == [0, 0, MSG_TRUNC]
-            found = []
-            for row in range(3):
-                used = receives.control_lengths[row]
-                found.append(receives.controls[row * CONTROL_BYTES : row * CONTROL_BYTES + used].tobytes())
-            assert [marks[row] in (data[16], data[-8]) for row, data in enumerate(found)] == [True] * 3
-            assert struct.pack("@QiiI", 20, SOL_UDP, UDP_GRO, 100) in found[1]
-
-
-@FAMILIES
-def test_messages_have_pieces_control_messages_and_results(ring: Ring, arena: Arena, family: int) -> None:
-    with ExitStack() as stack:
-        senders, (receiver,) = sockets(stack, family, 2), sockets(stack, family, 1)
-        receiver.settimeout(PATIENCE)
-        arena.bytes[:9] = b"abcdefghi"
-        messages = Messages(ring, family, 3, [arena])
-        name = NAME_BYTES[family]
-        segment = struct.pack("@QiiH", 18, SOL_UDP, UDP_SEGMENT, 3)
-        messages.descriptors[:2] = descriptors(senders)
-        messages.names[: 2 * name] = packed(family, receiver) * 2
-        messages.bases[:3] = array("Q", [arena.address + at for at in (0, 3, 6)])
-        messages.sizes[:3] = array("Q", [3, 3, 2])
-        messages.controls[: len(segment)] = segment
-        messages.control_lengths[0] = 24
-        messages.bases[3] = arena.address + 8
-        messages.sizes[3] = 1
-        messages.counts[1] = 1
-        assert messages.results(2) == [8, 1]
-        assert [receiver.recv(100) for _ in range(4)] == [b"abc", b"def", b"gh", b"i"]
-
-
 def test_a_batch_of_more_than_there_are_entries_is_refused(ring: Ring, arena: Arena) -> None:
     with pytest.raises(ValueError, match="65 entries in a ring of 64"):
         ring.enter(memoryview(bytes(64 * 65)), 65)
@@ -337,7 +206,9 @@ def test_a_batch_of_more_than_there_are_entries_is_refused(ring: Ring, arena: Ar
         receives.receive(array("i", [0] * (ENTRIES + 1)))
 
 
-@pytest.mark.parametrize(("operation", "flags"), [(READ, 0), (IORING_OP_SEND, FORCED_TO_A_WORKER)])
+@pytest.mark.parametrize(
+    ("operation", "flags"), [(OPENAT, 0), (RECV, 0), (WRITEV, 0), *((call, FORCED_TO_A_WORKER) for call in CALLS)]
+)
 def test_the_kernel_makes_no_other_calls(ring: Ring, operation: int, flags: int) -> None:
     """Whatever is written into the entries of the ring."""
     form = Form(ring, operation, MSG_DONTWAIT, True, [])
