@@ -18,9 +18,10 @@ FRAMES_PER_STEP = 128  # from the tap
 CROWDED_PER_STEP = 1024  # likewise, where that has not sufficed for `CROWDED_SECONDS`
 CROWDED_SECONDS = 0.02  # of a link that always has more to read, after which less is made of frames of no known flow
 RECEIVES_PER_STEP = 2  # from a stream
-SHALLOW = 64  # frames or datagrams of many flows that are taken at once at first
-GOAL_SECONDS = 0.0015  # of a step that takes more of them
-RESTS = 256  # full steps without an attempt to take more, after that was of no use
+SHALLOW = 64  # frames of many flows that are read before they are carried, at first
+GOAL_SECONDS = 0.0015  # to read and carry more of them
+RESTING = 128  # of them, while more are of no use
+RESTS = 256  # times without an attempt to read more, after that was of no use
 BATCHES_PER_STEP = 4  # from a host socket
 
 
@@ -29,11 +30,11 @@ UNNOTICED: Callable[[float], object] = float
 
 
 class Depth:
-    """How many frames or datagrams of many flows are taken at once, while there are always more.
+    """How many frames of many flows are read before they are carried, while there are always more.
 
-    At first these are few. Where they take turns, a flow has several only among many, so steps that were full take more
-    and more, as many as can be carried in `GOAL_SECONDS`. If even these have nothing to be joined, few serve better,
-    since they stay in the processor's caches.
+    At first these are few. Where flows take turns, one has several only among many, so as long as there are enough,
+    more and more are read, as many as can be carried in `GOAL_SECONDS`. If even these have nothing to be joined, fewer
+    serve better, since they stay in the processor's caches.
 
     :param most: how many at most.
     :ivar now: how many now.
@@ -47,9 +48,9 @@ class Depth:
         self.now = SHALLOW
 
     def step(self, full: bool, joined: bool, seconds: float = 0.0) -> None:
-        """Choose for the next step.
+        """Choose for the next time.
 
-        :param full: whether one has taken, and been able to join, as many as it could.
+        :param full: whether there were as many, all of them ordinary.
         :param joined: whether some of them were joined.
         :param seconds: how long it took; 0 if that does not matter.
         """
@@ -62,7 +63,7 @@ class Depth:
             fitting = int(now * GOAL_SECONDS / seconds) // SHALLOW * SHALLOW if seconds else self._most
             most = max(min(fitting, self._most), SHALLOW)
             if now >= most and not joined:
-                self.now, self._rest = SHALLOW, RESTS
+                self.now, self._rest = min(RESTING, most), RESTS
             else:
                 self.now = min(2 * now, most)
 

@@ -12,6 +12,8 @@ keys of all frames leave the buffer in one call, and the table of peers is asked
    theirs.
 3. Datagrams of one flow leave in order (`gpasst.host.scatter`); those of different flows may swap places, and overtake
    frames of other kinds.
+4. Among more than a few frames of one size, flows may have several. These are put together by their keys, before any
+   peer is looked up, and leave in one send for each flow.
 """
 
 from __future__ import annotations

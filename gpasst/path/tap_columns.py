@@ -3,6 +3,9 @@
 Theory of operation: the slots stand in one block, so fields of all frames are columns (`gpasst.path.columns`). Slots
 are as far apart as an odd number of cache lines, since at a power of two all of them would meet in the same few sets of
 the cache.
+
+Each frame takes a call, until a step has found as many as it could take, all of them ordinary: there are likely more
+then, and the ring reads them many in one call. How many a step takes, `gpasst.path.budget.Depth` decides.
 """
 
 from __future__ import annotations

@@ -190,16 +190,19 @@ def test_columns_that_join_nothing_rest_for_a_while() -> None:
     pacer.taker.joins = False
     with mock.patch.object(budget, "RESTS", 3):
         assert [pacer.step(0.0) for _ in range(4)] == [64, 128, 256, 512]
-        assert [pacer.step(0.0) for _ in range(2)] == [64] * 2
+        assert [pacer.step(0.0) for _ in range(2)] == [128] * 2
         assert [pacer.step(0.0, 30) for _ in range(5)] == [30] * 5
         assert [pacer.step(0.0) for _ in range(3)] == [64, 64, 128]
         assert pacer.step(G) == 256, "more would take too long, and it was of no use"
         pacer.taker.joins = True
-        assert [pacer.step(0.0) for _ in range(6)] == [64, 64, 64, 64, 128, 256]
+        assert [pacer.step(0.0) for _ in range(6)] == [128, 128, 128, 128, 256, 512]
         pacer.taker.joins = False
         assert pacer.step(2 * G) == 512
         pacer.taker.joins = True
-        assert [pacer.step(0.0) for _ in range(5)] == [64, 64, 64, 64, 128]
+        assert [pacer.step(0.0) for _ in range(5)] == [128, 128, 128, 128, 256]
+        pacer = Pacer()
+        pacer.taker.joins = False
+        assert [pacer.step(10 * G) for _ in range(3)] == [64] * 3, "nor does it take too long to rest"
 
 
 @RINGS
@@ -207,7 +210,7 @@ def test_without_segmentation_offload_steps_come_to_rest(stack: ExitStack, ringe
     case, flood = flood_of(stack, ringed, features=ALL - {Feature.GSO})
     feed = stack.enter_context(fed(case))
     stack.enter_context(mock.patch.object(budget, "RESTS", 2))
-    for depth in (64, 128, 256, 512, 64, 64, 64, 128):
+    for depth in (64, 128, 256, 512, 128, 128, 128, 256):
         step(case, flood, feed, depth, depth)
         flood.clear()
     assert case.counters.udp.down.superframes == 0
