@@ -87,14 +87,14 @@ class ManySenders:
             udp_socket.scattered = False
             return slots.runs(columns), more, 0
         peers: list[Any] = list(map(udp_socket.others.get, columns.keys))
-        if None in peers:
+        if not all(peers):
             find = udp_socket.find
             peers = [find(key) if peer is None else peer for key, peer in zip(columns.keys, peers, strict=True)]
         distinct = len(set(peers))
         if count < FEW or (distinct * FEW <= count and (sum(map(ne, peers, peers[1:])) + 1) * FEW <= count):
             udp_socket.scattered = False
         left: list[Run] = []
-        if None in peers:
+        if not all(peers):
             left = slots.runs(columns.some([i for i, peer in enumerate(peers) if peer is None]))
             columns, peers = _known(columns, peers)
         if JOIN_FROM * distinct <= len(peers) and self._link.joins(PROTOCOL, udp_socket.family):
@@ -122,7 +122,7 @@ class ManySenders:
             for one, key in zip(sockets, columns.keys, strict=True)
         ]
         left: Left = []
-        if None in peers:
+        if not all(peers):
             unknown = [i for i, peer in enumerate(peers) if peer is None]
             runs = slots.runs(columns.some(unknown))
             left = [(sockets[i], [run]) for i, run in zip(unknown, runs, strict=True)]

@@ -66,7 +66,7 @@ class Heads:
             self._about = about
             known.clear()
         found: list[bytes | None] = list(map(known.get, peers))
-        if None not in found:
+        if all(found):
             return found  # type: ignore[return-value]  # which is looked at here
         if len(known) + count > KEPT:
             self.forget()
