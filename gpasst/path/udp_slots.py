@@ -142,8 +142,17 @@ class TapSlots(Slots):
         receiver, sizes, slots = self.receiver, columns.sizes, columns.slots
         heads, made = receiver.heads, self._heads.of(nat, columns, peers)
         if made is None:
+            guest = nat.guest
+            activity, stamp = nat.tables[receiver.family].activity, guest.stamp
+            # As `_header` does; a call of it would cost each datagram a tenth.
             for peer, size, tos_ttl, slot in zip(peers, sizes, columns.tos_ttls, slots, strict=True):
-                heads[slot][:] = _header(nat, peer, tos_ttl).fill(size, size)
+                header = peer.header
+                activity[peer.byte] |= peer.bit
+                if tos_ttl != header.tos_ttl:
+                    header = nat.header(peer, tos_ttl)
+                if header.stamp is not stamp:
+                    guest.readdress(header, peer.mapping.guest)
+                heads[slot][:] = header.buffer if header.total == size == header.segment else header.fill(size, size)
         else:
             for slot, own in zip(slots, made, strict=True):
                 heads[slot][:] = own
