@@ -130,10 +130,10 @@ class Scatter:
         for start in range(0, len(runs), ENTRIES):
             part = runs[start : start + ENTRIES]
             messages = [sender.message or message_of(peer, sender) for peer, sender, _, _ in part]
-            able = [i for i, message in enumerate(messages) if message.descriptor >= 0]
             again = [run for run, message in zip(part, messages, strict=True) if message.descriptor < 0]
             if again:
-                part, messages = [part[i] for i in able], [messages[i] for i in able]
+                part = [run for run, message in zip(part, messages, strict=True) if message.descriptor >= 0]
+                messages = [message for message in messages if message.descriptor >= 0]
             counts = [len(run[3]) for run in part]
             for i in form.send(part, counts, messages):
                 again.append(part[i])

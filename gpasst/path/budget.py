@@ -47,12 +47,12 @@ class Depth:
         self._rest = 0  # full steps until more are tried again
         self.now = SHALLOW
 
-    def step(self, full: bool, joined: bool, seconds: float = 0.0) -> None:
+    def step(self, full: bool, joined: bool, seconds: float) -> None:
         """Choose for the next time.
 
         :param full: whether there were as many, all of them ordinary.
         :param joined: whether some of them were joined.
-        :param seconds: how long it took; 0 if that does not matter.
+        :param seconds: how long it took; 0 if that was too short to be seen.
         """
         now = self.now
         if not full:

@@ -105,7 +105,9 @@ class TapReader:
         self._make_columns = partial(TapColumns, gather, counters, ring)
 
     def step(self) -> int:
-        """Move up to `FRAMES_PER_STEP` frames, for at most `STEP_SECONDS`; return how many.
+        """Move frames for at most `STEP_SECONDS`, and return how many it was.
+
+        It is up to `FRAMES_PER_STEP`, or as many of many flows as `gpasst.path.budget.Depth` says.
 
         :raises LinkGone: if the device is gone. The frames that were read before are moved, or in the backlog.
         """
